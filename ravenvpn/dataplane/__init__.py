@@ -1,0 +1,1 @@
+"""The data plane, and the one place that chooses its body."""
