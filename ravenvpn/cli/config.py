@@ -1,0 +1,40 @@
+"""`raven-vpn config show` and `raven-vpn config validate`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from ravenvpn.cli.output import emit, output_option, print_table
+from ravenvpn.cli.settings import CONFIG_PATH_KEY, agent_settings, config_of, origins
+
+
+@click.group()
+def config() -> None:
+    """Show or validate the configuration: flags, RAVENVPN_* variables and the file, in that order."""
+
+
+@config.command()
+@agent_settings
+@output_option
+@click.pass_context
+def show(ctx: click.Context, output: str) -> None:
+    """Print every setting, its value and where that value came from."""
+    values, sources = dataclasses.asdict(config_of(ctx)), origins(ctx)
+    merged = {name: {"value": value, "from": sources[name]} for name, value in values.items()}
+
+    def table() -> None:
+        rows = [(name, str(entry["value"]), entry["from"]) for name, entry in merged.items()]
+        print_table(("SETTING", "VALUE", "FROM"), rows)
+
+    emit(merged, output, table)
+
+
+@config.command()
+@agent_settings
+@click.pass_context
+def validate(ctx: click.Context) -> None:
+    """Check the configuration as the agent would; exit 2 and say what is wrong, or exit 0."""
+    config_of(ctx)
+    click.echo(f"{ctx.meta[CONFIG_PATH_KEY]}: fine")

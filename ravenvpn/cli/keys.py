@@ -1,0 +1,37 @@
+"""`raven-vpn keygen` and `raven-vpn pubkey`: what `wg genkey` and `wg pubkey` do, plus files with the right mode."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from ravenvpn.crypto.keys import PrivateKey
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+def keygen(file: Path | None) -> None:
+    """Make a private key. Without FILE it is printed. With FILE it is kept there (mode 0600, an existing key
+    stays as it is) and the public key is printed."""
+    if file is None:
+        click.echo(PrivateKey.generate(os.urandom).to_base64())
+        return
+    from ravenvpn.crypto.keyfile import load_or_create
+
+    click.echo(str(load_or_create(file, os.urandom).public))
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+def pubkey(file: Path | None) -> None:
+    """Print the public key of the private key in FILE, or of the one on standard input."""
+    if file is None:
+        private = PrivateKey.from_base64(sys.stdin.read(4096).strip())
+    else:
+        from ravenvpn.crypto.keyfile import load
+
+        private = load(file)
+    click.echo(str(private.public))

@@ -1,0 +1,67 @@
+"""How a verb prints: a table for a person, JSON or YAML for a program."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import msgspec
+
+FORMATS = ("table", "json", "yaml")
+
+output_option = click.option(
+    "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+)
+
+
+def emit(value: Any, output: str, table: Callable[[], None]) -> None:
+    """Print `value` (whatever msgspec can turn into JSON) as asked; `table` prints it for a person."""
+    if output == "table":
+        table()
+    elif output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    else:
+        click.echo(msgspec.yaml.encode(value).decode(), nl=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A borderless table. Nothing is ever cut: off a terminal a line is as long as it needs to be."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not sys.stdout.isatty():
+        console.width = 10_000
+    console.print(table)
+
+
+def age(seconds: float | None) -> str:
+    """A duration as people say it: 9s, 2m10s, 3h05m, 4d."""
+    if seconds is None:
+        return "never"
+    whole = max(0, int(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def size(amount: float) -> str:
+    """Bytes in binary units, as `wg show` prints them."""
+    if amount < 1024:
+        return f"{int(amount)} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        amount /= 1024
+        if amount < 1024:
+            return f"{amount:.2f} {unit}"
+    return f"{amount / 1024:.2f} TiB"

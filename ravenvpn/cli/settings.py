@@ -1,0 +1,83 @@
+"""The agent's settings as click options, and the one path from flags, variables and file to `AgentConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from ravenvpn.config import CONFIG_FILE, SETTINGS, AgentConfig, build, read_file
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+CONFIG_KEY = "ravenvpn.config"
+CONFIG_PATH_KEY = "ravenvpn.config_path"
+
+
+def _load_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path:
+    """Eager, so that the file's values are the context's defaults before the other options are looked at."""
+    chosen = path or CONFIG_FILE
+    # An absent default file is fine; one that was named must be there.
+    ctx.default_map = read_file(chosen) if path or chosen.exists() else {}
+    ctx.meta[CONFIG_PATH_KEY] = chosen
+    return chosen
+
+
+def agent_settings(command: Command) -> Command:
+    """Give a click command every setting as an option, and its function one argument `config`."""
+    for name, setting in reversed(SETTINGS.items()):
+        variables = [f"RAVENVPN_{name.upper()}"]
+        if extra := setting.metadata.get("env"):
+            variables.append(extra)
+        flag = "--" + name.replace("_", "-")
+        kind: Any = type(setting.default)
+        if "choices" in setting.metadata:
+            kind = click.Choice(setting.metadata["choices"])
+        command = click.option(
+            f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+            name,
+            type=kind,
+            default=setting.default,
+            show_default=setting.default != "",
+            envvar=list(dict.fromkeys(variables)),
+            help=setting.metadata["help"],
+            expose_value=False,
+            callback=_collect,
+        )(command)
+    return click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_load_file,
+        envvar="RAVENVPN_CONFIG",
+        help=f"Configuration file.  [default: {CONFIG_FILE} if it exists]",
+    )(command)
+
+
+def _collect(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    assert parameter.name is not None
+    ctx.meta.setdefault(CONFIG_KEY, {})[parameter.name] = value
+    return value
+
+
+def config_of(ctx: click.Context) -> AgentConfig:
+    """The configuration that the options of this context came to. Raises ConfigError."""
+    return build(ctx.meta[CONFIG_KEY])
+
+
+def origins(ctx: click.Context) -> dict[str, str]:
+    """Where each setting of this context came from: flag, variable, file or default."""
+    words = {
+        ParameterSource.COMMANDLINE: "flag",
+        ParameterSource.ENVIRONMENT: "variable",
+        ParameterSource.DEFAULT_MAP: f"file {ctx.meta[CONFIG_PATH_KEY]}",
+        ParameterSource.DEFAULT: "default",
+    }
+    return {
+        name: words.get(source, "default") if (source := ctx.get_parameter_source(name)) else "default"
+        for name in SETTINGS
+    }
