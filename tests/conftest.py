@@ -1,0 +1,120 @@
+"""What tests of every floor share: who may run what here, namespaces that go away again, and a look back at the end.
+
+A test marked `root` works in network namespaces of its own, named `rv-…`, and never touches the machine's network.
+Where it can't run it is skipped with a reason in capitals; with CI=true that is an error, since a skipped test
+proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+CI = os.environ.get("CI") == "true"
+ROOT = Path(__file__).parent.parent
+NAMESPACES = Path("/run/netns")
+
+# Administrators' programs live here, and a plain user's PATH may not name them.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*programs): needs these programs on PATH")
+    config.addinivalue_line("markers", "soak: takes minutes; only `make soak` (-m soak) runs it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" in (config.getoption("-m") or ""):
+        return
+    soaking = [item for item in items if item.get_closest_marker("soak")]
+    config.hook.pytest_deselected(items=soaking)
+    items[:] = [item for item in items if item not in soaking]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    lacking = []
+    if item.get_closest_marker("root"):
+        if os.geteuid() != 0:
+            lacking.append("ROOT")
+        if not Path("/dev/net/tun").exists():
+            lacking.append("/dev/net/tun")
+        if not shutil.which("ip"):
+            lacking.append("ip")
+    if item.get_closest_marker("wireguard_go") and not cached_wireguard_go():
+        lacking.append("wireguard-go (make tools)")
+    for marker in item.iter_markers("needs"):
+        lacking += [program for program in marker.args if not shutil.which(program)]
+    if lacking:
+        reason = f"NOT RUN, THIS MACHINE LACKS: {', '.join(lacking)}"
+        if CI:
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+def cached_wireguard_go() -> Path | None:
+    """Where `make tools` left wireguard-go, or None. Nothing is built here: a test run needs no network."""
+    if override := os.environ.get("RAVENVPN_WIREGUARD_GO"):
+        return Path(override)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ravenvpn" / "wireguard-go"
+    # Versions of Go modules sort by their date.
+    built = sorted(program for program in cache.glob("v*/wireguard-go") if os.access(program, os.X_OK))
+    return built[-1] if built else None
+
+
+@pytest.fixture(scope="session")
+def wireguard_go() -> Path:
+    """The program wireguard-go; mark the test `wireguard_go` so that it is skipped where there is none."""
+    program = cached_wireguard_go()
+    assert program is not None, "mark tests that use this fixture with pytest.mark.wireguard_go"
+    return program
+
+
+@pytest.fixture
+def netns() -> Iterator[Callable[[], str]]:
+    """Call it for a new, empty network namespace with loopback up; returns its name. All go when the test ends."""
+    names: list[str] = []
+
+    def add() -> str:
+        name = f"rv-{secrets.token_hex(4)}"
+        subprocess.run(["ip", "netns", "add", name], check=True, timeout=10)
+        names.append(name)
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True, timeout=10)
+        return name
+
+    yield add
+    for name in names:
+        subprocess.run(["ip", "netns", "delete", name], check=True, timeout=10)
+
+
+def our_namespaces() -> set[str]:
+    return {path.name for path in NAMESPACES.glob("rv-*")} if NAMESPACES.is_dir() else set()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.stash[_BEFORE] = our_namespaces()
+
+
+_BEFORE = pytest.StashKey[set[str]]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    left = our_namespaces() - session.config.stash[_BEFORE]
+    session.config.stash[_LEFT] = left
+    # Outside CI they may belong to a demo or another test run on the same machine.
+    if left and CI and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+_LEFT = pytest.StashKey[set[str]]()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if left := config.stash.get(_LEFT, set()):
+        terminalreporter.section("NETWORK NAMESPACES LEFT BEHIND", red=True)
+        terminalreporter.line(" ".join(sorted(left)))

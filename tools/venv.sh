@@ -1,0 +1,50 @@
+#!/bin/sh
+# Makes the virtual environment in the folder $1 with ravenvpn (editable) and its development tools in it, and does
+# nothing if it is there and made from the same setup.cfg, pyproject.toml, Rust sources and Python.
+set -eu
+
+venv=$1
+python=$(tools/python.sh)
+
+sources() {
+    cat setup.cfg pyproject.toml
+    [ ! -f setup.py ] || cat setup.py
+    # The native body is built by the same install, so a change in it is a reason to install again.
+    [ ! -d rust ] || find rust -name target -prune -o -type f \( -name '*.rs' -o -name 'Cargo.*' \) -print | LC_ALL=C sort | xargs cat
+    "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
+}
+stamp=$(sources | sha256sum | cut -d ' ' -f 1)
+[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ] || exit 0
+
+version=$("$python" -c 'import platform; print(platform.python_version())')
+echo "==> Virtual environment $venv: Python $version ($python)"
+
+# Debian keeps two parts of Python in packages of their own: venv's pip, and the headers that C extensions need.
+needed=
+"$python" -c 'import ensurepip, venv' 2>/dev/null || needed="python3-venv"
+headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+[ -e "$headers/Python.h" ] || needed="$needed python3-dev"
+if [ -n "$needed" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "==> Debian packages: $needed"
+        tools/apt.sh $needed || {
+            echo "    $python lacks $needed, and apt-get could not install it." >&2
+            exit 1
+        }
+    else
+        echo "    $python lacks $needed. As root: apt-get install $needed" >&2
+        exit 1
+    fi
+fi
+
+have=$("$venv/bin/python" -c 'import platform; print(platform.python_version())' 2>/dev/null || true)
+if [ "$have" != "$version" ]; then
+    "$python" -m venv --clear "$venv"
+fi
+echo "==> Installing ravenvpn and its development tools (a minute or two the first time)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]' || {
+    echo "    pip could not install ravenvpn into $venv: its reason is above. It needs a package index" \
+        "(pip config list) and a C compiler." >&2
+    exit 1
+}
+echo "$stamp" >"$venv/.stamp"
