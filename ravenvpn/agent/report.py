@@ -1,0 +1,98 @@
+"""What the agent says about itself: the values behind `raven-vpn status` and `peers`, /readyz and /metrics.
+
+These are the version 1 of the control socket's JSON: fields may be added, never renamed or removed.
+Times are Unix seconds, durations seconds, sizes bytes; None is "not known".
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class PeerState(StrEnum):
+    UP = "up"  # a session is there and something authenticated arrived within reject-after-time
+    COLD = "cold"  # configured; no session, and none wanted until there is traffic
+    CONNECTING = "connecting"  # a session is wanted, a handshake runs
+    DOWN = "down"  # a session is wanted, and the peer did not answer
+
+
+class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One peer of the tunnel."""
+
+    name: str
+    region: str
+    state: PeerState
+    why: str = ""  # where the state is not `up`: what is known of the cause
+    public_key: str = ""
+    endpoint: str = ""
+    path: str = "direct"  # of the region's traffic: "direct", or "via NAME" through a hub
+    suite: str = ""
+    last_handshake: float | None = None
+    rtt: float | None = None
+    loss: float | None = None  # 0.0 to 1.0, of the last probes
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+    rx_rate: float = 0.0  # bytes per second, over the last seconds
+    tx_rate: float = 0.0
+    mtu: int = 0
+    prefixes: tuple[str, ...] = ()  # what is routed to it
+
+
+class RegionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One other region, and how this node reaches it."""
+
+    name: str
+    gateway: str  # active gateway node
+    path: str  # "direct", "via NAME", or "none"
+    ok: bool
+    why: str = ""
+    prefixes: tuple[str, ...] = ()
+
+
+class ProblemReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Something a person should mend: a broken manifest, a conflict, a route the kernel refused."""
+
+    kind: str  # "manifest", "conflict", "host", "source", "tunnel"
+    where: str
+    message: str
+    remedy: str = ""
+
+
+class DataPlaneReport(msgspec.Struct, frozen=True, kw_only=True):
+    body: str  # "pure" or "native"
+    offloads: tuple[str, ...]  # in force
+    fallbacks: dict[str, int]
+    drops: dict[str, int]  # only what is not zero
+    why_pure: str = ""  # why the native body is not the one that runs
+
+
+class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One screen: `raven-vpn status`."""
+
+    version: str
+    node: str
+    region: str
+    role: str
+    healthy: bool
+    reasons: tuple[str, ...]  # why not, most important first; empty when healthy
+    started: float
+    public_key: str
+    listen_port: int
+    source: str
+    world_at: float | None  # when the last good world was read
+    applied_at: float | None  # when the host was last brought to the plan
+    regions: tuple[RegionReport, ...]
+    sessions_wanted: int
+    sessions_up: int
+    problems: tuple[ProblemReport, ...]
+    data_plane: DataPlaneReport
+
+
+class PlanLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing the agent wants on the host, and why. `change` is "+", "-" or "" (already so) in a diff."""
+
+    what: str
+    why: str
+    change: str = ""

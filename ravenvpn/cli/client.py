@@ -1,0 +1,64 @@
+"""The CLI's side of the control socket. Plain http.client: a verb should not load an event loop to ask one question."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from ravenvpn.config import RUN_DIRECTORY
+from ravenvpn.errors import AgentUnreachableError, RavenError
+
+T = TypeVar("T")
+
+socket_option = click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    default=Path(os.environ.get("RAVENVPN_RUN_DIR", RUN_DIRECTORY)) / "agent.sock",
+    show_default=True,
+    help="The agent's control socket.",
+)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("agent", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def ask(path: Path, resource: str, kind: type[T] | Any, *, method: str = "GET", timeout: float = 5.0) -> T | Any:
+    """Ask the agent for `resource` ("/v1/status") and decode it as `kind`.
+
+    Raises AgentUnreachableError where nobody answers, RavenError with the agent's own words where it refuses.
+    """
+    connection = _UnixConnection(path, timeout)
+    try:
+        connection.request(method, resource)
+        answer = connection.getresponse()
+        body = answer.read()
+    except PermissionError as error:
+        raise AgentUnreachableError(f"{path}: permission denied; be root or in the group ravenvpn") from error
+    except (OSError, http.client.HTTPException) as error:
+        cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        remedy = "is the agent running? systemctl status ravenvpn"
+        raise AgentUnreachableError(f"no agent answers on {path}: {cause} ({remedy})") from error
+    finally:
+        connection.close()
+    if answer.status != http.client.OK:
+        try:
+            message = msgspec.json.decode(body, type=dict[str, str])["error"]
+        except (msgspec.DecodeError, KeyError):
+            message = f"the agent answered {answer.status}"
+        raise RavenError(message)
+    return msgspec.json.decode(body, type=kind)

@@ -1,0 +1,74 @@
+"""`raven-vpn status`: one screen, the reason first where something is wrong."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from ravenvpn.agent.report import StatusReport
+from ravenvpn.cli.client import ask, socket_option
+from ravenvpn.cli.output import age, emit, output_option, print_table
+
+
+@click.command()
+@output_option
+@socket_option
+def status(output: str, socket_path: Path) -> None:
+    """Say how this node is. Exit 0 when healthy, 1 with the reason first when not, 3 when no agent answers."""
+    report = ask(socket_path, "/v1/status", StatusReport)
+    emit(report, output, lambda: _screen(report))
+    sys.exit(0 if report.healthy else 1)
+
+
+def _screen(report: StatusReport) -> None:
+    now = time.time()
+    if report.healthy:
+        click.secho("healthy", fg="green", bold=True)
+    for number, reason in enumerate(report.reasons):
+        click.secho(("not healthy: " if number == 0 else "         and: ") + reason, fg="red", bold=number == 0)
+    plane = report.data_plane
+    lines = [
+        ("node", f"{report.node}, {report.role}" + (f" of region {report.region}" if report.region else "")),
+        ("public key", report.public_key),
+        ("listening", f"UDP {report.listen_port}"),
+        ("sessions", f"{report.sessions_up} up of {report.sessions_wanted} wanted"),
+        (
+            "world",
+            f"{report.source}, read {_ago(report.world_at, now)}, applied {_ago(report.applied_at, now)}",
+        ),
+        ("data plane", f"{plane.body}" + (f" ({plane.why_pure})" if plane.why_pure else "")),
+        ("offloads", " ".join(plane.offloads) or "none"),
+        ("agent", f"{report.version}, up {age(now - report.started)}"),
+    ]
+    if plane.drops:
+        lines.append(("drops", ", ".join(f"{count} {name}" for name, count in plane.drops.items())))
+    for label, value in lines:
+        click.echo(f"{label + ':':<12} {value}")
+    if report.regions:
+        click.echo()
+        print_table(
+            ("REGION", "GATEWAY", "PATH", "OK", "PREFIXES"),
+            [
+                (
+                    region.name,
+                    region.gateway or "-",
+                    region.path,
+                    "yes" if region.ok else f"no: {region.why}",
+                    ", ".join(region.prefixes) or "-",
+                )
+                for region in report.regions
+            ],
+        )
+    if report.problems:
+        click.echo()
+        click.secho("to mend:", bold=True)
+        for problem in report.problems:
+            remedy = f" ({problem.remedy})" if problem.remedy else ""
+            click.echo(f"  {problem.kind} {problem.where}: {problem.message}{remedy}")
+
+
+def _ago(moment: float | None, now: float) -> str:
+    return "never" if moment is None else f"{age(now - moment)} ago"

@@ -1,0 +1,136 @@
+"""The control socket: versioned JSON over HTTP on a Unix socket, for the CLI and for whoever may read it.
+
+Reading needs access to the socket (root, or the group that owns it). Writing needs, besides, to be root or the user
+that runs the agent: the kernel says who is calling (SO_PEERCRED), no header can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from ravenvpn.agent.report import PeerReport, PlanLine, StatusReport
+from ravenvpn.errors import HostError, RavenError
+
+log = logging.getLogger(__name__)
+
+API = "/v1"
+MAX_REQUEST_BYTES = 64 * 1024
+
+
+class Subject(Protocol):
+    """What the control socket needs of an agent."""
+
+    def status(self) -> StatusReport: ...
+    def peers(self) -> list[PeerReport]: ...
+    def plan(self) -> list[PlanLine]: ...
+    async def plan_diff(self) -> list[PlanLine]: ...
+    def reload(self) -> None: ...
+
+
+def application(subject: Subject) -> web.Application:
+    """The API as an aiohttp application; who may call what is decided here."""
+
+    async def status(_: web.Request) -> web.Response:
+        return _json(subject.status())
+
+    async def peers(_: web.Request) -> web.Response:
+        return _json(subject.peers())
+
+    async def peer(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        found = next((peer for peer in subject.peers() if peer.name == name), None)
+        return _json(found) if found else _error(404, f"no peer named {name!r}")
+
+    async def plan(request: web.Request) -> web.Response:
+        return _json(await subject.plan_diff() if request.query.get("diff") else subject.plan())
+
+    async def reload(_: web.Request) -> web.Response:
+        subject.reload()
+        return _json({"reloading": True})
+
+    app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_guard])
+    app.router.add_get(f"{API}/status", status)
+    app.router.add_get(f"{API}/peers", peers)
+    app.router.add_get(f"{API}/peers/{{name}}", peer)
+    app.router.add_get(f"{API}/plan", plan)
+    app.router.add_post(f"{API}/reload", reload)
+    return app
+
+
+class ControlSocket:
+    """Serves the API on a path, mode 0660 in the agent's group; a stale socket of a dead agent is replaced."""
+
+    def __init__(self, subject: Subject, path: Path) -> None:
+        self._subject, self._path = subject, path
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Raises HostError where another agent answers there, or the path cannot be used."""
+        if _answers(self._path):
+            raise HostError(f"another agent is listening on {self._path}; stop it first, or choose another --run-dir")
+        self._runner = web.AppRunner(application(self._subject), access_log=None, handle_signals=False)
+        await self._runner.setup()
+        try:
+            self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+            await web.UnixSite(self._runner, str(self._path)).start()
+            self._path.chmod(0o660)
+        except OSError as error:
+            await self._runner.cleanup()
+            raise HostError(f"{self._path}: {error.strerror or error}") from error
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+        probe.settimeout(1.0)
+        probe.connect(str(path))
+        return True
+    return False
+
+
+@web.middleware
+async def _guard(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    if request.method not in ("GET", "HEAD") and _caller(request) not in (0, os.geteuid()):
+        return _error(403, "only root may change something")
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(error.status, f"{request.method} {request.path}: {error.reason}")
+    except RavenError as error:
+        return _error(409, str(error))
+
+
+def _caller(request: web.Request) -> int | None:
+    """User id of the process at the other end."""
+    link = request.transport.get_extra_info("socket") if request.transport else None
+    if link is None:
+        return None
+    size = struct.calcsize("3i")
+    _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return int(uid)
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _error(status: int, message: str) -> web.Response:
+    body: Mapping[str, str] = {"error": message}
+    return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
