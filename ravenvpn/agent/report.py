@@ -75,19 +75,24 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     node: str
     region: str
     role: str
-    healthy: bool
-    reasons: tuple[str, ...]  # why not, most important first; empty when healthy
     started: float
     public_key: str
     listen_port: int
     source: str
     world_at: float | None  # when the last good world was read
     applied_at: float | None  # when the host was last brought to the plan
+    source_error: str  # why the source cannot be read right now; empty when it can
+    device_up: bool  # the tunnel device is there and up, or none is wanted here
+    host_missing: int  # things of ours the host should have and does not
+    loop_lag: float  # how late the event loop ran its last heartbeat
     regions: tuple[RegionReport, ...]
     sessions_wanted: int
     sessions_up: int
     problems: tuple[ProblemReport, ...]
     data_plane: DataPlaneReport
+    # Judged by ravenvpn.health from the facts above.
+    healthy: bool = True
+    reasons: tuple[str, ...] = ()  # why not, most important first
 
 
 class PlanLine(msgspec.Struct, frozen=True, kw_only=True):
