@@ -1,0 +1,128 @@
+"""Secrets in files: mode 0600, made whole or not at all, and refused where others could read them.
+
+A file holds one key in wg's base64 and a newline, so that `wg genkey > file` and `wg set … private-key file` fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ravenvpn.crypto.keys import PresharedKey, PrivateKey
+from ravenvpn.errors import ConfigError
+
+_Key = TypeVar("_Key", PrivateKey, PresharedKey)
+
+_LONGEST = 256  # bytes; a key takes 45
+
+
+def load(path: Path) -> PrivateKey:
+    """The private key in `path`. ConfigError names the file and the remedy."""
+    return _parsed(path, PrivateKey.from_base64)
+
+
+def load_preshared(path: Path) -> PresharedKey:
+    """The preshared key in `path`, under the same rules."""
+    return _parsed(path, PresharedKey.from_base64)
+
+
+def load_or_create(path: Path, random: Callable[[int], bytes]) -> PrivateKey:
+    """The private key in `path`, made from `random` and written if there is no such file. Of several processes
+    that do this at once all get the same key."""
+    if not os.path.lexists(path):
+        _create(path, PrivateKey.generate(random).to_base64())
+    return load(path)
+
+
+def load_or_create_preshared(path: Path, random: Callable[[int], bytes]) -> PresharedKey:
+    """As `load_or_create`, for a preshared key."""
+    if not os.path.lexists(path):
+        _create(path, PresharedKey.generate(random).to_base64())
+    return load_preshared(path)
+
+
+def save(path: Path, key: PrivateKey | PresharedKey) -> None:
+    """Put `key` into `path`, replacing what is there in one step: a reader sees the old key or the new one."""
+    _write(path, key.to_base64(), os.replace)
+
+
+def _parsed(path: Path, parse: Callable[[str], _Key]) -> _Key:
+    try:
+        return parse(_read(path))
+    except ConfigError as error:
+        raise ConfigError(error.message, where=str(path), remedy=error.remedy) from None
+
+
+def _read(path: Path) -> str:
+    # O_NONBLOCK: opening a FIFO must not hang. Everything is asked of the descriptor, so nothing can be swapped
+    # between the check and the read. Symbolic links are followed: that is how a kubelet mounts a Secret.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConfigError(error.strerror or "cannot be opened") from None
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ConfigError("is not a regular file")
+        if facts.st_uid not in (0, os.geteuid()):
+            raise ConfigError(f"belongs to user {facts.st_uid}", remedy=f"chown {os.geteuid()} {path}")
+        if facts.st_mode & 0o077:
+            mode = stat.S_IMODE(facts.st_mode)
+            raise ConfigError(
+                f"holds a secret that others may read or write (mode {mode:04o})",
+                remedy=f"chmod 600 {path}; for a mounted Secret set defaultMode: 0400",
+            )
+        content = file.read(_LONGEST + 1)
+    if len(content) > _LONGEST:
+        raise ConfigError("is too long for a key file")
+    return content.decode("ascii", "replace").strip()
+
+
+def _create(path: Path, text: str) -> None:
+    """Write a file that does not exist yet; whoever was faster wins."""
+    with contextlib.suppress(FileExistsError):
+        _write(path, text, os.link)
+
+
+def _write(path: Path, text: str, place: Callable[[str, Path], None]) -> None:
+    """Write beside `path`, then `place` it there. `mkstemp` opens with O_EXCL and mode 0600 whatever the umask is,
+    so at no instant is there a readable or half-written file, not even after a crash."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with open(descriptor, "w", encoding="ascii") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(descriptor)
+            place(temporary, path)
+        finally:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+        _sync_directory(path.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot be written: {error.strerror}", where=str(path), remedy=_REMEDIES.get(error.errno or 0, "")
+        ) from None
+
+
+_REMEDIES = {
+    errno.EACCES: "run as root or choose a directory of your own",
+    errno.EROFS: "choose a directory on a writable file system",
+}
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
