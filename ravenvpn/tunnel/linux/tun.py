@@ -54,9 +54,7 @@ class Tun:
         `tso` and `uso` ask for superpackets; without them the kernel hands over plain packets. Raises HostError.
         """
         if not 0 < len(os.fsencode(name)) <= MAX_NAME or name in {".", ".."} or set(name) & set("/: \t\n"):
-            raise HostError(
-                f"{name!r} can not name a network device: 1 to {MAX_NAME} bytes, no '/', ':' or blanks"
-            )
+            raise HostError(f"{name!r} can not name a network device: 1 to {MAX_NAME} bytes, no '/', ':' or blanks")
         try:
             flags = pytun.IFF_TUN | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR
             device = pytun.TunTapDevice(name=name, flags=flags)
@@ -168,9 +166,7 @@ def _explain(name: str, error: Exception) -> HostError:
             "no permission to open /dev/net/tun: run as root or with CAP_NET_ADMIN, and allow the device"
         )
     if code in {errno.EPERM, errno.EACCES}:
-        return HostError(
-            f"creating the TUN device {name} is not permitted: run as root or with CAP_NET_ADMIN"
-        )
+        return HostError(f"creating the TUN device {name} is not permitted: run as root or with CAP_NET_ADMIN")
     if code == errno.EBUSY:
         return HostError(f"a process already holds the TUN device {name}: stop it, or choose another name")
     if code == errno.EINVAL and os.path.exists(f"/sys/class/net/{name}"):

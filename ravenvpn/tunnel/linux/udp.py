@@ -1,4 +1,4 @@
-"""The outer UDP sockets: one per family on one port, set up for batches and for answering from where we were addressed.
+"""The outer UDP sockets: one per family on one port, set up for batches and for answers from where we were addressed.
 
 Option numbers that the socket module lacks are from include/uapi/linux/{udp,in,in6}.h and asm-generic/socket.h.
 """
@@ -96,8 +96,8 @@ def _bind_once(port: int, mark: int, gso: bool, gro: bool) -> UdpSockets:
         v4,
         v6,
         port,
-        gso=gso and all([_can_segment(one) for one in opened]),
-        gro=gro and all([_set_gro(one) for one in opened]),
+        gso=gso and all(_can_segment(one) for one in opened),
+        gro=gro and all(_set_gro(one) for one in opened),
     )
     if mark:
         try:
@@ -122,7 +122,7 @@ def _open(family: socket.AddressFamily, port: int) -> socket.socket | None:
             one.bind(("::", port))
             _configure_v6(one)
         else:
-            one.bind(("0.0.0.0", port))
+            one.bind(("", port))
             _configure_v4(one)
         _configure_buffers(one)
     except OSError as error:
