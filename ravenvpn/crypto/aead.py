@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol, Self
 
+import nacl.bindings
+import nacl.exceptions
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
@@ -17,55 +18,75 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 TAG_BYTES = 16
 
-__all__ = ["KEY_BYTES", "NONCE_BYTES", "TAG_BYTES", "Aead", "InvalidTag", "Suite", "cipher", "cpu_accelerates_aes"]
+__all__ = [
+    "KEY_BYTES",
+    "NONCE_BYTES",
+    "TAG_BYTES",
+    "Aead",
+    "InvalidTag",
+    "Suite",
+    "cipher",
+    "cpu_accelerates_aes",
+    "open_xchacha",
+    "seal_xchacha",
+]
 
 Buffer = bytes | bytearray | memoryview
 
 
+@enum.unique
 class Suite(enum.Enum):
     """Value: the name in `Peer.spec.suites`. Both use 32-byte keys and 16-byte tags."""
 
-    CHACHA20POLY1305 = "chacha20poly1305"
-    AES256GCM = "aes256gcm"
+    # Limits: whitepaper §6.1. The upper one keeps a replay window's distance from the end: no counter can wrap.
+    CHACHA20POLY1305 = (
+        "chacha20poly1305",
+        b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s",
+        0,
+        2**60,
+        2**64 - 2**13 - 1,
+        "little",
+    )
+    # Limits: AES-GCM wears out with the blocks under one key. A message has at most 2^12 blocks (64 KiB), so 2^29 of
+    # them stay below 2^41: a distinguisher's advantage of 2^-46 by the birthday bound σ²/2^128.
+    AES256GCM = ("aes256gcm", b"Noise_IKpsk2_25519_AESGCM_BLAKE2s", 1, 2**28, 2**29, "big")
 
-    noise_name: bytes
-    """Protocol name that starts the handshake hash (Noise specification §8)."""
+    _value_: str
+    noise_name: bytes  # protocol name that starts the handshake hash (Noise §8)
+    marker: int  # first reserved byte of a type 1 message; plain WireGuard answers to 0 only
+    rekey_after_messages: int  # messages sent under one keypair after which a new handshake begins
+    reject_after_messages: int  # no counter at or above this is sent or accepted
+    _byte_order: Literal["little", "big"]
 
-    marker: int
-    """First reserved byte of a type 1 message. Plain WireGuard demands 0 there and ignores anything else."""
+    def __new__(  # noqa: PLR0917  (an enum hands a member over as a tuple)
+        cls,
+        name: str,
+        noise_name: bytes,
+        marker: int,
+        rekey_after_messages: int,
+        reject_after_messages: int,
+        byte_order: Literal["little", "big"],
+    ) -> Self:
+        suite = object.__new__(cls)
+        suite._value_ = name
+        suite.noise_name = noise_name
+        suite.marker = marker
+        suite.rekey_after_messages = rekey_after_messages
+        suite.reject_after_messages = reject_after_messages
+        suite._byte_order = byte_order
+        return suite
 
-    rekey_after_messages: int
-    """An initiator that has sent this many messages under one keypair begins a new handshake."""
+    @classmethod
+    def of_marker(cls, marker: int) -> Suite | None:
+        """The suite a type 1 message asks for, None for a marker nobody uses."""
+        return _BY_MARKER.get(marker)
 
-    reject_after_messages: int
-    """No counter at or above this is sent or accepted."""
-
-    nonce: Callable[[int], bytes]
-    """Counter to 12-byte nonce: 4 zero bytes, then 64 bits in the order Noise §12 gives for the cipher."""
-
-
-def _nonce_little_endian(counter: int) -> bytes:
-    return b"\0\0\0\0" + counter.to_bytes(8, "little")
+    def nonce(self, counter: int) -> bytes:
+        """12 bytes: 4 of zero, then the counter in 64 bits, in the order Noise §12 gives for the cipher."""
+        return b"\0\0\0\0" + counter.to_bytes(8, self._byte_order)
 
 
-def _nonce_big_endian(counter: int) -> bytes:
-    return b"\0\0\0\0" + counter.to_bytes(8, "big")
-
-
-Suite.CHACHA20POLY1305.noise_name = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
-Suite.CHACHA20POLY1305.marker = 0
-Suite.CHACHA20POLY1305.nonce = _nonce_little_endian
-# Whitepaper §6.1. The upper limit keeps a replay window's distance from the end, so that no counter can wrap.
-Suite.CHACHA20POLY1305.rekey_after_messages = 2**60
-Suite.CHACHA20POLY1305.reject_after_messages = 2**64 - 2**13 - 1
-
-Suite.AES256GCM.noise_name = b"Noise_IKpsk2_25519_AESGCM_BLAKE2s"
-Suite.AES256GCM.marker = 1
-Suite.AES256GCM.nonce = _nonce_big_endian
-# AES-GCM loses confidentiality with the number of blocks under one key. A message of 64 KiB is 2^12 blocks, so 2^29
-# of them stay at 2^41 blocks: an advantage of 2^-46 by the bound σ²/2^128 that NIST SP 800-38D's limits rest on.
-Suite.AES256GCM.rekey_after_messages = 2**28
-Suite.AES256GCM.reject_after_messages = 2**29
+_BY_MARKER = {suite.marker: suite for suite in Suite}
 
 
 class Aead(Protocol):
@@ -91,6 +112,19 @@ def cipher(suite: Suite, key: bytes) -> Aead:
     if len(key) != KEY_BYTES:
         raise ValueError(f"a {suite.value} key has {KEY_BYTES} bytes, not {len(key)}")
     return ChaCha20Poly1305(key) if suite is Suite.CHACHA20POLY1305 else AESGCM(key)
+
+
+def seal_xchacha(key: bytes, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
+    """XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha) with a random 24-byte nonce: ciphertext and tag. Cookies only."""
+    return nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(plaintext, associated_data, nonce, key)
+
+
+def open_xchacha(key: bytes, nonce: bytes, sealed: bytes, associated_data: bytes) -> bytes:
+    """The plaintext; `InvalidTag` if any of it is not what was sealed."""
+    try:
+        return nacl.bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, associated_data, nonce, key)
+    except nacl.exceptions.CryptoError:
+        raise InvalidTag from None
 
 
 def cpu_accelerates_aes(cpuinfo: str) -> bool:

@@ -13,9 +13,7 @@ import ipaddress
 from collections.abc import Callable
 from typing import final
 
-import nacl.bindings
-import nacl.exceptions
-
+from ravenvpn.crypto.aead import InvalidTag, open_xchacha, seal_xchacha
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.errors import MalformedMessage
 
@@ -80,9 +78,7 @@ class CookieChecker:
         sender = message[4:8]
         mac1 = message[-MACS_BYTES:-MAC_BYTES]
         nonce = self._random(24)
-        sealed = nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(
-            self._cookie(source, now), mac1, nonce, self._cookie_key
-        )
+        sealed = seal_xchacha(self._cookie_key, nonce, self._cookie(source, now), mac1)
         return COOKIE_REPLY_TYPE + sender + nonce + sealed
 
     def _cookie(self, source: bytes, now: float) -> bytes:
@@ -128,10 +124,8 @@ class CookieStamper:
         if not self._last_mac1:
             raise MalformedMessage("a cookie reply to nothing")
         try:
-            cookie = nacl.bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(
-                bytes(reply[32:]), self._last_mac1, bytes(reply[8:32]), self._cookie_key
-            )
-        except nacl.exceptions.CryptoError:
+            cookie = open_xchacha(self._cookie_key, reply[8:32], reply[32:], self._last_mac1)
+        except InvalidTag:
             raise MalformedMessage("a cookie reply that does not authenticate") from None
         self._cookie, self._cookie_born = cookie, now
         self._last_mac1 = b""  # one reply per message

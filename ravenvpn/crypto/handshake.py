@@ -88,8 +88,9 @@ class _Blake2s(Hash):
         return hashlib.blake2s(data).digest()
 
 
-def _hmac_blake2s(key: bytes, data: bytes, algorithm: Any) -> bytes:
-    return hmac.new(key, data, algorithm).digest()  # RFC 2104; BLAKE2s's own keyed mode would be another function
+def hmac_blake2s(key: bytes, data: bytes, algorithm: Any = hashlib.blake2s) -> bytes:
+    """HMAC (RFC 2104), from which Noise makes its HKDF; BLAKE2s's own keyed mode is another function."""
+    return hmac.new(key, data, algorithm).digest()
 
 
 def _protocol(suite: Suite) -> Any:
@@ -97,7 +98,7 @@ def _protocol(suite: Suite) -> Any:
     backend.diffie_hellmans["25519"] = _X25519
     backend.keypairs["25519"] = _NoiseKey
     backend.hashes["BLAKE2s"] = _Blake2s
-    backend.hmac = _hmac_blake2s
+    backend.hmac = hmac_blake2s
     return NoiseProtocol(suite.noise_name, backend)
 
 

@@ -11,7 +11,7 @@ import base64
 import binascii
 import hmac
 from collections.abc import Callable
-from typing import ClassVar, Final, Self, final
+from typing import ClassVar, Final, NoReturn, Self, final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -122,10 +122,13 @@ class _Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
             return NotImplemented
-        return hmac.compare_digest(self.raw, other.raw)
+        return hmac.compare_digest(self._raw, other._raw)
 
     def __hash__(self) -> int:
         return hash(self.raw)  # SipHash under the process's own key
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {self._kind} is neither copied nor pickled")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} hidden>"
