@@ -1,0 +1,160 @@
+//! Inner IP packets: just enough of their headers to route, check and mark them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const IPV4_HEADER: usize = 20;
+pub const IPV6_HEADER: usize = 40;
+
+/// RFC 3168 §5: the two low bits of the traffic class.
+pub const NOT_ECT: u8 = 0;
+pub const ECT_1: u8 = 1;
+pub const CE: u8 = 3;
+
+/// A packet's length by its own header, or None if it is no IP packet or longer than `bytes`.
+#[must_use]
+pub fn length(bytes: &[u8]) -> Option<usize> {
+    let length = match bytes.first()? >> 4 {
+        4 if bytes.len() >= IPV4_HEADER => {
+            let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
+            let header = header_length_v4(bytes);
+            if header < IPV4_HEADER || total < header {
+                return None;
+            }
+            total
+        }
+        6 if bytes.len() >= IPV6_HEADER => IPV6_HEADER + usize::from(u16::from_be_bytes([bytes[4], bytes[5]])),
+        _ => return None,
+    };
+    (length <= bytes.len()).then_some(length)
+}
+
+/// Bytes of an IPv4 header by its IHL field.
+#[must_use]
+pub fn header_length_v4(packet: &[u8]) -> usize {
+    usize::from(packet[0] & 0x0f) * 4
+}
+
+/// Whether this is IPv6. `packet` has passed [`length`].
+#[must_use]
+pub fn is_v6(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 6
+}
+
+/// Source address. `packet` has passed [`length`].
+#[must_use]
+pub fn source(packet: &[u8]) -> IpAddr {
+    address(packet, 12, 8)
+}
+
+/// Destination address. `packet` has passed [`length`].
+#[must_use]
+pub fn destination(packet: &[u8]) -> IpAddr {
+    address(packet, 16, 24)
+}
+
+fn address(packet: &[u8], v4: usize, v6: usize) -> IpAddr {
+    if is_v6(packet) {
+        let octets: [u8; 16] = packet[v6..v6 + 16].try_into().expect("sixteen bytes");
+        IpAddr::V6(Ipv6Addr::from(octets))
+    } else {
+        let octets: [u8; 4] = packet[v4..v4 + 4].try_into().expect("four bytes");
+        IpAddr::V4(Ipv4Addr::from(octets))
+    }
+}
+
+/// The ECN field. `packet` has passed [`length`].
+#[must_use]
+pub fn ecn(packet: &[u8]) -> u8 {
+    if is_v6(packet) { packet[1] >> 4 & 3 } else { packet[1] & 3 }
+}
+
+/// Sets the ECN field, and mends the IPv4 header checksum (RFC 1624, equation 3).
+pub fn set_ecn(packet: &mut [u8], ecn: u8) {
+    if is_v6(packet) {
+        packet[1] = packet[1] & !0x30 | ecn << 4;
+        return;
+    }
+    let old = u16::from_be_bytes([packet[0], packet[1]]);
+    packet[1] = packet[1] & !3 | ecn;
+    let new = u16::from_be_bytes([packet[0], packet[1]]);
+    let checksum = u16::from_be_bytes([packet[10], packet[11]]);
+    let mut sum = u32::from(!checksum) + u32::from(!old) + u32::from(new);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
+/// What becomes of the inner ECN field when a tunnel header with `outer` is taken off (RFC 6040 §4.2), or None: drop.
+#[must_use]
+pub fn decapsulated_ecn(inner: u8, outer: u8) -> Option<u8> {
+    match (inner, outer) {
+        (NOT_ECT, CE) => None,
+        (NOT_ECT, _) => Some(NOT_ECT),
+        (_, CE) => Some(CE),
+        (CE, _) => Some(CE),
+        (_, ECT_1) => Some(ECT_1),
+        _ => Some(inner),
+    }
+}
+
+/// Payload of a UDP packet to `port`, directly behind an IPv6 header: what an intercepted probe looks like.
+#[must_use]
+pub fn is_udp_v6_to(packet: &[u8], address: Ipv6Addr, port: u16) -> bool {
+    packet.len() >= IPV6_HEADER + 8
+        && is_v6(packet)
+        && packet[6] == UDP
+        && packet[24..40] == address.octets()
+        && packet[42..44] == port.to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum;
+
+    #[test]
+    fn a_payload_length_near_the_limit_does_not_wrap() {
+        let mut packet = vec![0u8; 70];
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&0xffe0u16.to_be_bytes());
+        assert_eq!(length(&packet), None);
+    }
+
+    #[test]
+    fn an_ipv4_total_length_below_its_header_is_no_packet() {
+        let mut packet = vec![0u8; 40];
+        packet[0] = 0x46;
+        packet[3] = 23;
+        assert_eq!(length(&packet), None);
+        packet[3] = 24;
+        assert_eq!(length(&packet), Some(24));
+    }
+
+    #[test]
+    fn the_table_of_rfc_6040() {
+        // Rows: arriving inner Not-ECT, ECT(1), ECT(0), CE; columns: arriving outer Not-ECT, ECT(1), ECT(0), CE.
+        let table = [
+            (0, [Some(0), Some(0), Some(0), None]),
+            (1, [Some(1), Some(1), Some(1), Some(3)]),
+            (2, [Some(2), Some(1), Some(2), Some(3)]),
+            (3, [Some(3), Some(3), Some(3), Some(3)]),
+        ];
+        for (inner, row) in table {
+            for (outer, expected) in row.into_iter().enumerate() {
+                assert_eq!(decapsulated_ecn(inner, outer as u8), expected, "inner {inner}, outer {outer}");
+            }
+        }
+    }
+
+    #[test]
+    fn marking_keeps_the_header_checksum_right() {
+        let mut packet = [0x45u8, 0x02, 0, 20, 1, 2, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        let field = checksum::finish(checksum::sum(&packet));
+        packet[10..12].copy_from_slice(&field);
+        set_ecn(&mut packet, CE);
+        assert_eq!(ecn(&packet), CE);
+        assert_eq!(checksum::fold(checksum::sum(&packet)), 0xffff);
+    }
+}

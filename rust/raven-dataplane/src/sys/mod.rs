@@ -1,0 +1,60 @@
+//! The system calls of the packet path. Nearly all `unsafe` of this crate is in this folder; what leaves it is safe.
+
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+
+mod name;
+mod udp;
+
+pub use name::{Name, Source};
+pub use udp::{Meta, Outgoing, Receiver, SLOT, SLOTS, send};
+
+/// Seconds on CLOCK_BOOTTIME, which goes on while the machine sleeps, as sessions age then too.
+#[must_use]
+pub fn boottime() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writes; the clock exists on every Linux since 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
+}
+
+fn check(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// One frame from the TUN.
+pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and length are those of a slice we may write.
+    check(unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) })
+}
+
+/// One frame to the TUN, gathered from `parts`.
+pub fn write(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: IoSlice is guaranteed to be laid out as iovec, and each points to memory borrowed for this call.
+    check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as libc::c_int) })
+}
+
+/// Waits until `fd` takes more, at most `milliseconds`.
+pub fn wait_writable(fd: RawFd, milliseconds: i32) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid pollfd.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
+    ready > 0 && poll.revents & libc::POLLOUT != 0
+}
+
+/// Sets an integer socket option.
+pub fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+    let length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: `value` lives through the call and `length` is its size.
+    let result = unsafe { libc::setsockopt(fd, level, option, (&raw const value).cast(), length) };
+    check(result as isize).map(|_| ())
+}
+
+/// Reads an integer socket option.
+pub fn option(fd: RawFd, level: i32, option: i32) -> io::Result<i32> {
+    let mut value = 0i32;
+    let mut length = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: `value` is valid for writes of `length` bytes.
+    let result = unsafe { libc::getsockopt(fd, level, option, (&raw mut value).cast(), &raw mut length) };
+    check(result as isize).map(|_| value)
+}

@@ -1,0 +1,104 @@
+//! Socket addresses as the kernel lays them out, so that they cost nothing per packet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+
+const V4: usize = size_of::<libc::sockaddr_in>();
+const V6: usize = size_of::<libc::sockaddr_in6>();
+
+/// A sockaddr_in or sockaddr_in6; all zero when unset. Compared byte by byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Name {
+    bytes: [u8; V6],
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self { bytes: [0; V6] }
+    }
+}
+
+impl From<SocketAddr> for Name {
+    fn from(address: SocketAddr) -> Self {
+        let mut bytes = [0; V6];
+        bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
+        match address {
+            SocketAddr::V4(v4) => {
+                bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+                bytes[4..8].copy_from_slice(&v4.ip().octets());
+            }
+            SocketAddr::V6(v6) => {
+                bytes[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
+                bytes[8..24].copy_from_slice(&v6.ip().octets());
+                bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
+            }
+        }
+        Self { bytes }
+    }
+}
+
+impl Name {
+    /// None if it is of another family. The scope is only kept where it means something: for link-local addresses.
+    #[must_use]
+    pub fn to_socket_addr(&self) -> Option<SocketAddr> {
+        let port = u16::from_be_bytes([self.bytes[2], self.bytes[3]]);
+        let family = i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]]));
+        if family == libc::AF_INET {
+            let octets: [u8; 4] = self.bytes[4..8].try_into().ok()?;
+            Some(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::from(octets), port)))
+        } else if family == libc::AF_INET6 {
+            let octets: [u8; 16] = self.bytes[8..24].try_into().ok()?;
+            let ip = Ipv6Addr::from(octets);
+            let scope = u32::from_ne_bytes(self.bytes[24..28].try_into().ok()?);
+            let scope = if ip.is_unicast_link_local() { scope } else { 0 };
+            Some(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, scope)))
+        } else {
+            None
+        }
+    }
+
+    #[must_use]
+    pub fn is_v6(&self) -> bool {
+        i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]])) == libc::AF_INET6
+    }
+
+    pub(super) fn as_ptr(&self) -> *const libc::c_void {
+        self.bytes.as_ptr().cast()
+    }
+
+    pub(super) fn as_mut_ptr(&mut self) -> *mut libc::c_void {
+        self.bytes.as_mut_ptr().cast()
+    }
+
+    pub(super) fn len(&self) -> libc::socklen_t {
+        (if self.is_v6() { V6 } else { V4 }) as libc::socklen_t
+    }
+
+    pub(super) const ROOM: libc::socklen_t = V6 as libc::socklen_t;
+}
+
+/// Our own address and interface that a datagram came to, and answers leave from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub address: IpAddr,
+    pub ifindex: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_come_back_as_they_went_in() {
+        for text in ["192.0.2.1:4500", "[2001:db8::1]:1", "[fe80::1%3]:51820"] {
+            let address: SocketAddr = text.parse().expect("an address");
+            assert_eq!(Name::from(address).to_socket_addr(), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_scope_means_nothing_outside_the_link() {
+        let address: SocketAddr = "[2001:db8::1%3]:1".parse().expect("an address");
+        assert_eq!(Name::from(address).to_socket_addr(), "[2001:db8::1]:1".parse().ok());
+    }
+}

@@ -1,0 +1,236 @@
+//! Batches of datagrams: recvmmsg with UDP_GRO, sendmmsg with UDP_SEGMENT, and their control messages.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::RawFd;
+
+use super::{Name, Source, check};
+
+/// Room for one datagram, or for what UDP_GRO made of several: no IP packet is longer.
+pub const SLOT: usize = 65536;
+/// Datagrams (or GRO trains) one call may bring.
+pub const SLOTS: usize = 64;
+/// Messages handed over by one sendmmsg.
+const SEND_SLOTS: usize = 32;
+
+const UDP_SEGMENT: i32 = 103;
+const UDP_GRO: i32 = 104;
+const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
+const CMSG_ALIGN: usize = size_of::<usize>();
+const CONTROL: usize = 192;
+
+/// Control messages; aligned as cmsghdr wants it.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+/// What came with a datagram.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Meta {
+    pub name: Name,
+    pub length: usize,
+    /// Bytes of each datagram in a train but the last; 0 if it is a single one.
+    pub segment: usize,
+    pub ecn: u8,
+    pub source: Option<Source>,
+    /// How many datagrams this socket has lost so far (SO_RXQ_OVFL), if any.
+    pub overflow: Option<u32>,
+    /// It did not fit, or the kernel cut its control messages off.
+    pub truncated: bool,
+}
+
+/// Buffers of one recvmmsg.
+pub struct Receiver {
+    arena: Box<[u8]>,
+    names: Box<[Name; SLOTS]>,
+    controls: Box<[Control; SLOTS]>,
+    metas: Box<[Meta; SLOTS]>,
+}
+
+impl Default for Receiver {
+    fn default() -> Self {
+        Self {
+            // Zeroed pages are only backed by memory once touched: idle bodies stay small.
+            arena: vec![0; SLOT * SLOTS].into_boxed_slice(),
+            names: Box::new([Name::default(); SLOTS]),
+            controls: Box::new([Control([0; CONTROL]); SLOTS]),
+            metas: Box::new([Meta::default(); SLOTS]),
+        }
+    }
+}
+
+impl Receiver {
+    /// Receives at most `limit` datagrams or trains without waiting; returns how many.
+    pub fn receive(&mut self, fd: RawFd, limit: usize) -> io::Result<usize> {
+        let limit = limit.min(SLOTS);
+        let mut parts = [const { MaybeUninit::<libc::iovec>::uninit() }; SLOTS];
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; SLOTS];
+        for (index, slot) in self.arena.chunks_exact_mut(SLOT).take(limit).enumerate() {
+            let part = parts[index].write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: SLOT });
+            let mut message = empty_message();
+            message.msg_name = self.names[index].as_mut_ptr();
+            message.msg_namelen = Name::ROOM;
+            message.msg_iov = part;
+            message.msg_iovlen = 1;
+            message.msg_control = self.controls[index].0.as_mut_ptr().cast();
+            message.msg_controllen = CONTROL as _;
+            headers[index].write(libc::mmsghdr { msg_hdr: message, msg_len: 0 });
+        }
+        let first = headers.as_mut_ptr().cast();
+        // SAFETY: the first `limit` headers are initialised; all they point to outlives the call and is ours to write.
+        let result =
+            unsafe { libc::recvmmsg(fd, first, limit as _, libc::MSG_DONTWAIT as _, std::ptr::null_mut()) };
+        let count = check(result as isize)?;
+        for (index, header) in headers.iter().take(count).enumerate() {
+            // SAFETY: `count` is at most `limit`, and those were initialised above.
+            let header = unsafe { header.assume_init_ref() };
+            let control = &self.controls[index].0[..(header.msg_hdr.msg_controllen as usize).min(CONTROL)];
+            let meta = &mut self.metas[index];
+            *meta = Meta {
+                name: self.names[index],
+                length: (header.msg_len as usize).min(SLOT),
+                truncated: header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
+                ..Meta::default()
+            };
+            parse_control(control, meta);
+        }
+        Ok(count)
+    }
+
+    #[must_use]
+    pub fn meta(&self, index: usize) -> &Meta {
+        &self.metas[index]
+    }
+
+    /// All slots one after the other: datagram `index` starts at `index * SLOT`.
+    #[must_use]
+    pub fn arena(&self) -> &[u8] {
+        &self.arena
+    }
+
+    pub fn arena_mut(&mut self) -> &mut [u8] {
+        &mut self.arena
+    }
+}
+
+/// A msghdr with nothing in it (musl has padding fields that can't be named).
+fn empty_message() -> libc::msghdr {
+    // SAFETY: all zero bytes are a valid msghdr: null pointers and zero lengths.
+    unsafe { MaybeUninit::<libc::msghdr>::zeroed().assume_init() }
+}
+
+fn parse_control(mut rest: &[u8], meta: &mut Meta) {
+    while rest.len() >= CMSG_HEADER {
+        let length = usize::from_ne_bytes(rest[..CMSG_ALIGN].try_into().expect("a word"));
+        let level = int(&rest[CMSG_ALIGN..]);
+        let kind = int(&rest[CMSG_ALIGN + 4..]);
+        if length < CMSG_HEADER || length > rest.len() {
+            return;
+        }
+        let data = &rest[CMSG_HEADER..length];
+        match (level, kind) {
+            (libc::SOL_UDP, UDP_GRO) if data.len() >= 4 => meta.segment = usize::try_from(int(data)).unwrap_or(0),
+            (libc::IPPROTO_IP, libc::IP_TOS) if !data.is_empty() => meta.ecn = data[0] & 3,
+            (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if data.len() >= 4 => meta.ecn = (int(data) & 3) as u8,
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) if data.len() >= 12 => {
+                // in_pktinfo: interface, our address as the kernel would answer from, destination of the header.
+                let octets: [u8; 4] = data[4..8].try_into().expect("four bytes");
+                meta.source = Some(Source { address: IpAddr::V4(Ipv4Addr::from(octets)), ifindex: int(data) as u32 });
+            }
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() >= 20 => {
+                let octets: [u8; 16] = data[..16].try_into().expect("sixteen bytes");
+                let address = IpAddr::V6(Ipv6Addr::from(octets));
+                meta.source = Some(Source { address, ifindex: int(&data[16..]) as u32 });
+            }
+            (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) if data.len() >= 4 => meta.overflow = Some(int(data) as u32),
+            _ => {}
+        }
+        let next = length.next_multiple_of(CMSG_ALIGN);
+        rest = rest.get(next..).unwrap_or_default();
+    }
+}
+
+fn int(bytes: &[u8]) -> i32 {
+    i32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"))
+}
+
+/// One message to send: a datagram, or a train of equal ones that the kernel cuts up.
+#[derive(Clone, Copy)]
+pub struct Outgoing<'a> {
+    pub name: &'a Name,
+    pub data: &'a [u8],
+    /// Bytes per datagram of a train (UDP_SEGMENT); 0 for a single datagram.
+    pub segment: u16,
+    /// The whole traffic class byte, ECN in its low bits.
+    pub traffic_class: u8,
+    pub source: Option<Source>,
+}
+
+/// Sends the first of `messages` (at most 32 in one call) and says how many the kernel took; an error is that of the
+/// first one.
+pub fn send(fd: RawFd, messages: &[Outgoing<'_>]) -> io::Result<usize> {
+    let mut parts = [const { MaybeUninit::<libc::iovec>::uninit() }; SEND_SLOTS];
+    let mut controls = [const { MaybeUninit::<Control>::uninit() }; SEND_SLOTS];
+    let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; SEND_SLOTS];
+    let count = messages.len().min(SEND_SLOTS);
+    for (index, outgoing) in messages.iter().take(count).enumerate() {
+        let part = parts[index]
+            .write(libc::iovec { iov_base: outgoing.data.as_ptr().cast_mut().cast(), iov_len: outgoing.data.len() });
+        let control = controls[index].write(Control([0; CONTROL]));
+        let control_length = write_control(&mut control.0, outgoing);
+        let mut message = empty_message();
+        message.msg_name = outgoing.name.as_ptr().cast_mut();
+        message.msg_namelen = outgoing.name.len();
+        message.msg_iov = part;
+        message.msg_iovlen = 1;
+        if control_length > 0 {
+            message.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_controllen = control_length as _;
+        }
+        headers[index].write(libc::mmsghdr { msg_hdr: message, msg_len: 0 });
+    }
+    let first = headers.as_mut_ptr().cast();
+    // SAFETY: the first `count` headers are initialised; what they point to is borrowed for the call, and sendmmsg
+    // only reads it.
+    check(unsafe { libc::sendmmsg(fd, first, count as _, libc::MSG_DONTWAIT as _) } as isize)
+}
+
+fn write_control(control: &mut [u8; CONTROL], outgoing: &Outgoing<'_>) -> usize {
+    let mut at = 0;
+    let v6 = outgoing.name.is_v6();
+    match outgoing.source {
+        Some(Source { address: IpAddr::V4(address), ifindex }) if !v6 => {
+            let mut info = [0; 12];
+            info[..4].copy_from_slice(&ifindex.to_ne_bytes());
+            info[4..8].copy_from_slice(&address.octets());
+            at += add_control(&mut control[at..], libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+        }
+        Some(Source { address: IpAddr::V6(address), ifindex }) if v6 => {
+            let mut info = [0; 20];
+            info[..16].copy_from_slice(&address.octets());
+            info[16..].copy_from_slice(&ifindex.to_ne_bytes());
+            at += add_control(&mut control[at..], libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+        }
+        _ => {}
+    }
+    if outgoing.traffic_class != 0 {
+        let (level, kind) =
+            if v6 { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) } else { (libc::IPPROTO_IP, libc::IP_TOS) };
+        let class = i32::from(outgoing.traffic_class).to_ne_bytes();
+        at += add_control(&mut control[at..], level, kind, &class);
+    }
+    if outgoing.segment != 0 {
+        at += add_control(&mut control[at..], libc::SOL_UDP, UDP_SEGMENT, &outgoing.segment.to_ne_bytes());
+    }
+    at
+}
+
+fn add_control(room: &mut [u8], level: i32, kind: i32, data: &[u8]) -> usize {
+    let length = CMSG_HEADER + data.len();
+    room[..CMSG_ALIGN].copy_from_slice(&length.to_ne_bytes());
+    room[CMSG_ALIGN..CMSG_ALIGN + 4].copy_from_slice(&level.to_ne_bytes());
+    room[CMSG_ALIGN + 4..CMSG_ALIGN + 8].copy_from_slice(&kind.to_ne_bytes());
+    room[CMSG_HEADER..length].copy_from_slice(data);
+    length.next_multiple_of(CMSG_ALIGN)
+}
