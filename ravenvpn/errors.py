@@ -25,7 +25,19 @@ class ConfigError(RavenError):
 
 
 class HostError(RavenError):
-    """This machine's: a missing capability, module, device or program; the message names it and the remedy."""
+    """This machine's: a missing capability, module, device or program; the message names it and the remedy.
+
+    `subject` is the thing that could not be brought about, `errno_name` the kernel's answer ("EPERM"), if it was one.
+    """
+
+    def __init__(self, message: str, *, subject: str = "", errno_name: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.message, self.subject, self.errno_name, self.remedy = message, subject, errno_name, remedy
+
+    def __str__(self) -> str:
+        text = f"{self.subject}: {self.message}" if self.subject else self.message
+        text = f"{text} [{self.errno_name}]" if self.errno_name else text
+        return f"{text} ({self.remedy})" if self.remedy else text
 
 
 class ClusterError(RavenError):

@@ -1,0 +1,103 @@
+"""Live flows that were bound to another source before our nft chain was there.
+
+conntrack asks the nat chains once, for a flow's first packet. A flow that a CNI's MASQUERADE has bound stays bound,
+whatever our chain says later, so its entry is deleted and the next packet is judged anew. Flows that are bound as
+our chain would bind them are left alone: deleting those of a Service could send them to another backend.
+
+Layouts: linux/netfilter/nfnetlink_conntrack.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.node.rtnetlink import NETLINK_NETFILTER, NLM_F_ACK, Pipe, attribute, attributes, message
+
+_CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
+_TUPLE_IP = 1
+_STATUS_DNAT = 1 << 5  # IPS_DST_NAT
+_NFGEN = struct.Struct("=BBH")
+
+
+class Flow(NamedTuple):
+    """Where a flow came from and went to, and what its replies look like; addresses as packed bytes."""
+
+    family: int
+    source: bytes
+    destination: bytes
+    reply_source: bytes
+    reply_destination: bytes
+    dnat: bool
+    handle: bytes  # attributes that name the entry for deletion
+
+
+class PrefixSet:
+    """Membership of an address in many prefixes: one look-up per distinct length."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        self._networks: dict[tuple[int, int], set[int]] = {}
+        for prefix in prefixes:
+            shift = prefix.max_prefixlen - prefix.prefixlen
+            networks = self._networks.setdefault((prefix.max_prefixlen // 8, shift), set())
+            networks.add(int(prefix.network_address) >> shift)
+
+    def __contains__(self, address: bytes) -> bool:
+        number, size = int.from_bytes(address, "big"), len(address)
+        return any(
+            number >> shift in networks for (bytes_, shift), networks in self._networks.items() if bytes_ == size
+        )
+
+
+def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes]) -> bool:
+    """Whether a flow with another region is bound to a source that our nft chain would not have given it."""
+    if flow.reply_destination == flow.source:  # not translated
+        return False
+    if flow.reply_source in remote:
+        return flow.reply_destination not in own_sources
+    # From another region to a Service here and masqueraded by kube-proxy: rightly so.
+    return flow.source in remote and not flow.dnat
+
+
+def forget(remote: Iterable[Prefix], own_sources: Iterable[Address]) -> int:
+    """Delete the misbound flows from and to these prefixes; how many there were."""
+    prefixes, sources = PrefixSet(remote), {address.packed for address in own_sources}
+    pipe = Pipe(NETLINK_NETFILTER)
+    try:
+        doomed = [
+            message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle)
+            for family in (socket.AF_INET, socket.AF_INET6)
+            for _, body in pipe.dump(_CT_GET, _NFGEN.pack(family, 0, 0))
+            if (flow := read_flow(body)) is not None and misbound(flow, prefixes, sources)
+        ]
+        replies = pipe.request(doomed)
+    finally:
+        pipe.close()
+    return sum(1 for reply in replies if reply.errno in (0, errno.ENOENT))
+
+
+def read_flow(body: bytes) -> Flow | None:
+    family = body[0]
+    found = attributes(body, _NFGEN.size)
+    if _TUPLE_ORIG not in found or _TUPLE_REPLY not in found:
+        return None
+    original = attributes(attributes(found[_TUPLE_ORIG]).get(_TUPLE_IP, b""))
+    reply = attributes(attributes(found[_TUPLE_REPLY]).get(_TUPLE_IP, b""))
+    source, destination = (1, 2) if family == socket.AF_INET else (3, 4)
+    if not {source, destination} <= set(original) & set(reply):
+        return None
+    handle = b"".join(attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
+    return Flow(
+        family,
+        original[source],
+        original[destination],
+        reply[source],
+        reply[destination],
+        bool(struct.unpack("!I", found[_STATUS])[0] & _STATUS_DNAT) if _STATUS in found else False,
+        attribute(_TUPLE_ORIG | 0x8000, found[_TUPLE_ORIG]) + handle,
+    )

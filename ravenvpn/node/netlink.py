@@ -1,0 +1,245 @@
+"""The only door to pyroute2: links, addresses, neighbours, forwarding entries, and where a packet would go.
+
+Everything here is synchronous and by the dozen; routes, rules and flows, which come by the thousand, are packed in
+`rtnetlink`. pyroute2's exceptions end here.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from ravenvpn.mesh.hoststate import Address, DeviceAddress, ForwardingEntry, Interface, Neighbour, VxlanDevice
+from ravenvpn.node.reasons import host_error
+
+_NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
+_NTF_SELF = 2  # the VXLAN's own forwarding table, not a bridge's above it
+_IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
+_IFF_UP = 1
+_SCOPE_LINK = 253
+_NO_MAC = "00:00:00:00:00:00"
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanFacts:
+    vni: int
+    port: int
+    local: Address | None
+    learning: bool
+    underlay: int  # index of the device it is bound to; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFacts:
+    name: str
+    index: int
+    kind: str  # IFLA_INFO_KIND: "tun", "vxlan", "" for hardware
+    mtu: int
+    up: bool
+    mac: str = ""
+    vxlan: VxlanFacts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Where the kernel would send a packet: the device, the source it would take, and the path MTU it knows."""
+
+    device: str
+    source: Address | None
+    mtu: int
+
+
+class Netlink:
+    """One pyroute2 socket. Not for use by two threads at once."""
+
+    def __init__(self) -> None:
+        with _refusals("netlink socket"):
+            self._ipr = IPRoute()
+
+    def close(self) -> None:
+        self._ipr.close()
+
+    # --- Looking -----------------------------------------------------------------------------------------------
+
+    def link(self, name: str) -> LinkFacts | None:
+        with _refusals(f"device {name}"):
+            try:
+                found = list(self._ipr.link("get", ifname=name))
+            except NetlinkError as error:
+                if error.code == errno.ENODEV:
+                    return None
+                raise
+        return _link(found[0]) if found else None
+
+    def links(self) -> list[LinkFacts]:
+        with _refusals("list of devices"):
+            return [_link(found) for found in self._ipr.get_links()]
+
+    def addresses(self) -> list[tuple[int, Interface, int]]:
+        """Every address of this host: (device index, address with its prefix, scope)."""
+        with _refusals("list of addresses"):
+            return [_address(found) for found in self._ipr.get_addr()]
+
+    def neighbours(self, index: int, device: str) -> list[Neighbour]:
+        """Permanent entries of both families."""
+        found: list[Neighbour] = []
+        with _refusals(f"neighbours of {device}"):
+            for family in (socket.AF_INET, socket.AF_INET6):
+                for entry in self._ipr.get_neighbours(family=family, ifindex=index):
+                    if entry["ifindex"] == index and entry["state"] & _NUD_PERMANENT:
+                        address, mac = entry.get("NDA_DST"), entry.get("NDA_LLADDR")
+                        if address is not None:
+                            found.append(Neighbour(device, ip_address(address), mac or _NO_MAC))
+        return found
+
+    def forwarding(self, index: int, device: str) -> list[ForwardingEntry]:
+        """The VXLAN's own FDB. Entries without a destination belong to the kernel."""
+        with _refusals(f"forwarding entries of {device}"):
+            return [
+                ForwardingEntry(device, entry.get("NDA_LLADDR"), ip_address(entry.get("NDA_DST")))
+                for entry in self._ipr.fdb("dump", ifindex=index)
+                if entry["ifindex"] == index and entry.get("NDA_DST") is not None
+            ]
+
+    def hop(self, destination: Address) -> Hop | None:
+        """What the route to `destination` is now, for packets that start here; None if there is none."""
+        family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+        with _refusals(f"route to {destination}"):
+            try:
+                found = next(iter(self._ipr.route("get", dst=str(destination), family=family)))
+            except NetlinkError as error:
+                if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAFNOSUPPORT, errno.EACCES):
+                    return None
+                raise
+            oif = found.get("RTA_OIF")
+            if oif is None or found["type"] not in (1, 2):  # neither unicast nor local
+                return None
+            link = _link(next(iter(self._ipr.get_links(oif))))
+        metrics = found.get("RTA_METRICS")
+        mtu = metrics.get("RTAX_MTU") if metrics is not None else None
+        source = found.get("RTA_PREFSRC")
+        return Hop(link.name, ip_address(source) if source else None, int(mtu or link.mtu))
+
+    # --- Changing ----------------------------------------------------------------------------------------------
+
+    def set_link(self, index: int, name: str, *, mtu: int, up: bool = True, mac: str | None = None) -> None:
+        values: dict[str, Any] = {"mtu": mtu, "state": "up" if up else "down"}
+        if mac is not None:
+            values["address"] = mac
+        with _refusals(f"device {name} mtu {mtu}"):
+            self._ipr.link("set", index=index, **values)
+
+    def add_vxlan(self, device: VxlanDevice, underlay: int) -> None:
+        """`underlay` is the index of the device that carries it; 0 leaves that to the routes."""
+        local = "vxlan_local" if device.local.version == 4 else "vxlan_local6"
+        values: dict[str, Any] = {local: str(device.local)}
+        if underlay:
+            values["vxlan_link"] = underlay
+        with _refusals(f"device {device.name} (VXLAN {device.vni} on UDP {device.port})"):
+            self._ipr.link(
+                "add",
+                ifname=device.name,
+                kind="vxlan",
+                vxlan_id=device.vni,
+                vxlan_port=device.port,
+                vxlan_learning=0,
+                address=device.mac,
+                mtu=device.mtu,
+                state="up",
+                **values,
+            )
+
+    def remove_link(self, name: str) -> None:
+        link = self.link(name)
+        if link is not None:
+            with _refusals(f"device {name}", gone=(errno.ENODEV,)):
+                self._ipr.link("del", index=link.index)
+
+    def add_address(self, index: int, item: DeviceAddress) -> None:
+        values: dict[str, Any] = {"address": str(item.address.ip), "prefixlen": item.address.network.prefixlen}
+        if item.address.version == 6:
+            values["flags"] = _IFA_F_NODAD
+        elif item.address.ip.is_reserved:  # 240.0.0.0/4, never seen outside: not a source for anything else
+            values["scope"] = _SCOPE_LINK
+        with _refusals(f"address {item.address} on {item.device}", gone=(errno.EEXIST,)):
+            self._ipr.addr("add", index=index, **values)
+
+    def remove_address(self, index: int, item: DeviceAddress) -> None:
+        gone = (errno.EADDRNOTAVAIL, errno.ENODEV)
+        with _refusals(f"address {item.address} on {item.device}", gone=gone):
+            self._ipr.addr("del", index=index, address=str(item.address.ip), prefixlen=item.address.network.prefixlen)
+
+    def put_neighbour(self, index: int, item: Neighbour) -> None:
+        with _refusals(f"neighbour {item.address} on {item.device}"):
+            self._ipr.neigh("replace", ifindex=index, dst=str(item.address), lladdr=item.mac, state=_NUD_PERMANENT)
+
+    def remove_neighbour(self, index: int, item: Neighbour) -> None:
+        with _refusals(f"neighbour {item.address} on {item.device}", gone=(errno.ENOENT, errno.ENODEV)):
+            self._ipr.neigh("del", ifindex=index, dst=str(item.address))
+
+    def put_forwarding(self, index: int, item: ForwardingEntry) -> None:
+        with _refusals(f"forwarding entry {item.mac} on {item.device}"):
+            self._ipr.fdb(
+                "replace",
+                ifindex=index,
+                lladdr=item.mac,
+                dst=str(item.destination),
+                state=_NUD_PERMANENT | _NUD_NOARP,
+                flags=_NTF_SELF,
+            )
+
+    def remove_forwarding(self, index: int, item: ForwardingEntry) -> None:
+        with _refusals(f"forwarding entry {item.mac} on {item.device}", gone=(errno.ENOENT, errno.ENODEV)):
+            self._ipr.fdb("del", ifindex=index, lladdr=item.mac, dst=str(item.destination), flags=_NTF_SELF)
+
+
+@contextmanager
+def _refusals(subject: str, gone: tuple[int, ...] = ()) -> Iterator[None]:
+    """pyroute2's and the socket's errors become ours; those in `gone` mean that there was nothing left to do."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in gone:
+            detail = str(error.args[1]) if len(error.args) > 1 else ""
+            raise host_error(subject, error.code, detail) from error
+    except OSError as error:
+        raise host_error(subject, error.errno or 0) from error
+
+
+def _link(found: Any) -> LinkFacts:
+    info = found.get("IFLA_LINKINFO")
+    kind = info.get("IFLA_INFO_KIND") if info is not None else None
+    data = info.get("IFLA_INFO_DATA") if info is not None else None
+    vxlan = None
+    if kind == "vxlan" and data is not None:
+        local = data.get("IFLA_VXLAN_LOCAL") or data.get("IFLA_VXLAN_LOCAL6")
+        vxlan = VxlanFacts(
+            vni=data.get("IFLA_VXLAN_ID"),
+            port=data.get("IFLA_VXLAN_PORT"),
+            local=ip_address(local) if local else None,
+            learning=bool(data.get("IFLA_VXLAN_LEARNING")),
+            underlay=data.get("IFLA_VXLAN_LINK") or 0,
+        )
+    return LinkFacts(
+        name=found.get("IFLA_IFNAME"),
+        index=found["index"],
+        kind=kind or "",
+        mtu=found.get("IFLA_MTU"),
+        up=bool(found["flags"] & _IFF_UP),
+        mac=found.get("IFLA_ADDRESS") or "",
+        vxlan=vxlan,
+    )
+
+
+def _address(found: Mapping[str, Any]) -> tuple[int, Interface, int]:
+    # Of a point-to-point pair IFA_LOCAL is ours and IFA_ADDRESS the peer's.
+    address = found.get("IFA_LOCAL") or found.get("IFA_ADDRESS")
+    return found["index"], ip_interface(f"{address}/{found['prefixlen']}"), found["scope"]

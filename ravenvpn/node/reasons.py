@@ -1,0 +1,40 @@
+"""What the kernel's refusals mean to a person: an errno becomes an error that names the thing and a remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ravenvpn.errors import HostError
+
+_REMEDIES = {
+    errno.EPERM: "run as root, or with CAP_NET_ADMIN",
+    errno.EACCES: "run as root, or with CAP_NET_ADMIN",
+    errno.EOPNOTSUPP: "the kernel lacks it: load or install its module (for VXLAN `modprobe vxlan`)",
+    errno.EAFNOSUPPORT: "the kernel runs without IPv6; leave IPv6 out of the plan or boot without ipv6.disable=1",
+    errno.ENODEV: "the device is gone; it comes back when the agent opens it again",
+    errno.EADDRNOTAVAIL: "the address is not on this host any more; the plan has to choose another",
+    errno.ENETUNREACH: "the next hop's device is not up, or has no such neighbour",
+    errno.ENETDOWN: "the device is down",
+    errno.EADDRINUSE: "another device of this host uses the same VNI and port; remove it or choose other ones",
+    errno.EEXIST: "another program put something of the same key there; remove that",
+    errno.ENOBUFS: "the kernel is short of socket memory; raise net.core.rmem_max",
+    errno.ENOSPC: "a kernel table is full",
+    errno.EMFILE: "raise the limit of open files",
+    errno.EROFS: "the file system is read-only here (in a container: mount /proc/sys writable)",
+    errno.ETIMEDOUT: "the kernel did not answer in time; it is retried",
+}
+
+
+def errno_name(code: int) -> str:
+    return errno.errorcode.get(code, str(code))
+
+
+def host_error(subject: str, code: int, detail: str = "", *, remedy: str = "") -> HostError:
+    """`subject` is the thing in words, `code` an errno, `detail` what the kernel added."""
+    return HostError(
+        detail.rstrip(".") or os.strerror(code),
+        subject=subject,
+        errno_name=errno_name(code),
+        remedy=remedy or _REMEDIES.get(code, ""),
+    )
