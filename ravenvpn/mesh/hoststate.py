@@ -158,3 +158,22 @@ class HostState:
     rules: tuple[Rule, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     packet_filter: PacketFilter | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostDelta:
+    """What turns one wanted HostState into the next, so that a small change costs a small diff.
+
+    Both sides are partial states: `added` holds what is new, `removed` what is no longer wanted. A changed value
+    (another MTU on the same route) is in both. `tun` and `vxlan` are whole where they changed and None elsewhere.
+    A packet filter whose elements alone changed holds in `local` and `remote` just those elements, and its other
+    fields are in force on both sides; `filter_replaced` says that the filter is new, gone, or changed beyond its
+    elements, and then both sides hold it whole (None where there is none).
+    """
+
+    added: HostState = field(default_factory=HostState)
+    removed: HostState = field(default_factory=HostState)
+    filter_replaced: bool = False
+
+    def __bool__(self) -> bool:
+        return self.filter_replaced or self.added != HostState() or self.removed != HostState()

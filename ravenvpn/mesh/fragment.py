@@ -1,0 +1,136 @@
+"""One other region, as one node has to treat it: its part of the plan, a pure function of few things.
+
+Parts of different regions never touch the same prefix or peer (`mesh.conflicts` sees to that), so a plan is the
+union of its fragments, and a change of one region is the difference of two fragments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ravenvpn.mesh import hoststate, identity
+from ravenvpn.mesh.context import Context
+from ravenvpn.mesh.hoststate import Prefix, Route, RouteKind
+from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.model import host_prefix
+from ravenvpn.mesh.nodeplan import PeerKind, PeerPlan, Role
+from ravenvpn.mesh.topology import GatewayNode, Hub, Region, choose_hub, rendezvous
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    peers: Mapping[str, PeerPlan] = field(default_factory=dict)
+    routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)
+    accepts: frozenset[tuple[str, Prefix]] = frozenset()  # (peer, prefix)
+    host_routes: tuple[Route, ...] = ()
+    remote: frozenset[Prefix] = frozenset()  # for the packet filter
+    relay: str = ""  # region of the hub, where this region is met through one
+    needs_hub: bool = False  # met through a hub, or would be if there were one
+    notes: tuple[str, ...] = ()
+
+
+EMPTY = Fragment()
+
+
+def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fragment:
+    """What `region`, which is not ours, asks of the node of `context`."""
+    if context.role is Role.NONE or context.region is None:
+        return EMPTY
+    announced = [a for a in region.announced if a.prefix not in context.shadowed]
+    notes = [
+        f"{a.prefix} of region {region.name} is not routed here: it overlaps prefixes of our own region"
+        for a in region.announced
+        if a.prefix in context.shadowed
+    ]
+    prefixes = [a.prefix for a in announced]
+    if not context.is_gateway:
+        # A plain node holds no session with other regions; what is meant for them must not leave in clear.
+        closed = tuple(fail_closed(a.prefix, a.reason) for a in announced)
+        return Fragment(host_routes=closed, notes=tuple(notes))
+
+    direct = [g for g in region.gateways if g.dialable or context.dialable]
+    peers = {g.node: _peer(g, region.name, context) for g in direct}
+    accepts = {(g.node, prefix) for g in direct for prefix in prefixes}
+    routes: dict[Prefix, tuple[str, ...]] = {}
+    for gateway in direct:
+        tunnel = host_prefix(identity.tunnel_address(context.mesh, gateway.node))
+        routes[tunnel] = (gateway.node,)
+        accepts.add((gateway.node, tunnel))
+
+    carriers = _in_order([g.node for g in direct if g.active], context, liveness)
+    hosts = tuple(c.host for g in direct if g.active for c in g.candidates)
+    needs_hub = not carriers and bool(region.active)
+    hub: Hub | None = None
+    if needs_hub:
+        hub = choose_hub(context.region.name, region, context.hubs, liveness)
+        far = [host_prefix(identity.tunnel_address(context.mesh, g.node)) for g in region.active]
+        # Either end may have chosen another hub a moment ago, so all of them may bring this region's packets.
+        accepts.update((node, prefix) for h in context.hubs for node in h.nodes for prefix in (*prefixes, *far))
+        if hub is not None:
+            carriers, hosts = _in_order(list(hub.active), context, liveness), hub.hosts
+            routes.update((prefix, carriers) for prefix in far)
+        else:
+            notes.append(f"region {region.name} is not reached: both ends are behind NAT and no region serves as hub")
+    if carriers:
+        routes.update((prefix, carriers) for prefix in prefixes)
+
+    way = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
+    host_routes: list[Route] = []
+    for a in announced:
+        if carriers and context.role is Role.ACTIVE:
+            host_routes.append(
+                Route(
+                    a.prefix,
+                    hoststate.TABLE_REMOTE,
+                    device=hoststate.TUNNEL_DEVICE,
+                    source=context.sources.get(a.prefix.version),
+                    mtu=context.facts.tunnel_mtu(hosts),
+                    reason=f"{a.reason}, {way}",
+                )
+            )
+        host_routes.append(fail_closed(a.prefix, a.reason))
+    return Fragment(
+        peers=peers,
+        routes=routes,
+        accepts=frozenset(accepts),
+        host_routes=tuple(host_routes),
+        remote=frozenset(prefixes) if context.role is Role.ACTIVE else frozenset(),
+        relay=hub.region if hub else "",
+        needs_hub=needs_hub,
+        notes=(*notes, *region.notes),
+    )
+
+
+def fail_closed(prefix: Prefix, reason: str) -> Route:
+    """The route that outlives the device: without it, packets for `prefix` would take the default route in clear."""
+    return Route(
+        prefix,
+        hoststate.TABLE_REMOTE,
+        kind=RouteKind.UNREACHABLE,
+        metric=hoststate.FAIL_CLOSED_METRIC,
+        reason=f"never in clear: {reason}",
+    )
+
+
+def _in_order(nodes: list[str], context: Context, liveness: Liveness) -> tuple[str, ...]:
+    """Carriers, best first: those not proven dead, then by a hash that spreads the senders over several."""
+    return tuple(sorted(nodes, key=lambda n: (liveness.dead(n), -rendezvous(context.node, n, "carrier"), n)))
+
+
+def _peer(gateway: GatewayNode, region: str, context: Context) -> PeerPlan:
+    # Exactly one side behind NAT: that side keeps the path open, and the other end calls it where it last saw it.
+    across_nat = gateway.dialable is not context.dialable
+    return PeerPlan(
+        name=gateway.node,
+        region=region,
+        kind=PeerKind.ACTIVE if gateway.active else PeerKind.STANDBY,
+        public_keys=gateway.public_keys,
+        candidates=gateway.candidates if gateway.dialable else (),
+        keepalive=context.settings.keepalive if across_nat and not context.dialable else None,
+        warm=across_nat,
+        suites=gateway.suites,
+        tunnel_address=identity.tunnel_address(context.mesh, gateway.node),
+        reason=f"{'active' if gateway.active else 'standby'} gateway of region {region}"
+        + (", behind NAT" if not gateway.dialable else ""),
+    )

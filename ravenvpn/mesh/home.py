@@ -1,0 +1,286 @@
+"""This node's own part of its plan: sessions inside its region, rules, devices, sysctls, sources.
+
+Nothing here depends on other regions; their part is `mesh.fragment`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ravenvpn.mesh import identity
+from ravenvpn.mesh.context import ApiEndpoint, Context, LocalFacts, Settings
+from ravenvpn.mesh.fragment import fail_closed
+from ravenvpn.mesh.hoststate import (
+    TABLE_LOCAL,
+    TABLE_REMOTE,
+    TUNNEL_DEVICE,
+    Address,
+    DeviceAddress,
+    Prefix,
+    Route,
+    Rule,
+    RuleAction,
+    Sysctl,
+    TunDevice,
+)
+from ravenvpn.mesh.model import (
+    DEFAULT_TUNNEL_PORT,
+    EndpointType,
+    Gateway,
+    NodeInfo,
+    Peer,
+    host_prefix,
+)
+from ravenvpn.mesh.nodeplan import Candidate, PeerKind, PeerPlan, Role
+from ravenvpn.mesh.topology import GatewayNode, Region
+
+PREF_BYPASS, PREF_ARRIVING, PREF_REMOTE, PREF_LANDING = 98, 99, 100, 102
+_TCP, _UDP = 6, 17
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The own part, as it stands beside the fragments of other regions."""
+
+    peers: Mapping[str, PeerPlan] = field(default_factory=dict)
+    routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)
+    accepts: frozenset[tuple[str, Prefix]] = frozenset()
+    listen_port: int = DEFAULT_TUNNEL_PORT
+    tun: TunDevice | None = None
+    addresses: tuple[DeviceAddress, ...] = ()
+    host_routes: tuple[Route, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    sysctls: tuple[Sysctl, ...] = ()
+    local: frozenset[Prefix] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def role_of(node: str, region: Region | None) -> tuple[Role, GatewayNode | None]:
+    """What a node is in its region, and its own entry where it is a gateway."""
+    if region is None:
+        return Role.NONE, None
+    for gateway in region.gateways:
+        if gateway.node == node:
+            return (Role.ACTIVE if gateway.active else Role.STANDBY), gateway
+    return Role.PLAIN, None
+
+
+def own_sources(info: NodeInfo | None, peer: Peer | None, facts: LocalFacts) -> tuple[dict[int, Address], list[str]]:
+    """The address that what starts on this node leaves with, one a family, and what a person should know about it.
+
+    Best is what the Peer announces, then an address inside the node's own pod prefixes, then its InternalIP; only
+    addresses that are present count. The far side accepts the first two.
+    """
+    if info is None:
+        return {}, []
+    found: dict[int, Address] = {}
+    notes: list[str] = []
+    present = facts.addresses
+    announced = [a for a in (peer.sources if peer else ()) if present is None or a in present]
+    inside = sorted(
+        (a for a in present or () if any(a.version == p.version and a in p for p in info.subnets)),
+        key=lambda a: (a.version, int(a)),
+    )
+    internal: list[Address] = list(peer.node_addresses) if peer else []
+    if info.private_ip is not None:
+        internal.append(info.private_ip)
+    for version in facts.families:
+        for address in (*announced, *inside):
+            if address.version == version:
+                found.setdefault(version, address)
+        if version in found:
+            continue
+        for address in internal:
+            if address.version == version and (present is None or address in present):
+                found.setdefault(version, address)
+        if version in found:
+            notes.append(
+                f"what starts on this node leaves with {found[version]}, which other regions do not accept: "
+                f"announce it in Peer {info.node}, spec.sources"
+            )
+    return found, notes
+
+
+def listen_port(node: str, gateway: Gateway | None, peer: Peer | None, settings: Settings) -> int:
+    """The tunnel's UDP port: endpoint.port, else the operator's setting, else what our Peer says, else 4500."""
+    endpoints = (*gateway.status.active, *gateway.endpoints) if gateway else ()
+    for endpoint in endpoints:
+        if endpoint.node == node and endpoint.type is EndpointType.TUNNEL and endpoint.port:
+            return endpoint.port
+    return settings.listen_port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
+
+
+def home(context: Context, gateway: Gateway | None, peers: Mapping[str, Peer], keyless: frozenset[str]) -> Home:
+    """The own part of the plan. `keyless` are nodes whose key is another's (`mesh.conflicts`)."""
+    region = context.region
+    if region is None or gateway is None:
+        note = f"node {context.node} is in no region: nothing is set up here"
+        return Home(notes=(note,))
+    port = listen_port(context.node, gateway, peers.get(context.node), context.settings)
+    sessions = _sessions(context, gateway, peers, keyless)
+    own = host_prefix(identity.tunnel_address(context.mesh, context.node))
+    tunnels = {host_prefix(p.tunnel_address): (p.name,) for p in sessions.values()}
+    reach_all = context.is_gateway
+    return Home(
+        peers=sessions,
+        routes=tunnels,
+        accepts=frozenset((names[0], prefix) for prefix, names in tunnels.items()),
+        listen_port=port,
+        tun=TunDevice(
+            TUNNEL_DEVICE, context.facts.tunnel_mtu(), f"this node is {context.role} of region {region.name}"
+        )
+        if reach_all
+        else None,
+        addresses=(
+            DeviceAddress(TUNNEL_DEVICE, ipaddress.IPv6Interface(own), f"where node {context.node} is in the mesh"),
+        )
+        if reach_all and context.facts.ipv6
+        else (),
+        host_routes=_mesh_routes(context),
+        rules=tuple(_rules(port, context)),
+        sysctls=tuple(_sysctls(context)) if reach_all else (),
+        local=frozenset(a.prefix for a in region.announced) if context.role is Role.ACTIVE else frozenset(),
+        notes=region.notes,
+    )
+
+
+def _sessions(
+    context: Context, gateway: Gateway, peers: Mapping[str, Peer], keyless: frozenset[str]
+) -> dict[str, PeerPlan]:
+    """Sessions inside the region, over its own network: every node with every gateway node, for probes."""
+    assert context.region is not None
+    able = {g.node: g for g in context.region.gateways}
+    found: dict[str, PeerPlan] = {}
+    for info in gateway.status.nodes:
+        peer = peers.get(info.node)
+        entry = able.get(info.node)
+        if info.node == context.node or (entry is None and (not context.is_gateway or info.node in keyless)):
+            continue
+        keys = entry.public_keys if entry else peer.public_keys if peer else ()
+        if not keys:
+            continue  # a plain node that announces nothing has no session, and needs none to be served
+        kind = PeerKind.PLAIN if entry is None else PeerKind.ACTIVE if entry.active else PeerKind.STANDBY
+        found[info.node] = PeerPlan(
+            name=info.node,
+            region=gateway.name,
+            kind=kind,
+            public_keys=keys,
+            candidates=_inside(gateway, info, peer, entry),
+            keepalive=None,
+            warm=True,
+            suites=entry.suites if entry else peer.suites if peer else (),
+            tunnel_address=identity.tunnel_address(context.mesh, info.node),
+            reason=f"{kind} node of our own region, for probes",
+        )
+    return found
+
+
+def _inside(gateway: Gateway, info: NodeInfo, peer: Peer | None, entry: GatewayNode | None) -> tuple[Candidate, ...]:
+    port = listen_port(info.node, gateway, peer, Settings())
+    addresses = dict.fromkeys(peer.node_addresses if peer else ())
+    if info.private_ip is not None:
+        addresses.setdefault(info.private_ip)
+    inside = tuple(Candidate(str(a), port, f"address of node {info.node} in its region") for a in addresses)
+    return inside or (entry.candidates if entry else ())
+
+
+def _mesh_routes(context: Context) -> tuple[Route, ...]:
+    if not context.is_gateway or not context.facts.ipv6:
+        return ()
+    prefix = identity.mesh_network(context.mesh)
+    reason = f"addresses of mesh {context.mesh}"
+    unicast = Route(
+        prefix,
+        TABLE_REMOTE,
+        device=TUNNEL_DEVICE,
+        source=identity.tunnel_address(context.mesh, context.node),
+        mtu=context.facts.tunnel_mtu(),
+        reason=reason,
+    )
+    return (unicast, fail_closed(prefix, reason))
+
+
+def _rules(port: int, context: Context) -> Iterable[Rule]:
+    """docs/architecture.md §5: our own outer packets and the API watch pass the table by, all else meets it."""
+    for family in context.facts.families:
+        yield Rule(
+            family,
+            PREF_BYPASS,
+            RuleAction.GOTO,
+            PREF_LANDING,
+            input_device="lo",
+            ip_protocol=_UDP,
+            source_port=port,
+            reason="our own outer packets never enter the tunnel they carry",
+        )
+        if context.is_gateway:
+            yield Rule(
+                family,
+                PREF_BYPASS,
+                RuleAction.NOP,
+                input_device=TUNNEL_DEVICE,
+                ip_protocol=_UDP,
+                source_port=port,
+                reason="makes the kernel look at ports wherever it asks the rules again",
+            )
+            yield Rule(
+                family,
+                PREF_ARRIVING,
+                RuleAction.LOOKUP,
+                TABLE_LOCAL,
+                input_device=TUNNEL_DEVICE,
+                reason="what leaves the tunnel for nodes of this region takes the way back it came by",
+            )
+        yield from (_api_rule(family, api) for api in context.facts.api if api.address.version == family)
+        yield Rule(family, PREF_REMOTE, RuleAction.LOOKUP, TABLE_REMOTE, reason="prefixes of other regions")
+        yield Rule(
+            family, PREF_LANDING, RuleAction.NOP, reason="where the rules before land what goes past the table"
+        )
+
+
+def _api_rule(family: int, api: ApiEndpoint) -> Rule:
+    return Rule(
+        family,
+        PREF_BYPASS,
+        RuleAction.GOTO,
+        PREF_LANDING,
+        input_device="lo",
+        to=host_prefix(api.address),
+        ip_protocol=_TCP,
+        destination_port=api.port,
+        reason="the watch of the API server that steers us stays outside",
+    )
+
+
+def _sysctls(context: Context) -> Iterable[Sysctl]:
+    v4 = "net/ipv4/conf"
+    yield Sysctl(f"{v4}/{TUNNEL_DEVICE}/forwarding", "1", reason="packets out of the tunnel are forwarded to pods")
+    yield Sysctl(f"{v4}/{TUNNEL_DEVICE}/rp_filter", "2", reason="arrivals are asymmetric while roles change")
+    yield Sysctl(f"{v4}/{TUNNEL_DEVICE}/send_redirects", "0", reason="a hub sends packets back into the tunnel")
+    facts = context.facts
+    for device in facts.pod_devices:
+        yield Sysctl(f"{v4}/{device}/forwarding", "1", ours=False, reason=f"pods behind {device} reach other regions")
+    if not facts.ipv6:
+        return
+    v6 = "net/ipv6/conf"
+    if facts.ipv6_disabled:
+        yield Sysctl(
+            f"{v6}/{TUNNEL_DEVICE}/disable_ipv6", "0", reason="the host has IPv6 disabled, the mesh needs it"
+        )
+    if facts.force_forwarding:
+        yield Sysctl(f"{v6}/{TUNNEL_DEVICE}/force_forwarding", "1", reason="packets out of the tunnel reach pods")
+        for device in facts.pod_devices:
+            yield Sysctl(
+                f"{v6}/{device}/force_forwarding", "1", ours=False, reason=f"pods behind {device} reach other regions"
+            )
+        return
+    for device in facts.advertised:
+        yield Sysctl(
+            f"{v6}/{device}/accept_ra",
+            "2",
+            ours=False,
+            reason=f"{device} goes on listening to routers while forwarding",
+        )
+    yield Sysctl(f"{v6}/all/forwarding", "1", ours=False, reason="this kernel forwards IPv6 on all devices or none")

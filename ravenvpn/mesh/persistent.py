@@ -1,0 +1,109 @@
+"""A map of named objects that never changes: every edit gives a new one that shares almost everything with the old.
+
+It exists for one question: what differs between two worlds? `changed` answers it in time proportional to what
+differs, because parts that are the same object are skipped. Persistent-map libraries share structure as well, but
+none of them says what differs without walking everything.
+
+Names are spread over 32 × 32 small dictionaries by CRC-32, so an edit copies two tuples of 32 and one dictionary of
+a thousandth of the map. The order of iteration depends on the names alone, never on history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
+from zlib import crc32
+
+Value = TypeVar("Value")
+
+_FANOUT = 32
+_EMPTY_LEAF: dict[str, object] = {}
+_EMPTY_ROW: tuple[dict[str, object], ...] = (_EMPTY_LEAF,) * _FANOUT
+_EMPTY: tuple[tuple[dict[str, object], ...], ...] = (_EMPTY_ROW,) * _FANOUT
+
+
+def _place(name: str) -> tuple[int, int]:
+    spread = crc32(name.encode("utf-8", "surrogatepass"))
+    return spread & 31, (spread >> 5) & 31
+
+
+class PersistentMap(Mapping[str, Value], Generic[Value]):
+    """name → value. `put` and `remove` return a new map; an equal value is kept, so identity is a cache key."""
+
+    __slots__ = ("_rows", "_size")
+
+    def __init__(self, items: Iterable[tuple[str, Value]] = ()) -> None:
+        rows: list[list[dict[str, Value]] | None] = [None] * _FANOUT
+        size = 0
+        for name, value in items:
+            row, column = _place(name)
+            leaves = rows[row]
+            if leaves is None:
+                leaves = rows[row] = [{} for _ in range(_FANOUT)]
+            size += name not in leaves[column]
+            leaves[column][name] = value
+        # Leaves without anything are one shared object, so that two empty places compare by identity.
+        self._rows: tuple[tuple[dict[str, Value], ...], ...] = tuple(
+            tuple(leaf or _EMPTY_LEAF for leaf in leaves) if leaves is not None else _EMPTY_ROW  # type: ignore[misc]
+            for leaves in rows
+        )
+        self._size = size
+
+    @classmethod
+    def _of(cls, rows: tuple[tuple[dict[str, Value], ...], ...], size: int) -> PersistentMap[Value]:
+        made = cls.__new__(cls)
+        made._rows, made._size = rows, size
+        return made
+
+    def __getitem__(self, name: str) -> Value:
+        row, column = _place(name)
+        return self._rows[row][column][name]
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[str]:
+        for leaves in self._rows:
+            if leaves is not _EMPTY_ROW:
+                for leaf in leaves:
+                    # Inside a leaf the order of insertion would show history.
+                    yield from sorted(leaf) if len(leaf) > 1 else leaf
+
+    def put(self, name: str, value: Value) -> PersistentMap[Value]:
+        row, column = _place(name)
+        leaves = self._rows[row]
+        leaf = leaves[column]
+        known = name in leaf
+        if known and (leaf[name] is value or leaf[name] == value):
+            return self
+        return self._with(row, column, {**leaf, name: value}, self._size + (not known))
+
+    def remove(self, name: str) -> PersistentMap[Value]:
+        row, column = _place(name)
+        leaf = self._rows[row][column]
+        if name not in leaf:
+            return self
+        kept = {other: value for other, value in leaf.items() if other != name}
+        return self._with(row, column, kept or _EMPTY_LEAF, self._size - 1)  # type: ignore[arg-type]
+
+    def _with(self, row: int, column: int, leaf: dict[str, Value], size: int) -> PersistentMap[Value]:
+        leaves = self._rows[row]
+        leaves = (*leaves[:column], leaf, *leaves[column + 1 :])
+        return self._of((*self._rows[:row], leaves, *self._rows[row + 1 :]), size)
+
+    def changed(self, earlier: PersistentMap[Value]) -> set[str]:
+        """Names whose value here is another object than in `earlier`, or that only one of the two has."""
+        names: set[str] = set()
+        if self._rows is earlier._rows:
+            return names
+        for mine, theirs in zip(self._rows, earlier._rows, strict=True):
+            if mine is theirs:
+                continue
+            for leaf, old in zip(mine, theirs, strict=True):
+                if leaf is not old:
+                    names.update(name for name, value in leaf.items() if old.get(name) is not value)
+                    names.update(name for name in old if name not in leaf)
+        return names
+
+    def __repr__(self) -> str:
+        return f"PersistentMap({dict(self)!r})"

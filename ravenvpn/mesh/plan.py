@@ -1,0 +1,264 @@
+"""From world to plan: `plan(world, liveness, me)`, and the `Planner` that does the same at the price of what changed.
+
+A plan is the node's own part (`mesh.home`) and one fragment for every other region (`mesh.fragment`). The planner
+keeps them, finds what an update touches, folds only that anew, and says what became different. A from-scratch plan is
+a planner's first update, so the two can differ only in what an update forgets to touch; tests compare them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ravenvpn.mesh import identity
+from ravenvpn.mesh.conflicts import ConflictIndex
+from ravenvpn.mesh.context import Context, LocalFacts, Settings
+from ravenvpn.mesh.difference import Differences, prefix_key, route_key
+from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment
+from ravenvpn.mesh.home import Home, home, own_sources, role_of
+from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
+from ravenvpn.mesh.liveness import UNKNOWN, Liveness
+from ravenvpn.mesh.model import Gateway, World
+from ravenvpn.mesh.nodeplan import NodePlan, PlanDelta, Role, TunnelPlan
+from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, as_hub, digest, hub_rank
+
+
+def plan(
+    world: World,
+    liveness: Liveness = UNKNOWN,
+    me: str = "",
+    facts: LocalFacts | None = None,
+    settings: Settings | None = None,
+) -> NodePlan:
+    """Everything the node `me` has to do in this world. Pure: equal inputs make equal plans."""
+    planner = Planner(me, settings or Settings())
+    planner.update(world, liveness, facts or LocalFacts())
+    return planner.plan()
+
+
+class Planner:
+    """The plan of one node, kept current. Not shared between threads."""
+
+    def __init__(self, me: str, settings: Settings | None = None) -> None:
+        self.me = me
+        self._settings = settings or Settings()
+        self._world = World()
+        self._liveness = UNKNOWN
+        self._conflicts = ConflictIndex()
+        self._regions: dict[str, Region] = {}
+        self._regions_of: dict[str, set[str]] = {}  # node → Gateways that name it anywhere
+        self._hub_ranks: list[tuple[int, str]] = []
+        self._context: Context | None = None
+        self._home = Home()
+        self._fragments: dict[str, Fragment] = {}
+        self._relayed: set[str] = set()  # regions whose fragment depends on the hubs
+        self._remote: set[Prefix] = set()
+        self._plan: NodePlan | None = None
+
+    def update(self, world: World, liveness: Liveness = UNKNOWN, facts: LocalFacts | None = None) -> PlanDelta:
+        """Move to this world; returns what that changed. Without `facts` those of the last update stay in force."""
+        old_tunnel, old_host = self._tunnel_settings(), self._host_frame()
+        touched = self._digest(world)
+        before = self._context
+        known = before.facts if before else LocalFacts()
+        context = self._make_context(known if facts is None else facts)
+        stale = touched | self._touched_by(liveness)
+        self._liveness = liveness
+        if before is None or replace(context, hubs=before.hubs) != before:
+            stale |= self._regions.keys() | self._fragments.keys()
+        elif context.hubs != before.hubs:
+            stale |= self._relayed
+        self._context = context
+
+        differences = Differences()
+        if context != before or (context.region is not None and context.region.name in touched):
+            new_home = self._make_home(context)
+            differences.piece(self._home, new_home)
+            self._home = new_home
+        for name in stale:
+            self._fold(name, context, differences)
+        differences.move_remote(self._remote)
+        self._plan = None
+        return PlanDelta(
+            differences.tunnel(old_tunnel, self._tunnel_settings()),
+            differences.host(old_host, self._host_frame(), self._remote),
+        )
+
+    def plan(self) -> NodePlan:
+        """The whole plan as of the last update."""
+        if self._plan is None:
+            self._plan = self._whole()
+        return self._plan
+
+    # What an update touches.
+
+    def _digest(self, world: World) -> set[str]:
+        """Take the new world in; returns the regions that are not what they were."""
+        changes = world.changes(self._world)
+        if world.mesh != self._world.mesh:
+            self._conflicts = ConflictIndex()
+            changes = world.changes(World())
+        affected = set(changes.gateways)
+        for name in changes.gateways:
+            self._rename_nodes(name, self._world.gateways.get(name), world.gateways.get(name))
+        for node in changes.peers:
+            affected |= self._regions_of.get(node, set())
+        self._world = world
+        affected |= self._conflicts.update(affected, changes.peers, world)
+        for name in affected:
+            gateway = world.gateways.get(name)
+            region = digest(gateway, world.peers, self._conflicts.refused(name)) if gateway else None
+            self._replace_region(name, region)
+        return affected
+
+    def _rename_nodes(self, name: str, before: Gateway | None, after: Gateway | None) -> None:
+        old, new = _nodes_named(before), _nodes_named(after)
+        for node in old - new:
+            regions = self._regions_of[node]
+            regions.discard(name)
+            if not regions:
+                del self._regions_of[node]
+        for node in new - old:
+            self._regions_of.setdefault(node, set()).add(name)
+
+    def _replace_region(self, name: str, region: Region | None) -> None:
+        before = self._regions.pop(name, None)
+        rank = (hub_rank(name), name)
+        if before is not None and before.serves_as_hub:
+            del self._hub_ranks[bisect_left(self._hub_ranks, rank)]
+        if region is not None:
+            self._regions[name] = region
+            if region.serves_as_hub:
+                insort(self._hub_ranks, rank)
+
+    def _touched_by(self, liveness: Liveness) -> set[str]:
+        nodes = liveness.changes(self._liveness)
+        if self._context is not None and any(node in nodes for hub in self._context.hubs for node in hub.nodes):
+            return self._relayed | self._regions_with(nodes)
+        return self._regions_with(nodes)
+
+    def _regions_with(self, nodes: Iterable[str]) -> set[str]:
+        return {name for node in nodes for name in self._regions_of.get(node, ())}
+
+    # Folding.
+
+    def _make_context(self, facts: LocalFacts) -> Context:
+        region = self._own_region()
+        role, entry = role_of(self.me, region)
+        info = None
+        if region is not None:
+            nodes = self._world.gateways[region.name].status.nodes
+            info = next((i for i in nodes if i.node == self.me), None)
+        sources, _ = own_sources(info, self._world.peers.get(self.me), facts)
+        return Context(
+            node=self.me,
+            mesh=self._world.mesh,
+            role=role,
+            region=region,
+            me=entry,
+            sources=sources,
+            shadowed=self._conflicts.refused(region.name).shadowed if region else frozenset(),
+            facts=facts,
+            settings=self._settings,
+            hubs=self._hubs(),
+        )
+
+    def _own_region(self) -> Region | None:
+        for name in sorted(self._regions_of.get(self.me, ())):
+            members = {info.node for info in self._world.gateways[name].status.nodes}
+            if self.me in members - self._conflicts.refused(name).nodes:
+                return self._regions[name]
+        return None
+
+    def _hubs(self) -> tuple[Hub, ...]:
+        return tuple(as_hub(self._regions[name]) for _, name in self._hub_ranks[:MAX_HUBS])
+
+    def _make_home(self, context: Context) -> Home:
+        name = context.region.name if context.region else ""
+        gateway = self._world.gateways.get(name)
+        made = home(context, gateway, self._world.peers, self._conflicts.refused(name).keys)
+        info = next((i for i in gateway.status.nodes if i.node == self.me), None) if gateway else None
+        _, notes = own_sources(info, self._world.peers.get(self.me), context.facts)
+        return replace(made, notes=(*made.notes, *notes))
+
+    def _fold(self, name: str, context: Context, differences: Differences) -> None:
+        before = self._fragments.pop(name, EMPTY)
+        region = self._regions.get(name)
+        after = EMPTY
+        if region is not None and (context.region is None or region.name != context.region.name):
+            after = remote_fragment(region, context, self._liveness)
+        if region is not None:
+            self._fragments[name] = after
+        (self._relayed.add if after.needs_hub else self._relayed.discard)(name)
+        differences.piece(before, after)
+        differences.remote(before.remote, after.remote)
+
+    # The whole.
+
+    def _tunnel_settings(self) -> TunnelPlan:
+        context = self._context
+        if context is None or context.role is Role.NONE:
+            return TunnelPlan()
+        return TunnelPlan(
+            listen_port=self._home.listen_port,
+            mtu=context.facts.tunnel_mtu(),
+            own_address=identity.tunnel_address(context.mesh, self.me),
+            device=context.is_gateway,
+        )
+
+    def _host_frame(self) -> HostState:
+        """The host without what fragments add to it."""
+        packet_filter = None
+        if self._context is not None and self._context.role is Role.ACTIVE:
+            packet_filter = PacketFilter(
+                local=tuple(sorted(self._home.local, key=prefix_key)),
+                relays=self._context.relays,
+                own_sources=tuple(self._context.sources[family] for family in sorted(self._context.sources)),
+                reason="sources stay what they are on the way between regions",
+            )
+        return HostState(
+            tun=self._home.tun,
+            addresses=self._home.addresses,
+            rules=self._home.rules,
+            sysctls=self._home.sysctls,
+            packet_filter=packet_filter,
+        )
+
+    def _whole(self) -> NodePlan:
+        pieces: list[Home | Fragment] = [self._home, *(self._fragments[name] for name in sorted(self._fragments))]
+        accepts: dict[str, list[Prefix]] = {}
+        for piece in pieces:
+            for name, prefix in piece.accepts:
+                accepts.setdefault(name, []).append(prefix)
+        frame = self._host_frame()
+        if frame.packet_filter is not None:
+            remote = tuple(sorted(self._remote, key=prefix_key))
+            frame = replace(frame, packet_filter=replace(frame.packet_filter, remote=remote))
+        context = self._context
+        return NodePlan(
+            node=self.me,
+            role=context.role if context else Role.NONE,
+            region=context.region.name if context and context.region else "",
+            tunnel=replace(
+                self._tunnel_settings(),
+                peers=tuple(sorted((p for piece in pieces for p in piece.peers.values()), key=lambda p: p.name)),
+                routes=tuple(
+                    sorted((r for piece in pieces for r in piece.routes.items()), key=lambda r: prefix_key(r[0]))
+                ),
+                accepts=tuple((n, tuple(sorted(p, key=prefix_key))) for n, p in sorted(accepts.items())),
+            ),
+            host=replace(frame, routes=tuple(sorted((r for p in pieces for r in p.host_routes), key=route_key))),
+            relays=tuple(
+                (name, self._fragments[name].relay) for name in sorted(self._relayed) if self._fragments[name].relay
+            ),
+            conflicts=self._conflicts.conflicts(),
+            notes=tuple(dict.fromkeys(note for piece in pieces for note in piece.notes)),
+        )
+
+
+def _nodes_named(gateway: Gateway | None) -> set[str]:
+    if gateway is None:
+        return set()
+    endpoints = (*gateway.endpoints, *gateway.status.active)
+    return {info.node for info in gateway.status.nodes} | {e.node for e in endpoints}

@@ -1,0 +1,187 @@
+"""Who can call whom, and through whom the others meet.
+
+A gateway node is *dialable* when it is not behind NAT and an address or name of it is known. Two gateway nodes hold a
+session when at least one is dialable. Regions that cannot, meet through a hub: a region with a dialable active
+gateway, chosen by rendezvous hash over (pair, hub), so both ends agree without talking and little moves when hubs
+come and go (Thaler & Ravishankar, "Using name-based mappings to increase hit rates", 1998).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.mesh.claims import Announced, claims
+from ravenvpn.mesh.conflicts import Refused
+from ravenvpn.mesh.hoststate import Prefix
+from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, Endpoint, EndpointType, Gateway, Peer
+from ravenvpn.mesh.nodeplan import Candidate
+
+# Ours. A NATed node keeps a warm session to every hub it may need, and agreement needs no more than a few: beyond
+# this many dialable regions, those whose names hash lowest serve as hubs. One leaving lets the next one in.
+MAX_HUBS = 16
+
+# config key by which upstream's WireGuard driver publishes its key (raven's convention, on the endpoint)
+UPSTREAM_KEY = "publicKey"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayNode:
+    """A node that is, or may become, the gateway of its region, with everything needed to hold a session with it."""
+
+    node: str
+    active: bool
+    under_nat: bool
+    public_keys: tuple[bytes, ...]
+    candidates: tuple[Candidate, ...]
+    suites: tuple[Suite, ...]
+
+    @property
+    def dialable(self) -> bool:
+        return not self.under_nat and bool(self.candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A Gateway digested: conflicts resolved, keys and candidates gathered. The same on every node of the mesh."""
+
+    name: str
+    gateways: tuple[GatewayNode, ...]  # active ones first, each part sorted by name
+    announced: tuple[Announced, ...]  # accepted prefixes, each once
+    notes: tuple[str, ...] = ()
+
+    @property
+    def active(self) -> tuple[GatewayNode, ...]:
+        return tuple(g for g in self.gateways if g.active)
+
+    @property
+    def serves_as_hub(self) -> bool:
+        return any(g.active and g.dialable for g in self.gateways)
+
+
+class Hub(NamedTuple):
+    """A region that relays: its dialable active gateway nodes, and all whose packets may be relayed ones."""
+
+    region: str
+    active: tuple[str, ...]
+    nodes: tuple[str, ...]
+    hosts: tuple[str, ...]  # where the active ones are tried
+
+
+def upstream_key(endpoint: Endpoint) -> bytes | None:
+    """The key upstream's WireGuard driver left on the endpoint, or None where there is none that is one."""
+    try:
+        key = base64.b64decode(endpoint.config.get(UPSTREAM_KEY, ""), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return key if len(key) == 32 else None
+
+
+def candidates_of(endpoint: Endpoint, peer: Peer | None, where: str) -> tuple[Candidate, ...]:
+    """Where a gateway node may be tried from other regions, best first; behind NAT only what it says itself."""
+    listen = endpoint.port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
+    found: dict[tuple[str, int], Candidate] = {}
+    if endpoint.public_ip and not endpoint.under_nat:
+        port = endpoint.public_port or listen
+        found[endpoint.public_ip, port] = Candidate(endpoint.public_ip, port, f"{where}.publicIP")
+    for i, (host, port) in enumerate(peer.addresses if peer else ()):
+        at = (host, port or (peer.listen_port if peer else 0) or listen)
+        found.setdefault(at, Candidate(*at, f"Peer {endpoint.node}, spec.addresses[{i}]"))
+    return tuple(found.values())
+
+
+def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> Region:
+    """A Gateway and the Peers of its nodes as one Region, without what lost a conflict."""
+    notes: list[str] = []
+    members = {info.node for info in gateway.status.nodes} - refused.nodes
+    nodes: list[GatewayNode] = []
+    seen: set[str] = set()
+    active = [
+        (e, True, f"Gateway {gateway.name}, status.activeEndpoints[{i}]") for i, e in enumerate(gateway.status.active)
+    ]
+    spare = [(e, False, f"Gateway {gateway.name}, spec.endpoints[{i}]") for i, e in enumerate(gateway.endpoints)]
+    for endpoint, is_active, where in active + spare:
+        if endpoint.type is not EndpointType.TUNNEL or endpoint.node in seen:
+            continue
+        seen.add(endpoint.node)
+        if endpoint.node in refused.nodes:
+            continue  # the conflict says so
+        if endpoint.node not in members:
+            notes.append(f"{where}: node {endpoint.node} is not among the nodes of Gateway {gateway.name}")
+            continue
+        peer = None if endpoint.node in refused.keys else peers.get(endpoint.node)
+        key = upstream_key(endpoint) if peer is None and endpoint.node not in refused.keys else None
+        keys = peer.public_keys if peer else (key,) if key else ()
+        if not keys:
+            if endpoint.node not in refused.keys:
+                notes.append(f"{where}: no Peer named {endpoint.node}, so its public key is unknown")
+            continue
+        suites = peer.suites if peer else (Suite.CHACHA20POLY1305,)
+        candidates = candidates_of(endpoint, peer, where)
+        nodes.append(GatewayNode(endpoint.node, is_active, endpoint.under_nat, keys, candidates, suites))
+    if not any(n.active for n in nodes):
+        notes.append(f"Gateway {gateway.name}: no active tunnel endpoint, its pods cannot be reached")
+    nodes.sort(key=lambda n: (not n.active, n.node))
+    return Region(gateway.name, tuple(nodes), _announced(gateway, peers, refused), tuple(notes))
+
+
+def _announced(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> tuple[Announced, ...]:
+    found: dict[Prefix, Announced] = {}
+    for claim in claims(gateway, peers):
+        if claim.node not in refused.nodes and claim.prefix not in refused.prefixes:
+            found.setdefault(claim.prefix, claim)
+    return tuple(found.values())
+
+
+@lru_cache(maxsize=1 << 16)
+def hub_rank(region: str) -> int:
+    """The lower, the sooner a dialable region serves as a hub. Any hash will do, as long as all use the same."""
+    return int.from_bytes(hashlib.sha256(b"hub\0" + region.encode()).digest()[:8], "big")
+
+
+def choose_hubs(regions: Iterable[Region]) -> tuple[Hub, ...]:
+    """The hubs of a mesh, at most MAX_HUBS, from all its regions. See `mesh.plan` for the incremental way."""
+    able = sorted((r for r in regions if r.serves_as_hub), key=lambda r: (hub_rank(r.name), r.name))
+    return tuple(as_hub(r) for r in able[:MAX_HUBS])
+
+
+def as_hub(region: Region) -> Hub:
+    return Hub(
+        region.name,
+        tuple(g.node for g in region.gateways if g.active and g.dialable),
+        tuple(g.node for g in region.gateways if g.dialable),
+        tuple(c.host for g in region.gateways if g.active and g.dialable for c in g.candidates),
+    )
+
+
+def rendezvous(one: str, other: str, hub: str) -> int:
+    """The weight of a hub for a pair of regions, the same from both ends. The highest wins."""
+    first, second = sorted((one, other))
+    return int.from_bytes(hashlib.sha256(f"{first}\0{second}\0{hub}".encode()).digest()[:8], "big")
+
+
+def hub_order(one: str, other: str, hubs: Iterable[Hub]) -> list[Hub]:
+    """The hubs two regions may meet through, best first, before anybody is known to be dead."""
+    return sorted(hubs, key=lambda h: (-rendezvous(one, other, h.region), h.region))
+
+
+def choose_hub(one: str, other: Region, hubs: Iterable[Hub], liveness: Liveness) -> Hub | None:
+    """The hub that carries between our region `one` and `other` now.
+
+    The first in rendezvous order that carries to an active gateway of the other end; if none does, the first whose
+    gateway lives; if none lives, the first at all, so that the path is the agreed one when it comes back.
+    """
+    order = hub_order(one, other.name, hubs)
+    far = [g.node for g in other.gateways if g.active]
+    for hub in order:
+        if any(liveness.carries(node, end) for node in hub.active for end in far):
+            return hub
+    alive = (hub for hub in order if any(not liveness.dead(node) for node in hub.active))
+    return next(alive, order[0] if order else None)
