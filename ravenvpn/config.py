@@ -40,7 +40,9 @@ class AgentConfig:
     run_dir: str = _setting(str(RUN_DIRECTORY), "Control socket.")
     private_key_file: str = _setting("", "Private key; made if absent. STATE_DIR/private.key if empty.")
     preshared_key_file: str = _setting("", "A preshared key for all peers, in wg's base64; none if empty.")
-    listen_port: int = _setting(4500, "UDP port of the tunnel where the Gateway names none.", least=1, most=65535)
+    listen_port: int = _setting(
+        0, "UDP port of the tunnel; 0: as Gateway or Peer say, else 4500.", least=0, most=65535
+    )
     http_address: str = _setting("127.0.0.1:10275", "Where /livez, /readyz and /metrics answer; off if empty.")
     forward_node_ip: bool = _setting(False, "Route node addresses across regions too, not only pods.")
     probe_interval: float = _setting(1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0)

@@ -1,0 +1,5 @@
+"""`python -m ravenvpn` is `raven-vpn`."""
+
+from ravenvpn.cli import main
+
+main()

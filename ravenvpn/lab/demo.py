@@ -1,0 +1,223 @@
+"""The demonstration: a mesh in namespaces, real agents, real traffic, and every claim checked before it is shown.
+
+Each step is told as it happens and timed; the first that is not true ends the demo with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ravenvpn.errors import HostError, RavenError
+from ravenvpn.lab.build import Lab
+from ravenvpn.lab.host import Node, Pod
+from ravenvpn.lab.topology import Nat, Region
+
+REGIONS = (
+    Region("cloud", pods=2),
+    Region("factory", pods=2, nat=Nat.PORT_RESTRICTED),
+    Region("ship", pods=2, nat=Nat.SYMMETRIC),
+)
+WORLD = "/etc/ravenvpn/world"
+READY = 20.0  # seconds the agents may take until every region is reached
+IPERF_SECONDS = 3
+
+
+class DemoError(RavenError):
+    """Something the demo was about to show is not true."""
+
+
+class Demo:
+    """One run. `say` prints a line, `show` a block of output."""
+
+    def __init__(self, lab: Lab, say: Callable[[str], None], show: Callable[[str], None]) -> None:
+        self._lab, self._say, self._show = lab, say, show
+
+    def run(self) -> None:
+        """Everything in order. DemoError or HostError says what is not true."""
+        self._start_agents()
+        self._wait_until_reachable()
+        self._serve()
+        self._requests()
+        self._nothing_in_clear()
+        self._throughput()
+        self._tables()
+
+    # --- The steps ---------------------------------------------------------------------------------------------
+
+    def _start_agents(self) -> None:
+        with self._step("a key for every node, the same manifests on each"):
+            keys = {node.name: self._cli(node, "keygen", "/var/lib/ravenvpn/private.key") for node in self._nodes}
+            for node in self._nodes:
+                self._lab.write_manifests(node.path(WORLD), keys)
+        with self._step(f"{len(self._nodes)} agents started"):
+            for node in self._nodes:
+                log = node.path("/var/lib/ravenvpn/agent.log").open("wb")
+                node.popen([*RAVEN_VPN, "agent", "--node", node.name], stdout=log, stderr=subprocess.STDOUT)
+                log.close()
+
+    def _wait_until_reachable(self) -> None:
+        with self._step("agents ready, handshakes done, every region reachable from every gateway"):
+            deadline = time.monotonic() + READY
+            waiting = list(self._nodes)
+            complaint = ""
+            while waiting:
+                complaint = self._complaint(waiting[0])
+                if not complaint:
+                    waiting.pop(0)
+                elif time.monotonic() > deadline:
+                    raise DemoError(f"{waiting[0].name} after {READY:g} s: {complaint}\n{_log_of(waiting[0])}")
+                else:
+                    time.sleep(0.1)
+
+    def _complaint(self, node: Node) -> str:
+        """Why the node is not well, in its own words; empty when it is."""
+        done = node.run([*RAVEN_VPN, "status", "-o", "json"], check=False)
+        if not done.stdout:
+            return done.stderr.strip() or f"raven-vpn status ended with {done.returncode}"
+        report = json.loads(done.stdout)
+        if reasons := report["reasons"]:
+            return str(reasons[0])
+        if report["sessions_up"] < report["sessions_wanted"]:
+            return f"{report['sessions_up']} of {report['sessions_wanted']} sessions are up"
+        return ""
+
+    def _serve(self) -> None:
+        with self._step(f"an HTTP server in each of {len(self._lab.pods)} pods"):
+            for pod in self._lab.pods:
+                pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            deadline = time.monotonic() + READY
+            for pod in self._lab.pods:
+                while ":8080" not in pod.run(["ss", "-Hltn", "sport", "=", "8080"]).stdout:
+                    if time.monotonic() > deadline:
+                        raise DemoError(f"the server in {pod.name} did not start")
+                    time.sleep(0.05)
+
+    def _requests(self) -> None:
+        pairs = 0
+        with self._step("HTTP from every pod to every pod of the other regions, IPv4 and IPv6, by Pod IP") as note:
+            for pod in self._lab.pods:
+                others = [other for other in self._lab.pods if other.node.region is not pod.node.region]
+                targets = [str(address) for other in others for address in (other.v4, other.v6)]
+                for answer in self._ask(pod, targets):
+                    own = pod.v6 if ":" in str(answer["host"]) else pod.v4
+                    if not answer["ok"]:
+                        raise DemoError(f"{pod.name} → {answer['host']}: {answer['error']}")
+                    if answer["source"] != str(own):
+                        raise DemoError(
+                            f"{answer['host']} saw {answer['source']} instead of {own}, the pod's own address"
+                        )
+                    pairs += 1
+            note(f"{pairs} of {pairs} answered, each saw the pod's own source address")
+
+    def _nothing_in_clear(self) -> None:
+        marker = f"marker-{secrets.token_hex(12)}"
+        with self._step("a marker sent through the tunnel is not to be found on the internet") as note:
+            first, second = self._two_regions()
+            with self._lab.internet.capture(expression="ip or ip6") as seen:
+                target = [str(second.v4), str(second.v6)]
+                if any(answer["marker"] != marker for answer in self._ask(first, target, marker)):
+                    raise DemoError("the marker did not arrive through the tunnel")
+            inside, frames = seen.count(marker.encode()), seen.count()
+            # The positive control: the same marker from router to router, outside any tunnel, must be seen.
+            with self._lab.internet.capture(expression="ip or ip6") as control:
+                self._send_in_clear(marker)
+            outside = control.count(marker.encode())
+            if inside or not outside or not frames:
+                raise DemoError(
+                    f"the marker was seen {inside} times through the tunnel ({frames} frames) "
+                    f"and {outside} times beside it"
+                )
+            note(f"0 of {frames} captured frames hold it; sent beside the tunnel, {outside} do")
+
+    def _send_in_clear(self, marker: str) -> None:
+        regions = [plan.region.name for plan in self._lab.plans]
+        sender, receiver = self._lab.router(regions[0]), self._lab.router(regions[1])
+        text = f"import socket;s=socket.socket(2,2);s.sendto({marker.encode()!r},('{receiver.v4}',9))"
+        sender.run([sys.executable, "-I", "-S", "-c", text])
+
+    def _throughput(self) -> None:
+        with self._step(f"one TCP flow between pods of two regions, {IPERF_SECONDS} s") as note:
+            client, server = self._two_regions()
+            daemon = server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            command = ["iperf3", "-c", str(server.v4), "-t", str(IPERF_SECONDS), "-J", "--connect-timeout", "3000"]
+            report = json.loads(self._until_it_listens(client, command).stdout)
+            daemon.wait(timeout=10)
+            note(f"{report['end']['sum_received']['bits_per_second'] / 1e6:.0f} Mbit/s")
+
+    @staticmethod
+    def _until_it_listens(client: Pod, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        for _ in range(50):
+            done = client.run(command, check=False, timeout=IPERF_SECONDS + 20)
+            if done.returncode == 0:
+                return done
+            time.sleep(0.1)
+        raise DemoError(f"iperf3: {done.stderr.strip() or json.loads(done.stdout).get('error', '')}")
+
+    def _tables(self) -> None:
+        for node in self._nodes:
+            self._say(f"raven-vpn peers, on {node.name}:")
+            self._show(self._cli(node, "peers"))
+        self._check_paths()
+        first = self._nodes[0]
+        self._say(f"wg show, on {first.name}:")
+        self._show(first.run(["wg", "show", "ravenvpn0"]).stdout)
+
+    def _check_paths(self) -> None:
+        """Two regions behind NAT must meet through a public one, and say so."""
+        hidden = [plan.region.name for plan in self._lab.plans if plan.region.nat is not Nat.NONE]
+        for node in self._nodes:
+            report = json.loads(self._cli(node, "status", "-o", "json"))
+            for region in report["regions"]:
+                relayed = str(region["path"]).startswith("via ")
+                wanted = node.region.name in hidden and region["name"] in hidden
+                if relayed is not wanted:
+                    raise DemoError(f"{node.name} reaches {region['name']} {region['path']}")
+
+    # --- Means -------------------------------------------------------------------------------------------------
+
+    @property
+    def _nodes(self) -> Sequence[Node]:
+        return self._lab.nodes
+
+    def _two_regions(self) -> tuple[Pod, Pod]:
+        first = self._lab.pods[0]
+        return first, next(pod for pod in self._lab.pods if pod.node.region is not first.node.region)
+
+    def _cli(self, node: Node, *arguments: str) -> str:
+        return node.run([*RAVEN_VPN, *arguments]).stdout.rstrip()
+
+    def _ask(self, pod: Pod, hosts: Sequence[str], marker: str = "-") -> list[dict[str, object]]:
+        done = pod.run([*ECHO, "ask", marker, *hosts], timeout=60)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    @contextmanager
+    def _step(self, title: str) -> Iterator[Callable[[str], None]]:
+        notes: list[str] = []
+        begin = time.monotonic()
+        yield notes.append
+        self._say(f"✓ {title}: {'; '.join(notes)}" if notes else f"✓ {title}")
+        self._show(f"  {time.monotonic() - begin:.1f} s")
+
+
+# The program and the modules of this very installation, whatever PATH says inside a namespace.
+RAVEN_VPN = (sys.executable, "-m", "ravenvpn")
+ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
+
+
+def _log_of(node: Node, lines: int = 15) -> str:
+    path = node.path("/var/lib/ravenvpn/agent.log")
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+def agents_log(node: Node) -> Path:
+    return Path("/var/lib/ravenvpn/agent.log")
+
+
+__all__ = ["REGIONS", "Demo", "DemoError", "HostError"]
