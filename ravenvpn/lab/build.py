@@ -1,0 +1,274 @@
+"""Building a lab, and taking it away.
+
+Everything is done by few processes: one `ip -batch` for all namespaces, then for each namespace one for its sysctls,
+one for its devices, one for addresses and routes. A device is born in the namespace it belongs to, its veth peer
+straight in the other; the machine's own network never sees one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Interface, IPv6Interface
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from ravenvpn.errors import HostError
+from ravenvpn.lab import holder, manifests, nft
+from ravenvpn.lab.command import ip_batch, require, run
+from ravenvpn.lab.host import Host, Node, Pod, Router
+from ravenvpn.lab.ownership import NAMESPACES, Record, remove, sweep
+from ravenvpn.lab.topology import Nat, Networks, Region, RegionPlan, lay_out
+
+# For every namespace, before it has devices. Addresses are ours to give, so nothing needs to be found out first.
+_SYSCTLS = {
+    "net.ipv6.conf.all.disable_ipv6": 0,
+    "net.ipv6.conf.default.accept_dad": 0,
+    "net.ipv6.conf.default.accept_ra": 0,
+}
+_FORWARDING = {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1}
+
+
+H = TypeVar("H", bound=Host)
+
+
+class Lab:
+    """Regions around an internet. Build and remove it by `with`; look things up by name in between."""
+
+    def __init__(self, *regions: Region) -> None:
+        self.plans: tuple[RegionPlan, ...] = lay_out(regions)
+        self.nodes: tuple[Node, ...] = ()
+        self.routers: tuple[Router, ...] = ()
+        self.internet: Host
+        self._record: Record
+        self._holders: list[subprocess.Popen[str]] = []
+        self._kept = False
+
+    # Life.
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0:
+            raise HostError("a lab is made of network namespaces, and only root can make those")
+        require("ip", "nft", "nsenter", "unshare", "sysctl")
+        sweep()
+        self._record = Record.new()
+        try:
+            self._build()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._kept:
+            self.remove()
+
+    def keep(self) -> None:
+        """Leave it standing after `with`, until `sweep(also=kept())`."""
+        self._record = Record(self._record.prefix, self._record.owner, self._record.owner_started, kept=True)
+        self._record.write()
+        self._kept = True
+
+    def remove(self) -> None:
+        """End everything that runs in it and delete it. `with` does this."""
+        remove(self._record)
+        for child in (*self._holders, *(child for host in self.hosts() for child in host.children)):
+            child.wait()
+
+    # Looking things up.
+
+    @property
+    def prefix(self) -> str:
+        return self._record.prefix
+
+    @property
+    def folder(self) -> Path:
+        """For files that are to go with the lab; only root may look in."""
+        return self._record.folder
+
+    @property
+    def pods(self) -> tuple[Pod, ...]:
+        return tuple(pod for node in self.nodes for pod in node.pods)
+
+    def hosts(self) -> Iterator[Host]:
+        if hasattr(self, "internet"):
+            yield self.internet
+        yield from (*self.routers, *self.nodes, *self.pods)
+
+    def node(self, name: str) -> Node:
+        return _named(self.nodes, name)
+
+    def pod(self, name: str) -> Pod:
+        return _named(self.pods, name)
+
+    def router(self, region: str) -> Router:
+        return _named(self.routers, f"{region}-router")
+
+    # Things that happen to regions.
+
+    def rebind(self, region: str, binding: int = 1) -> None:
+        """The region's NAT forgets every mapping, and new ones get other ports: another range for each `binding`."""
+        router = self.router(region)
+        router.run(["nft", "-f", "-"], input=nft.translation(router.plan.region, binding))
+        router.run(["conntrack", "-F"])
+
+    def set_loss(self, region: str, share: float) -> None:
+        """From now on the region's uplink loses this share of packets, in each direction; 1.0 cuts it off."""
+        self.router(region).run(["nft", "-f", "-"], input=nft.loss(share))
+
+    # Manifests.
+
+    def manifests(self, public_keys: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Gateways and Nodes, and a Peer for every node whose public key is given."""
+        return manifests.of_lab(self.plans, self.nodes, public_keys)
+
+    def write_manifests(self, folder: Path, public_keys: Mapping[str, str]) -> None:
+        """The same as YAML, a file for each object; other files in the folder are left alone."""
+        manifests.write(folder, self.manifests(public_keys))
+
+    # Building.
+
+    def _build(self) -> None:
+        self.internet = Host("internet", self._record)
+        self.routers = tuple(Router(self._record, plan) for plan in self.plans)
+        self.nodes = tuple(
+            Node(self._record, plan.region, node, plan.lan.host(node.number))
+            for plan in self.plans
+            for node in plan.nodes
+        )
+        self._add_namespaces()
+        devices: dict[str, list[str]] = defaultdict(list)
+        settings: dict[str, list[str]] = defaultdict(list)
+        filters: dict[str, str] = {}
+        for plan, router in zip(self.plans, self.routers, strict=True):
+            self._join_region(plan, router, devices, settings)
+            filters[router.namespace] = nft.translation(plan.region) + nft.loss(plan.region.loss)
+        for node in self.nodes:
+            self._join_pods(node, devices, settings)
+            if node.region.masquerade:
+                filters[node.namespace] = self._masquerade(node)
+        for host in self.hosts():
+            settings[host.namespace].insert(0, "link set lo up")
+        with ThreadPoolExecutor(max_workers=4) as workers:
+
+            def everywhere(step: Callable[[Host], None]) -> None:
+                for _ in workers.map(step, self.hosts()):
+                    pass  # brings an error out
+
+            everywhere(lambda host: _set_sysctls(host, forwarding=not isinstance(host, Pod)))
+            everywhere(lambda host: ip_batch(_lines(devices[host.namespace]), host.namespace))
+            everywhere(lambda host: ip_batch(_lines(settings[host.namespace]), host.namespace))
+            everywhere(lambda host: _load(host, filters.get(host.namespace, "")))
+
+    def _add_namespaces(self) -> None:
+        self._holders = [holder.start(node.name, self.prefix) for node in self.nodes]
+        ip_batch(_lines(f"netns add {host.namespace}" for host in self.hosts() if not isinstance(host, Node)))
+        for node, process in zip(self.nodes, self._holders, strict=True):
+            holder.wait_until_ready(process)
+            node.pid = process.pid
+        ip_batch(_lines(f"netns attach {node.namespace} {node.pid}" for node in self.nodes))
+
+    def _join_region(
+        self, plan: RegionPlan, router: Router, devices: dict[str, list[str]], settings: dict[str, list[str]]
+    ) -> None:
+        """The internet, the region's router and its nodes."""
+        region = plan.region
+        internet, here = self.internet.namespace, router.namespace
+        devices[internet].append(
+            f"link add {region.name} mtu {region.mtu} type veth"
+            f" peer name {Router.UPLINK} mtu {region.mtu} netns {here}"
+        )
+        settings[internet] += _up(region.name, plan.uplink.interface(1))
+        devices[here].append(f"link add {Router.LAN} type bridge")
+        settings[here] += [
+            *_up(Router.UPLINK, plan.uplink.interface(2)),
+            *_up(Router.LAN, plan.lan.interface(1)),
+            *_default_routes(Router.UPLINK, plan.uplink).splitlines(),
+        ]
+        if region.nat is Nat.NONE:
+            v4, v6 = plan.uplink.host(2)
+            settings[internet] += [
+                f"route add {plan.lan.v4} via {v4} dev {region.name}",
+                f"route add {plan.lan.v6} via {v6} dev {region.name}",
+            ]
+        nodes = [node for node in self.nodes if node.region is region]
+        for index, node in enumerate(nodes):
+            port = f"node{index + 1}"
+            devices[here].append(f"link add {port} type veth peer name {Node.DEVICE} netns {node.namespace}")
+            settings[here].append(f"link set {port} master {Router.LAN} up")
+            settings[node.namespace] += [
+                *_up(Node.DEVICE, plan.lan.interface(plan.nodes[index].number)),
+                *_default_routes(Node.DEVICE, plan.lan).splitlines(),
+            ]
+            # host-gw, as flannel calls it: pods of the region's other nodes behind those nodes.
+            for other in nodes:
+                if other is not node and other.pods:
+                    settings[node.namespace] += [
+                        f"route add {other.pod_cidrs.v4} via {other.v4} dev {Node.DEVICE}",
+                        f"route add {other.pod_cidrs.v6} via {other.v6} dev {Node.DEVICE}",
+                    ]
+
+    def _join_pods(self, node: Node, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
+        if not node.pods:
+            return
+        here = node.namespace
+        devices[here].append(f"link add {Node.BRIDGE} type bridge")
+        settings[here] += _up(Node.BRIDGE, node.pod_cidrs.interface(1))
+        for number, pod in enumerate(node.pods, 1):
+            port = f"pod{number}"
+            devices[here].append(f"link add {port} type veth peer name eth0 netns {pod.namespace}")
+            settings[here].append(f"link set {port} master {Node.BRIDGE} up")
+            settings[pod.namespace] += [
+                *_up("eth0", node.pod_cidrs.interface(number + 1)),
+                *_default_routes("eth0", node.pod_cidrs).splitlines(),
+            ]
+
+    def _masquerade(self, node: Node) -> str:
+        region = [other.pod_cidrs for other in self.nodes if other.region is node.region]
+        return nft.cni_masquerade(
+            (str(node.pod_cidrs.v4), str(node.pod_cidrs.v6)),
+            ([str(cidrs.v4) for cidrs in region], [str(cidrs.v6) for cidrs in region]),
+        )
+
+
+def _named(hosts: Iterable[H], name: str) -> H:
+    for host in hosts:
+        if host.name == name:
+            return host
+    raise KeyError(name)
+
+
+def _set_sysctls(host: Host, *, forwarding: bool) -> None:
+    wanted = {**_SYSCTLS, **(_FORWARDING if forwarding else {})}
+    inside = ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
+    run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in wanted.items())])
+
+
+def _load(host: Host, ruleset: str) -> None:
+    if ruleset:
+        run([*host.enter, "nft", "-f", "-"], input=ruleset)
+
+
+def _lines(commands: Iterable[str]) -> str:
+    return "".join(f"{command}\n" for command in commands)
+
+
+def _up(device: str, addresses: tuple[IPv4Interface, IPv6Interface]) -> list[str]:
+    v4, v6 = addresses
+    return [
+        f"address add {v4} dev {device}",
+        f"address add {v6} dev {device} nodad",
+        f"link set {device} up",
+    ]
+
+
+def _default_routes(device: str, networks: Networks) -> str:
+    """Through host 1 of each network, whoever that is."""
+    v4, v6 = networks.host(1)
+    return f"route replace default via {v4} dev {device}\nroute replace ::/0 via {v6} dev {device}\n"

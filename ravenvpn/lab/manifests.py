@@ -1,0 +1,93 @@
+"""A lab as the objects an agent reads: Gateways, Nodes and Peers, fitting the addresses it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ravenvpn.lab.host import Node
+from ravenvpn.lab.topology import Nat, RegionPlan
+
+LISTEN_PORT = 4500
+LABEL = "raven.openyurt.io/gateway"
+Manifest = dict[str, Any]
+
+
+def of_lab(plans: Sequence[RegionPlan], nodes: Sequence[Node], public_keys: Mapping[str, str]) -> list[Manifest]:
+    """One Gateway per region, one Node per node, one Peer per node in `public_keys` (name → base64)."""
+    gateways = []
+    for plan in plans:
+        candidates = [node for node in nodes if node.region is plan.region][: plan.region.gateways]
+        gateways.append(_gateway(plan, candidates))
+    peers = [_peer(node, public_keys[node.name]) for node in nodes if node.name in public_keys]
+    return [*gateways, *(_node(node) for node in nodes), *peers]
+
+
+def _gateway(plan: RegionPlan, candidates: Sequence[Node]) -> Manifest:
+    region = plan.region
+    return {
+        "apiVersion": "raven.openyurt.io/v1beta1",
+        "kind": "Gateway",
+        "metadata": {"name": region.name},
+        "spec": {
+            "nodeSelector": {"matchLabels": {LABEL: region.name}},
+            "tunnelConfig": {"Replicas": 1},
+            "endpoints": [
+                {
+                    "nodeName": node.name,
+                    "type": "tunnel",
+                    "port": LISTEN_PORT,
+                    **({"publicIP": str(node.v4)} if region.nat is Nat.NONE else {"underNAT": True}),
+                }
+                for node in candidates
+            ],
+        },
+    }
+
+
+def _node(node: Node) -> Manifest:
+    cidrs = [str(cidr) for cidr in node.pod_cidrs]
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node.name, "labels": {LABEL: node.region.name}},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": str(node.v4)},
+                {"type": "InternalIP", "address": str(node.v6)},
+                {"type": "Hostname", "address": node.name},
+            ],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+
+
+def _peer(node: Node, public_key: str) -> Manifest:
+    own = node.bridge_addresses if node.pods else (node.v4, node.v6)
+    return {
+        "apiVersion": "ravenvpn.io/v1alpha1",
+        "kind": "Peer",
+        "metadata": {"name": node.name, "labels": {LABEL: node.region.name}},
+        "spec": {
+            "publicKey": public_key,
+            "listenPort": LISTEN_PORT,
+            "addresses": [str(node.v4), str(node.v6)] if node.region.nat is Nat.NONE else [],
+            "nodeAddresses": [str(node.v4), str(node.v6)],
+            "sources": [str(address) for address in own],
+            "suites": ["chacha20poly1305"],
+        },
+    }
+
+
+def write(folder: Path, objects: Sequence[Manifest]) -> None:
+    """`<kind>-<name>.yaml` for each object; a file appears whole, so that a watcher never reads half of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for thing in objects:
+        target = folder / f"{thing['kind'].lower()}-{thing['metadata']['name']}.yaml"
+        scratch = folder / f".{target.name}.new"
+        scratch.write_text(yaml.safe_dump(thing, sort_keys=False))
+        scratch.rename(target)

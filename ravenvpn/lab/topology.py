@@ -1,0 +1,133 @@
+"""What a lab consists of, and which address everything gets. Pure values: nothing is built here.
+
+                    internet  203.0.113.0/24, 2001:db8:ffff::/48, a /30 and a /64 for each region
+                   /        \\
+              router         router            NAT as the region says
+                |              |
+       LAN 198.51.100.0/28   LAN 10.2.0.0/24   public without NAT, else private; IPv6 alike
+            /      \\           |
+       cloud-1   cloud-2    factory-1          nodes, each with a podCIDR: 10.244.N.0/24, fd00:10:244:N::/64
+        |   |       |          |
+      pods …       pods       pods
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from typing import NamedTuple
+
+
+class Nat(StrEnum):
+    """What a region's router does to IPv4 and IPv6 alike; names as in RFC 3489, which NAT users still speak."""
+
+    NONE = "none"
+    FULL_CONE = "full cone"  # anyone may send to a port that was mapped once (UDP)
+    PORT_RESTRICTED = "port restricted"  # one mapping per source, answers only from where it sent to
+    SYMMETRIC = "symmetric"  # another mapping for every destination
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One region: a LAN behind a router. `nodes` hosts, `pods` on each of them."""
+
+    name: str
+    nodes: int = 1
+    pods: int = 1
+    nat: Nat = Nat.NONE
+    gateways: int = 1  # how many of the nodes, from the first, may be gateway
+    mtu: int = 1500  # of the uplink; the LAN has 1500
+    loss: float = 0.0  # share of packets lost on the uplink, in each direction
+    delay: float = 0.0  # seconds a packet takes over the uplink, in each direction
+    masquerade: bool = False  # whether nodes masquerade pod traffic to and from elsewhere, as CNIs do
+    lan: IPv4Network | None = None  # a /24 of its own choice behind NAT; several regions may use the same
+
+
+class Pair(NamedTuple):
+    """An address of each family."""
+
+    v4: IPv4Address
+    v6: IPv6Address
+
+
+class Networks(NamedTuple):
+    """A network of each family."""
+
+    v4: IPv4Network
+    v6: IPv6Network
+
+    def host(self, number: int) -> Pair:
+        return Pair(self.v4[number], self.v6[number])
+
+    def interface(self, number: int) -> tuple[IPv4Interface, IPv6Interface]:
+        """As `ip address add` wants it, with the length of the prefix."""
+        v4, v6 = self.host(number)
+        return IPv4Interface((v4, self.v4.prefixlen)), IPv6Interface((v6, self.v6.prefixlen))
+
+
+@dataclass(frozen=True, slots=True)
+class NodePlan:
+    name: str
+    number: int  # within the LAN: its host part
+    pod_cidrs: Networks
+    pods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPlan:
+    """A region with its addresses. The internet's side of the uplink is host 1, the router's host 2; on the LAN
+    the router is host 1; on a node's bridge the node is host 1 and pods follow."""
+
+    region: Region
+    uplink: Networks
+    lan: Networks
+    nodes: tuple[NodePlan, ...] = field(default=())
+
+
+MAX_REGIONS = 63  # /30 networks in 203.0.113.0/24, the first one left out
+MAX_PUBLIC_NODES = 13  # in a /28, beside the router
+
+
+def lay_out(regions: tuple[Region, ...]) -> tuple[RegionPlan, ...]:
+    """Addresses for everything, the same for the same regions. ValueError if they can't be had."""
+    names = [region.name for region in regions]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two regions of one name: {', '.join(names)}")
+    if len(regions) > MAX_REGIONS:
+        raise ValueError(f"{len(regions)} regions, and addresses for {MAX_REGIONS}")
+    if sum(region.nodes for region in regions) > 254:
+        raise ValueError("pod networks are given to at most 254 nodes")
+    # RFC 5737 and RFC 3849: ranges for documentation.
+    uplinks = tuple(IPv4Network("203.0.113.0/24").subnets(new_prefix=30))
+    public_lans = IPv4Network("198.51.100.0/24").subnets(new_prefix=28)
+    plans = []
+    node_count = 0
+    for index, region in enumerate(regions, 1):
+        if region.nat is Nat.NONE:
+            if region.nodes > MAX_PUBLIC_NODES:
+                raise ValueError(f"{region.name}: {region.nodes} nodes, and {MAX_PUBLIC_NODES} public addresses")
+            lan4 = next(public_lans, None)
+            if lan4 is None:
+                raise ValueError("public addresses are there for 16 regions without NAT")
+            lan6 = IPv6Network(f"2001:db8:{index:x}::/64")
+        else:
+            lan4 = region.lan or IPv4Network(f"10.{index}.0.0/24")
+            lan6 = IPv6Network(f"fd00:{index:x}::/64")
+        nodes = []
+        for number in range(1, region.nodes + 1):
+            node_count += 1
+            name = f"{region.name}-{number}"
+            nodes.append(
+                NodePlan(
+                    name,
+                    number + 1,
+                    Networks(
+                        IPv4Network(f"10.244.{node_count}.0/24"), IPv6Network(f"fd00:10:244:{node_count:x}::/64")
+                    ),
+                    tuple(f"{name}-pod-{pod}" for pod in range(1, region.pods + 1)),
+                )
+            )
+        uplink = Networks(uplinks[index], IPv6Network(f"2001:db8:ffff:{index:x}::/64"))
+        plans.append(RegionPlan(region, uplink, Networks(lan4, lan6), tuple(nodes)))
+    return tuple(plans)
