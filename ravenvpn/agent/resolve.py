@@ -1,8 +1,7 @@
 """Endpoints that are names: looked up, looked up again, and kept when the resolver is silent.
 
-A gateway's public address may be a DNS name (a home with a changing address, a load balancer). Literal addresses
-never come here. An answer that once was good stays in force until a newer one replaces it: a dead resolver must not take a
-working tunnel down.
+A gateway's public address may be a DNS name (a home with a changing address, a load balancer). An answer that once
+was good stays in force until a newer one replaces it: a dead resolver must not take a working tunnel down.
 """
 
 from __future__ import annotations

@@ -1,0 +1,174 @@
+"""From plan, sessions and probes to reports. Pure: everything it needs comes in as values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ravenvpn.agent.report import PeerReport, PeerState, RegionReport
+from ravenvpn.mesh.hoststate import Prefix
+from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.model import EndpointType, World
+from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, PeerPlan, Role
+from ravenvpn.tunnel.peer import PeerStatus
+
+# A rate is the mean over at least this long, in seconds, so that a table looked at twice shows something steady.
+RATE_WINDOW = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What the probes know of one peer: seconds, and a share of 0 to 1."""
+
+    rtt: float | None = None
+    loss: float | None = None
+
+
+@dataclass(slots=True)
+class _Sample:
+    at: float
+    rx: int
+    tx: int
+
+
+class Rates:
+    """Bytes per second of each peer, from counters that are looked at now and then."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, _Sample] = {}
+        self._rates: dict[str, tuple[float, float]] = {}
+
+    def update(self, statuses: Iterable[PeerStatus], now: float) -> None:
+        """Take a look; peers that are gone are forgotten."""
+        seen: set[str] = set()
+        for status in statuses:
+            name = status.settings.name
+            seen.add(name)
+            before = self._samples.get(name)
+            if before is None or status.rx_bytes < before.rx:
+                self._samples[name] = _Sample(now, status.rx_bytes, status.tx_bytes)
+            elif now - before.at >= RATE_WINDOW:
+                span = now - before.at
+                self._rates[name] = ((status.rx_bytes - before.rx) / span, (status.tx_bytes - before.tx) / span)
+                self._samples[name] = _Sample(now, status.rx_bytes, status.tx_bytes)
+        for name in self._samples.keys() - seen:
+            del self._samples[name]
+            self._rates.pop(name, None)
+
+    def of(self, name: str) -> tuple[float, float]:
+        """(received, sent) of the peer."""
+        return self._rates.get(name, (0.0, 0.0))
+
+
+def peer_state(plan: PeerPlan | None, status: PeerStatus, verdict: Verdict) -> tuple[PeerState, str]:
+    """How a session is, and why where it is not up."""
+    failure = status.failure.value if status.failure else ""
+    if verdict is Verdict.DEAD:
+        return PeerState.DOWN, failure or "it answers no probe"
+    if status.session_age is not None:
+        return PeerState.UP, ""
+    if status.attempts:
+        return (PeerState.DOWN if status.attempts > 1 else PeerState.CONNECTING), failure
+    wanted = plan is not None and plan.warm
+    return (PeerState.DOWN, failure or "no handshake yet") if wanted else (PeerState.COLD, failure)
+
+
+def peer_reports(
+    plan: NodePlan,
+    statuses: Sequence[PeerStatus],
+    *,
+    liveness: Liveness,
+    quality: Mapping[str, Quality],
+    rates: Rates,
+) -> list[PeerReport]:
+    """One line per peer, sorted by region, then name."""
+    planned = {peer.name: peer for peer in plan.tunnel.peers}
+    carried: dict[str, list[Prefix]] = {}
+    for prefix, names in plan.tunnel.routes:
+        if names:
+            carried.setdefault(names[0], []).append(prefix)
+    relayed: dict[str, list[str]] = {}
+    for region, hub in plan.relays:
+        relayed.setdefault(hub, []).append(region)
+    reports = []
+    for status in statuses:
+        name = status.settings.name
+        peer = planned.get(name)
+        region = peer.region if peer else ""
+        state, why = peer_state(peer, status, liveness.of(name))
+        measured = quality.get(name, Quality())
+        rx_rate, tx_rate = rates.of(name)
+        beyond = relayed.get(region, []) if peer and peer.kind is PeerKind.ACTIVE else []
+        reports.append(
+            PeerReport(
+                name=name,
+                region=region,
+                state=state,
+                why=why,
+                public_key=str(status.settings.public_keys[0]),
+                endpoint=str(status.endpoint) if status.endpoint else "",
+                path=_peer_path(plan, peer, beyond),
+                suite=status.suite.value if status.suite else "",
+                last_handshake=status.last_handshake_ns / 1e9 if status.last_handshake_ns else None,
+                rtt=measured.rtt,
+                loss=measured.loss,
+                rx_bytes=status.rx_bytes,
+                tx_bytes=status.tx_bytes,
+                rx_rate=rx_rate,
+                tx_rate=tx_rate,
+                mtu=plan.tunnel.mtu,
+                prefixes=tuple(map(str, sorted(carried.get(name, []), key=_prefix_key))),
+            )
+        )
+    return sorted(reports, key=lambda report: (report.region, report.name))
+
+
+def _peer_path(plan: NodePlan, peer: PeerPlan | None, beyond: Sequence[str]) -> str:
+    hubs = dict(plan.relays)
+    if peer is not None and peer.region in hubs:
+        return f"via {hubs[peer.region]}"
+    return f"direct, hub for {', '.join(beyond)}" if beyond else "direct"
+
+
+def region_reports(plan: NodePlan, world: World, peers: Sequence[PeerReport]) -> list[RegionReport]:
+    """How every other region is reached. A cold session is no fault: it comes up with the first packet."""
+    states = {peer.name: peer for peer in peers}
+    relays = dict(plan.relays)
+    carriers = {
+        peer.region: peer.name
+        for peer in reversed(plan.tunnel.peers)
+        if peer.region != plan.region and peer.kind is PeerKind.ACTIVE
+    }
+    reports = []
+    for name in sorted(world.gateways):
+        if name == plan.region or plan.role not in (Role.ACTIVE, Role.STANDBY):
+            continue
+        gateway = world.gateways[name]
+        active = [endpoint.node for endpoint in gateway.status.active if endpoint.type is EndpointType.TUNNEL]
+        prefixes = sorted((p for info in gateway.status.nodes for p in info.subnets), key=_prefix_key)
+        hub = relays.get(name)
+        carrier = states.get(carriers.get(hub or name, ""))
+        ok = carrier is not None and carrier.state in (PeerState.UP, PeerState.COLD)
+        reports.append(
+            RegionReport(
+                name=name,
+                gateway=active[0] if active else "",
+                path=f"via {hub}" if hub else ("direct" if carrier else "none"),
+                ok=ok,
+                why="" if ok else _why(active, carrier),
+                prefixes=tuple(map(str, prefixes)),
+            )
+        )
+    return reports
+
+
+def _why(active: Sequence[str], carrier: PeerReport | None) -> str:
+    if not active:
+        return "it has no active gateway"
+    if carrier is None:
+        return "there is no path to its gateway: both are behind NAT and there is no public hub, or it has no Peer"
+    return f"{carrier.name} is {carrier.state}" + (f", {carrier.why}" if carrier.why else "")
+
+
+def _prefix_key(prefix: Prefix) -> tuple[int, int, int]:
+    return prefix.version, int(prefix.network_address), prefix.prefixlen

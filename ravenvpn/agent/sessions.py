@@ -1,0 +1,168 @@
+"""The tunnel as the plan wants it: opened, fed with what changed, and opened anew where a role asks for another kind.
+
+Changes come in two halves around the host's own: `prepare` opens what is new before a route may lead there, `finish`
+closes what no route leads to any more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from ravenvpn.agent.resolve import Resolver
+from ravenvpn.agent.translate import peer_settings
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import PresharedKey, PrivateKey
+from ravenvpn.dataplane.contract import Endpoint
+from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
+from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, PeerPlan, TunnelDelta, TunnelPlan
+from ravenvpn.tunnel.driver import Tunnel
+from ravenvpn.tunnel.linux.tun import Tun
+from ravenvpn.tunnel.peer import PeerStatus
+
+log = logging.getLogger(__name__)
+
+PROBE_PORT = 10277
+
+
+class Sessions:
+    """Owns the Tunnel. `on_tunnel` is called with each one that is opened, before it starts."""
+
+    def __init__(
+        self,
+        *,
+        key: PrivateKey,
+        preshared_key: PresharedKey | None,
+        suites: frozenset[Suite],
+        last_seen: Mapping[str, Endpoint],
+        on_resolved: Callable[[], None],
+        on_tunnel: Callable[[Tunnel], None],
+    ) -> None:
+        self._key, self._preshared_key, self._suites = key, preshared_key, suites
+        self._last_seen = last_seen
+        self._resolver = Resolver(on_resolved)
+        self._on_tunnel = on_tunnel
+        self._plans: dict[str, PeerPlan] = {}
+        self._settings: TunnelPlan | None = None
+        self.tunnel: Tunnel | None = None
+        self.refused: dict[str, str] = {}  # peers the tunnel would not take, and why
+
+    def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> None:
+        """Open what is new. HostError where the device or the port cannot be had; the old tunnel then runs on."""
+        settings = delta.settings
+        if settings is not None and (self.tunnel is None or self._settings is None):
+            self._open(settings, plan())
+            return
+        if settings is not None and self._settings is not None:
+            if settings.device != self._settings.device:
+                # The port can be bound once only, so the old tunnel goes before the new one comes.
+                self.close()
+                self._open(settings, plan())
+                return
+            self._settle(settings)
+        for peer in delta.peers_set:
+            self._set_peer(peer)
+        for change in delta.accepts:
+            self._accept(change.peer, add=change)
+        for prefix, names in delta.routes:
+            self._route(prefix, names)
+        self._watch_names()
+
+    def finish(self, delta: TunnelDelta) -> None:
+        """Close what is no longer wanted."""
+        tunnel = self.tunnel
+        if tunnel is None:
+            return
+        for change in delta.accepts:
+            self._accept(change.peer, remove=change)
+        for name in delta.peers_removed:
+            self._plans.pop(name, None)
+            self.refused.pop(name, None)
+            if tunnel.settings(name) is not None:
+                tunnel.remove_peer(name)
+        self._watch_names()
+
+    def refresh(self) -> None:
+        """Names have resolved to something else: tell the tunnel where its peers may be now."""
+        for peer in self._plans.values():
+            self._set_peer(peer)
+
+    def close(self) -> None:
+        """Stop the tunnel, which deletes its device. The host's other state stays."""
+        if self.tunnel is not None:
+            self.tunnel.stop()
+            self.tunnel = None
+        self._resolver.close()
+
+    def statuses(self) -> list[PeerStatus]:
+        return self.tunnel.peers() if self.tunnel is not None else []
+
+    def unresolved(self) -> list[str]:
+        return self._resolver.failing()
+
+    def plan_of(self, name: str) -> PeerPlan | None:
+        return self._plans.get(name)
+
+    # Inside.
+
+    def _open(self, settings: TunnelPlan, plan: NodePlan) -> None:
+        tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
+        if tun is not None:
+            tun.mtu = settings.mtu
+        tunnel = Tunnel(tun, suites=self._suites)
+        self._on_tunnel(tunnel)
+        self.tunnel, self._settings = tunnel, None
+        self._plans, self.refused = {}, {}
+        try:
+            self._settle(settings)
+            tunnel.set_private_key(self._key)
+            for peer in plan.tunnel.peers:
+                self._set_peer(peer)
+            for name, prefixes in plan.tunnel.accepts:
+                self._accept(name, add=AcceptChange(name, add=prefixes))
+            for prefix, names in plan.tunnel.routes:
+                self._route(prefix, names)
+            tunnel.start()
+        except BaseException:
+            tunnel.stop()
+            self.tunnel, self._settings = None, None
+            raise
+        self._watch_names()
+        log.info("tunnel up on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
+
+    def _settle(self, settings: TunnelPlan) -> None:
+        assert self.tunnel is not None
+        self.tunnel.listen(port=settings.listen_port)
+        self.tunnel.set_own_address(settings.own_address, PROBE_PORT)
+        self._settings = settings
+
+    def _set_peer(self, plan: PeerPlan) -> None:
+        assert self.tunnel is not None
+        self._plans[plan.name] = plan
+        settings = peer_settings(
+            plan,
+            resolve=self._resolver.addresses,
+            preshared_key=self._preshared_key,
+            last_seen=self._last_seen,
+        )
+        try:
+            self.tunnel.set_peer(settings)
+        except ValueError as error:
+            # mesh.conflicts lets one owner of a key through; between two worlds the other may not have left yet.
+            self.refused[plan.name] = str(error)
+            log.warning("peer %s is not taken: %s", plan.name, error)
+        else:
+            self.refused.pop(plan.name, None)
+
+    def _accept(self, name: str, *, add: AcceptChange | None = None, remove: AcceptChange | None = None) -> None:
+        assert self.tunnel is not None
+        if self.tunnel.settings(name) is not None:
+            self.tunnel.accept(name, add=add.add if add else (), remove=remove.remove if remove else ())
+
+    def _route(self, prefix: Prefix, names: tuple[str, ...]) -> None:
+        assert self.tunnel is not None
+        known = [name for name in names if self.tunnel.settings(name) is not None]
+        self.tunnel.route(prefix, known)
+
+    def _watch_names(self) -> None:
+        self._resolver.watch({candidate.host for peer in self._plans.values() for candidate in peer.candidates})
