@@ -1,0 +1,268 @@
+"""One end of all tunnels, without I/O: what a driver feeds with events and instants.
+
+    device.receive(dataplane.take_events(), now, unix_ns)    whenever the data plane has events
+    device.tick(now, unix_ns)                                 after that, and at `deadline()`
+    arm the one timer at device.deadline()                    after any call
+
+The device speaks through the data plane it was given and returns nothing but reports. It reads no clock and rolls no
+dice: `now` is CLOCK_BOOTTIME in seconds, `unix_ns` the wall clock in nanoseconds, `random(n)` gives n bytes.
+Handshakes cost a millisecond, so they are queued and worked off within a budget per call; while work waits,
+`deadline()` lies in the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import PrivateKey, PublicKey
+from ravenvpn.dataplane.contract import Datagram, DataPlane, Endpoint, Event, Inner, KeypairRetired, PeerId, Timing
+from ravenvpn.tunnel import frozen
+from ravenvpn.tunnel.gate import Gate, HandshakeDrop, Refused
+from ravenvpn.tunnel.handshakes import Handshakes
+from ravenvpn.tunnel.identity import Identity
+from ravenvpn.tunnel.indices import IndexTable
+from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Peer, PeerSettings, PeerStatus, status_of
+from ravenvpn.tunnel.peers import PeerTable
+from ravenvpn.tunnel.reports import Report, SessionLost, SessionUp
+from ravenvpn.tunnel.sessions import Sessions
+from ravenvpn.tunnel.timers import Timers
+
+__all__ = ["WORK_BUDGET", "Device", "PeerSettings", "PeerStatus", "Report", "SessionLost", "SessionUp"]
+
+# Handshake messages and initiations per call: about 10 ms of work, so that packets and timers get their turn.
+WORK_BUDGET = 32
+
+DUE_NOW = 0.0  # an instant that has passed on any clock
+
+
+class Device:
+    """See the module's docstring. Down until `set_up`. Names are PeerSettings.name; unknown ones raise KeyError."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        *,
+        random: Callable[[int], bytes],
+        timing: Timing | None = None,
+        suites: frozenset[Suite] = WIREGUARD_ONLY,
+    ) -> None:
+        self._dataplane = dataplane
+        self._random = random
+        self._timing = timing or Timing()
+        self._identity = Identity(random, self._timing)
+        self._peers = PeerTable()
+        self._indices = IndexTable(random)
+        self._gate = Gate(self._identity, self._send_cookie_reply)
+        self._handshakes = Handshakes(
+            dataplane, self._identity, self._peers, self._indices, random=random, suites=suites
+        )
+        self._sessions = Sessions(dataplane, self._handshakes)
+
+    # Who we are.
+
+    @property
+    def public_key(self) -> PublicKey | None:
+        return self._identity.current.public if self._identity.current else None
+
+    def set_private_key(self, key: PrivateKey | None, now: float) -> None:
+        """Be this key from now on. Sessions of another key stop sending, as with `wg set private-key`; not so when
+        `key` was the next one, which peers already know. Handshakes in progress start again."""
+        before = self._identity.current
+        own = self._identity.own(key)
+        if own is before:
+            return
+        known_to_peers = own is not None and own is self._identity.next
+        self._identity.current = own
+        if known_to_peers:
+            self._identity.next = None
+        self._gate.clear()
+        for peer in self._peers:
+            self._sessions.identity_changed(peer, now, expire=before is not None and not known_to_peers)
+
+    def set_next_private_key(self, key: PrivateKey | None) -> None:
+        """Answer initiations to this key too: the one to come, or, after the change, the one that goes."""
+        own = self._identity.own(key)
+        self._identity.next = own if own is not self._identity.current else None
+
+    # Who the others are.
+
+    def set_peer(self, settings: PeerSettings, now: float) -> PeerId:
+        """Make or change the peer of that name; the same settings again change nothing.
+
+        ValueError if another peer has one of its public keys. A peer with our own key is kept, but never spoken to.
+        """
+        peer = self._peers.named(settings.name)
+        if peer is None:
+            peer = Peer(self._peers.next_id(), settings, self._timing, Timers(self._timing, self._jitter))
+            self._peers.add(peer)
+            self._dataplane.set_peer(peer.id)
+            if not settings.roaming:
+                self._dataplane.set_roaming(peer.id, False)
+            self._sessions.configured(peer, None, now)
+        elif peer.settings != settings:
+            before = peer.settings
+            self._peers.change(peer, settings)
+            if before.roaming != settings.roaming:
+                self._dataplane.set_roaming(peer.id, settings.roaming)
+            for key in set(before.public_keys) - set(settings.public_keys):
+                peer.forget_key(key)
+                self._identity.forget(key)
+            self._sessions.configured(peer, before, now)
+        return peer.id
+
+    def set_endpoint(self, name: str, endpoint: Endpoint) -> None:
+        """An operator's word, as `wg set … endpoint`: the peer is there now, wherever it was heard from before."""
+        peer = self._named(name)
+        peer.where.move_to(endpoint)
+        self._dataplane.set_endpoint(peer.id, endpoint)
+
+    def remove_peer(self, name: str, now: float) -> None:
+        peer = self._named(name)
+        self._handshakes.drop_pending(peer)
+        for index in peer.keypairs:
+            self._indices.release(index, peer.id)
+        self._peers.remove(peer)
+        for key in peer.settings.public_keys:
+            self._identity.forget(key)
+        self._sessions.forget(peer)
+        self._dataplane.remove_peer(peer.id)
+
+    # Up and down.
+
+    def set_up(self, now: float) -> None:
+        """Begin to speak and to listen. Peers with a persistent keepalive get one at once, warm ones a handshake."""
+        if not self._sessions.up:
+            self._sessions.up = True
+            for peer in self._peers:
+                self._sessions.interface_up(peer, now)
+
+    def set_down(self, now: float) -> None:
+        """Fall silent: keys and handshakes are wiped, settings and the newest timestamps kept."""
+        self._sessions.up = False
+        self._gate.clear()
+        for peer in self._peers:
+            self._sessions.interface_down(peer)
+
+    # What happens.
+
+    def receive(self, events: Sequence[Event], now: float, unix_ns: int) -> None:
+        """Take in what the data plane reports. Never raises for what a datagram holds; costs a hash for each."""
+        up = self._sessions.up
+        for event in events:
+            if isinstance(event, Datagram):
+                if up and self._identity.current is not None:
+                    self._gate.admit(event)
+                else:
+                    self._gate.drop(HandshakeDrop.NOT_LISTENING)
+            elif isinstance(event, Inner):
+                self._sessions.reports.append(event)
+            else:
+                if isinstance(event, KeypairRetired):
+                    self._indices.release(event.local_index, event.peer)
+                peer = self._peers.get(event.peer)
+                if peer is not None:
+                    self._sessions.on_event(peer, event, now, unix_ns)
+
+    def tick(self, now: float, unix_ns: int) -> None:
+        """Do what is due, then a budget of handshake work."""
+        deadlines = self._sessions.deadlines
+        due = deadlines.next()
+        if due is not None and due <= now:
+            # A body reports only what can arm a timer, so before one strikes: the facts as they are now.
+            self.receive(self._dataplane.take_events(), now, unix_ns)
+            for peer_id in deadlines.take_due(now):
+                peer = self._peers.get(peer_id)
+                if peer is not None:
+                    for timer in peer.timers.expired(now):
+                        self._sessions.on_expired(peer, timer, now)
+                    self._sessions.settle(peer)
+        self.work(now, unix_ns)
+
+    def work(self, now: float, unix_ns: int, budget: int = WORK_BUDGET) -> bool:
+        """Do up to `budget` handshake messages and initiations; says whether more wait.
+
+        Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse.
+        """
+        calling = self._sessions.to_call
+        calls = min(len(calling), max(1, budget // 2))
+        for _ in range(calls):
+            peer_id = next(iter(calling))
+            del calling[peer_id]
+            peer = self._peers.get(peer_id)
+            if peer is not None:
+                self._sessions.call(peer, now, unix_ns)
+        for _ in range(min(len(self._gate), max(1, budget - calls))):
+            try:
+                waiting = self._gate.take(now)
+                self._sessions.settle(self._handshakes.receive(waiting, now, unix_ns))
+            except Refused as refused:
+                self._gate.drop(refused.reason)
+        return bool(calling) or len(self._gate) > 0
+
+    def deadline(self) -> float | None:
+        """When to call `tick` at the latest; in the past while work waits; None if nothing is expected."""
+        if self._sessions.to_call or len(self._gate):
+            return DUE_NOW
+        return self._sessions.deadlines.next()
+
+    def initiate(self, name: str, now: float) -> None:
+        """Begin a handshake with the peer as soon as the limit of one per REKEY_TIMEOUT lets us."""
+        peer = self._named(name)
+        if self._sessions.up:
+            self._sessions.want_handshake(peer, now)
+            self._sessions.settle(peer)
+
+    # Looking.
+
+    def peers(self, now: float) -> list[PeerStatus]:
+        counters = self._dataplane.counters().peers
+        return [status_of(peer, counters.get(peer.id), self._timing, now) for peer in self._peers]
+
+    def peer(self, name: str, now: float) -> PeerStatus:
+        peer = self._named(name)
+        return status_of(peer, self._dataplane.counters().peers.get(peer.id), self._timing, now)
+
+    def drops(self) -> Mapping[HandshakeDrop, int]:
+        """How many handshake messages went no further, by reason."""
+        return dict(self._gate.drops)
+
+    def take_reports(self) -> list[Report]:
+        """What is worth a line in a log, and inner packets to the probe port, since the last call."""
+        reports = list(self._sessions.reports)
+        self._sessions.reports.clear()
+        return reports
+
+    # Hand-over.
+
+    def freeze(self, now: float) -> bytes:
+        """What must survive a restart beside the data plane's blob, and is as secret: it holds preshared keys.
+        Handshakes in progress and cookies are not part of it; they are made anew."""
+        return frozen.pack(self._peers, self.public_key, self._sessions.up, now)
+
+    def thaw(self, blob: bytes, now: float) -> None:
+        """Take over in a fresh device on a thawed data plane, before `set_private_key`. ValueError, and nothing
+        changed, if the blob is not one of ours, of another version, or from the future of this clock."""
+        if len(self._peers):
+            raise ValueError("only a device without peers can take over")
+        image = frozen.parse(blob, now)
+        self._sessions.up = image.up
+        for peer in image.peers(self._timing, self._jitter):
+            self._peers.add(peer)
+            for index in peer.keypairs:
+                self._indices.adopt(index, peer.id)
+            self._sessions.settle(peer)
+
+    # Inside.
+
+    def _jitter(self) -> float:
+        return int.from_bytes(self._random(2), "little") / 65536 * self._timing.max_jitter
+
+    def _send_cookie_reply(self, reply: bytes, to: Datagram) -> None:
+        self._dataplane.send_datagram(reply, to.endpoint, to.source)
+
+    def _named(self, name: str) -> Peer:
+        peer = self._peers.named(name)
+        if peer is None:
+            raise KeyError(name)
+        return peer

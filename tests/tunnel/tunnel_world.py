@@ -1,0 +1,189 @@
+"""A world for scenes: nodes with a whole device each, a network that can be told to misbehave, a clock one moves.
+
+Nothing waits: `World.run(seconds)` goes from one instant at which something happens to the next.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fake_dataplane import FakeDataPlane, deterministic_random
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import PrivateKey
+from ravenvpn.dataplane.contract import Endpoint, Source, Timing
+from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus
+from ravenvpn.tunnel.peer import WIREGUARD_ONLY
+
+BOOT = 1000.0  # seconds on CLOCK_BOOTTIME when a scene begins
+EPOCH = 1_700_000_000 * 10**9  # and the wall clock then, nanoseconds
+LATENCY = 0.010
+
+# Of type 4 messages, by content; the others by their type byte.
+NAMES = {1: "initiation", 2: "response", 3: "cookie reply"}
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One datagram on its way. `source` is what the receiver's kernel would report as the address addressed."""
+
+    at: float
+    data: bytes
+    sender: Endpoint
+    to: Endpoint
+    via: Source | None
+
+    @property
+    def kind(self) -> str:
+        return NAMES.get(self.data[0]) or ("keepalive" if len(self.data) == 32 else "data")
+
+
+@dataclass
+class Node:
+    """One end: its addresses (the first is where it sends from), its device and its data plane."""
+
+    name: str
+    world: World
+    addresses: list[Endpoint]
+    key: PrivateKey
+    device: Device
+    dataplane: FakeDataPlane
+    sources: list[Source | None] = field(default_factory=list)  # from which of its addresses it sent, if told to
+
+    @property
+    def address(self) -> Endpoint:
+        return self.addresses[0]
+
+    def settings(self, **changes: object) -> PeerSettings:
+        """What others configure about this node."""
+        values: dict[str, object] = {
+            "name": self.name,
+            "public_keys": (self.key.public,),
+            "endpoints": (self.address,),
+        }
+        return PeerSettings(**{**values, **changes})  # type: ignore[arg-type]
+
+    def knows(self, other: Node, **changes: object) -> None:
+        self.device.set_peer(other.settings(**changes), self.world.now)
+
+    def sends(self, packet: bytes, to: Node) -> None:
+        self.dataplane.send(self.device.peer(to.name, self.world.now).id, packet)
+        self.turn()
+
+    def turn(self) -> None:
+        """What a driver does when something happened."""
+        now, unix_ns = self.world.now, self.world.unix_ns
+        self.device.receive(self.dataplane.take_events(), now, unix_ns)
+        self.device.tick(now, unix_ns)
+
+    def status(self, other: Node) -> PeerStatus:
+        return self.device.peer(other.name, self.world.now)
+
+    @property
+    def delivered(self) -> list[bytes]:
+        return self.dataplane.delivered
+
+
+class World:
+    def __init__(self, timing: Timing | None = None) -> None:
+        self.timing = timing or Timing()
+        self.now = BOOT
+        self.wall_offset_ns = 0
+        self.nodes: list[Node] = []
+        self.sent: list[Flight] = []  # everything ever put on the wire: what eve sees
+        self.flights: list[tuple[float, int, Flight]] = []
+        # For each flight the delays after which it arrives: none for a loss, several for duplicates.
+        self.path: Callable[[Flight], list[float]] = lambda _: [LATENCY]
+        self._sequence = 0
+
+    @property
+    def unix_ns(self) -> int:
+        return EPOCH + int((self.now - BOOT) * 1e9) + self.wall_offset_ns
+
+    def node(
+        self,
+        name: str,
+        *addresses: str,
+        suites: frozenset[Suite] = WIREGUARD_ONLY,
+        up: bool = True,
+        generation: int = 0,
+    ) -> Node:
+        """A node that is up, with a key of its own and port 51820 on each address."""
+        draw = deterministic_random(f"{name} {generation}")
+        ends = [Endpoint(address, 51820) for address in addresses or (f"192.0.2.{len(self.nodes) + 1}",)]
+        key = PrivateKey.generate(deterministic_random(f"key of {name}"))
+        box: list[Node] = []
+        dataplane = FakeDataPlane(lambda: self.now, lambda *args: self._transmit(box[0], *args), self.timing)
+        device = Device(dataplane, random=draw, timing=self.timing, suites=suites)
+        node = Node(name, self, ends, key, device, dataplane)
+        box.append(node)
+        device.set_private_key(key, self.now)
+        if up:
+            device.set_up(self.now)
+        self.nodes.append(node)
+        return node
+
+    def pair(self, **changes: object) -> tuple[Node, Node]:
+        """Alice and Bob, who know each other."""
+        alice, bob = self.node("alice"), self.node("bob")
+        alice.knows(bob, **changes)
+        bob.knows(alice, **changes)
+        return alice, bob
+
+    def restart(self, node: Node, generation: int = 1) -> Node:
+        """The same node, key and address with nothing else left from before."""
+        self.nodes.remove(node)
+        fresh = self.node(node.name, *(one.host for one in node.addresses), generation=generation)
+        fresh.addresses = node.addresses
+        fresh.dataplane.delivered = node.dataplane.delivered
+        return fresh
+
+    # The network.
+
+    def _transmit(self, node: Node, data: bytes, to: Endpoint, source: Source | None) -> None:
+        node.sources.append(source)
+        sender = node.address
+        if source is not None:
+            sender = next((one for one in node.addresses if one.host == source.host), sender)
+        self.put(data, sender, to)
+
+    def put(self, data: bytes, sender: Endpoint, to: Endpoint) -> None:
+        """A datagram on the wire; anybody may do this."""
+        flight = Flight(self.now, data, sender, to, Source(to.host, 1))
+        self.sent.append(flight)
+        for delay in self.path(flight):
+            self._sequence += 1
+            heapq.heappush(self.flights, (self.now + delay, self._sequence, flight))
+
+    def kinds(self, since: float = 0.0, sender: Node | None = None) -> list[str]:
+        """What went over the wire, by kind."""
+        return [
+            one.kind for one in self.sent if one.at >= since and (sender is None or one.sender in sender.addresses)
+        ]
+
+    # Time.
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while True:
+            for node in self.nodes:
+                node.turn()
+            due = [deadline for node in self.nodes if (deadline := node.device.deadline()) is not None]
+            if self.flights:
+                due.append(self.flights[0][0])
+            instant = max(self.now, min(due, default=end))
+            if instant > end:
+                break
+            self.now = instant
+            while self.flights and self.flights[0][0] <= self.now:
+                _, _, flight = heapq.heappop(self.flights)
+                for node in self.nodes:
+                    if flight.to in node.addresses:
+                        node.dataplane.receive(flight.data, flight.sender, flight.via)
+            if not due:
+                break
+        self.now = end
+        for node in self.nodes:
+            node.turn()
