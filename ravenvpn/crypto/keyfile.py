@@ -66,48 +66,59 @@ def _read(path: Path) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigError(error.strerror or "cannot be opened") from None
-    with open(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise ConfigError("is not a regular file")
-        if facts.st_uid not in (0, os.geteuid()):
-            raise ConfigError(f"belongs to user {facts.st_uid}", remedy=f"chown {os.geteuid()} {path}")
-        if facts.st_mode & 0o077:
-            mode = stat.S_IMODE(facts.st_mode)
-            raise ConfigError(
-                f"holds a secret that others may read or write (mode {mode:04o})",
-                remedy=f"chmod 600 {path}; for a mounted Secret set defaultMode: 0400",
-            )
-        content = file.read(_LONGEST + 1)
+    try:
+        _judge(path, os.fstat(descriptor))
+        content = os.read(descriptor, _LONGEST + 1)
+    except OSError as error:
+        raise ConfigError(error.strerror or "cannot be read") from None
+    finally:
+        os.close(descriptor)
     if len(content) > _LONGEST:
         raise ConfigError("is too long for a key file")
     return content.decode("ascii", "replace").strip()
 
 
+def _judge(path: Path, facts: os.stat_result) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise ConfigError("is not a regular file")
+    if facts.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"belongs to user {facts.st_uid}", remedy=f"chown {os.geteuid()} {path}")
+    if facts.st_mode & 0o077:
+        raise ConfigError(
+            f"holds a secret that others may read or write (mode {stat.S_IMODE(facts.st_mode):04o})",
+            remedy=f"chmod 600 {path}; for a mounted Secret set defaultMode: 0400",
+        )
+
+
 def _create(path: Path, text: str) -> None:
     """Write a file that does not exist yet; whoever was faster wins."""
-    with contextlib.suppress(FileExistsError):
-        _write(path, text, os.link)
+
+    def place(temporary: str, path: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+        os.unlink(temporary)
+
+    _write(path, text, place)
 
 
 def _write(path: Path, text: str, place: Callable[[str, Path], None]) -> None:
-    """Write beside `path`, then `place` it there. `mkstemp` opens with O_EXCL and mode 0600 whatever the umask is,
-    so at no instant is there a readable or half-written file, not even after a crash."""
+    """Write beside `path`, then `place` it there. `mkstemp` opens with O_EXCL and at most mode 0600, so at no instant
+    is there a readable or half-written file, not even after a crash."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with open(descriptor, "w", encoding="ascii") as file:
+                os.fchmod(descriptor, 0o600)  # a strange umask may have taken even the owner's rights
                 file.write(text + "\n")
                 file.flush()
                 os.fsync(descriptor)
             place(temporary, path)
-        finally:
-            if os.path.lexists(temporary):
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+            raise
         _sync_directory(path.parent)
-    except FileExistsError:
-        raise
     except OSError as error:
         raise ConfigError(
             f"cannot be written: {error.strerror}", where=str(path), remedy=_REMEDIES.get(error.errno or 0, "")

@@ -117,7 +117,7 @@ class _Secret:
     def wipe(self) -> None:
         """Overwrite what this object holds; it is of no use afterwards. Safe to call twice."""
         self._raw[:] = bytes(len(self._raw))
-        del self._raw[:]
+        self._raw = bytearray()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
@@ -193,8 +193,9 @@ class PrivateKey(_Secret):
         remembered = self._remembered.get(theirs)
         if remembered is not None:
             return bytes(remembered)
+        ours = self._loaded()
         try:
-            return self._loaded().exchange(X25519PublicKey.from_public_bytes(theirs.raw))
+            return ours.exchange(X25519PublicKey.from_public_bytes(theirs.raw))
         except ValueError:
             raise MalformedMessage("a public key of low order") from None
 
@@ -209,6 +210,11 @@ class PrivateKey(_Secret):
             if len(self._remembered) >= MAX_REMEMBERED:
                 self.forget(next(iter(self._remembered)))
             self._remembered[theirs] = secret
+
+    @property
+    def remembered(self) -> int:
+        """How many secrets are kept."""
+        return len(self._remembered)
 
     def forget(self, theirs: PublicKey) -> None:
         """Wipe what `remember` kept, if anything: the peer is gone."""
