@@ -143,28 +143,10 @@ class Pod(Host):
         self.v6: IPv6Address = addresses.v6
 
 
-class Node(Host):
-    """A machine: besides its network it has a host name, /run, /etc/ravenvpn, /etc/wireguard and
-    /var/lib/ravenvpn of its own. `v4` and `v6` are its addresses on the region's LAN, its InternalIPs."""
+class Machine(Host):
+    """Has, besides its network, a host name, /run, /etc/ravenvpn, /etc/wireguard, /var/lib/ravenvpn of its own."""
 
-    DEVICE = "eth0"
-    BRIDGE = "cni0"
-
-    def __init__(self, record: Record, region: Region, plan: NodePlan, addresses: Pair) -> None:
-        super().__init__(plan.name, record)
-        self.region = region
-        self.v4: IPv4Address = addresses.v4
-        self.v6: IPv6Address = addresses.v6
-        self.pod_cidrs = plan.pod_cidrs
-        self.pods = tuple(
-            Pod(name, record, self, plan.pod_cidrs.host(number)) for number, name in enumerate(plan.pods, 2)
-        )
-        self.pid = 0  # of the process that holds the namespaces open; the lab starts it
-
-    @property
-    def bridge_addresses(self) -> Pair:
-        """Its own addresses inside its podCIDRs, on the bridge; there is one only where there are pods."""
-        return self.pod_cidrs.host(1)
+    pid = 0  # of the process that holds the namespaces open; whoever builds the machine starts it
 
     @property
     def enter(self) -> list[str]:
@@ -187,3 +169,25 @@ class Node(Host):
         scratch.touch(mode=mode)
         scratch.write_text(text)
         scratch.rename(target)
+
+
+class Node(Machine):
+    """Of one region. `v4` and `v6` are its addresses on the region's LAN, its InternalIPs."""
+
+    DEVICE = "eth0"
+    BRIDGE = "cni0"
+
+    def __init__(self, record: Record, region: Region, plan: NodePlan, addresses: Pair) -> None:
+        super().__init__(plan.name, record)
+        self.region = region
+        self.v4: IPv4Address = addresses.v4
+        self.v6: IPv6Address = addresses.v6
+        self.pod_cidrs = plan.pod_cidrs
+        self.pods = tuple(
+            Pod(name, record, self, plan.pod_cidrs.host(number)) for number, name in enumerate(plan.pods, 2)
+        )
+
+    @property
+    def bridge_addresses(self) -> Pair:
+        """Its own addresses inside its podCIDRs, on the bridge; there is one only where there are pods."""
+        return self.pod_cidrs.host(1)
