@@ -6,25 +6,24 @@ else: it is reported, with its reason, beside what was changed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import (
-    PROTOCOL,
-    TABLE_LOCAL,
-    TABLE_REMOTE,
     TUNNEL_DEVICE,
     VXLAN_DEVICE,
-    Address,
     DeviceAddress,
     ForwardingEntry,
+    HostDelta,
     HostState,
     Neighbour,
+    Prefix,
     Route,
     Rule,
     Sysctl,
@@ -32,26 +31,16 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.node import conntrack, nft, rtnetlink, sysctl
-from ravenvpn.node.diff import (
-    Device,
-    Filter,
-    LocalPrefixes,
-    MisboundFlows,
-    Observed,
-    Operation,
-    Verb,
-    assumed,
-    diff,
-    difference,
-)
+from ravenvpn.node.delta import between
+from ravenvpn.node.diff import assumed, diff
 from ravenvpn.node.netlink import Netlink
+from ravenvpn.node.observe import ALL, Part, observe, underlay
+from ravenvpn.node.operations import Device, Filter, LocalPrefixes, MisboundFlows, Observed, Operation, Verb
 from ravenvpn.node.reasons import host_error
-from ravenvpn.node.rtnetlink import Pipe, Reply, Stray, route_key
+from ravenvpn.node.rtnetlink import Pipe, Reply, Stray
 from ravenvpn.node.words import words
 
 _NOTHING = HostState()
-_FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_SCOPE_LINK = 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +61,16 @@ class ApplyResult:
 
 
 class Host:
-    """This host's network, as far as it is ours. Holds one netlink socket of each kind; not for two threads at once.
+    """This host's network, as far as it is ours. One call at a time, from whichever thread.
 
     `state_file` remembers sysctls of devices that are not ours (`sysctl.Originals`).
     """
 
     def __init__(self, state_file: Path) -> None:
-        self._netlink = Netlink()
-        try:
-            self._pipe = Pipe()
-        except HostError:
-            self._netlink.close()
-            raise
+        self._pipe = Pipe()
         self._originals = sysctl.Originals(state_file)
+        # Elements of the filter's sets, since a delta holds only those that changed.
+        self._local: set[Prefix] = set()
 
     @property
     def port(self) -> int:
@@ -92,7 +78,6 @@ class Host:
         return self._pipe.port
 
     def close(self) -> None:
-        self._netlink.close()
         self._pipe.close()
 
     def __enter__(self) -> Host:
@@ -101,118 +86,75 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- Looking -----------------------------------------------------------------------------------------------
+    def observe(self, wanted: HostState = _NOTHING, parts: frozenset[Part] = ALL) -> Observed:
+        """What is there of ours (see `observe.observe`)."""
+        with Netlink() as netlink:
+            return observe(netlink, self._pipe, self._originals, wanted, parts)
 
-    def observe(self, wanted: HostState = _NOTHING) -> Observed:
-        """What is there of ours. `wanted` says which sysctls and which underlay address to look at besides."""
-        observed = Observed(packet_filter=self._observe_filter(wanted), remembered=self._originals.load())
-        names: dict[int, str] = {}
-        for name in (TUNNEL_DEVICE, VXLAN_DEVICE):
-            link = self._netlink.link(name)
-            if link is not None:
-                observed.links[name] = link
-                names[link.index] = name
-        for index, address, scope in self._netlink.addresses():
-            # The kernel's own link-local address comes and goes with the device.
-            if index in names and not (address.version == 6 and scope == _SCOPE_LINK):
-                observed.addresses.add(DeviceAddress(names[index], address))
-            if wanted.vxlan is not None and address.ip == wanted.vxlan.local:
-                observed.underlay = 0 if index == 1 else index  # an address on lo is reached by several devices
-        vxlan = observed.links.get(VXLAN_DEVICE)
-        if vxlan is not None:
-            observed.neighbours.update(self._netlink.neighbours(vxlan.index, vxlan.name))
-            observed.forwarding.update(self._netlink.forwarding(vxlan.index, vxlan.name))
-        self._observe_routes(observed, names)
-        self._observe_rules(observed)
-        observed.sysctls = {item.key: sysctl.read(item.key) for item in wanted.sysctls}
-        return observed
+    def apply(self, wanted: HostState, parts: frozenset[Part] = ALL) -> ApplyResult:
+        """Look at everything of ours, or at some parts, and bring it to `wanted`."""
+        self._local = set(wanted.packet_filter.local) if wanted.packet_filter is not None else set()
+        with Netlink() as netlink:
+            observed = observe(netlink, self._pipe, self._originals, wanted, parts)
+            return self._execute(diff(observed, wanted), wanted, netlink)
 
-    def _observe_filter(self, wanted: HostState) -> nft.FilterFacts | None:
-        try:
-            return nft.observe()
-        except HostError:
-            if wanted.packet_filter is None:
-                return None  # no nft here, so no table of ours either
-            raise
+    def apply_delta(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
+        """Make a planned change, at the price of the change. The host has to be as it was planned before.
 
-    def _observe_routes(self, observed: Observed, names: dict[int, str]) -> None:
-        for family in _FAMILIES:
-            # Our tables, whoever wrote there, and what carries our protocol anywhere else.
-            bodies = [
-                *rtnetlink.dump_routes(self._pipe, family, table=TABLE_REMOTE),
-                *rtnetlink.dump_routes(self._pipe, family, table=TABLE_LOCAL),
-                *(
-                    body
-                    for body in rtnetlink.dump_routes(self._pipe, family, protocol=PROTOCOL)
-                    if rtnetlink.route_owner(body)[0] not in (TABLE_REMOTE, TABLE_LOCAL)
-                ),
-            ]
-            for body in bodies:
-                found = rtnetlink.read_route(body, names)
-                if found is None:
-                    continue
-                if isinstance(found, Stray):
-                    observed.strays.append(found)
-                    continue
-                route, ours = found
-                key = route_key(route)
-                if ours and key not in observed.routes:
-                    observed.routes[key] = route
-                else:
-                    what = f"route {route.prefix} in table {route.table}"
-                    observed.strays.append(Stray(what, body, rtnetlink.RTM_DELROUTE))
-
-    def _observe_rules(self, observed: Observed) -> None:
-        for family in _FAMILIES:
-            for body in rtnetlink.dump_rules(self._pipe, family):
-                found = rtnetlink.read_rule(body)
-                if isinstance(found, Rule) and found not in observed.rules:
-                    observed.rules.add(found)
-                elif isinstance(found, Rule):
-                    observed.strays.append(Stray(f"second rule {found.preference}", body, rtnetlink.RTM_DELRULE))
-                elif found is not None:
-                    observed.strays.append(found)
-
-    # --- Changing ----------------------------------------------------------------------------------------------
-
-    def apply(self, wanted: HostState) -> ApplyResult:
-        """Look at everything of ours and bring it to `wanted`."""
-        return self.execute(diff(self.observe(wanted), wanted), wanted)
+        Nothing is observed, so after a failure or a change by others `apply` is due. A change of our devices is the
+        exception: then `wanted` is asked for the whole, and everything is looked at.
+        """
+        added, removed = delta.added, delta.removed
+        if any((added.tun, added.vxlan, removed.tun, removed.vxlan)):
+            return self.apply(wanted())
+        added, removed = self._with_whole_filter(delta)
+        observed = assumed(removed)
+        if removed.sysctls:
+            gone = {item.key for item in removed.sysctls}
+            observed.remembered = {key: entry for key, entry in self._originals.load().items() if key in gone}
+        with Netlink() as netlink:
+            return self._execute(diff(observed, added), added, netlink)
 
     def apply_changes(self, previous: HostState, wanted: HostState) -> ApplyResult:
-        """Bring a host that is as `previous` to `wanted`, at the price of what differs between the two.
-
-        Nothing is observed, so after a failure or a change by others `apply` is due. Devices are an exception:
-        where their part differs everything is observed.
-        """
-        if (previous.tun, previous.vxlan) != (wanted.tun, wanted.vxlan):
-            return self.apply(wanted)
-        old_routes, routes = difference(previous.routes, wanted.routes)
-        old_neighbours, neighbours = difference(previous.neighbours, wanted.neighbours)
-        old_forwarding, forwarding = difference(previous.forwarding, wanted.forwarding)
-        observed = assumed(replace(previous, routes=old_routes, neighbours=old_neighbours, forwarding=old_forwarding))
-        observed.remembered = self._originals.load() if previous.sysctls != wanted.sysctls else {}
-        # No device is made or removed by a delta; `assumed` knows none, so the diff must not ask for any.
-        changes = replace(wanted, tun=None, vxlan=None, routes=routes, neighbours=neighbours, forwarding=forwarding)
-        operations = diff(observed, changes)
-        return self.execute(operations, wanted)
+        """`apply_delta` between two whole states; fast where they share what did not change."""
+        self._local = set(previous.packet_filter.local) if previous.packet_filter is not None else set()
+        return self.apply_delta(between(previous, wanted), lambda: wanted)
 
     def cleanup(self) -> ApplyResult:
         """Remove everything of ours, found by its marks, and put back the sysctls of others' devices."""
         return self.apply(_NOTHING)
 
-    def execute(self, operations: Sequence[Operation], wanted: HostState = _NOTHING) -> ApplyResult:
+    def _with_whole_filter(self, delta: HostDelta) -> tuple[HostState, HostState]:
+        """Both sides of a delta, with all local prefixes where it holds only those that changed."""
+        added, removed = delta.added, delta.removed
+        new, old = added.packet_filter, removed.packet_filter
+        before = frozenset(self._local)
+        if delta.filter_replaced:
+            self._local = set(new.local) if new is not None else set()
+            return added, removed
+        frame = new or old
+        if frame is None:
+            return added, removed
+        self._local -= set(old.local) if old is not None else set()
+        self._local |= set(new.local) if new is not None else set()
+        remote = new.remote if new is not None else ()
+        return (
+            replace(added, packet_filter=replace(frame, local=tuple(self._local), remote=remote)),
+            replace(removed, packet_filter=replace(frame, local=tuple(before))),
+        )
+
+    def _execute(self, operations: Sequence[Operation], wanted: HostState, netlink: Netlink) -> ApplyResult:
         """Carry out the operations in their order; routes and rules that follow each other go as one batch."""
         changed: list[Operation] = []
         failed: list[Failure] = []
-        indices = {link.name: link.index for link in map(self._netlink.link, (TUNNEL_DEVICE, VXLAN_DEVICE)) if link}
+        indices = _indices()
         for batched, group in groupby(operations, key=lambda operation: isinstance(operation.thing, _BATCHED)):
             if batched:
                 self._execute_batch(list(group), indices, changed, failed)
                 continue
             for operation in group:
                 try:
-                    self._execute_one(operation, indices, wanted)
+                    self._execute_one(operation, indices, wanted, netlink)
                 except HostError as error:
                     failed.append(Failure(operation, error))
                 else:
@@ -244,32 +186,34 @@ class Host:
             else:
                 failed.append(Failure(operation, host_error(words(operation.thing), reply.errno, reply.detail)))
 
-    def _execute_one(self, operation: Operation, indices: dict[str, int], wanted: HostState) -> None:
+    def _execute_one(
+        self, operation: Operation, indices: dict[str, int], wanted: HostState, netlink: Netlink
+    ) -> None:
         thing, removing = operation.thing, operation.verb is Verb.REMOVE
         match thing:
             case TunDevice():
                 index = _index(indices, thing.name, words(thing))
-                self._netlink.set_link(index, thing.name, mtu=thing.mtu)
+                netlink.set_link(index, thing.name, mtu=thing.mtu)
             case VxlanDevice():
-                self._put_vxlan(operation, thing, indices)
+                _put_vxlan(operation, thing, indices, netlink)
             case Device():
-                self._netlink.remove_link(thing.name)
+                netlink.remove_link(thing.name)
                 indices.pop(thing.name, None)
             case DeviceAddress():
                 if not removing:
-                    self._netlink.add_address(_index(indices, thing.device, words(thing)), thing)
+                    netlink.add_address(_index(indices, thing.device, words(thing)), thing)
                 elif thing.device in indices:
-                    self._netlink.remove_address(indices[thing.device], thing)
+                    netlink.remove_address(indices[thing.device], thing)
             case Neighbour():
                 if not removing:
-                    self._netlink.put_neighbour(_index(indices, thing.device, words(thing)), thing)
+                    netlink.put_neighbour(_index(indices, thing.device, words(thing)), thing)
                 elif thing.device in indices:
-                    self._netlink.remove_neighbour(indices[thing.device], thing)
+                    netlink.remove_neighbour(indices[thing.device], thing)
             case ForwardingEntry():
                 if not removing:
-                    self._netlink.put_forwarding(_index(indices, thing.device, words(thing)), thing)
+                    netlink.put_forwarding(_index(indices, thing.device, words(thing)), thing)
                 elif thing.device in indices:
-                    self._netlink.remove_forwarding(indices[thing.device], thing)
+                    netlink.remove_forwarding(indices[thing.device], thing)
             case Sysctl():
                 self._set_sysctl(operation, thing)
             case nft.Ruleset():
@@ -283,22 +227,6 @@ class Host:
                 conntrack.forget(thing.prefixes, sources)
             case _:  # routes, rules and strays go in batches
                 raise AssertionError(thing)
-
-    def _put_vxlan(self, operation: Operation, device: VxlanDevice, indices: dict[str, int]) -> None:
-        if operation.verb is Verb.ADD:
-            self._netlink.add_vxlan(device, self._underlay(device.local))
-            link = self._netlink.link(device.name)
-            if link is not None:
-                indices[device.name] = link.index
-        else:
-            index = _index(indices, device.name, words(device))
-            self._netlink.set_link(index, device.name, mtu=device.mtu, mac=device.mac)
-
-    def _underlay(self, local: Address) -> int:
-        for index, address, _ in self._netlink.addresses():
-            if address.ip == local:
-                return 0 if index == 1 else index
-        raise host_error(f"device {VXLAN_DEVICE}", errno.EADDRNOTAVAIL, f"no device has {local}")
 
     def _set_sysctl(self, operation: Operation, item: Sysctl) -> None:
         current = sysctl.read(item.key)
@@ -314,6 +242,27 @@ class Host:
 
 
 _BATCHED = (Route, Rule, Stray)
+
+
+def _indices() -> dict[str, int]:
+    """Indices of our devices, as far as they are there."""
+    found: dict[str, int] = {}
+    for name in (TUNNEL_DEVICE, VXLAN_DEVICE):
+        with contextlib.suppress(OSError):
+            found[name] = socket.if_nametoindex(name)
+    return found
+
+
+def _put_vxlan(operation: Operation, device: VxlanDevice, indices: dict[str, int], netlink: Netlink) -> None:
+    if operation.verb is Verb.ADD:
+        carrier = underlay(netlink, device.local)
+        if carrier is None:
+            raise host_error(words(device), errno.EADDRNOTAVAIL, f"no device has {device.local}")
+        netlink.add_vxlan(device, carrier)
+        indices.update(_indices())
+    else:
+        index = _index(indices, device.name, words(device))
+        netlink.set_link(index, device.name, mtu=device.mtu, mac=device.mac)
 
 
 def _index(indices: dict[str, int], device: str, subject: str) -> int:

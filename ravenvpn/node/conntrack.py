@@ -67,14 +67,18 @@ def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes]) -> b
 def forget(remote: Iterable[Prefix], own_sources: Iterable[Address]) -> int:
     """Delete the misbound flows from and to these prefixes; how many there were."""
     prefixes, sources = PrefixSet(remote), {address.packed for address in own_sources}
+    doomed: list[bytes] = []
+
+    def judge(body: bytes) -> bool:
+        flow = read_flow(body)
+        if flow is not None and misbound(flow, prefixes, sources):
+            doomed.append(message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle))
+        return False  # a host may have a million flows: none is kept
+
     pipe = Pipe(NETLINK_NETFILTER)
     try:
-        doomed = [
-            message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle)
-            for family in (socket.AF_INET, socket.AF_INET6)
-            for _, body in pipe.dump(_CT_GET, _NFGEN.pack(family, 0, 0))
-            if (flow := read_flow(body)) is not None and misbound(flow, prefixes, sources)
-        ]
+        # Both families in one walk: an empty table of 262,144 buckets takes the kernel 10 ms.
+        pipe.dump(_CT_GET, _NFGEN.pack(socket.AF_UNSPEC, 0, 0), judge)
         replies = pipe.request(doomed)
     finally:
         pipe.close()

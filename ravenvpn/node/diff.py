@@ -9,113 +9,24 @@ fail-closed routes last of all. Where something is exchanged, the new is there b
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import replace
 from itertools import chain
-from typing import TypeVar
 
 from ravenvpn.mesh.hoststate import (
     FAIL_CLOSED_METRIC,
     TABLE_REMOTE,
-    DeviceAddress,
-    ForwardingEntry,
     HostState,
-    Neighbour,
-    Prefix,
     Route,
     RouteKind,
     Rule,
     RuleAction,
     Sysctl,
-    TunDevice,
     VxlanDevice,
 )
 from ravenvpn.node import nft
 from ravenvpn.node.netlink import LinkFacts
-from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, Key, Stray, route_key
-from ravenvpn.node.sysctl import Remembered
-
-T = TypeVar("T")
-
-
-class Verb(StrEnum):
-    ADD = "add"
-    CHANGE = "change"
-    REMOVE = "remove"
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One of our devices, only to be removed."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class LocalPrefixes:
-    """The elements of the nft sets, where the rest of the table is as it should be."""
-
-    prefixes: frozenset[Prefix]
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Our nft table, only to be removed."""
-
-
-@dataclass(frozen=True, slots=True)
-class MisboundFlows:
-    """Live flows with these prefixes, bound to another source before the table was there (see `conntrack`)."""
-
-    prefixes: tuple[Prefix, ...]
-
-
-Thing = (
-    Route
-    | Stray
-    | Rule
-    | TunDevice
-    | VxlanDevice
-    | Device
-    | DeviceAddress
-    | Neighbour
-    | ForwardingEntry
-    | Sysctl
-    | nft.Ruleset
-    | LocalPrefixes
-    | Filter
-    | MisboundFlows
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One change. `before` is what is replaced, where that tells a person something."""
-
-    verb: Verb
-    thing: Thing
-    before: Thing | str | None = None
-
-    @property
-    def reason(self) -> str:
-        return getattr(self.thing, "reason", "")
-
-
-@dataclass(slots=True)
-class Observed:
-    """What this host has of ours."""
-
-    links: dict[str, LinkFacts] = field(default_factory=dict)
-    underlay: int | None = None  # index of the device that has the VXLAN's local address; 0: bind to none
-    addresses: set[DeviceAddress] = field(default_factory=set)
-    neighbours: set[Neighbour] = field(default_factory=set)
-    forwarding: set[ForwardingEntry] = field(default_factory=set)
-    routes: dict[Key, Route] = field(default_factory=dict)
-    rules: set[Rule] = field(default_factory=set)
-    strays: list[Stray] = field(default_factory=list)  # routes and rules no plan makes, or that are there twice
-    sysctls: dict[str, str | None] = field(default_factory=dict)
-    remembered: dict[str, Remembered] = field(default_factory=dict)
-    packet_filter: nft.FilterFacts | None = None
+from ravenvpn.node.operations import Device, Filter, LocalPrefixes, MisboundFlows, Observed, Operation, Thing, Verb
+from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, Key, route_key
 
 
 def diff(observed: Observed, wanted: HostState) -> list[Operation]:
@@ -152,7 +63,7 @@ def diff(observed: Observed, wanted: HostState) -> list[Operation]:
 def assumed(wanted: HostState) -> Observed:
     """The host as it is if `wanted` was applied and nobody touched it since: what `diff` needs of it for a delta.
 
-    Of links it knows the names alone, so the caller gives it devices only where their plans differ.
+    Of devices it knows nothing.
     """
     rules = nft.ruleset(wanted)
     return Observed(
@@ -166,33 +77,13 @@ def assumed(wanted: HostState) -> Observed:
     )
 
 
-def difference(before: tuple[T, ...], after: tuple[T, ...]) -> tuple[tuple[T, ...], tuple[T, ...]]:
-    """What is only in one of two plans' tuples, told apart by identity first: plans share what did not change.
-
-    Costs a few nanoseconds an element, where comparing or hashing routes by value would cost microseconds.
-    """
-    step, start = 4096, 0
-    shortest = min(len(before), len(after))
-    while start < shortest and before[start : start + step] == after[start : start + step]:
-        start += step
-    before, after = before[start:], after[start:]
-    old, new = set(map(id, before)), set(map(id, after))
-    return (
-        tuple(item for item in before if id(item) not in new),
-        tuple(item for item in after if id(item) not in old),
-    )
-
-
 def _closes(thing: Thing | None) -> bool:
     return isinstance(thing, Route) and thing.kind is RouteKind.UNREACHABLE and thing.metric == FAIL_CLOSED_METRIC
 
 
 def _normal(route: Route) -> Route:
     if route.metric == IP6_RT_PRIO_USER and route.prefix.version == 6:
-        # The kernel writes 1024 where nothing is said; both mean the same route.
-        return Route(
-            route.prefix, route.table, route.kind, route.device, route.via, route.source, route.mtu, 0, route.reason
-        )
+        return replace(route, metric=0)  # the kernel writes 1024 where nothing is said
     return route
 
 

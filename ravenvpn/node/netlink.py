@@ -6,6 +6,7 @@ Everything here is synchronous and by the dozen; routes, rules and flows, which 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from collections.abc import Iterator, Mapping
@@ -58,14 +59,28 @@ class Hop:
 
 
 class Netlink:
-    """One pyroute2 socket. Not for use by two threads at once."""
+    """One pyroute2 socket, for one thread and the time of one call: opening it takes a millisecond.
+
+    pyroute2 runs an event loop inside even its synchronous calls, one for each thread it sees, and takes it from the
+    process's policy; under uvloop's it fails ("invalid family 16"). So it gets a plain loop of our own. It follows
+    that none of this may be called from a thread whose loop is running.
+    """
 
     def __init__(self) -> None:
+        self._loop = asyncio.SelectorEventLoop()
         with _refusals("netlink socket"):
-            self._ipr = IPRoute()
+            self._ipr = IPRoute(use_event_loop=self._loop)
 
     def close(self) -> None:
         self._ipr.close()
+        self._loop.run_until_complete(asyncio.sleep(0))  # lets the transport go
+        self._loop.close()
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # --- Looking -----------------------------------------------------------------------------------------------
 

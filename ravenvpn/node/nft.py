@@ -127,30 +127,30 @@ def _rules(wanted: HostState) -> Iterable[tuple[str, str, list[Json]]]:
     for version in (4, 6):
         source = _payload(_ip(version), "saddr")
         yield "leaving", "pods keep their source", [_match("==", source, f"@{SET_NAMES[version]}"), _keep(version)]
-    for item in wanted.addresses:
-        address = item.address
-        if item.device == TUNNEL_DEVICE:
-            source = _payload(_ip(address.version), "saddr")
-            words = "our tunnel address stays"
-            yield "leaving", words, [_match("==", source, str(address.ip)), _keep(address.version)]
-        elif item.device == VXLAN_DEVICE and address.network.prefixlen < address.max_prefixlen:
-            to = _payload(_ip(address.version), "daddr")
-            yield "leaving", "between neighbours on raven0", [_match("==", to, _network(address.network)), _RETURN]
+    for version in (4, 6):
+        # Traffic of the devices themselves: our tunnel address, and neighbours on raven0. (The route decides which
+        # device it leaves by, so it can't be another region's.)
+        own_device = {"fib": {"result": "type", "flags": ["saddr", "oif"]}}
+        yield (
+            "leaving",
+            "the device's own address stays",
+            [_family(version), _match("==", own_device, "local"), _keep(version)],
+        )
     starts_here = _match("==", {"fib": {"result": "type", "flags": ["saddr"]}}, "local")
     yield from _own_source("leaving", own, [starts_here])
 
 
-_RETURN: Json = {"return": None}
-
-
 def _own_source(chain: str, own: dict[int, str], conditions: list[Json]) -> Iterable[tuple[str, str, list[Json]]]:
     for version, address in sorted(own.items()):
-        family = _match("==", {"meta": {"key": "nfproto"}}, f"ipv{version}")
         yield (
             chain,
             "leaves with our own source",
-            [family, *conditions, {"snat": {"family": _ip(version), "addr": address}}],
+            [_family(version), *conditions, {"snat": {"family": _ip(version), "addr": address}}],
         )
+
+
+def _family(version: int) -> Json:
+    return _match("==", {"meta": {"key": "nfproto"}}, f"ipv{version}")
 
 
 def _ip(version: int) -> str:

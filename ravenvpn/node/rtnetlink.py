@@ -11,7 +11,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
@@ -118,10 +118,13 @@ class Pipe:
                     missing -= 1
         return [reply for reply in replies if reply is not None]
 
-    def dump(self, kind: int, body: bytes) -> list[tuple[int, bytes]]:
-        """Everything the kernel answers to a dump: (message type, body). One that a change cut in two is retried."""
+    def dump(self, kind: int, body: bytes, keep: Callable[[bytes], bool] = lambda _: True) -> list[tuple[int, bytes]]:
+        """What the kernel answers to a dump, as far as `keep` wants it: (message type, body).
+
+        A dump that a change cut in two is retried.
+        """
         for _ in range(16):
-            found = self._dump_once(kind, body)
+            found = self._dump_once(kind, body, keep)
             if found is not None:
                 return found
         raise HostError(
@@ -130,7 +133,7 @@ class Pipe:
             remedy="look with `ip monitor` who keeps changing routes",
         )
 
-    def _dump_once(self, kind: int, body: bytes) -> list[tuple[int, bytes]] | None:
+    def _dump_once(self, kind: int, body: bytes, keep: Callable[[bytes], bool]) -> list[tuple[int, bytes]] | None:
         self._sequence = (self._sequence + 1) & 0x7FFFFFFF
         wanted = self._sequence
         self._send(message(kind, NLM_F_DUMP, body, sequence=wanted))
@@ -147,7 +150,8 @@ class Pipe:
                     if code not in (0, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
                         raise host_error("netlink dump", code)
                     return None if interrupted else found
-                found.append((type_, content))
+                if keep(content):
+                    found.append((type_, content))
 
     def _send(self, data: bytes) -> None:
         try:

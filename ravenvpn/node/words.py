@@ -16,7 +16,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
-from ravenvpn.node.diff import Device, LocalPrefixes, MisboundFlows, Operation
+from ravenvpn.node.operations import Device, LocalPrefixes, MisboundFlows, Operation
 from ravenvpn.node.rtnetlink import Stray
 
 

@@ -1,0 +1,143 @@
+"""What this host has of ours: by device name, table, nft table name and protocol 157, and nothing else is read."""
+
+from __future__ import annotations
+
+import socket
+from enum import StrEnum
+
+from ravenvpn.errors import HostError
+from ravenvpn.mesh.hoststate import (
+    PROTOCOL,
+    TABLE_LOCAL,
+    TABLE_REMOTE,
+    TUNNEL_DEVICE,
+    VXLAN_DEVICE,
+    DeviceAddress,
+    HostState,
+    Rule,
+)
+from ravenvpn.node import nft, rtnetlink, sysctl
+from ravenvpn.node.diff import assumed
+from ravenvpn.node.netlink import Netlink
+from ravenvpn.node.operations import Observed
+from ravenvpn.node.rtnetlink import Pipe, Stray, route_key
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_SCOPE_LINK = 253
+
+
+class Part(StrEnum):
+    """What can be looked at by itself. Devices come with what hangs on them: addresses, neighbours, sysctls."""
+
+    DEVICES = "devices"
+    ROUTES = "routes"
+    RULES = "rules"
+    FILTER = "filter"
+
+
+ALL = frozenset(Part)
+
+
+def observe(
+    netlink: Netlink,
+    pipe: Pipe,
+    originals: sysctl.Originals,
+    wanted: HostState,
+    parts: frozenset[Part] = ALL,
+) -> Observed:
+    """`wanted` says which sysctls and which underlay address to look at; parts not asked for are taken from it."""
+    observed = assumed(wanted)
+    observed.remembered = originals.load()
+    names = _devices(observed, netlink, wanted)
+    if Part.DEVICES in parts:
+        _what_hangs_on_devices(observed, netlink, names, wanted)
+    if Part.ROUTES in parts:
+        _routes(observed, pipe, names)
+    if Part.RULES in parts:
+        _rules(observed, pipe)
+    if Part.FILTER in parts:
+        observed.packet_filter = _filter(wanted)
+    return observed
+
+
+def _devices(observed: Observed, netlink: Netlink, wanted: HostState) -> dict[int, str]:
+    for name in (TUNNEL_DEVICE, VXLAN_DEVICE):
+        link = netlink.link(name)
+        if link is not None:
+            observed.links[name] = link
+    if wanted.vxlan is not None:
+        observed.underlay = underlay(netlink, wanted.vxlan.local)
+    return {link.index: name for name, link in observed.links.items()}
+
+
+def underlay(netlink: Netlink, local: object) -> int | None:
+    """Index of the device with this address; 0 for lo, whose addresses are reached by any device; None: absent."""
+    for index, address, _ in netlink.addresses():
+        if address.ip == local:
+            return 0 if index == 1 else index
+    return None
+
+
+def _what_hangs_on_devices(observed: Observed, netlink: Netlink, names: dict[int, str], wanted: HostState) -> None:
+    # The kernel's own link-local IPv6 address comes and goes with the device.
+    observed.addresses = {
+        DeviceAddress(names[index], address)
+        for index, address, scope in netlink.addresses()
+        if index in names and not (address.version == 6 and scope == _SCOPE_LINK)
+    }
+    observed.neighbours, observed.forwarding = set(), set()
+    vxlan = observed.links.get(VXLAN_DEVICE)
+    if vxlan is not None:
+        observed.neighbours.update(netlink.neighbours(vxlan.index, vxlan.name))
+        observed.forwarding.update(netlink.forwarding(vxlan.index, vxlan.name))
+    observed.sysctls = {item.key: sysctl.read(item.key) for item in wanted.sysctls}
+
+
+def _routes(observed: Observed, pipe: Pipe, names: dict[int, str]) -> None:
+    observed.routes = {}
+    for family in _FAMILIES:
+        # Our tables, whoever wrote there, and what carries our protocol anywhere else.
+        bodies = [
+            *rtnetlink.dump_routes(pipe, family, table=TABLE_REMOTE),
+            *rtnetlink.dump_routes(pipe, family, table=TABLE_LOCAL),
+            *(
+                body
+                for body in rtnetlink.dump_routes(pipe, family, protocol=PROTOCOL)
+                if rtnetlink.route_owner(body)[0] not in (TABLE_REMOTE, TABLE_LOCAL)
+            ),
+        ]
+        for body in bodies:
+            found = rtnetlink.read_route(body, names)
+            if isinstance(found, Stray):
+                observed.strays.append(found)
+            elif found is not None:
+                route, ours = found
+                key = route_key(route)
+                if ours and key not in observed.routes:
+                    observed.routes[key] = route
+                else:
+                    what = f"route {route.prefix} in table {route.table}"
+                    observed.strays.append(Stray(what, body, rtnetlink.RTM_DELROUTE))
+
+
+def _rules(observed: Observed, pipe: Pipe) -> None:
+    observed.rules = set()
+    for family in _FAMILIES:
+        for body in rtnetlink.dump_rules(pipe, family):
+            found = rtnetlink.read_rule(body)
+            if isinstance(found, Rule) and found not in observed.rules:
+                observed.rules.add(found)
+            elif isinstance(found, Rule):
+                what = f"second rule {found.preference}"
+                observed.strays.append(Stray(what, body, rtnetlink.RTM_DELRULE))
+            elif found is not None:
+                observed.strays.append(found)
+
+
+def _filter(wanted: HostState) -> nft.FilterFacts | None:
+    try:
+        return nft.observe()
+    except HostError:
+        if wanted.packet_filter is None:
+            return None  # no nft here, so no table of ours either
+        raise
