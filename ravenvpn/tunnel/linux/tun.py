@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
+import socket
 import struct
 
 import pytun
@@ -22,6 +22,8 @@ from ravenvpn.errors import HostError
 TUNSETOFFLOAD = 0x400454D0
 TUNGETIFF = 0x800454D2
 TUNSETVNETHDRSZ = 0x400454D8
+SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
+IFF_UP = 0x1  # include/uapi/linux/if.h
 TUN_F_CSUM = 0x01
 TUN_F_TSO4 = 0x02
 TUN_F_TSO6 = 0x04
@@ -45,7 +47,8 @@ class Tun:
         self.fd: int = device.fileno()
         self.tso = tso
         self.uso = uso
-        self._gone: select.epoll | None = None
+        # Any socket will do to ask about a device; it stays in the namespace the device was made in.
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     @classmethod
     def open(cls, name: str, *, tso: bool = True, uso: bool = True) -> Tun:
@@ -107,29 +110,25 @@ class Tun:
         except (OSError, pytun.Error) as error:
             raise HostError(f"the MTU of the TUN device can not be set to {mtu}: {error}") from error
 
-    def up(self) -> None:
+    @property
+    def is_up(self) -> bool:
+        """Whether an administrator has set it up; False too when it is gone."""
+        try:
+            request = fcntl.ioctl(self._control, SIOCGIFFLAGS, _IFREQ.pack(os.fsencode(self.name), 0))
+        except (HostError, OSError):
+            return False
+        return bool(_IFREQ.unpack(request)[1] & IFF_UP)
+
+    def set_up(self) -> None:
         """Set the device up; wg-quick and `node` do this themselves."""
         try:
             self._device.up()
         except (OSError, pytun.Error) as error:
             raise HostError(f"the TUN device can not be set up: {error}") from error
 
-    def gone_fd(self) -> int:
-        """A descriptor that becomes readable (and stays so) when the device is deleted, and not before.
-
-        An epoll set around the TUN, asking for EPOLLPRI: the kernel's wake-up at deletion carries that bit, while
-        packets alone never make the set ready. (With no bit asked for, the wake-up would be filtered out.)
-        """
-        if self._gone is None:
-            self._gone = select.epoll()
-            self._gone.register(self.fd, select.EPOLLPRI)
-        return self._gone.fileno()
-
     def close(self) -> None:
         """Close the descriptor, which deletes a device that is not persistent. Safe to call twice."""
-        if self._gone is not None:
-            self._gone.close()
-            self._gone = None
+        self._control.close()
         self._device.close()
 
 

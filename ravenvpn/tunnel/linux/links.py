@@ -1,0 +1,49 @@
+"""Word that some network device changed, so that whoever cares looks again at its own.
+
+An rtnetlink socket subscribed to link messages (rtnetlink(7)), of which not one is read for its content: what is true
+now is asked of the device itself. Messages may be lost when many come at once; that is word enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+
+RTMGRP_LINK = 0x1  # include/uapi/linux/rtnetlink.h
+READ_SIZE = 64 << 10
+
+
+class LinkWatch:
+    """Calls `on_change` on the loop after any device of this namespace was added, changed or deleted."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._socket: socket.socket | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        watching = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        watching.bind((0, RTMGRP_LINK))
+        self._loop, self._socket = loop, watching
+        loop.add_reader(watching, self._readable)
+
+    def stop(self) -> None:
+        """Safe to call twice, and from `on_change`."""
+        if self._loop is not None and self._socket is not None:
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
+            self._loop = self._socket = None
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    self._socket.recv(READ_SIZE)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+        self._on_change()

@@ -1,0 +1,240 @@
+"""Our tunnel on hosts of all sorts: several addresses, none of a family, devices deleted under it, names taken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from interop_rig import INNER, PORTS, WAIT, End, Host, Pair, namespaces, ours, running, until, wire
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("wg", "ping")]
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Host, Host]]:
+    with namespaces(2) as (a, b):
+        wire(a, b, "eth0", ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
+        yield a, b
+
+
+def ends(a: Host, b: Host) -> Pair:
+    return Pair(End(a, ours(), "rva"), End(b, ours(), "rvb"))
+
+
+def bring_up(pair: Pair, endpoint: str, side: int = 1) -> None:
+    """Both ends configured; the one at `side` calls the other at `endpoint`."""
+    for here, end in enumerate(pair):
+        end.start(f"{INNER[4][here]}/24", f"{INNER[6][here]}/64")
+    for here, end in enumerate(pair):
+        end.configure(
+            port=PORTS[here],
+            peer=pair[1 - here],
+            allowed=f"{INNER[4][1 - here]}/32, {INNER[6][1 - here]}/128",
+            endpoint=endpoint if here == side else "",
+        )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "second"), [("24", "192.0.2.11"), ("64", "2001:db8::11")], ids=["outer v4", "outer v6"]
+)
+def test_answers_leave_from_the_address_that_was_called(two: tuple[Host, Host], prefix: str, second: str):
+    """On a host with several addresses the kernel would choose the first one; then the caller, or a NAT before it,
+    would not know who answers."""
+    two[0].ip("address", "add", f"{second}/{prefix}", "dev", "eth0", *(["nodad"] if ":" in second else []))
+    pair = ends(*two)
+    called = f"[{second}]:{PORTS[0]}" if ":" in second else f"{second}:{PORTS[0]}"
+    with running(*pair):
+        bring_up(pair, called)
+        pair.them.host.pings(INNER[4][0], 10)
+        pair.us.host.pings(INNER[4][1], 10)
+        # Had one answer come from elsewhere, the caller would have roamed to it.
+        assert pair.them.show("endpoints") == called
+
+        # The address goes: nothing to stick to any more, and no packet is worth being lost over it.
+        two[0].ip("address", "delete", f"{second}/{prefix}", "dev", "eth0")
+        pair.us.host.pings(INNER[4][1], 10)
+        assert pair.them.show("endpoints") in {f"192.0.2.1:{PORTS[0]}", f"[2001:db8::1]:{PORTS[0]}"}
+
+
+def test_a_host_without_ipv6_is_served_over_ipv4(two: tuple[Host, Host]):
+    two[0].sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+    two[0].sysctl("net.ipv6.conf.default.disable_ipv6", "1")
+    us, them = ends(*two)
+    with running(us, them):
+        us.start(f"{INNER[4][0]}/24")
+        them.start(f"{INNER[4][1]}/24")
+        us.configure(port=0, peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"192.0.2.2:{PORTS[1]}")
+        them.configure(port=PORTS[1], peer=us, allowed=f"{INNER[4][0]}/32")
+        us.host.pings(INNER[4][1], 10)
+
+
+def test_a_link_local_peer_is_found_on_its_interface(two: tuple[Host, Host]):
+    for host, address in zip(two, ("fe80::a", "fe80::b"), strict=True):
+        host.ip("address", "add", f"{address}/64", "dev", "eth0", "nodad")
+    pair = ends(*two)
+    with running(*pair):
+        bring_up(pair, f"[fe80::a%eth0]:{PORTS[0]}")
+        pair.them.host.pings(INNER[4][0], 10)
+        pair.us.host.pings(INNER[4][1], 10)
+
+
+def test_two_devices_on_one_host_keep_apart(two: tuple[Host, Host]):
+    first, second = ends(*two), ends(*two)
+    with running(*first, *second):
+        bring_up(first, f"192.0.2.1:{PORTS[0]}")
+        for end, side in ((second.us, 0), (second.them, 1)):
+            end.start(f"10.8.0.{side + 1}/24")
+            peer = second[1 - side]
+            endpoint = "192.0.2.1:52000" if side else ""
+            end.configure(port=52000 + side, peer=peer, allowed=f"10.8.0.{2 - side}/32", endpoint=endpoint)
+        first.them.host.pings(INNER[4][0], 10)
+        second.them.host.pings("10.8.0.1", 10)
+        second.us.stop()
+        second.them.stop()
+        first.them.host.pings(INNER[4][0], 10)
+
+
+def test_a_random_port_is_the_same_in_both_families(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        us.start()
+        port = us.wg("show", "listen-port").strip()
+        assert int(port) > 0
+        bound = us.host.run("ss", "-Hnlu").split()
+        assert {f"0.0.0.0:{port}", f"[::]:{port}"} <= set(bound)
+
+
+def test_it_ends_when_its_device_is_deleted(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        us.start("10.9.0.1/24")
+        assert us.process is not None
+        us.host.ip("link", "delete", us.device)
+        assert us.process.wait(2) == 0
+        assert not us.socket.exists()
+
+
+def test_it_ends_when_its_socket_is_removed(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        us.start("10.9.0.1/24")
+        assert us.process is not None
+        us.socket.unlink()
+        assert us.process.wait(2) == 0
+        assert us.device not in us.host.run("ip", "link")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_nothing_is_left(two: tuple[Host, Host], how: int):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        us.start("10.9.0.1/24")
+        assert us.stop(how) == 0
+        assert not us.socket.exists()
+        assert us.device not in us.host.run("ip", "link")
+
+
+def test_a_name_that_is_taken_is_refused_with_a_remedy(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        us.start("10.9.0.1/24")
+        said = us.host.fails(*ours(), us.device)
+        assert f"a process already holds the TUN device {us.device}" in said
+        assert "choose another name" in said
+        assert us.answers()
+        said = us.host.fails(*ours(), "eth0")
+        assert "eth0 exists and is no TUN device" in said
+
+
+def test_the_same_name_in_two_namespaces_is_refused_since_they_share_the_sockets_folder(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        us.start("10.9.0.1/24")
+        assert "another process answers" in two[1].fails(*ours(), us.device)
+        assert us.answers()
+        assert us.device not in two[1].run("ip", "link")
+
+
+def test_without_net_admin_it_says_what_is_missing(two: tuple[Host, Host]):
+    said = two[0].fails("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", *ours(), "rvnoadmin")
+    assert "CAP_NET_ADMIN" in said
+
+
+def test_in_the_background_it_says_ready_before_it_returns(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us):
+        command = [word for word in ours() if word != "--foreground"]
+        us.host.run(*command, us.device)
+        us.host.run("wg", "show", us.device)
+        us.host.ip("link", "delete", us.device)
+        until(lambda: not us.socket.exists(), "the background process ends with its device")
+
+
+def test_in_the_background_it_still_says_why_it_failed(two: tuple[Host, Host]):
+    command = [word for word in ours() if word != "--foreground"]
+    assert "can not name a network device" in two[0].fails(*command, "much-too-long-a-name")
+
+
+def test_the_mark_is_on_every_outer_packet(two: tuple[Host, Host]):
+    pair = ends(*two)
+    rules = "table inet t { chain out { type filter hook output priority 0; meta mark 0x77 counter\n } }"
+    two[0].run("nft", rules)
+    with running(*pair):
+        bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
+        pair.us.wg("set", "fwmark", "0x77")
+        pair.us.host.pings(INNER[4][1], 10)
+        counted = two[0].run("nft", "list", "table", "inet", "t").split("packets ")[1].split()[0]
+        assert int(counted) >= 10
+
+
+def test_a_change_of_mtu_is_followed(two: tuple[Host, Host]):
+    """Padding stops at the MTU (whitepaper §5.4.6): 1,300 bytes are not a multiple of 16."""
+    pair = ends(*two)
+    with running(*pair):
+        bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
+        pair.us.host.pings(INNER[4][1])
+        pair.us.host.ip("link", "set", pair.us.device, "mtu", "1300")
+        before = int(pair.us.show("transfer").split()[1])
+        pair.us.host.run("ping", "-n", "-c", "1", "-s", str(1300 - 28), INNER[4][1])
+        assert int(pair.us.show("transfer").split()[1]) - before == 1300 + 32
+
+
+def test_idle_it_costs_nothing_that_shows(two: tuple[Host, Host]):
+    pair = ends(*two)
+    with running(*pair):
+        bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
+        pair.us.wg("set", "peer", pair.them.public, "persistent-keepalive", "1")
+        pair.us.host.pings(INNER[4][1])
+        assert pair.us.process is not None
+        before = cpu_seconds(pair.us.process.pid)
+        time.sleep(2)
+        assert cpu_seconds(pair.us.process.pid) - before <= 0.02
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_deleted_in_the_middle_of_traffic_it_ends_at_once(two: tuple[Host, Host]):
+    pair = ends(*two)
+    with running(*pair):
+        bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
+        pair.us.host.pings(INNER[4][1])
+        flood = subprocess.Popen(
+            pair.us.host.command("ping", "-f", "-q", "-n", INNER[4][1]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            assert pair.us.process is not None
+            pair.us.host.ip("link", "delete", pair.us.device)
+            assert pair.us.process.wait(WAIT) == 0
+        finally:
+            flood.kill()
+            flood.wait()

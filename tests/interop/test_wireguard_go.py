@@ -1,0 +1,166 @@
+"""Our tunnel against wireguard-go over real sockets: whoever starts, over either family, with and without a PSK."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+from interop_rig import INNER, OUTER, PORTS, Pair, transfer, until, wg
+
+pytestmark = [pytest.mark.root, pytest.mark.wireguard_go, pytest.mark.needs("wg", "ping")]
+
+COMBINATIONS = list(itertools.product(("us", "them"), (4, 6), (True, False), (4, 6)))
+MEGABYTE = 1_000_000
+
+
+def name_of(combination: tuple[str, int, bool, int]) -> str:
+    starter, outer, psk, inner = combination
+    return f"{starter}-start-over-v{outer}-{'psk' if psk else 'no-psk'}-inner-v{inner}"
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+def test_they_talk(pair: Pair, join: Callable[..., None], combination: tuple[str, int, bool, int]):
+    starter, outer, psk, inner = combination
+    join(pair, starter=starter, outer=outer, psk=wg("genpsk") if psk else "")
+    us, them = pair
+    if starter == "us":
+        us.host.pings(INNER[inner][1], 10)
+    else:
+        them.host.pings(INNER[inner][0], 10)
+
+    assert us.handshake() > 0
+    assert them.handshake() > 0
+    # Each side has learned, or kept, where the other is.
+    host = OUTER[outer]
+    shown = ("[{}]:{}" if outer == 6 else "{}:{}").format
+    assert us.show("endpoints") == shown(host[1], PORTS[1])
+    assert them.show("endpoints") == shown(host[0], PORTS[0])
+
+    transfer(us.host, them.host, INNER[inner][1], 100 * MEGABYTE)
+    transfer(them.host, us.host, INNER[inner][0], 100 * MEGABYTE)
+
+
+def test_both_count_every_byte_alike(pair: Pair, join: Callable[..., None]):
+    """The figures WireGuard's own test suite demands after ten pings: 148 or 92 for the handshake, ten times 128."""
+    join(pair)
+    pair.us.host.run("ping", "-n", "-c", "10", "-i", "0.01", INNER[4][1])
+    assert pair.us.show("transfer") == "1372\t1428"
+    assert pair.them.show("transfer") == "1428\t1372"
+
+
+def test_without_the_same_psk_nothing_is_said(pair: Pair, join: Callable[..., None]):
+    join(pair, psk=wg("genpsk"))
+    pair.them.wg("set", "peer", pair.us.public, "preshared-key", "/dev/stdin", stdin=wg("genpsk"))
+    assert not pair.us.host.reaches(INNER[4][1], wait=1)
+    assert pair.us.handshake() == 0
+
+
+def test_a_source_that_is_not_allowed_does_not_pass(pair: Pair, join: Callable[..., None]):
+    join(pair)
+    pair.us.host.pings(INNER[4][1])
+    pair.us.wg("set", "peer", pair.them.public, "allowed-ips", f"{INNER[6][1]}/128")
+    assert not pair.them.host.reaches(INNER[4][0])
+    pair.them.host.pings(INNER[6][0])
+
+
+def test_keys_are_renewed_under_traffic_and_nothing_is_lost(quick_pair: Pair, join: Callable[..., None]):
+    """The initiator renews its keys when they are old (whitepaper §6.2): here after 1.5 s instead of 120."""
+    us, them = quick_pair
+    join(quick_pair)
+    us.host.pings(INNER[4][1])
+    pinging = subprocess.Popen(
+        us.host.command("ping", "-n", "-c", "250", "-i", "0.02", INNER[4][1]), stdout=subprocess.PIPE, text=True
+    )
+    seen: set[tuple[int, int]] = set()
+    while pinging.poll() is None:
+        seen.add((us.handshake(), them.handshake()))
+        time.sleep(0.1)
+    out, _ = pinging.communicate()
+    assert " 250 received" in out
+    # Three renewals in five seconds; clocks of whole seconds show at least three different ones at both ends.
+    assert len({ours for ours, _ in seen}) >= 3
+    assert len({theirs for _, theirs in seen}) >= 3
+
+
+def test_they_roam_and_we_follow(pair: Pair, join: Callable[..., None]):
+    join(pair)
+    us, them = pair
+    us.host.pings(INNER[4][1])
+    them.host.ip("address", "add", "192.0.2.22/24", "dev", "eth0")
+    them.host.ip("address", "delete", "192.0.2.2/24", "dev", "eth0")
+    try:
+        them.host.pings(INNER[4][0])
+        assert us.show("endpoints") == f"192.0.2.22:{PORTS[1]}"
+        us.host.pings(INNER[4][1], 10)
+    finally:
+        them.host.ip("address", "add", "192.0.2.2/24", "dev", "eth0")
+        them.host.ip("address", "delete", "192.0.2.22/24", "dev", "eth0")
+
+
+def test_they_roam_to_another_family_and_port_and_we_follow(pair: Pair, join: Callable[..., None]):
+    join(pair)
+    us, them = pair
+    us.host.pings(INNER[4][1])
+    them.wg("set", "listen-port", "52000", "peer", us.public, "endpoint", f"[{OUTER[6][0]}]:{PORTS[0]}")
+    # wireguard-go itself may take seconds to change the family (wireguard-go's pooled addresses).
+    them.host.pings(INNER[4][0], 10, within=20)
+    assert us.show("endpoints") == f"[{OUTER[6][1]}]:52000"
+    us.host.pings(INNER[4][1], 10)
+
+
+def test_we_roam_and_they_follow(pair: Pair, join: Callable[..., None]):
+    join(pair)
+    us, them = pair
+    us.host.pings(INNER[4][1])
+    us.host.ip("address", "add", "192.0.2.11/24", "dev", "eth0")
+    us.host.ip("address", "delete", "192.0.2.1/24", "dev", "eth0")
+    try:
+        us.host.pings(INNER[4][1], 10)
+        assert them.show("endpoints") == f"192.0.2.11:{PORTS[0]}"
+        them.host.pings(INNER[4][0], 10)
+    finally:
+        us.host.ip("address", "add", "192.0.2.1/24", "dev", "eth0")
+        us.host.ip("address", "delete", "192.0.2.11/24", "dev", "eth0")
+
+
+def test_we_change_our_port_under_way(pair: Pair, join: Callable[..., None]):
+    join(pair)
+    us, them = pair
+    us.host.pings(INNER[4][1])
+    us.wg("set", "listen-port", "52001")
+    us.host.pings(INNER[4][1], 10)
+    assert them.show("endpoints") == "192.0.2.1:52001"
+    assert us.wg("show", "listen-port").strip() == "52001"
+
+
+def test_they_restart_and_we_call_them(quick_pair: Pair, join: Callable[..., None]):
+    """A peer that answers nothing for keepalive + rekey timeout is called anew (§6.5); it lost its keys, not we."""
+    us, them = quick_pair
+    join(quick_pair)
+    us.host.pings(INNER[4][1])
+    them.stop(signal.SIGKILL)
+    them.start(f"{INNER[4][1]}/24", f"{INNER[6][1]}/64")
+    them.configure(port=PORTS[1], peer=us, allowed=f"{INNER[4][0]}/32")
+    us.host.pings(INNER[4][1], 10, within=4)
+
+
+def test_we_restart_and_call_them(quick_pair: Pair, join: Callable[..., None]):
+    """Killed the hard way: the socket of the dead process is replaced, and newer timestamps are accepted at once."""
+    us, them = quick_pair
+    join(quick_pair)
+    us.host.pings(INNER[4][1])
+    us.stop(signal.SIGKILL)
+    assert us.socket.exists()
+    us.start(f"{INNER[4][0]}/24", f"{INNER[6][0]}/64")
+    us.configure(port=PORTS[0], peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"{OUTER[4][1]}:{PORTS[1]}")
+    us.host.pings(INNER[4][1], 10, within=4)
+
+
+def test_a_persistent_keepalive_opens_the_way_for_the_side_that_cannot_call(pair: Pair, join: Callable[..., None]):
+    join(pair, keepalive=25)
+    until(lambda: pair.them.handshake() > 0, "the first keepalive makes a session without any traffic")
+    pair.them.host.pings(INNER[4][0], 10)
