@@ -6,7 +6,8 @@ replay windows, staged packets, padding, longest-prefix match, the inner source 
 mutators going down, events coming up, both ordered.
 
 A body is driven by one event loop. Between two calls of its pump the mutators of one batch look atomic to packets.
-It never opens or closes a descriptor; it reads no clock but the one handed in; it never raises for what a packet holds.
+It never opens or closes a descriptor; it reads no clock but the one handed in; it never raises for what a packet
+holds.
 """
 
 from __future__ import annotations

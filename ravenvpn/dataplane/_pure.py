@@ -1,0 +1,322 @@
+"""The Python body: the specification of the data plane, and what runs where no native body could be built.
+
+This class is the contract's surface. The packets' ways are `egress` (TUN → UDP) and `ingress` (UDP → TUN); what both
+share are the peers, the sessions by index, the prefixes, the outer sockets and the event queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv6Address
+
+from ravenvpn.dataplane import handover
+from ravenvpn.dataplane.contract import (
+    Counters,
+    Drop,
+    Endpoint,
+    Event,
+    Keypair,
+    Offloads,
+    PeerId,
+    Prefix,
+    Role,
+    Source,
+    Timing,
+)
+from ravenvpn.dataplane.egress import Egress
+from ravenvpn.dataplane.ingress import Ingress
+from ravenvpn.dataplane.outer import AF41, OuterSockets, Run
+from ravenvpn.dataplane.peers import Peer, Staged, socket_address, source_ancillary
+from ravenvpn.dataplane.prefixes import Acceptance, Routes
+from ravenvpn.dataplane.reports import EventQueue, Tally, by_drop
+from ravenvpn.dataplane.sessions import SessionTable
+
+KEEPALIVE = Staged(b"")
+
+
+class PureDataPlane:
+    """See `contract.DataPlane`."""
+
+    name = "pure"
+
+    def __init__(
+        self, *, tun: int | None, offloads: Offloads, timing: Timing, clock: Callable[[], float], boot_id: str
+    ) -> None:
+        self._tun = tun
+        self._offloads = offloads
+        self._clock = clock
+        self._boot_id = boot_id
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._frozen = False
+        self._tun_read = False  # whether the TUN is being read
+        self._tun_gone = False
+        self._tally = Tally()
+        self._events = EventQueue(self._tally)
+        self._peers: dict[PeerId, Peer] = {}
+        self._sessions = SessionTable(self._events, timing)
+        self._routes: Routes[Peer] = Routes()
+        self._acceptance: Acceptance[Peer] = Acceptance()
+        self._outer = OuterSockets(self._tally, gso=offloads.udp_gso, gro=offloads.udp_gro)
+        self._outer.on_full = self._hold
+        self._egress = Egress(
+            tun=tun, outer=self._outer, routes=self._routes, events=self._events, tally=self._tally, timing=timing
+        )
+        self._ingress = Ingress(
+            tun=tun,
+            sessions=self._sessions,
+            acceptance=self._acceptance,
+            events=self._events,
+            tally=self._tally,
+            offloads=offloads,
+        )
+        self._ingress.on_promoted = self._egress.send_staged
+
+    # Life.
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_events: Callable[[], None]) -> None:
+        if self._frozen:
+            raise ValueError("a frozen data plane does not start again: thaw its blob in a new one")
+        self.stop()
+        self._loop = loop
+        self._watch_sockets()
+        self._read_tun()
+        self._events.listen(lambda: self._wake(on_events))
+
+    def stop(self) -> None:
+        if self._loop is None:
+            return
+        self._unwatch_sockets()
+        self._stop_reading_tun()
+        self._events.ignore()
+        self._loop = None
+
+    def set_sockets(self, v4: int | None, v6: int | None) -> None:
+        self._unwatch_sockets()
+        self._outer.use(v4, v6)
+        self._ingress.sockets_changed()
+        for peer in self._peers.values():
+            peer.set_source(None)
+        self._watch_sockets()
+        self._read_tun()
+
+    def set_mtu(self, mtu: int) -> None:
+        if not 0 <= mtu <= 65535:
+            raise ValueError(f"no MTU: {mtu}")
+        self._egress.mtu = mtu
+
+    def set_own_address(self, address: IPv6Address | None, probe_port: int) -> None:
+        if not 0 < probe_port < 1 << 16:
+            raise ValueError(f"no UDP port: {probe_port}")
+        self._ingress.own_address = b"" if address is None else address.packed
+        self._ingress.probe_port = probe_port.to_bytes(2, "big")
+
+    # Peers.
+
+    def set_peer(self, peer: PeerId) -> None:
+        if peer not in self._peers:
+            self._peers[peer] = Peer(peer)
+
+    def remove_peer(self, peer: PeerId) -> None:
+        gone = self._peers[peer]
+        self._egress.flush()
+        self._sessions.drop_all(gone)
+        self._routes.remove_peer(gone)
+        self._acceptance.remove_peer(gone)
+        self._prefixes_changed()
+        self._events.forget(gone)
+        del self._peers[peer]
+
+    def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
+        there = self._peers[peer]
+        if endpoint is None:
+            there.move(None, 0)
+            return
+        address, family = socket_address(endpoint)
+        if address != there.address:
+            there.move(address, family)
+            there.set_source(source)
+        elif source is not None:
+            there.set_source(source)
+
+    def set_roaming(self, peer: PeerId, roaming: bool) -> None:
+        self._peers[peer].roaming = roaming
+
+    def forget_source(self, peer: PeerId) -> None:
+        self._peers[peer].set_source(None)
+
+    # Prefixes.
+
+    def route(self, prefix: Prefix, peers: Sequence[PeerId]) -> None:
+        self._routes.set(prefix, tuple([self._peers[peer] for peer in peers]))
+        self._egress.routes_changed()
+
+    def accept(self, peer: PeerId, add: Sequence[Prefix] = (), remove: Sequence[Prefix] = ()) -> None:
+        sender = self._peers[peer]
+        for prefix in remove:
+            self._acceptance.remove(sender, prefix)
+        for prefix in add:
+            self._acceptance.add(sender, prefix)
+        self._ingress.acceptance_changed()
+
+    # Sessions.
+
+    def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
+        owner = self._peers[peer]
+        self._sessions.install(owner, keypair)
+        owner.asked = -1.0
+        if keypair.role is Role.INITIATOR:
+            now = self._clock()
+            if not self._egress.send_staged(owner, now):
+                self.send_keepalive(peer)
+
+    def expire_keypairs(self, peer: PeerId) -> None:
+        owner = self._peers[peer]
+        for session in (owner.previous, owner.current, owner.next):
+            if session is not None:
+                session.sends = False
+
+    def drop_keypairs(self, peer: PeerId) -> None:
+        owner = self._peers[peer]
+        self._sessions.drop_all(owner)
+        owner.asked = -1.0
+
+    def flush_staged(self, peer: PeerId) -> None:
+        owner = self._peers[peer]
+        self._tally.drop(Drop.STAGED_EXPIRED, len(owner.staged))
+        owner.staged.clear()
+        owner.asked = -1.0
+
+    # Sending.
+
+    def send_keepalive(self, peer: PeerId) -> None:
+        self._send(self._peers[peer], KEEPALIVE)
+
+    def send_inner(self, peer: PeerId, packet: bytes, outer_df: bool = False) -> None:
+        if not 20 <= len(packet) <= 65535 - 80:
+            raise ValueError(f"no IP packet: {len(packet)} bytes")
+        self._send(self._peers[peer], Staged(bytes(packet), outer_df))
+
+    def send_datagram(self, data: bytes, endpoint: Endpoint, source: Source | None = None) -> None:
+        address, family = socket_address(endpoint)
+        ancillary = [] if source is None else source_ancillary(source, family)
+        self._refuse_if_frozen()
+        self._outer.send(Run(bytes(data), len(data), 1, None, address, family, ancillary, AF41))
+
+    # Looking.
+
+    def take_events(self) -> list[Event]:
+        return self._events.take()
+
+    def counters(self) -> Counters:
+        tally = self._tally
+        return Counters(
+            by_drop(tally.drops),
+            {peer.id: peer.counters() for peer in self._peers.values()},
+            dict(tally.fallbacks),
+            tally.tun_rx_packets,
+            tally.tun_tx_packets,
+            tally.udp_rx_datagrams,
+            tally.udp_tx_datagrams,
+            tally.tun_reads,
+            tally.tun_writes,
+            tally.udp_reads,
+            tally.udp_writes,
+        )
+
+    def offloads(self) -> Offloads:
+        coalescer = self._ingress.coalescer
+        return replace(
+            self._offloads,
+            tun_gro=coalescer.tcp,
+            tun_gro_udp=coalescer.udp,
+            udp_gso=self._outer.gso,
+            udp_gro=self._outer.gro,
+        )
+
+    # Hand-over.
+
+    def freeze(self) -> bytes:
+        self.stop()
+        self._frozen = True
+        self._outer.abandon()
+        return handover.pack(list(self._peers.values()), boot_id=self._boot_id, now=self._clock())
+
+    def thaw(self, blob: bytes) -> None:
+        self._refuse_if_frozen()
+        frozen = handover.parse(blob, boot_id=self._boot_id)
+        now = self._clock()
+        # Into tables of their own first: a blob that turns out wrong half-way must change nothing.
+        handover.check(frozen, known=self._peers.keys(), indices=self._sessions.by_index.keys())
+        for each in frozen.peers:
+            peer = self._peers.setdefault(PeerId(each.id), Peer(PeerId(each.id)))
+            handover.revive(each, peer)
+            for one in each.sessions:
+                session = self._sessions.open(peer, one.keypair())
+                handover.revive_session(one, session, frozen_at=frozen.frozen_at, now=now)
+                setattr(peer, one.slot, session)
+
+    # The pumps, and what the loop is told.
+
+    def _send(self, peer: Peer, staged: Staged) -> None:
+        self._refuse_if_frozen()
+        self._egress.send(peer, staged, self._clock())
+        self._egress.flush()
+
+    def _refuse_if_frozen(self) -> None:
+        if self._frozen:
+            raise ValueError("a frozen data plane sends nothing")
+
+    def _wake(self, on_events: Callable[[], None]) -> None:
+        if self._loop is not None:
+            self._loop.call_soon(on_events)
+
+    def _prefixes_changed(self) -> None:
+        self._egress.routes_changed()
+        self._ingress.acceptance_changed()
+
+    def _on_tun(self) -> None:
+        if not self._egress.pump(self._clock()):
+            self._tun_gone = True
+            self._stop_reading_tun()
+
+    def _on_udp(self, one: socket.socket) -> None:
+        self._ingress.pump(one, self._clock())
+
+    def _hold(self, fd: int) -> bool:
+        """The outer socket is full: leave packets in the TUN until it is not."""
+        if self._loop is None:
+            return False
+        self._stop_reading_tun()
+        self._loop.add_writer(fd, self._resume, fd)
+        return True
+
+    def _resume(self, fd: int) -> None:
+        assert self._loop is not None
+        self._loop.remove_writer(fd)
+        self._outer.resume()
+        if not self._outer.full:
+            self._read_tun()
+
+    def _read_tun(self) -> None:
+        if self._loop is not None and self._tun is not None and not self._tun_read and not self._tun_gone:
+            self._loop.add_reader(self._tun, self._on_tun)
+            self._tun_read = True
+
+    def _stop_reading_tun(self) -> None:
+        if self._loop is not None and self._tun is not None and self._tun_read:
+            self._loop.remove_reader(self._tun)
+            self._tun_read = False
+
+    def _watch_sockets(self) -> None:
+        if self._loop is not None:
+            for one in self._outer.sockets.values():
+                self._loop.add_reader(one.fileno(), self._on_udp, one)
+
+    def _unwatch_sockets(self) -> None:
+        if self._loop is not None:
+            for one in self._outer.sockets.values():
+                self._loop.remove_reader(one.fileno())
+                self._loop.remove_writer(one.fileno())

@@ -1,0 +1,56 @@
+"""Explicit congestion notification through the tunnel: RFC 6040, normal mode. DSCP never crosses, either way.
+
+Outwards the outer header gets the inner codepoint. Inwards the two are combined by RFC 6040 figure 4, so that a
+congested router between two regions is heard by the TCP inside.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+NOT_ECT: Final = 0
+ECT_1: Final = 1
+ECT_0: Final = 2
+CE: Final = 3
+
+_HALFWORD = struct.Struct("!H")
+
+
+def inner_codepoint(packet: bytearray | memoryview | bytes, start: int) -> int:
+    """The ECN field of the IP packet at `start`."""
+    if packet[start] >> 4 == 4:
+        return packet[start + 1] & 3
+    return packet[start + 1] >> 4 & 3
+
+
+def decapsulate(packet: bytearray, start: int, outer: int) -> bool:
+    """Combine the outer codepoint into the inner packet at `start`; False if the packet must be dropped.
+
+    Only a CE that the inner packet could not bear drops it: sent as not-ECT, it has no other way to learn of it.
+    """
+    inner = inner_codepoint(packet, start)
+    if outer == CE:
+        if inner == NOT_ECT:
+            return False
+        combined = CE
+    elif outer == ECT_1 and inner == ECT_0:
+        combined = ECT_1
+    else:
+        return True
+    if combined != inner:
+        _set_codepoint(packet, start, combined)
+    return True
+
+
+def _set_codepoint(packet: bytearray, start: int, codepoint: int) -> None:
+    if packet[start] >> 4 == 6:
+        packet[start + 1] = packet[start + 1] & 0xCF | codepoint << 4
+        return
+    old = packet[start + 1]
+    new = packet[start + 1] = old & 0xFC | codepoint
+    # RFC 1624 §3: HC' = ~(~HC + ~m + m'), m being the 16-bit word that holds the field.
+    (checksum,) = _HALFWORD.unpack_from(packet, start + 10)
+    total = (checksum ^ 0xFFFF) + (0xFFFF - old) + new
+    total = (total & 0xFFFF) + (total >> 16)
+    _HALFWORD.pack_into(packet, start + 10, ((total & 0xFFFF) + (total >> 16)) ^ 0xFFFF)

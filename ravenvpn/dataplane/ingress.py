@@ -1,0 +1,290 @@
+"""From the outer world to the TUN: receive, open, check, join packets of a flow, write."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from ravenvpn.crypto.aead import InvalidTag
+from ravenvpn.dataplane import ecn
+from ravenvpn.dataplane.coalesce import Coalescer, Item
+from ravenvpn.dataplane.contract import Datagram, Drop, Inner, Offloads, SourceMoved, WantsHandshake
+from ravenvpn.dataplane.offload import UDP
+from ravenvpn.dataplane.outer import SO_RXQ_OVFL, SOL_UDP, UDP_GRO
+from ravenvpn.dataplane.peers import IP_PKTINFO, Peer, SockAddr, endpoint_of, source_of
+from ravenvpn.dataplane.prefixes import Acceptance
+from ravenvpn.dataplane.reports import EventQueue, Tally
+from ravenvpn.dataplane.sessions import HEADER, HEADER_BYTES, OVERHEAD, TRANSPORT, Session, SessionTable
+
+DATAGRAMS_PER_WAKE: Final = 16  # receives, each up to 64 KiB with UDP GRO; then the TUN side gets its turn
+RECEIVE_BYTES: Final = 1 << 16
+ARENA_BYTES: Final = 4 * RECEIVE_BYTES  # opened packets that wait to be joined
+SOURCE_CACHE: Final = 4096
+TUN_REFUSALS: Final = 3  # superpackets refused in a row before joining is given up
+
+_ANCILLARY_BYTES: Final = (
+    socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) * 3  # pktinfo of either family, ToS, GRO size, overflow
+)
+_INT: Final = struct.Struct("=i")
+_COUNT: Final = struct.Struct("=I")
+_HALFWORD: Final = struct.Struct("!H")
+
+
+class Ingress:
+    """Owns the buffers of this direction. `on_promoted(peer)` sends what waited for key confirmation."""
+
+    def __init__(
+        self,
+        *,
+        tun: int | None,
+        sessions: SessionTable,
+        acceptance: Acceptance[Peer],
+        events: EventQueue,
+        tally: Tally,
+        offloads: Offloads,
+    ) -> None:
+        self.on_promoted: Callable[[Peer, float], bool] = lambda peer, now: False
+        self.own_address = b""
+        self.probe_port = b""
+        self._tun = tun
+        self._sessions = sessions
+        self._acceptance = acceptance
+        self._events = events
+        self._tally = tally
+        self._datagram = bytearray(RECEIVE_BYTES)
+        self._datagram_view = memoryview(self._datagram)
+        self._arena = bytearray(ARENA_BYTES)
+        self._arena_view = memoryview(self._arena)
+        self.coalescer = Coalescer(self._arena, self._arena_view, tcp=offloads.tun_gro, udp=offloads.tun_gro_udp)
+        self._cache: dict[tuple[Peer, bytes], bool] = {}
+        self._used = 0  # of the arena
+        self._refusals = 0
+        self._overflows: dict[int, int] = {}  # the kernel's count, by family
+
+    def acceptance_changed(self) -> None:
+        self._cache.clear()
+
+    def sockets_changed(self) -> None:
+        self._overflows.clear()
+
+    def pump(self, one: socket.socket, now: float) -> None:
+        """Move up to a budget of datagrams from this socket."""
+        family = one.family
+        for _ in range(DATAGRAMS_PER_WAKE):
+            try:
+                size, ancillary, flags, address = one.recvmsg_into([self._datagram_view], _ANCILLARY_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                # An ICMP error of an earlier datagram; reading it has cleared it.
+                continue
+            self._tally.udp_reads += 1
+            segment, codepoint, pktinfo = size, 0, b""
+            for level, kind, data in ancillary:
+                if level == SOL_UDP:
+                    if kind == UDP_GRO:
+                        segment = _INT.unpack(data)[0]
+                elif level == socket.SOL_SOCKET:
+                    if kind == SO_RXQ_OVFL:
+                        self._count_overflow(family, _COUNT.unpack(data)[0])
+                elif kind == socket.IP_TOS and level == socket.IPPROTO_IP:
+                    codepoint = data[0] & 3
+                elif kind == socket.IPV6_TCLASS and level == socket.IPPROTO_IPV6:
+                    codepoint = _INT.unpack(data)[0] & 3
+                elif kind in (IP_PKTINFO, socket.IPV6_PKTINFO):
+                    pktinfo = data
+            if flags & socket.MSG_TRUNC or size == 0 or segment <= 0:
+                self._tally.udp_rx_datagrams += 1
+                self._tally.drops[Drop.MALFORMED] += 1
+                continue
+            if ARENA_BYTES - self._used < size:
+                self.flush()
+            self._open(size, segment, codepoint, address, family, pktinfo, now)
+        self.flush()
+
+    def _open(  # noqa: PLR0917
+        self, size: int, segment: int, codepoint: int, address: SockAddr, family: int, pktinfo: bytes, now: float
+    ) -> None:
+        """Messages of one receive, all from one address: `segment` bytes each, the last maybe less."""
+        view, arena_view, tally = self._datagram_view, self._arena_view, self._tally
+        drops, by_index, unpack = tally.drops, self._sessions.by_index, HEADER.unpack_from
+        datagram = self._datagram
+        session: Session | None = None
+        index = -1
+        used = self._used
+        for at in range(0, size, segment):
+            tally.udp_rx_datagrams += 1
+            stop = at + segment
+            if stop > size:  # noqa: PLR1730  (a call of min costs)
+                stop = size
+            length = stop - at - OVERHEAD
+            if length < 0 or datagram[at] != TRANSPORT:
+                self._not_transport(bytes(view[at:stop]), address, family, pktinfo)
+                continue
+            kind, receiver, counter = unpack(datagram, at)
+            if kind != TRANSPORT:
+                drops[Drop.MALFORMED] += 1
+                continue
+            if receiver != index:
+                index = receiver
+                session = by_index.get(index)
+            if session is None:
+                drops[Drop.UNKNOWN_INDEX] += 1
+                continue
+            if now >= session.dies or counter >= session.reject_after:
+                drops[Drop.EXPIRED_KEYPAIR] += 1
+                continue
+            window = session.window
+            if counter <= window.greatest and not window.fresh(counter):
+                drops[Drop.REPLAYED] += 1
+                continue
+            end = used + length
+            try:
+                session.decrypt_into(
+                    session.nonce(counter), view[at + HEADER_BYTES : stop], None, arena_view[used:end]
+                )
+            except InvalidTag:
+                drops[Drop.BAD_TAG] += 1
+                continue
+            window.mark(counter)
+            peer = session.peer
+            peer.rx_bytes += stop - at
+            peer.rx_packets += 1
+            if address != peer.address or pktinfo != peer.pktinfo:
+                self._came_from(peer, address, family, pktinfo)
+            if session is peer.next:
+                self._sessions.promote(session)
+                self.on_promoted(peer, now)
+            if peer.received(now, data=length > 0):
+                self._events.moved(peer)
+            if now >= session.renews_late and not session.renewal_asked:
+                session.renewal_asked = True
+                if peer.ask(now):
+                    self._events.post(WantsHandshake(peer.id))
+            if length and self._deliver(peer, used, length, codepoint):
+                used = self._used = end
+
+    def _not_transport(self, data: bytes, address: SockAddr, family: int, pktinfo: bytes) -> None:
+        if data[0] == TRANSPORT:  # too short
+            self._tally.drops[Drop.MALFORMED] += 1
+            return
+        self._events.post_bounded(Datagram(data, endpoint_of(address), source_of(pktinfo, family)))
+
+    def _came_from(self, peer: Peer, address: SockAddr, family: int, pktinfo: bytes) -> None:
+        """An authenticated message came another way than our answers go (whitepaper §2.1)."""
+        source = source_of(pktinfo, family)
+        if address == peer.address:
+            peer.set_source(source, pktinfo)
+        elif peer.roaming:
+            peer.move(address, family)
+            peer.set_source(source, pktinfo)
+            self._events.post(SourceMoved(peer.id, endpoint_of(address), source))
+        elif address != peer.reported_elsewhere:
+            peer.reported_elsewhere = address
+            self._events.post(SourceMoved(peer.id, endpoint_of(address), source))
+
+    def _deliver(self, peer: Peer, start: int, length: int, codepoint: int) -> bool:
+        """Judge an opened message and hand its packet on; True if it stays in the arena until the flush."""
+        arena, drops = self._arena, self._tally.drops
+        # Whatever the inner header says is only believed within the `length` bytes that were authenticated.
+        version = arena[start] >> 4
+        if version == 4 and length >= 20:
+            (total,) = _HALFWORD.unpack_from(arena, start + 2)
+            source = bytes(arena[start + 12 : start + 16])
+            fits = 20 <= total <= length
+        elif version == 6 and length >= 40:
+            # Without a limit of 16 bits: a payload of 65,496 or more must not wrap around to something short.
+            total = _HALFWORD.unpack_from(arena, start + 4)[0] + 40
+            source = bytes(arena[start + 8 : start + 24])
+            fits = total <= length
+        else:
+            fits = False
+        if not fits:
+            drops[Drop.MALFORMED_INNER] += 1
+            return False
+        try:
+            accepted = self._cache[peer, source]
+        except KeyError:
+            accepted = self._look_up(peer, source)
+        if not accepted:
+            drops[Drop.SOURCE_NOT_ACCEPTED] += 1
+            return False
+        if codepoint and not ecn.decapsulate(arena, start, codepoint):
+            drops[Drop.CONGESTION_UNMARKABLE] += 1
+            return False
+        if (
+            version == 6
+            and arena[start + 24 : start + 40] == self.own_address
+            and arena[start + 6] == UDP
+            and arena[start + 42 : start + 44] == self.probe_port
+            and total >= 48
+        ):
+            packet = bytes(arena[start : start + total])
+            self._events.post_bounded(Inner(peer.id, packet, codepoint == ecn.CE))
+            return False
+        if self._tun is None:
+            drops[Drop.NO_TUN] += 1
+            return False
+        self._tally.tun_tx_packets += 1
+        self.coalescer.add(start, total)
+        return True
+
+    def _look_up(self, peer: Peer, source: bytes) -> bool:
+        table = self._acceptance.v4 if len(source) == 4 else self._acceptance.v6
+        accepters = table.longest(int.from_bytes(source, "big"))
+        accepted = accepters is not None and peer in accepters
+        if len(self._cache) >= SOURCE_CACHE:
+            self._cache.clear()
+        self._cache[peer, source] = accepted
+        return accepted
+
+    def flush(self) -> None:
+        """Write what was collected; the arena is free again."""
+        coalescer = self.coalescer
+        for item in coalescer.items:
+            if len(item.starts) == 1:
+                self._write(coalescer.frame(item))
+            elif not self._write_super(item):
+                for parts in coalescer.plain(item):
+                    self._write(parts)
+        coalescer.clear()
+        self._used = 0
+
+    def _write_super(self, item: Item) -> bool:
+        """False if the kernel refused it for being a superpacket."""
+        error = self._write(self.coalescer.frame(item), count=len(item.starts), refusable=True)
+        if error != errno.EINVAL:
+            self._refusals = 0
+            return True
+        self._refusals += 1
+        if self._refusals >= TUN_REFUSALS:
+            self._refusals = 0
+            if self.coalescer.is_udp(item):
+                self.coalescer.udp = False
+                self._tally.gave_up("tun_gro_udp")
+            else:
+                self.coalescer.tcp = False
+                self._tally.gave_up("tun_gro")
+        return False
+
+    def _write(self, parts: list[bytes | memoryview], count: int = 1, *, refusable: bool = False) -> int:
+        """One write to the TUN: 0, or the errno of one that failed and, unless it is `refusable`, was counted."""
+        assert self._tun is not None
+        self._tally.tun_writes += 1
+        try:
+            os.writev(self._tun, parts)
+        except OSError as error:
+            if not (refusable and error.errno == errno.EINVAL):
+                self._tally.drops[Drop.TUN_WRITE_FAILED] += count
+                self._tally.tun_tx_packets -= count
+            return error.errno or errno.EIO
+        return 0
+
+    def _count_overflow(self, family: int, total: int) -> None:
+        """The kernel's count is of the socket's whole life and modulo 2³²."""
+        self._tally.drops[Drop.SOCKET_OVERFLOW] += (total - self._overflows.get(family, 0)) & 0xFFFFFFFF
+        self._overflows[family] = total

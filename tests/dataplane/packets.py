@@ -1,0 +1,147 @@
+"""IP packets and TUN frames for tests, built the slow and obvious way, independent of the code under test."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+PLAIN = bytes(10)  # a virtio-net header that asks for nothing
+
+FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
+
+
+def internet_checksum(data: bytes) -> int:
+    """RFC 1071, word by word."""
+    if len(data) % 2:
+        data += b"\0"
+    total = sum(word for (word,) in struct.iter_unpack("!H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total ^ 0xFFFF
+
+
+def pseudo_header(source: str, destination: str, protocol: int, length: int) -> bytes:
+    here, there = ip_address(source).packed, ip_address(destination).packed
+    if len(here) == 4:
+        return here + there + struct.pack("!BBH", 0, protocol, length)
+    return here + there + struct.pack("!IHBB", length, 0, 0, protocol)
+
+
+def ip(
+    source: str,
+    destination: str,
+    protocol: int,
+    payload: bytes,
+    *,
+    tos: int = 0,
+    ttl: int = 64,
+    identification: int = 0,
+    fragment: int = 0x4000,
+    options: bytes = b"",
+    label: int = 0,
+) -> bytes:
+    """An IPv4 or IPv6 packet, by its addresses. `tos` is the DS field with ECN, `fragment` IPv4's flags and offset."""
+    here, there = ip_address(source).packed, ip_address(destination).packed
+    if len(here) == 16:
+        return struct.pack("!IHBB", 6 << 28 | tos << 20 | label, len(payload), protocol, ttl) + here + there + payload
+    size = 20 + len(options)
+    header = bytearray(
+        struct.pack(
+            "!BBHHHBBH", 0x40 | size // 4, tos, size + len(payload), identification, fragment, ttl, protocol, 0
+        )
+        + here
+        + there
+        + options
+    )
+    struct.pack_into("!H", header, 10, internet_checksum(bytes(header)))
+    return bytes(header) + payload
+
+
+def udp(
+    source: str, destination: str, payload: bytes = b"", *, ports: tuple[int, int] = (1000, 2000), **more
+) -> bytes:
+    segment = bytearray(struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload)
+    checksum = internet_checksum(pseudo_header(source, destination, 17, len(segment)) + segment) or 0xFFFF
+    struct.pack_into("!H", segment, 6, checksum)
+    return ip(source, destination, 17, bytes(segment), **more)
+
+
+def tcp(
+    source: str,
+    destination: str,
+    payload: bytes = b"",
+    *,
+    ports: tuple[int, int] = (1000, 2000),
+    sequence: int = 1,
+    ack: int = 1,
+    flags: int = ACK,
+    window: int = 500,
+    tcp_options: bytes = b"",
+    **more,
+) -> bytes:
+    offset = 5 + len(tcp_options) // 4
+    segment = bytearray(
+        struct.pack("!HHIIBBHHH", *ports, sequence, ack, offset << 4, flags, window, 0, 0) + tcp_options + payload
+    )
+    struct.pack_into(
+        "!H", segment, 16, internet_checksum(pseudo_header(source, destination, 6, len(segment)) + segment)
+    )
+    return ip(source, destination, 6, bytes(segment), **more)
+
+
+@dataclass(frozen=True)
+class VirtioHeader:
+    flags: int = 0
+    gso_type: int = 0
+    hdr_len: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+    def pack(self) -> bytes:
+        return struct.pack(
+            "=BBHHHH", self.flags, self.gso_type, self.hdr_len, self.gso_size, self.csum_start, self.csum_offset
+        )
+
+    @classmethod
+    def of(cls, frame: bytes) -> VirtioHeader:
+        return cls(*struct.unpack_from("=BBHHHH", frame))
+
+
+def superpacket(packet: bytes, gso_size: int, **changes: int) -> bytes:
+    """The TUN frame the kernel would hand over for this TCP or UDP packet: its checksum is the pseudo-header's sum."""
+    is_v4 = packet[0] >> 4 == 4
+    transport = (packet[0] & 15) * 4 if is_v4 else 40
+    protocol = packet[9] if is_v4 else packet[6]
+    source, destination = (packet[12:16], packet[16:20]) if is_v4 else (packet[8:24], packet[24:40])
+    seed = 0xFFFF ^ internet_checksum(
+        pseudo_header(str(ip_address(source)), str(ip_address(destination)), protocol, len(packet) - transport)
+    )
+    offset = 16 if protocol == 6 else 6
+    body = bytearray(packet)
+    struct.pack_into("!H", body, transport + offset, seed)
+    header = {
+        "flags": 1,
+        "gso_type": 5 if protocol == 17 else 1 if is_v4 else 4,
+        "hdr_len": 0xBAD,  # wrong on the forwarding path, so never to be used
+        "gso_size": gso_size,
+        "csum_start": transport,
+        "csum_offset": offset,
+    }
+    return VirtioHeader(**(header | changes)).pack() + bytes(body)
+
+
+def is_valid(packet: bytes) -> bool:
+    """Lengths and checksums of a TCP or UDP packet without extension headers, recomputed from scratch."""
+    is_v4 = packet[0] >> 4 == 4
+    transport = (packet[0] & 15) * 4 if is_v4 else 40
+    protocol = packet[9] if is_v4 else packet[6]
+    total = struct.unpack_from("!H", packet, 2 if is_v4 else 4)[0] + (0 if is_v4 else 40)
+    if total != len(packet) or (is_v4 and internet_checksum(packet[:transport])):
+        return False
+    source, destination = (packet[12:16], packet[16:20]) if is_v4 else (packet[8:24], packet[24:40])
+    pseudo = pseudo_header(str(ip_address(source)), str(ip_address(destination)), protocol, len(packet) - transport)
+    if protocol == 17 and struct.unpack_from("!H", packet, transport + 4)[0] != len(packet) - transport:
+        return False
+    return internet_checksum(pseudo + packet[transport:]) == 0

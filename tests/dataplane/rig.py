@@ -1,0 +1,225 @@
+"""Data planes on real descriptors: a socketpair as TUN, loopback UDP as the world, a clock one moves.
+
+Nothing here waits: loopback delivers within the send, so `settle` turns the loop until no descriptor is readable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import select
+import socket
+from collections.abc import AsyncIterator
+from ipaddress import ip_network
+
+from dataplane.packets import PLAIN
+from ravenvpn import dataplane
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.dataplane.contract import (
+    Counters,
+    DataPlane,
+    Drop,
+    Endpoint,
+    Event,
+    Keypair,
+    Offloads,
+    PeerId,
+    Role,
+    Timing,
+    Traffic,
+)
+
+BOOT_ID = "7d1c0f4e-0000-4000-8000-000000000000"
+ALICE, BOB, CAROL = PeerId(1), PeerId(2), PeerId(3)
+PREFIXES = {
+    ALICE: ("10.1.0.0/16", "fd01::/64"),
+    BOB: ("10.2.0.0/16", "fd02::/64"),
+    CAROL: ("10.3.0.0/16", "fd03::/64"),
+}
+
+
+class Clock:
+    """Seconds; never zero, which the contract reads as "never"."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def udp_socket(family: socket.AddressFamily, host: str = "") -> socket.socket:
+    one = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    if family == socket.AF_INET6:
+        one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    one.bind((host, 0))
+    return one
+
+
+class End:
+    """One data plane, its TUN (`wire` is the kernel's side of it) and its sockets. Close it."""
+
+    def __init__(
+        self,
+        body: str,
+        clock: Clock,
+        *,
+        offloads: Offloads | None = None,
+        timing: Timing | None = None,
+        tun: bool = True,
+        boot_id: str = BOOT_ID,
+    ) -> None:
+        self.clock = clock
+        self.wire, self._inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        for one in (self.wire, self._inside):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        self.v4, self.v6 = udp_socket(socket.AF_INET), udp_socket(socket.AF_INET6)
+        self.plane: DataPlane = dataplane.create(
+            tun=self._inside.fileno() if tun else None,
+            offloads=offloads,
+            timing=timing,
+            clock=clock,
+            boot_id=boot_id,
+            body=body,
+        )
+        self.plane.set_mtu(1420)
+        self.plane.set_sockets(self.v4.fileno(), self.v6.fileno())
+        self.woken = 0
+        self.events: list[Event] = []
+
+    def start(self) -> None:
+        self.plane.start(asyncio.get_running_loop(), self._wake)
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def close(self) -> None:
+        self.plane.stop()
+        self.plane.set_sockets(None, None)
+        for one in (self.wire, self._inside, self.v4, self.v6):
+            one.close()
+
+    def endpoint(self, family: int = 4) -> Endpoint:
+        if family == 4:
+            return Endpoint("127.0.0.1", self.v4.getsockname()[1])
+        return Endpoint("::1", self.v6.getsockname()[1])
+
+    def knows(self, peer: PeerId, endpoint: Endpoint | None) -> None:
+        """Configure a peer with its usual prefixes, both ways."""
+        self.plane.set_peer(peer)
+        self.plane.set_endpoint(peer, endpoint)
+        prefixes = [ip_network(prefix) for prefix in PREFIXES[peer]]
+        for prefix in prefixes:
+            self.plane.route(prefix, [peer])
+        self.plane.accept(peer, prefixes)
+
+    def put(self, *packets: bytes) -> None:
+        """The kernel sends plain packets into the tunnel."""
+        for packet in packets:
+            self.wire.send(PLAIN + packet)
+
+    def frames(self) -> list[bytes]:
+        """What was written to the TUN since the last call, with the virtio-net headers."""
+        frames = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                frames.append(self.wire.recv(1 << 17))
+        return frames
+
+    def packets(self) -> list[bytes]:
+        """The same, for frames that hold one packet each."""
+        frames = self.frames()
+        assert all(frame[:10] == PLAIN for frame in frames), "a superpacket"
+        return [frame[10:] for frame in frames]
+
+    def happened(self, *kinds: type, traffic: bool = False) -> list[Event]:
+        """Events since the last call, those of `kinds` if given; Traffic only if asked for."""
+        events = self.plane.take_events()
+        self.events += events
+        wanted = kinds or ((object,) if traffic else None)
+        return [e for e in events if (isinstance(e, wanted) if wanted else not isinstance(e, Traffic))]
+
+    @property
+    def counters(self) -> Counters:
+        return self.plane.counters()
+
+    def drops(self) -> dict[str, int]:
+        """By name, those that are not zero."""
+        return {Drop(drop).name: number for drop, number in self.counters.drops.items() if number}
+
+    def descriptors(self) -> list[int]:
+        return [self._inside.fileno(), self.v4.fileno(), self.v6.fileno()]
+
+
+def keypairs(
+    birth: float, *, suite: Suite = Suite.CHACHA20POLY1305, indices: tuple[int, int] | None = None
+) -> tuple[Keypair, Keypair]:
+    """What a handshake leaves: (the initiator's, the responder's)."""
+    there, back = secrets.token_bytes(32), secrets.token_bytes(32)
+    mine, yours = indices or (secrets.randbits(32), secrets.randbits(32))
+    return (
+        Keypair(suite, Role.INITIATOR, mine, yours, there, back, birth),
+        Keypair(suite, Role.RESPONDER, yours, mine, back, there, birth),
+    )
+
+
+class Pair:
+    """Alice and Bob, each the other's peer. Alice initiates unless told otherwise."""
+
+    def __init__(self, alice: End, bob: End, clock: Clock) -> None:
+        self.alice, self.bob, self.clock = alice, bob, clock
+
+    def handshake(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[Keypair, Keypair]:
+        """A handshake by fiat: Bob has the key in `next` until Alice's first message arrives."""
+        initiators, responders = keypairs(self.clock(), suite=suite)
+        self.bob.plane.install_keypair(ALICE, responders)
+        self.alice.plane.install_keypair(BOB, initiators)
+        return initiators, responders
+
+    async def connect(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[Keypair, Keypair]:
+        """Handshake, confirm the key, and forget what was reported on the way."""
+        keys = self.handshake(suite)
+        await self.settle()
+        for end in (self.alice, self.bob):
+            end.happened()
+        return keys
+
+    async def settle(self) -> None:
+        await settle(self.alice, self.bob)
+
+
+async def settle(*ends: End) -> None:
+    """Turn the loop until every descriptor of these ends has been drained."""
+    poll = select.poll()
+    for end in ends:
+        for descriptor in end.descriptors():
+            poll.register(descriptor, select.POLLIN)
+    for _ in range(10_000):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if not poll.poll(0):
+            break
+    else:
+        raise AssertionError("the data plane does not drain its descriptors")
+    await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def two(body: str, *, family: int = 4, **options) -> AsyncIterator[Pair]:
+    """Two started ends that know each other, without keys. `options` go to both `End`s."""
+    clock = Clock()
+    alice, bob = End(body, clock, **options), End(body, clock, **options)
+    try:
+        alice.knows(BOB, bob.endpoint(family))
+        bob.knows(ALICE, alice.endpoint(family))
+        alice.start()
+        bob.start()
+        yield Pair(alice, bob, clock)
+    finally:
+        alice.close()
+        bob.close()
