@@ -105,5 +105,14 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
                     names.update(name for name in old if name not in leaf)
         return names
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PersistentMap):
+            return NotImplemented
+        if len(self) != len(other):
+            return False
+        return all(name in self and name in other and self[name] == other[name] for name in self.changed(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         return f"PersistentMap({dict(self)!r})"

@@ -1,0 +1,197 @@
+"""The one place where a Kubernetes object, a dictionary, becomes a value of the model, or a list of problems.
+
+Nothing behind this module sees a dictionary. Nothing that arrives here raises: a malformed object is reported with
+the path of the field and what to do about it, and the caller decides what stays in force instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import msgspec
+
+from ravenvpn.k8s import gateways, nodes, peers, wire
+from ravenvpn.k8s.fields import Report, check_name, shown
+from ravenvpn.k8s.problems import Problem, path_steps
+from ravenvpn.mesh.model import Gateway, Node, Peer
+
+write_status = gateways.write_status
+write_peer = peers.write
+
+GATEWAY_GROUP = "raven.openyurt.io"
+_WIRE: dict[tuple[str, str], type[msgspec.Struct]] = {
+    ("raven.openyurt.io/v1beta1", "Gateway"): wire.GatewayV1Beta1,
+    ("raven.openyurt.io/v1alpha1", "Gateway"): wire.GatewayV1Alpha1,
+    ("ravenvpn.io/v1alpha1", "Peer"): wire.Peer,
+    ("v1", "Node"): wire.Node,
+}
+_KINDS = {kind: sorted(v for v, k in _WIRE if k == kind) for _, kind in _WIRE}
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What came of one object. `value` is None where a problem is fatal, or where the object is none of ours.
+
+    `kind` and `name` are known as soon as they can be read, also of a broken object.
+    """
+
+    kind: str = ""
+    name: str = ""
+    value: Gateway | Node | Peer | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+def parse(document: object, *, by_hand: bool = False) -> Parsed:
+    """One object. `by_hand` is for manifests people write: unknown fields are reported, and a Node without
+    conditions is ready; an API server has checked the former and knows the latter."""
+    if not isinstance(document, Mapping):
+        message = f"is {_type_of(document)} instead of an object"
+        return Parsed(problems=(Problem(message, "begin with apiVersion, kind and metadata"),))
+    kind, version = document.get("kind"), document.get("apiVersion")
+    if not isinstance(kind, str) or not isinstance(version, str) or not kind or not version:
+        missing = "kind" if isinstance(version, str) and version else "apiVersion"
+        found = document.get(missing)
+        message = "is missing" if found in (None, "") else f"is {_type_of(found)} instead of text"
+        return Parsed(
+            problems=(
+                Problem(message, "write for example kind: Gateway, apiVersion: raven.openyurt.io/v1beta1", missing),
+            )
+        )
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, Mapping) else None
+    name = name if isinstance(name, str) else ""
+    report = Report(f"{kind} {name}" if name else kind)
+    struct = _WIRE.get((version, kind))
+    if struct is None:
+        _report_stranger(version, kind, report)
+        return Parsed(kind, name, problems=tuple(report.problems))
+    wired = _convert(document, struct, report)
+    value: Gateway | Node | Peer | None = None
+    if wired is not None:
+        if by_hand:
+            _report_unknown(document, struct, "", report)
+        check_name(report, "metadata.name", wired.metadata.name)  # type: ignore[attr-defined]
+        value = _read(wired, report, by_hand)
+    return Parsed(kind, name, None if report.fatal else value, tuple(report.problems))
+
+
+def _read(wired: msgspec.Struct, report: Report, by_hand: bool) -> Gateway | Node | Peer:
+    match wired:
+        case wire.GatewayV1Beta1():
+            return gateways.read_v1beta1(wired, report)
+        case wire.GatewayV1Alpha1():
+            return gateways.read_v1alpha1(wired, report)
+        case wire.Peer():
+            return peers.read(wired, report)
+        case wire.Node():
+            return nodes.read(wired, report, by_hand=by_hand)
+    raise AssertionError(wired)
+
+
+def _report_stranger(version: str, kind: str, report: Report) -> None:
+    if kind in _KINDS and (kind != "Node" or version.partition("/")[0] == "v1"):
+        report.error(
+            "apiVersion", f"{shown(version)} is not known for a {kind}", f"write {' or '.join(_KINDS[kind])}"
+        )
+        return
+    near = difflib.get_close_matches(kind, _KINDS, 1, 0.75)
+    remedy = (
+        f"did you mean {near[0]}?" if near else "Gateways, Nodes and Peers are read, everything else is left alone"
+    )
+    report.warn("kind", f"{shown(kind)} of {shown(version)} is not read", remedy)
+
+
+# "Expected `int`, got `str` - at `$.spec.endpoints[0].port`"
+_MESSAGE = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>(?:key in )?\$?.*)`)?", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
+_EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
+_WORDS = {"int": "a whole number", "str": "text", "bool": "true or false", "object": "an object", "array": "a list"}
+
+
+def _convert(document: Mapping[Any, Any], struct: type[msgspec.Struct], report: Report) -> msgspec.Struct | None:
+    try:
+        return msgspec.convert(document, struct)
+    except msgspec.ValidationError as error:
+        matched = _MESSAGE.fullmatch(str(error))
+        what, path = (matched["what"], matched["path"] or "") if matched else (str(error), "")
+    except (RecursionError, OverflowError):
+        report.error("", "is nested too deeply or holds numbers too large", "write it as a plain object")
+        return None
+    field = path.removeprefix("$").removeprefix(".").removesuffix("[...]").removesuffix(".")
+    missing = _MISSING.fullmatch(what)
+    if missing:
+        name = missing["field"]
+        where = f"{field}.{name}" if field else name
+        near = _near(document, field, name)
+        remedy = f"{near!r} is there; it is spelled {name!r}" if near else f"add {name}"
+        report.error(where, "is missing", remedy)
+        return None
+    expected = _EXPECTED.fullmatch(what)
+    if expected:
+        wanted = _spoken(expected["wanted"])
+        report.error(field, f"is {_spoken(expected['got'])} instead of {wanted}", f"write {wanted}")
+    else:
+        report.error(field, what[:1].lower() + what[1:], "see `kubectl explain` for the type of this field")
+    return None
+
+
+def _spoken(names: str) -> str:
+    parts = [_WORDS.get(part.strip(), part.strip()) for part in names.split("|") if part.strip() != "null"]
+    return " or ".join(parts) or "nothing"
+
+
+def _type_of(value: object) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "true or false"
+    return {int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}.get(
+        type(value), "odd"
+    )
+
+
+def _near(document: Any, field: str, name: str) -> str:
+    """A key beside the missing one that differs in case alone, the usual mistake with upstream's `Replicas`."""
+    here = document
+    for step in path_steps(field):
+        try:
+            here = here[step]
+        except (KeyError, IndexError, TypeError):
+            return ""
+    keys = [key for key in here if isinstance(key, str)] if isinstance(here, Mapping) else []
+    return next((key for key in keys if key.lower() == name.lower() and key != name), "")
+
+
+# Below these everything may be said, or nothing is read.
+_OPAQUE = {"metadata", "status", "nodeSelector", "config"}
+
+
+def _report_unknown(document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, report: Report) -> None:
+    """Fields nobody reads: in a manifest written by hand they are mistyped more often than meant."""
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    strict = struct is not wire.NodeSpec and bool(at)  # a Node's spec holds much that is not for us
+    for key, value in document.items():
+        if not isinstance(key, str) or (key not in fields and strict):
+            where = f"{at}.{key}" if at else str(key)
+            near = difflib.get_close_matches(str(key), fields, 1, 0.6)
+            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
+            report.warn(where, "is not a field of this object and is passed over", remedy)
+        elif key in fields and key not in _OPAQUE and value is not None:
+            _descend(value, fields[key], f"{at}.{key}" if at else key, report)
+
+
+def _descend(value: object, hint: Any, at: str, report: Report) -> None:
+    hints = [hint, *get_args(hint), *(inner for outer in get_args(hint) for inner in get_args(outer))]
+    struct = next((h for h in hints if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)
+    if struct is None:
+        return
+    if isinstance(value, Mapping):
+        _report_unknown(value, struct, at, report)
+    elif isinstance(value, list):
+        for i, one in enumerate(value):
+            if isinstance(one, Mapping):
+                _report_unknown(one, struct, f"{at}[{i}]", report)

@@ -1,0 +1,231 @@
+"""A directory's manifests as one world: which object comes from which file, and what stays while a file is broken.
+
+Bytes in, world and problems out; reading and watching is `ravenvpn.k8s.files`. Nothing is read twice: a file that did
+not change keeps what came of it, and a Gateway's status is worked out anew only when it or one of its Nodes changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from ravenvpn.k8s import crd
+from ravenvpn.k8s.manifest import Document, load
+from ravenvpn.k8s.problems import Problem
+from ravenvpn.mesh.model import DEFAULT_MESH, EndpointType, Gateway, Node, Peer, World
+from ravenvpn.mesh.status import Gates, fill
+
+_LISTS = ("List", "GatewayList", "NodeList", "PeerList")
+MAX_PROBLEMS = 100  # of one file; a directory of the wrong files must not fill the log
+
+
+class Key(NamedTuple):
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """An object of one file. `stale`: the file, or the object in it, is broken now; this is its last good version."""
+
+    value: Gateway | Node | Peer
+    line: int
+    stale: bool = False
+
+
+@dataclass(slots=True)
+class _File:
+    objects: dict[Key, _Held] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+
+
+class Manifests:
+    """What all files of a directory say together. `update` takes what changed; `world`, `problems` are the whole."""
+
+    def __init__(self, mesh: str = DEFAULT_MESH, gates: Gates | None = None) -> None:
+        self.world = World(mesh=mesh)
+        self._gates = gates or Gates()
+        self._files: dict[str, _File] = {}
+        self._holders: dict[Key, set[str]] = {}  # files that hold an object
+        self._duplicates: dict[Key, Problem] = {}
+        self._stated: dict[str, Gateway] = {}  # as the manifest states them; the world has them with their status
+        self._members: dict[str, set[str]] = {}  # Gateway → Nodes with its label
+        self._epochs: dict[str, dict[EndpointType, int]] = {}
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """By file and line, then duplicates."""
+        found = [p for name in sorted(self._files) for p in self._files[name].problems]
+        return (*found, *(self._duplicates[key] for key in sorted(self._duplicates)))
+
+    def update(self, files: Mapping[str, bytes | Problem | None]) -> None:
+        """Take in files that changed: their bytes, why they could not be read, or None for one that is gone."""
+        touched: set[Key] = set()
+        for name, content in sorted(files.items()):
+            before = self._files.get(name, _File())
+            after = _File() if content is None else _read(name, content, before)
+            for key in before.objects.keys() | after.objects.keys():
+                if before.objects.get(key) is not after.objects.get(key):
+                    touched.add(key)
+                    holders = self._holders.setdefault(key, set())
+                    (holders.add if key in after.objects else holders.discard)(name)
+            if content is None:
+                self._files.pop(name, None)
+            else:
+                self._files[name] = after
+        self._settle(touched)
+
+    def _settle(self, touched: Iterable[Key]) -> None:
+        world = self.world
+        gateways: set[str] = set()
+        for key in sorted(touched):
+            value = self._winner(key)
+            if key.kind == "Peer":
+                world = world.with_peer(value) if isinstance(value, Peer) else world.without_peer(key.name)
+            elif key.kind == "Node":
+                before = world.nodes.get(key.name)
+                world = world.with_node(value) if isinstance(value, Node) else world.without_node(key.name)
+                gateways |= self._move_member(key.name, before, world.nodes.get(key.name))
+            else:
+                gateways.add(key.name)
+                world = self._state(world, key.name, value if isinstance(value, Gateway) else None)
+        for name in sorted(gateways):
+            world = self._fill(world, name)
+        self.world = world
+
+    def _winner(self, key: Key) -> Gateway | Node | Peer | None:
+        """The object of that name: from a file that is whole before one that is not, then from the first by name."""
+        held = sorted((self._files[name].objects[key].stale, name) for name in self._holders.get(key, ()))
+        self._duplicates.pop(key, None)
+        if not held:
+            self._holders.pop(key, None)
+            return None
+        whole = [name for stale, name in held if not stale]
+        if len(whole) > 1:
+            self._duplicates[key] = Problem(
+                f"is also in {whole[0]}, which counts",
+                "keep one of the two, or give it another name",
+                "metadata.name",
+                f"{key.kind} {key.name}",
+                whole[1],
+                self._files[whole[1]].objects[key].line,
+            )
+        return self._files[held[0][1]].objects[key].value
+
+    def _move_member(self, node: str, before: Node | None, after: Node | None) -> set[str]:
+        touched = set()
+        if before is not None and before.gateway:
+            self._members.get(before.gateway, set()).discard(node)
+            touched.add(before.gateway)
+        if after is not None and after.gateway:
+            self._members.setdefault(after.gateway, set()).add(node)
+            touched.add(after.gateway)
+        return touched
+
+    def _state(self, world: World, name: str, stated: Gateway | None) -> World:
+        """A manifest of a Gateway is new, changed or gone."""
+        if stated is None:
+            self._stated.pop(name, None)
+            self._epochs.pop(name, None)
+            return world.without_gateway(name)
+        before, current = self._stated.get(name), world.gateways.get(name)
+        self._stated[name] = stated
+        # Who is active now goes on being so, unless the manifest names somebody else than it did before.
+        if current is not None and before is not None and before.status.active == stated.status.active:
+            active = current.status.active
+        else:
+            active = stated.status.active
+        return world.with_gateway(replace(stated, status=replace(stated.status, active=active)))
+
+    def _fill(self, world: World, name: str) -> World:
+        gateway, stated = world.gateways.get(name), self._stated.get(name)
+        if gateway is None or stated is None:
+            return world
+        nodes = [world.nodes[member] for member in sorted(self._members.get(name, ()))]
+        if not nodes:
+            # Without Node manifests the status of the Gateway's own manifest is all that is known of them.
+            nodes = [
+                Node(info.node, name, True, (info.private_ip,) if info.private_ip else (), info.subnets)
+                for info in stated.status.nodes
+            ]
+        known = self._epochs.setdefault(name, {})
+        status = fill(gateway, nodes, self._gates, known)
+        for endpoint in status.active:
+            known[endpoint.type] = max(known.get(endpoint.type, 0), endpoint.epoch)
+        return world.with_gateway(replace(gateway, status=status))
+
+
+def _read(name: str, content: bytes | Problem, before: _File) -> _File:
+    """What came of one file. What is broken in it keeps the version it had `before`."""
+    if isinstance(content, Problem):
+        return _File(_stale(before.objects, None), (content,))
+    if not content.strip():
+        if not before.objects:
+            return _File(problems=(Problem("is empty", "remove it or fill it", file=name, fatal=False),))
+        message = "is empty; its last objects stay in force"
+        return _File(_stale(before.objects, None), (Problem(message, "remove it or fill it", file=name),))
+    loaded = load(content, name)
+    problems = list(loaded.problems)
+    objects: dict[Key, _Held] = {}
+    broken: set[Key] = set()
+    nameless = bool(problems)
+    for document in loaded.documents:
+        for prefix, part in _parts(document):
+            parsed = crd.parse(part, by_hand=True)
+            problems += [
+                replace(p, file=name, field=prefix + p.field, line=document.marks.find(prefix + p.field))
+                for p in parsed.problems
+            ]
+            key = Key(parsed.kind, parsed.name)
+            if parsed.value is not None and key in objects:
+                line = objects[key].line
+                problems.append(
+                    Problem(
+                        f"is already on line {line} of this file, which counts",
+                        "keep one of the two, or give it another name",
+                        f"{prefix}metadata.name",
+                        f"{key.kind} {key.name}",
+                        name,
+                        document.marks.find(f"{prefix}metadata.name"),
+                    )
+                )
+            elif parsed.value is not None:
+                objects[key] = _same(before, key, parsed.value, document.marks.find(prefix.removesuffix(".")))
+            elif any(p.fatal for p in parsed.problems):
+                broken.add(key)
+                nameless |= not key.name
+    objects = {**_stale(before.objects, None if nameless else broken), **objects}
+    return _File(objects, _bounded(problems, name))
+
+
+def _same(before: _File, key: Key, value: Gateway | Node | Peer, line: int) -> _Held:
+    """Equal content stays the same object, so that nobody looks at it again."""
+    held = before.objects.get(key)
+    if held is not None and not held.stale and held.value == value:
+        return held
+    return _Held(value, line)
+
+
+def _stale(objects: dict[Key, _Held], only: set[Key] | None) -> dict[Key, _Held]:
+    """Last good versions of all objects, or of those in `only`."""
+    return {
+        key: held if held.stale else replace(held, stale=True)
+        for key, held in objects.items()
+        if only is None or key in only
+    }
+
+
+def _parts(document: Document) -> list[tuple[str, object]]:
+    """The objects of a document, each with the path that leads to it."""
+    value = document.value
+    if isinstance(value, dict) and value.get("kind") in _LISTS and isinstance(value.get("items"), list):
+        return [(f"items[{i}].", item) for i, item in enumerate(value["items"])]
+    return [("", value)]
+
+
+def _bounded(problems: list[Problem], name: str) -> tuple[Problem, ...]:
+    if len(problems) <= MAX_PROBLEMS:
+        return tuple(problems)
+    more = Problem(f"has {len(problems) - MAX_PROBLEMS} problems more", "mend the first ones", file=name)
+    return (*problems[:MAX_PROBLEMS], more)

@@ -1,0 +1,186 @@
+"""Reading single fields, and reporting what is wrong with them. A bad field never raises: it becomes a Problem."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from ravenvpn.k8s.problems import Problem
+from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.mesh.model import HostPort
+
+KEY_BYTES = 32
+# RFC 1123 subdomain, as Kubernetes names nodes and cluster-scoped objects; 253 characters at most.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_MAX_NAME = 253
+_PORTED = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
+
+
+class Report:
+    """Gathers what is wrong with one object."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self.problems: list[Problem] = []
+
+    def error(self, field: str, message: str, remedy: str) -> None:
+        self.problems.append(Problem(message, remedy, field, self.subject))
+
+    def warn(self, field: str, message: str, remedy: str) -> None:
+        self.problems.append(Problem(message, remedy, field, self.subject, fatal=False))
+
+    @property
+    def fatal(self) -> bool:
+        return any(problem.fatal for problem in self.problems)
+
+
+def shown(value: object) -> str:
+    """A value from outside, short and on one line, for a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def is_name(text: str) -> bool:
+    return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
+
+
+def check_name(report: Report, field: str, name: str) -> None:
+    if not name:
+        report.error(field, "is empty", "give it a name")
+    elif not is_name(name):
+        report.error(
+            field,
+            f"{shown(name)} is not a name Kubernetes knows",
+            "at most 253 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit",
+        )
+
+
+@lru_cache(maxsize=1 << 17)
+def _prefix(text: str) -> Prefix | str:
+    """The prefix, or what is wrong with it."""
+    if "/" not in text:
+        return "no prefix length"
+    try:
+        interface = ipaddress.ip_interface(text)
+    except ValueError:
+        return "no prefix"
+    if "%" in text:
+        return "no prefix"
+    network = interface.network
+    if interface.ip != network.network_address:
+        return f"host bits: the prefix is {network}"
+    return network
+
+
+def read_prefix(report: Report, field: str, text: str) -> Prefix | None:
+    """An IPv4 or IPv6 prefix in CIDR notation that pods or nodes can have."""
+    read = _prefix(text)
+    if isinstance(read, str):
+        if read == "no prefix length":
+            length = 128 if ":" in text else 32
+            report.error(field, f"{shown(text)} has no prefix length", f"for a single address append /{length}")
+        elif read == "no prefix":
+            report.error(field, f"{shown(text)} is not a prefix", "write it like 10.244.1.0/24 or fd00:10:244:1::/64")
+        else:
+            report.error(field, f"{shown(text)} has {read}", "write the prefix without host bits")
+        return None
+    why = _unusable(read)
+    if why:
+        report.error(field, f"{text} is {why}", "name the prefix its pods have")
+        return None
+    return read
+
+
+def _unusable(network: Prefix) -> str:
+    if network.prefixlen == 0:
+        return "everything, and cannot belong to one region"
+    for name in ("is_loopback", "is_multicast", "is_link_local", "is_unspecified"):
+        if getattr(network, name):
+            return f"a {name.removeprefix('is_').replace('_', '-')} prefix"
+    return ""
+
+
+def read_address(report: Report, field: str, text: str) -> Address | None:
+    """An address a node can be reached at."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        remedy = (
+            "write the address without prefix length" if "/" in text else "write it like 192.0.2.7 or 2001:db8::7"
+        )
+        report.error(field, f"{shown(text)} is not an address", remedy)
+        return None
+    if "%" in text or address.is_link_local:
+        report.error(field, f"{text} is link-local", "name an address that is reachable from another network segment")
+        return None
+    for name in ("is_loopback", "is_multicast", "is_unspecified"):
+        if getattr(address, name):
+            report.error(field, f"{text} is a {name.removeprefix('is_')} address", "name an address of the node")
+            return None
+    return address
+
+
+def read_host(report: Report, field: str, text: str) -> str | None:
+    """An address or a DNS name, in its usual spelling."""
+    lowered = text.lower().rstrip(".")
+    # All digits and dots is a mistyped address, never a name.
+    if is_name(lowered) and not re.fullmatch(r"[0-9.]+", lowered):
+        return lowered
+    if ":" not in text and not re.fullmatch(r"[0-9./]+", text):
+        report.error(
+            field, f"{shown(text)} is neither an address nor a DNS name", "write it like 192.0.2.7 or vpn.example.org"
+        )
+        return None
+    address = read_address(report, field, text)
+    return None if address is None else str(address)
+
+
+def read_host_port(report: Report, field: str, text: str) -> HostPort | None:
+    """HOST, HOST:PORT or [IPv6]:PORT; port 0 where none is given."""
+    matched = _PORTED.fullmatch(text)
+    if matched is None:
+        host = read_host(report, field, text)
+        return None if host is None else HostPort(host)
+    port = int(matched["port"])
+    if not check_port(report, field, port) or port == 0:
+        return None
+    host = read_host(report, field, matched["v6"] or matched["host"])
+    return None if host is None else HostPort(host, port)
+
+
+def check_port(report: Report, field: str, port: int) -> bool:
+    if 0 <= port <= 65535:
+        return True
+    report.error(field, f"{port} is not a port", "a port is between 1 and 65535")
+    return False
+
+
+def read_key(report: Report, field: str, text: str) -> bytes | None:
+    """A Curve25519 public key in base64, as `wg pubkey` prints it."""
+    remedy = "take what `raven-vpn pubkey` or `wg pubkey` prints: 44 characters, ending in ="
+    try:
+        key = base64.b64decode(text.encode("ascii"), validate=True)
+    except (binascii.Error, ValueError):
+        report.error(field, "is not base64", remedy)
+        return None
+    if len(key) != KEY_BYTES:
+        report.error(field, f"holds {len(key)} bytes instead of {KEY_BYTES}", remedy)
+        return None
+    if not any(key):
+        report.error(field, "is all zeros", remedy)
+        return None
+    return key
+
+
+def read_time(report: Report, field: str, text: str) -> float | None:
+    """RFC 3339, as Kubernetes writes creationTimestamp; seconds since 1970."""
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        report.error(field, f"{shown(text)} is not a time", "write it like 2026-01-31T12:00:00Z, or leave it out")
+        return None
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

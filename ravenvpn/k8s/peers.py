@@ -1,0 +1,97 @@
+"""Peer: from the wire to the model and back."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.k8s import wire
+from ravenvpn.k8s.fields import Report, check_port, read_address, read_host_port, read_key, read_time, shown
+from ravenvpn.mesh.hoststate import Address
+from ravenvpn.mesh.model import GATEWAY_LABEL, HostPort, Peer
+
+MAX_ADDRESSES = 32
+
+
+def read(wired: wire.Peer, report: Report) -> Peer:
+    spec = wired.spec
+    key = read_key(report, "spec.publicKey", spec.public_key)
+    following = read_key(report, "spec.nextPublicKey", spec.next_public_key) if spec.next_public_key else None
+    if key is not None and following == key:
+        report.error("spec.nextPublicKey", "is the present key", "leave it out unless the key is being replaced")
+    check_port(report, "spec.listenPort", spec.listen_port or 0)
+    addresses = [
+        read_host_port(report, f"spec.addresses[{i}]", text)
+        for i, text in enumerate(_bounded("spec.addresses", spec.addresses, report))
+    ]
+    created = wired.metadata.creation_timestamp
+    return Peer(
+        name=wired.metadata.name,
+        public_key=key or b"",
+        next_public_key=following,
+        listen_port=spec.listen_port or 0,
+        addresses=tuple(dict.fromkeys(a for a in addresses if a is not None)),
+        node_addresses=_addresses("spec.nodeAddresses", spec.node_addresses, report),
+        sources=_sources(spec.sources, report),
+        suites=_suites(spec.suites, report),
+        created=read_time(report, "metadata.creationTimestamp", created) if created else None,
+    )
+
+
+def write(peer: Peer, region: str = "", role: str = "") -> dict[str, Any]:
+    """The Peer as the API server takes it, without status."""
+    labels = {GATEWAY_LABEL: region, "ravenvpn.io/role": role}
+    spec: dict[str, Any] = {
+        "publicKey": base64.b64encode(peer.public_key).decode(),
+        "nextPublicKey": base64.b64encode(peer.next_public_key).decode() if peer.next_public_key else None,
+        "listenPort": peer.listen_port,
+        "addresses": [_write_host_port(address) for address in peer.addresses],
+        "nodeAddresses": [str(address) for address in peer.node_addresses],
+        "sources": [str(address) for address in peer.sources],
+        "suites": [suite.value for suite in peer.suites],
+    }
+    return {
+        "apiVersion": "ravenvpn.io/v1alpha1",
+        "kind": "Peer",
+        "metadata": {"name": peer.name, "labels": {key: value for key, value in labels.items() if value}},
+        "spec": {key: value for key, value in spec.items() if value not in (None, 0)},
+    }
+
+
+def _write_host_port(address: HostPort) -> str:
+    if not address.port:
+        return address.host
+    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+
+
+def _bounded(field: str, listed: list[str] | None, report: Report) -> list[str]:
+    if listed and len(listed) > MAX_ADDRESSES:
+        report.error(field, f"lists {len(listed)} addresses", f"list the best ones, {MAX_ADDRESSES} at most")
+        return []
+    return listed or []
+
+
+def _addresses(field: str, listed: list[str] | None, report: Report) -> tuple[Address, ...]:
+    read = [read_address(report, f"{field}[{i}]", text) for i, text in enumerate(_bounded(field, listed, report))]
+    return tuple(dict.fromkeys(address for address in read if address is not None))
+
+
+def _sources(listed: list[str] | None, report: Report) -> tuple[Address, ...]:
+    found = _addresses("spec.sources", listed, report)
+    for version in (4, 6):
+        if sum(address.version == version for address in found) > 1:
+            report.error("spec.sources", f"names several IPv{version} addresses", "name one address a family")
+    return found
+
+
+def _suites(listed: list[str] | None, report: Report) -> tuple[Suite, ...]:
+    if not listed:
+        return (Suite.CHACHA20POLY1305,)
+    known = {suite.value: suite for suite in Suite}
+    for i, name in enumerate(listed):
+        if name not in known:
+            report.warn(f"spec.suites[{i}]", f"{shown(name)} is not known here", f"known are {', '.join(known)}")
+    # Every peer can do WireGuard's own suite, whatever else it says.
+    names = dict.fromkeys((*listed, Suite.CHACHA20POLY1305.value))
+    return tuple(known[name] for name in sorted(names.keys() & known.keys(), key=list(names).index))

@@ -1,0 +1,89 @@
+"""`Gateway.status` as a pure function of the Gateway and its Nodes: who is active, and what the nodes hold.
+
+The rules are those of upstream's gateway-pickup-controller, with its defects mended: which endpoint survives when
+Replicas shrinks follows the order of the spec, every pod CIDR of both families is listed, and each role carries
+an epoch. The controller and the file source use it; agents fall back to `elect` when the active one is proven dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+
+from ravenvpn.mesh.hoststate import Prefix
+from ravenvpn.mesh.model import EPOCH_KEY, Endpoint, EndpointType, Gateway, GatewayStatus, Node, NodeInfo
+
+# What upstream's controller writes into the config of an active endpoint, by type.
+_GATE_KEYS = {EndpointType.TUNNEL: "enable-l3-tunnel", EndpointType.PROXY: "enable-l7-proxy"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """ConfigMap kube-system/raven-cfg: what is wanted at all in this cluster."""
+
+    tunnel: bool = True
+    proxy: bool = False
+
+    def wants(self, kind: EndpointType) -> bool:
+        return self.tunnel if kind is EndpointType.TUNNEL else self.proxy
+
+
+def fill(
+    gateway: Gateway,
+    nodes: Iterable[Node],
+    gates: Gates = Gates(),
+    known_epochs: Mapping[EndpointType, int] | None = None,
+) -> GatewayStatus:
+    """The status of `gateway`, given the nodes that carry its label; its present status counts as "current".
+
+    `known_epochs` are the highest epochs seen of this Gateway, for the case that its status has forgotten them
+    because nobody was active for a while.
+    """
+    members = sorted(nodes, key=lambda n: n.name)
+    ready = {node.name for node in members if node.ready}
+    active: list[Endpoint] = []
+    for kind, replicas in (
+        (EndpointType.PROXY, gateway.proxy_replicas),
+        (EndpointType.TUNNEL, gateway.tunnel_replicas),
+    ):
+        if gates.wants(kind):
+            active += elect(gateway, kind, replicas, ready, (known_epochs or {}).get(kind, 0))
+    active.sort(key=lambda e: (e.node, e.type))
+    carrier = next((e.node for e in active if e.type is EndpointType.TUNNEL), None)
+    infos = tuple(
+        NodeInfo(
+            node.name,
+            node.internal_ips[0] if node.internal_ips else None,
+            _subnets(node, gateway.extra_cidrs if node.name == carrier else ()),
+        )
+        for node in members
+    )
+    return GatewayStatus(infos, tuple(active))
+
+
+def _subnets(node: Node, extra: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
+    own = node.pod_cidrs if node.blocks is None else node.blocks
+    return tuple(dict.fromkeys((*own, *extra)))
+
+
+def elect(
+    gateway: Gateway, kind: EndpointType, replicas: int, ready: Set[str], known_epoch: int = 0
+) -> list[Endpoint]:
+    """The active endpoints of one kind: at most `replicas`, among those of the spec whose node is ready.
+
+    Who is active stays so (there is no fail-back); free places go to the others in the order of the spec. Content is
+    copied from the spec anew. The epoch grows by one whenever the set of active nodes becomes another one.
+    """
+    able: dict[str, Endpoint] = {}
+    for endpoint in gateway.endpoints:
+        if endpoint.type is kind and endpoint.node in ready:
+            able.setdefault(endpoint.node, endpoint)
+    current = {e.node: e for e in gateway.status.active if e.type is kind}
+    kept = [e for e in able.values() if e.node in current]
+    fresh = [e for e in able.values() if e.node not in current]
+    chosen = sorted((kept + fresh)[: max(replicas, 0)], key=lambda e: e.node)
+    epoch = max((known_epoch, *(e.epoch for e in current.values())))
+    if {e.node for e in chosen} != current.keys() or not epoch:
+        epoch += 1
+    marks = {_GATE_KEYS[kind]: "true", EPOCH_KEY: str(epoch)}
+    return [replace(e, config={**e.config, **marks}) for e in chosen]
