@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +18,7 @@ from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import (
     TUNNEL_DEVICE,
     VXLAN_DEVICE,
+    Address,
     DeviceAddress,
     ForwardingEntry,
     HostDelta,
@@ -33,6 +34,7 @@ from ravenvpn.mesh.hoststate import (
 from ravenvpn.node import conntrack, nft, rtnetlink, sysctl
 from ravenvpn.node.delta import between
 from ravenvpn.node.diff import assumed, diff
+from ravenvpn.node.facts import HostFacts, look
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.observe import ALL, Part, observe, underlay
 from ravenvpn.node.operations import Device, Filter, LocalPrefixes, MisboundFlows, Observed, Operation, Verb
@@ -45,11 +47,13 @@ _NOTHING = HostState()
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    operation: Operation
+    """What was refused, with the kernel's reason; no operation if it was the looking."""
+
+    operation: Operation | None
     error: HostError
 
     def __str__(self) -> str:
-        return f"{self.operation.verb} {self.error}"
+        return f"{self.operation.verb} {self.error}" if self.operation is not None else str(self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,20 @@ class Host:
         """What is there of ours (see `observe.observe`)."""
         with Netlink() as netlink:
             return observe(netlink, self._pipe, self._originals, wanted, parts)
+
+    def facts(
+        self, destinations: Iterable[Address] = (), pods: Iterable[Prefix] = (), listen_port: int = 4500
+    ) -> HostFacts:
+        """What planning wants to know of this host (see `facts`)."""
+        with Netlink() as netlink:
+            return look(
+                netlink,
+                self._pipe,
+                self._originals.load(),
+                destinations=destinations,
+                pods=pods,
+                listen_port=listen_port,
+            )
 
     def apply(self, wanted: HostState, parts: frozenset[Part] = ALL) -> ApplyResult:
         """Look at everything of ours, or at some parts, and bring it to `wanted`."""

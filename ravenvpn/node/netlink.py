@@ -24,7 +24,9 @@ from ravenvpn.node.reasons import host_error
 _NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
 _NTF_SELF = 2  # the VXLAN's own forwarding table, not a bridge's above it
 _IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
+_IFA_F_TENTATIVE, _IFA_F_DADFAILED = 0x40, 0x08
 _IFF_UP = 1
+_IPPROTO_UDP = 17
 _SCOPE_LINK = 253
 _NO_MAC = "00:00:00:00:00:00"
 
@@ -98,10 +100,18 @@ class Netlink:
         with _refusals("list of devices"):
             return [_link(found) for found in self._ipr.get_links()]
 
-    def addresses(self) -> list[tuple[int, Interface, int]]:
-        """Every address of this host: (device index, address with its prefix, scope)."""
+    def addresses(self, *, usable: bool = False) -> list[tuple[int, Interface, int]]:
+        """Every address of this host: (device index, address with its prefix, scope).
+
+        `usable` leaves out those whose uniqueness is still being asked for, or was denied.
+        """
+        unusable = _IFA_F_TENTATIVE | _IFA_F_DADFAILED if usable else 0
         with _refusals("list of addresses"):
-            return [_address(found) for found in self._ipr.get_addr()]
+            return [
+                _address(found)
+                for found in self._ipr.get_addr()
+                if not (found.get("IFA_FLAGS") or found["flags"]) & unusable
+            ]
 
     def neighbours(self, index: int, device: str) -> list[Neighbour]:
         """Permanent entries of both families."""
@@ -124,12 +134,16 @@ class Netlink:
                 if entry["ifindex"] == index and entry.get("NDA_DST") is not None
             ]
 
-    def hop(self, destination: Address) -> Hop | None:
-        """What the route to `destination` is now, for packets that start here; None if there is none."""
+    def hop(self, destination: Address, source_port: int = 0) -> Hop | None:
+        """What the route to `destination` is now, for packets that start here; None if there is none.
+
+        With a port it is the route of UDP from that port, which our rules treat apart.
+        """
         family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
         with _refusals(f"route to {destination}"):
             try:
-                found = next(iter(self._ipr.route("get", dst=str(destination), family=family)))
+                values: dict[str, int] = {"ip_proto": _IPPROTO_UDP, "sport": source_port} if source_port else {}
+                found = next(iter(self._ipr.route("get", dst=str(destination), family=family, **values)))
             except NetlinkError as error:
                 if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAFNOSUPPORT, errno.EACCES):
                     return None

@@ -312,6 +312,14 @@ def read_route(body: bytes, devices: dict[int, str]) -> tuple[Route, bool] | Str
     )
 
 
+def read_destination(body: bytes) -> list[tuple[Prefix, int]]:
+    """Prefix and device index of any route, one pair if it has a single next hop, none otherwise."""
+    family, length, _, _, _, _, _, _, _ = RTMSG.unpack_from(body)
+    found = attributes(body, RTMSG.size)
+    prefix = _prefix(family, found.get(RTA_DST), length)
+    return [(prefix, _U32.unpack(found[RTA_OIF])[0])] if prefix is not None and RTA_OIF in found else []
+
+
 def dump_routes(pipe: Pipe, family: int, *, table: int = 0, protocol: int = 0) -> list[bytes]:
     """Bodies of the routes of one table or of one protocol, filtered by the kernel (strict checking)."""
     body = RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0) + (number(RTA_TABLE, table) if table else b"")

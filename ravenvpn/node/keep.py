@@ -1,0 +1,233 @@
+"""Keeps the host as it is wanted: applies what is planned, and restores what others undo. The asyncio shell of `Host`.
+
+The agent says what it wants; blocking work runs in a thread, one piece at a time. What the kernel tells (`watch`) makes
+the touched part be looked at again after a short pause, longer in a fight (`fights`). What was refused is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ravenvpn.errors import HostError
+from ravenvpn.mesh.hoststate import (
+    DeviceAddress,
+    ForwardingEntry,
+    HostDelta,
+    HostState,
+    Neighbour,
+    Route,
+    Rule,
+    Sysctl,
+    TunDevice,
+    VxlanDevice,
+)
+from ravenvpn.node.apply import ApplyResult, Failure, Host
+from ravenvpn.node.fights import Fight, Fights
+from ravenvpn.node.observe import ALL, Part
+from ravenvpn.node.operations import Device, Operation
+from ravenvpn.node.rtnetlink import RTM_DELRULE, Stray
+from ravenvpn.node.watch import AddressChange, Change, Disturbance, Watch
+from ravenvpn.node.words import words
+
+LOOK_EVERY = 600.0  # seconds between looks at everything, for what no notification tells
+FIRST_RETRY, LAST_RETRY = 1.0, 60.0  # seconds after a refusal, doubling
+
+
+@dataclass(frozen=True, slots=True)
+class AddressesChanged:
+    """Addresses of this host came or went: time to plan anew."""
+
+    changes: tuple[AddressChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceGone:
+    """One of our devices was deleted by somebody. The VXLAN is restored here; the TUN is for the daemon to reopen."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What others had undone is back. `by`: programs, where the kernel names them."""
+
+    things: tuple[str, ...]
+    by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fighting:
+    """Another program keeps undoing things of ours; the next repair waits `delay` seconds."""
+
+    fights: tuple[Fight, ...]
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A repair that the kernel refused, at least in part; it is tried again."""
+
+    failed: tuple[Failure, ...]
+
+
+Event = AddressesChanged | DeviceGone | Restored | Fighting | Refused
+
+
+class Keeper:
+    """Owns a `Host` from `start` to `stop`. `on_event` is called on the loop."""
+
+    def __init__(
+        self,
+        host: Host,
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    ) -> None:
+        self._host, self._on_event, self._clock = host, on_event, clock
+        self._watch = Watch(host.port)
+        self._wanted: Callable[[], HostState] | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._fights = Fights()
+        self._due: dict[Part, float] = {}  # when to look at a part again
+        self._seen_by: dict[Part, dict[str, None]] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._retry = FIRST_RETRY
+        self.failed: tuple[Failure, ...] = ()  # what the kernel refuses at present
+
+    def start(self) -> None:
+        self._watch.start(asyncio.get_running_loop(), self._on_changes)
+        self._task = asyncio.create_task(self._repair_when_due(), name="keep host network")
+
+    async def stop(self) -> None:
+        """Leave the host as it is."""
+        self._watch.stop()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        async with self._one_at_a_time:  # a thread at work can't be cancelled
+            pass
+
+    @property
+    def fights(self) -> list[Fight]:
+        """Fights going on now: the host is not reliably as it is wanted."""
+        return self._fights.current(self._clock())
+
+    async def want(self, wanted: HostState) -> ApplyResult:
+        """Look at everything and bring it to `wanted`, from now on."""
+        async with self._one_at_a_time:
+            self._wanted = lambda: wanted
+            return self._noted(await asyncio.to_thread(self._host.apply, wanted), ALL)
+
+    async def change(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
+        """Make a planned change. `wanted` gives the whole that it leads to, when that is needed."""
+        async with self._one_at_a_time:
+            self._wanted = wanted
+            if self.failed:  # the host is not what the delta starts from
+                return self._noted(await asyncio.to_thread(self._host.apply, wanted()), ALL)
+            return self._noted(await asyncio.to_thread(self._host.apply_delta, delta, wanted), frozenset())
+
+    async def cleanup(self) -> ApplyResult:
+        """Remove everything of ours and want nothing from now on."""
+        async with self._one_at_a_time:
+            self._wanted = None
+            self._due.clear()
+            return await asyncio.to_thread(self._host.cleanup)
+
+    def look_again(self, parts: Iterable[Part] = ALL) -> None:
+        """Have these parts looked at and mended soon."""
+        now = self._clock()
+        for part in parts:
+            self._due[part] = min(self._due.get(part, now + self._fights.delay(part, now)), now + LOOK_EVERY)
+        self._wake.set()
+
+    def _on_changes(self, changes: list[Change]) -> None:
+        addresses = tuple(change for change in changes if isinstance(change, AddressChange))
+        parts: set[Part] = set()
+        for change in changes:
+            if isinstance(change, Disturbance):
+                parts.add(change.part)
+                if change.by:
+                    self._seen_by.setdefault(change.part, {})[change.by] = None
+                if change.gone:
+                    self._on_event(DeviceGone(change.gone))
+        if Part.DEVICES in parts or any(not address.present for address in addresses):
+            # IPv4 routes vanish with their device or preferred source, and nothing tells.
+            parts.add(Part.ROUTES)
+        if parts and self._wanted is not None:
+            self.look_again(parts)
+        if addresses:
+            self._on_event(AddressesChanged(addresses))
+
+    async def _repair_when_due(self) -> None:
+        looked = self._clock()
+        while True:
+            now = self._clock()
+            next_due = min([*self._due.values(), looked + LOOK_EVERY])
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(next_due - now, 0.0))
+            now = self._clock()
+            if now >= looked + LOOK_EVERY:
+                looked = now
+                parts = ALL
+            else:
+                parts = frozenset(part for part, due in self._due.items() if due <= now)
+            for part in parts:
+                self._due.pop(part, None)
+            if parts and self._wanted is not None:
+                await self._repair(parts)
+
+    async def _repair(self, parts: frozenset[Part]) -> None:
+        async with self._one_at_a_time:
+            if self._wanted is None:
+                return
+            wanted = self._wanted()
+            try:
+                result = await asyncio.to_thread(self._host.apply, wanted, parts)
+            except HostError as error:
+                result = ApplyResult(failed=(Failure(None, error),))
+            self._noted(result, parts)
+        now, restored = self._clock(), result.changed
+        for part in parts:
+            things = [words(operation.thing) for operation in restored if _part(operation) is part]
+            by = tuple(self._seen_by.pop(part, {}))
+            if things:
+                self._fights.restored(part, things, by, now)
+                self._on_event(Restored(tuple(things), by))
+        fights = tuple(fight for fight in self._fights.current(now) if fight.part in parts)
+        if fights and restored:
+            self._on_event(Fighting(fights, max(self._fights.delay(fight.part, now) for fight in fights)))
+        if result.failed:
+            self._on_event(Refused(result.failed))
+
+    def _noted(self, result: ApplyResult, parts: frozenset[Part]) -> ApplyResult:
+        """Remember what was refused, and try that again later."""
+        self.failed = result.failed
+        if result.failed:
+            due = self._clock() + self._retry
+            self._due.update((part, due) for part in ALL)
+            self._retry = min(self._retry * 2, LAST_RETRY)
+            self._wake.set()
+        elif parts == ALL:
+            self._retry = FIRST_RETRY
+        return result
+
+
+def _part(operation: Operation) -> Part:
+    match operation.thing:
+        case Route():
+            return Part.ROUTES
+        case Rule():
+            return Part.RULES
+        case Stray(deletion=deletion):
+            return Part.RULES if deletion == RTM_DELRULE else Part.ROUTES
+        case TunDevice() | VxlanDevice() | Device() | DeviceAddress() | Neighbour() | ForwardingEntry() | Sysctl():
+            return Part.DEVICES
+        case _:
+            return Part.FILTER

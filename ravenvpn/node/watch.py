@@ -1,0 +1,230 @@
+"""The kernel's notifications: addresses that come and go, and what others do to things of ours.
+
+Two plain netlink sockets whose descriptors any event loop can watch. pyroute2's asynchronous sockets want asyncio's own
+loop (uvloop refuses the family), a thread would need a hand-over; here one `recv` a wake-up and a few bytes of each
+message are enough to know whether it concerns us. What exactly changed is not read from a notification: whoever is
+told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device or an address are never
+announced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from ravenvpn.mesh.hoststate import (
+    NFT_TABLE,
+    PROTOCOL,
+    TABLE_LOCAL,
+    TABLE_REMOTE,
+    TUNNEL_DEVICE,
+    VXLAN_DEVICE,
+    Address,
+)
+from ravenvpn.node.observe import ALL, Part
+from ravenvpn.node.reasons import host_error
+from ravenvpn.node.rtnetlink import (
+    HEADER,
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    RTMSG,
+    SO_RCVBUFFORCE,
+    attributes,
+    route_owner,
+)
+
+# Bits of sockaddr_nl.nl_groups: 1 << (RTNLGRP_* - 1), linux/rtnetlink.h.
+_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1 << 0, 1 << 4, 1 << 6, 1 << 7
+_IPV6_ADDRESS, _IPV6_ROUTE, _IPV6_RULE = 1 << 8, 1 << 10, 1 << 18
+_GROUPS = _LINK | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV4_RULE | _IPV6_ADDRESS | _IPV6_ROUTE | _IPV6_RULE
+_NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES = 7
+
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
+_IFLA_IFNAME = 3
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_FRA_PROTOCOL = 21
+_NFT_NEWGEN = 0x0A0F  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN: the end of a transaction, and who made it
+_GEN_PROCESS_ID, _GEN_PROCESS_NAME = 2, 3
+_TABLE_NAME = NFT_TABLE.encode() + b"\0"
+_OURS = {TUNNEL_DEVICE, VXLAN_DEVICE}
+_SCOPE_LINK, _SCOPE_HOST = 253, 254
+_BATCH = 64  # receives for one wake-up, so that a storm does not starve the loop
+
+
+class AddressChange(NamedTuple):
+    """An address of this host appeared or went; not a link-local one, and none of our own devices."""
+
+    address: Address
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """Something of ours may have been changed, and not by us.
+
+    `by` names the program where the kernel says so, `gone` one of our devices that was deleted.
+    """
+
+    part: Part
+    what: str
+    by: str = ""
+    gone: str = ""
+
+
+Change = AddressChange | Disturbance
+
+
+class Watch:
+    """Reads notifications while started. `own_port` is the netlink port of our own route and rule changes."""
+
+    def __init__(self, own_port: int) -> None:
+        self._own_port = own_port
+        self._sockets: list[socket.socket] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._touched = False  # the nft transaction being read concerns our table
+        self._on_changes: Callable[[list[Change]], None] = lambda _: None
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_changes: Callable[[list[Change]], None]) -> None:
+        """Call `on_changes` on `loop` with what was told, in order, repetitions left out."""
+        self._loop, self._on_changes = loop, on_changes
+        for protocol, groups, read in (
+            (NETLINK_ROUTE, _GROUPS, self._read_route),
+            (NETLINK_NETFILTER, _NFT_GROUPS, self._read_nft),
+        ):
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            try:
+                sock = socket.socket(socket.AF_NETLINK, kind, protocol)
+                self._sockets.append(sock)
+                sock.bind((0, groups))
+            except OSError as error:
+                self.stop()
+                raise host_error("netlink notifications", error.errno or 0) from error
+            with contextlib.suppress(PermissionError):
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+            loop.add_reader(sock.fileno(), self._readable, sock, read)
+
+    def stop(self) -> None:
+        for sock in self._sockets:
+            if self._loop is not None:
+                self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._sockets.clear()
+
+    def _readable(self, sock: socket.socket, read: Callable[[bytes], Iterator[Change]]) -> None:
+        changes: dict[Change, None] = {}
+        for _ in range(_BATCH):
+            try:
+                data = sock.recv(1 << 18)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                # More was told than we could take in: anything may have changed.
+                changes.update(dict.fromkeys(Disturbance(part, "notifications were lost") for part in sorted(ALL)))
+                continue
+            changes.update(dict.fromkeys(read(data)))
+        if changes:
+            self._on_changes(list(changes))
+
+    def _read_route(self, data: bytes) -> Iterator[Change]:
+        for kind, port, body in _messages(data):
+            if kind in (RTM_NEWROUTE, RTM_DELROUTE):
+                change = None if port == self._own_port else _route(kind, body)
+            elif kind in (RTM_NEWRULE, RTM_DELRULE):
+                change = None if port == self._own_port else _rule(kind, body)
+            elif kind in (_RTM_NEWADDR, _RTM_DELADDR):
+                change = _address(kind, body)
+            elif kind in (_RTM_NEWLINK, _RTM_DELLINK):
+                change = _link(kind, body)
+            else:
+                change = None
+            if change is not None:
+                yield change
+
+    def _read_nft(self, data: bytes) -> Iterator[Change]:
+        if not self._touched:
+            # kube-proxy may rewrite thousands of rules a minute: a search is all they get.
+            self._touched = _TABLE_NAME in data
+            if not self._touched:
+                return
+        for kind, _, body in _messages(data):
+            if kind == _NFT_NEWGEN:
+                self._touched = False
+                found = attributes(body, 4)
+                name = found.get(_GEN_PROCESS_NAME, b"").rstrip(b"\0").decode(errors="replace")
+                process = int.from_bytes(found.get(_GEN_PROCESS_ID, b""), "big")
+                yield Disturbance(
+                    Part.FILTER, f"nft table {NFT_TABLE}", f"{name} (process {process})" if name else ""
+                )
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, port of the requester, body) of each message."""
+    at = 0
+    while at + HEADER.size <= len(data):
+        length, kind, _, _, port = HEADER.unpack_from(data, at)
+        if length < HEADER.size:
+            return
+        yield kind, port, data[at + HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def _route(kind: int, body: bytes) -> Change | None:
+    if len(body) < RTMSG.size:
+        return None
+    table, protocol = route_owner(body)
+    if table not in (TABLE_REMOTE, TABLE_LOCAL) and protocol != PROTOCOL:
+        return None
+    return Disturbance(Part.ROUTES, f"route in table {table} {'added' if kind == RTM_NEWROUTE else 'deleted'}")
+
+
+def _rule(kind: int, body: bytes) -> Change | None:
+    if len(body) < RTMSG.size or attributes(body, RTMSG.size).get(_FRA_PROTOCOL) != bytes([PROTOCOL]):
+        return None
+    return Disturbance(Part.RULES, f"rule {'added' if kind == RTM_NEWRULE else 'deleted'}")
+
+
+def _address(kind: int, body: bytes) -> Change | None:
+    if len(body) < 8:
+        return None
+    _, _, _, scope, index = struct.unpack_from("=BBBBI", body)  # ifaddrmsg
+    found = attributes(body, 8)
+    raw = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, b""))
+    if len(raw) not in (4, 16) or scope == _SCOPE_HOST:
+        return None
+    address: IPv4Address | IPv6Address = ip_address(raw)
+    if _device(index) in _OURS:
+        if address.is_link_local:
+            return None
+        return Disturbance(Part.DEVICES, f"address {address} {'added' if kind == _RTM_NEWADDR else 'deleted'}")
+    if scope == _SCOPE_LINK:
+        return None
+    return AddressChange(address, kind == _RTM_NEWADDR)
+
+
+def _link(kind: int, body: bytes) -> Change | None:
+    name = attributes(body, 16).get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+    if name not in _OURS:
+        return None
+    if kind == _RTM_DELLINK:
+        return Disturbance(Part.DEVICES, f"device {name} deleted", gone=name)
+    return Disturbance(Part.DEVICES, f"device {name} changed")
+
+
+def _device(index: int) -> str:
+    try:
+        return socket.if_indextoname(index)
+    except OSError:  # gone with its addresses
+        return ""
