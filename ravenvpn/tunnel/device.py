@@ -58,6 +58,7 @@ class Device:
             dataplane, self._identity, self._peers, self._indices, random=random, suites=suites
         )
         self._sessions = Sessions(dataplane, self._handshakes)
+        self._sessions_of: PublicKey | None = None  # the key of ours that sessions in force were made with
 
     # Who we are.
 
@@ -68,17 +69,19 @@ class Device:
     def set_private_key(self, key: PrivateKey | None, now: float) -> None:
         """Be this key from now on. Sessions of another key stop sending, as with `wg set private-key`; not so when
         `key` was the next one, which peers already know. Handshakes in progress start again."""
-        before = self._identity.current
         own = self._identity.own(key)
-        if own is before:
+        if own is self._identity.current:
             return
         known_to_peers = own is not None and own is self._identity.next
-        self._identity.current = own
         if known_to_peers:
             self._identity.next = None
+        self._identity.current = own
+        public = own.public if own is not None else None
+        expire = self._sessions_of not in (None, public) and not known_to_peers
+        self._sessions_of = public or self._sessions_of
         self._gate.clear()
         for peer in self._peers:
-            self._sessions.identity_changed(peer, now, expire=before is not None and not known_to_peers)
+            self._sessions.identity_changed(peer, now, expire=expire)
 
     def set_next_private_key(self, key: PrivateKey | None) -> None:
         """Answer initiations to this key too: the one to come, or, after the change, the one that goes."""
@@ -106,7 +109,6 @@ class Device:
             if before.roaming != settings.roaming:
                 self._dataplane.set_roaming(peer.id, settings.roaming)
             for key in set(before.public_keys) - set(settings.public_keys):
-                peer.forget_key(key)
                 self._identity.forget(key)
             self._sessions.configured(peer, before, now)
         return peer.id
@@ -247,6 +249,7 @@ class Device:
             raise ValueError("only a device without peers can take over")
         image = frozen.parse(blob, now)
         self._sessions.up = image.up
+        self._sessions_of = PublicKey(image.public_key) if image.public_key else None
         for peer in image.peers(self._timing, self._jitter):
             self._peers.add(peer)
             for index in peer.keypairs:

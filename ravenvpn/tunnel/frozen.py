@@ -42,6 +42,7 @@ class FrozenPeer(msgspec.Struct, frozen=True, array_like=True):
     source: tuple[str, int] | None
     established: bool
     keypairs: tuple[int, ...]
+    keyed_with: bytes | None
     greatest: tuple[tuple[bytes, bytes], ...]
     stamped_ns: int
     handshake_sent: float | None
@@ -112,6 +113,7 @@ def _frozen(peer: Peer) -> FrozenPeer:
         source=(where.source.host, where.source.ifindex) if where.source else None,
         established=peer.alive,
         keypairs=tuple(sorted(peer.keypairs)),
+        keyed_with=peer.keyed_with.raw if peer.keyed_with else None,
         greatest=tuple((key.raw, stamp) for key, stamp in peer.greatest.items()),
         stamped_ns=peer.stamped_ns,
         handshake_sent=timers.handshake_sent if timers.handshake_sent != NEVER else None,
@@ -146,6 +148,7 @@ def _restored(one: FrozenPeer, timing: Timing, timers: Timers, frozen_at: float)
     peer.alive = peer.reported_alive = one.established and bool(peer.keypairs)
     if peer.keypairs:
         peer.phase = Phase.ESTABLISHED if one.established else Phase.RESPONDED
+    peer.keyed_with = PublicKey(one.keyed_with) if one.keyed_with is not None else None
     peer.greatest = {PublicKey(raw): stamp for raw, stamp in one.greatest}
     peer.stamped_ns = one.stamped_ns
     peer.last_handshake_ns = one.last_handshake_ns

@@ -12,7 +12,7 @@ from typing import Final
 from ravenvpn.crypto import tai64n
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.handshake import initiate, receive_initiation
-from ravenvpn.crypto.keys import PrivateKey
+from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane.contract import Datagram, DataPlane, Endpoint, Keypair, Role, Source
 from ravenvpn.errors import ConfigError, MalformedMessage
 from ravenvpn.tunnel import wire
@@ -72,7 +72,7 @@ class Handshakes:
         peer.stamped_ns = stamped_ns
         index = self._indices.allocate(peer.id)
         stamper = peer.stamper(theirs)
-        peer.pending = Pending(index, initiation, own, stamper)
+        peer.pending = Pending(index, initiation, own, theirs, stamper)
         peer.happened(Happening.INITIATION_SENT)
         peer.timers.handshake_initiated(now)
         message = stamper.stamp(wire.Initiation(index, suite, body).pack(), now)
@@ -139,7 +139,7 @@ class Handshakes:
         self._heard_from(peer, datagram)
         index = self._indices.allocate(peer.id)
         keypair = Keypair(message.suite, Role.RESPONDER, index, message.sender, keys.send, keys.receive, birth=now)
-        self._install(peer, keypair)
+        self._install(peer, keypair, received.static)
         peer.answered_with = peer.stamper(received.static)
         response = peer.answered_with.stamp(wire.Response(index, message.sender, body).pack(), now)
         # To where the initiation came from and from where it was sent to, which with roaming off may not be where
@@ -173,7 +173,7 @@ class Handshakes:
         self._heard_from(peer, datagram)
         suite, index = pending.initiation.suite, pending.index
         keypair = Keypair(suite, Role.INITIATOR, index, message.sender, keys.send, keys.receive, birth=now)
-        self._install(peer, keypair)
+        self._install(peer, keypair, pending.theirs)
         return peer
 
     def _on_cookie_reply(self, message: wire.CookieReply, datagram: Datagram, now: float) -> Peer:
@@ -203,7 +203,8 @@ class Handshakes:
         if peer.where.heard_from(datagram.endpoint, datagram.source, peer.settings.roaming):
             self._dataplane.set_endpoint(peer.id, datagram.endpoint, datagram.source)
 
-    def _install(self, peer: Peer, keypair: Keypair) -> None:
+    def _install(self, peer: Peer, keypair: Keypair, theirs: PublicKey) -> None:
+        peer.keyed_with = theirs
         self._indices.promote(keypair.local_index)
         peer.keypairs.add(keypair.local_index)
         peer.timers.session_derived(keypair.role, keypair.birth)

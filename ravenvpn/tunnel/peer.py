@@ -71,6 +71,7 @@ class Pending:
     index: int
     initiation: PendingInitiation
     own: OwnKey
+    theirs: PublicKey
     stamper: CookieStamper
 
 
@@ -86,6 +87,7 @@ class Peer:
     phase: Phase = Phase.IDLE
     pending: Pending | None = None
     keypairs: set[int] = field(default_factory=set)  # local indices the data plane holds for it
+    keyed_with: PublicKey | None = None  # its key that the newest session was made with
     greatest: dict[PublicKey, bytes] = field(default_factory=dict)
     initiation_accepted: float = NEVER
     stamped_ns: int = 0  # of our last initiation; the next one is greater, even if the wall clock went back
@@ -105,7 +107,7 @@ class Peer:
 
     def failed(self, why: Failure) -> None:
         """Remember why there is no session. While there is one, nobody's old or foreign messages matter."""
-        if self.phase not in (Phase.ESTABLISHED, Phase.REKEYING):
+        if not self.alive:
             self.failure = why
 
     def stamper(self, key: PublicKey) -> CookieStamper:

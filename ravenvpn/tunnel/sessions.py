@@ -60,12 +60,27 @@ class Sessions:
         peer.timers.configured(settings.persistent_keepalive, settings.warm, now)
         if before is None:
             self.interface_up(peer, now)
-        elif self.up:
-            if settings.persistent_keepalive and not before.persistent_keepalive:
+        else:
+            self._keys_changed(peer, before, now)
+            if self.up and settings.persistent_keepalive and not before.persistent_keepalive:
                 self._dataplane.send_keepalive(peer.id)
             if (settings.warm and not peer.alive) or (moved and peer.failure is Failure.NO_ENDPOINT):
                 self.want_handshake(peer, now)
         self.settle(peer)
+
+    def _keys_changed(self, peer: Peer, before: PeerSettings, now: float) -> None:
+        """A key that is no longer the peer's ends what was made with it; a new first key is called from now on."""
+        keys = peer.settings.public_keys
+        for key in set(before.public_keys) - set(keys):
+            peer.forget_key(key)
+            if key == peer.keyed_with:
+                self.wipe(peer)
+                self.want_handshake(peer, now)
+        if before.public_keys[0] != keys[0] and peer.phase.pending:
+            self._handshakes.drop_pending(peer)
+            peer.happened(Happening.GIVEN_UP)
+            peer.timers.handshake_completed()
+            self.want_handshake(peer, now)
 
     def interface_up(self, peer: Peer, now: float) -> None:
         """§6.5's practice: a persistent keepalive opens the way at once, without waiting for its interval."""
@@ -80,6 +95,7 @@ class Sessions:
         self.wipe(peer)
         self._dataplane.flush_staged(peer.id)
         peer.timers.stopped()
+        self.settle(peer)
         self.forget(peer)
 
     def identity_changed(self, peer: Peer, now: float, expire: bool) -> None:
@@ -92,7 +108,8 @@ class Sessions:
         peer.timers.own_key_changed()
         if expire:
             self._dataplane.expire_keypairs(peer.id)
-        if self.up and (pending or (peer.settings.warm and (expire or not peer.alive))):
+        keyless = peer.failure is Failure.NO_PRIVATE_KEY
+        if pending or keyless or (peer.settings.warm and (expire or not peer.alive)):
             self.want_handshake(peer, now)
         self.settle(peer)
 
@@ -104,6 +121,8 @@ class Sessions:
 
     def want_handshake(self, peer: Peer, now: float) -> None:
         """Call the peer with the next work, or as soon as one initiation per REKEY_TIMEOUT allows it (§6.2)."""
+        if not self.up:
+            return
         if peer.timers.may_initiate(now):
             self.to_call[peer.id] = None
         else:
@@ -176,7 +195,10 @@ class Sessions:
             case Timer.SEND_KEEPALIVE | Timer.PERSISTENT_KEEPALIVE:
                 self._dataplane.send_keepalive(peer.id)
             case Timer.ZERO_KEY_MATERIAL:
+                calling = peer.phase.pending or peer.settings.warm
                 self.wipe(peer)
+                if calling:
+                    self.want_handshake(peer, now)
 
     def _retry(self, peer: Peer, now: float) -> None:
         """§6.4: REKEY_TIMEOUT passed without a response. The address that did not work may be theirs or ours."""

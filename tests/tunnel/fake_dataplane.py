@@ -305,7 +305,9 @@ class FakeDataPlane:
 
     def _transmit(self, one: FakePeer, payload: bytes) -> None:
         session, now = one.current, self.clock()
-        assert session is not None and one.endpoint is not None and not self.frozen
+        assert session is not None
+        assert one.endpoint is not None
+        assert not self.frozen
         head = b"\x04\0\0\0" + session.keypair.remote_index.to_bytes(4, "little")
         head += session.counter.to_bytes(8, "little") + payload
         self.nonces.append((session.keypair.send_key, session.counter))

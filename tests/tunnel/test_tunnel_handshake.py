@@ -1,8 +1,34 @@
-"""Scenes of the handshake: who answers whom, and what is ignored."""
+"""Scenes of the handshake: who answers whom, what is ignored, and what each message may change."""
 
 from __future__ import annotations
 
-from tunnel_world import World
+import pytest
+from fake_dataplane import deterministic_random
+from tunnel_world import LATENCY, Flight, Node, World
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.cookie import CookieStamper
+from ravenvpn.crypto.handshake import initiate
+from ravenvpn.crypto.keys import PresharedKey, PrivateKey, PublicKey
+from ravenvpn.crypto.tai64n import stamp
+from ravenvpn.dataplane.contract import Endpoint, Role
+from ravenvpn.tunnel import wire
+from ravenvpn.tunnel.gate import HandshakeDrop
+from ravenvpn.tunnel.peer import Failure
+from ravenvpn.tunnel.phases import Phase
+from ravenvpn.tunnel.reports import SessionLost, SessionUp
+
+BOTH = frozenset(Suite)
+EVE = Endpoint("198.51.100.66", 666)
+
+
+def drops(node: Node) -> dict[str, int]:
+    return {reason.name: count for reason, count in node.device.drops().items() if count}
+
+
+def the(kind: str, world: World) -> Flight:
+    """The last message of this kind on the wire."""
+    return [flight for flight in world.sent if flight.kind == kind][-1]
 
 
 def test_two_ends_shake_hands_when_one_has_something_to_say(world: World) -> None:
@@ -15,3 +41,448 @@ def test_two_ends_shake_hands_when_one_has_something_to_say(world: World) -> Non
     world.run(1.0)
     assert alice.delivered == [b"and you"]
     assert world.kinds() == ["initiation", "response", "data", "data"]
+
+
+def test_both_ends_know_how_it_went(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    for one, other, phase in ((alice, bob, Phase.ESTABLISHED), (bob, alice, Phase.ESTABLISHED)):
+        status = one.status(other)
+        assert status.phase is phase
+        assert status.attempts == 0
+        assert status.failure is None
+        assert status.endpoint == other.address
+        assert status.suite is Suite.CHACHA20POLY1305
+        assert one.device.take_reports() == [SessionUp(other.name, other.address)]
+    # Alice is sure with the response, after one round trip; Bob with the data that follows.
+    assert alice.status(bob).last_handshake_ns == 1_700_000_000_031_250_000
+    assert bob.status(alice).last_handshake_ns == 1_700_000_000_046_875_000
+    # 148 + 92 + a data message of 16 + 5 + 16 (the fake does not pad).
+    assert (alice.status(bob).tx_bytes, alice.status(bob).rx_bytes) == (148 + 37, 92)
+    assert (bob.status(alice).tx_bytes, bob.status(alice).rx_bytes) == (92, 148 + 37)
+
+
+def test_without_anything_to_send_the_initiator_confirms_the_key_with_a_keepalive(world: World) -> None:
+    alice, bob = world.pair()
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    assert world.kinds() == ["initiation", "response", "keepalive"]
+    assert bob.status(alice).phase is Phase.ESTABLISHED
+
+
+def test_a_preshared_key_must_be_the_same_on_both_ends(world: World) -> None:
+    right, wrong = PresharedKey(bytes(range(32))), PresharedKey(bytes(range(1, 33)))
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob, preshared_key=right)
+    bob.knows(alice, preshared_key=wrong)
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert bob.delivered == []
+    assert alice.status(bob).failure is Failure.BAD_RESPONSE
+    assert drops(alice) == {"NOT_AUTHENTIC": 1}
+    bob.knows(alice, preshared_key=right)
+    world.run(6.0)
+    assert bob.delivered == [b"hello"]
+    assert alice.status(bob).failure is None
+
+
+def test_a_changed_preshared_key_leaves_the_session_alone_and_counts_from_the_next_handshake(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(6.0)
+    for one, other in ((alice, bob), (bob, alice)):
+        one.knows(other, preshared_key=PresharedKey(bytes(range(32))))
+    alice.sends(b"two", bob)
+    world.run(1.0)
+    assert world.kinds() == ["initiation", "response", "data", "data"]
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    alice.sends(b"three", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"one", b"two", b"three"]
+
+
+def test_a_replayed_initiation_is_ignored(world: World) -> None:
+    """A responder answers a timestamp once, §5.1, and remembers it after the session is gone."""
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    recorded = the("initiation", world).data
+    before = bob.status(alice)
+    world.put(recorded, EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"REPLAYED_TIMESTAMP": 1}
+    assert bob.status(alice) == before.__class__(**{**_fields(before), "session_age": before.session_age + 1.0})
+    assert "response" not in world.kinds(since=world.now - 1.5)
+    world.run(600.0)  # past the wiping of all keys
+    world.put(recorded, EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"REPLAYED_TIMESTAMP": 2}
+    assert bob.status(alice).endpoint == alice.address
+
+
+def _fields(status: object) -> dict[str, object]:
+    return {name: getattr(status, name) for name in status.__slots__}
+
+
+def test_initiations_of_one_peer_closer_than_20_ms_are_a_flood(world: World) -> None:
+    bob = world.node("bob")
+    alice = PrivateKey.generate(deterministic_random("alice"))
+    bob.device.set_peer(bob.settings(name="alice", public_keys=(alice.public,)), world.now)
+    for count, pause in enumerate([0.0, 0.019, 0.002]):
+        world.run(pause)
+        world.put(forged(alice, bob.key.public, count * 2**25), EVE, bob.address)
+    world.run(1.0)
+    assert world.kinds().count("response") == 2
+    assert drops(bob) == {"FLOOD": 1}
+
+
+def forged(
+    ours: PrivateKey, theirs: PublicKey, ns: int, suite: Suite = Suite.CHACHA20POLY1305, index: int = 7
+) -> bytes:
+    """A whole initiation as anyone who holds `ours` could make it."""
+    ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
+    body, _ = initiate(ours, theirs, suite, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
+    return CookieStamper(theirs).stamp(wire.Initiation(index, suite, body).pack(), 0.0)
+
+
+def test_a_stranger_with_our_public_key_gets_no_answer(world: World) -> None:
+    bob = world.node("bob")
+    stranger = PrivateKey.generate(deterministic_random("stranger"))
+    world.put(forged(stranger, bob.key.public, 0), EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"UNKNOWN_STATIC": 1}
+    assert world.kinds() == ["initiation"]
+
+
+def test_who_does_not_know_our_public_key_gets_no_answer_and_costs_no_diffie_hellman(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    message = bytearray(the("initiation", world).data)
+    message[116] ^= 1  # mac1
+    world.put(bytes(message), EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"BAD_MAC1": 1}
+
+
+def test_an_initiation_that_does_not_decrypt_changes_nothing(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    genuine = the("initiation", world).data
+    altered = bytearray(genuine[:116])
+    altered[50] ^= 1
+    world.put(CookieStamper(bob.key.public).stamp(bytes(altered), 0.0), EVE, bob.address)
+    before = bob.status(alice)
+    world.run(0.0)
+    world.run(LATENCY)
+    assert drops(bob) == {"NOT_AUTHENTIC": 1}
+    assert bob.status(alice).endpoint == before.endpoint
+    assert bob.status(alice).rx_bytes == before.rx_bytes
+
+
+def test_a_bogus_response_leaves_the_pending_handshake_as_it_was(world: World) -> None:
+    """§5.4.3: everything is worked out on copies and kept only if it authenticates."""
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    index = int.from_bytes(the("initiation", world).data[4:8], "little")
+    bogus = wire.Response(99, index, bytes(range(48))).pack()
+    world.put(CookieStamper(alice.key.public).stamp(bogus, 0.0), EVE, alice.address)
+    world.path = lambda flight: [0.5] if flight.kind == "response" else [LATENCY]
+    world.run(1.0)
+    assert drops(alice) == {"NOT_AUTHENTIC": 1}
+    assert bob.delivered == [b"hello"]
+
+
+def test_a_second_copy_of_a_response_is_stale(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lambda flight: [LATENCY, 2 * LATENCY] if flight.kind == "response" else [LATENCY]
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert drops(alice) == {"STALE_RESPONSE": 1}
+    assert bob.delivered == [b"hello"]
+
+
+def test_a_response_to_an_initiation_that_was_repeated_is_stale(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lambda flight: [5.5] if flight.kind == "response" and flight.at < 1001 else [LATENCY]
+    alice.sends(b"hello", bob)
+    world.run(8.0)
+    assert world.kinds().count("initiation") == 2
+    assert drops(alice) == {"STALE_RESPONSE": 1}
+    assert bob.delivered == [b"hello"]
+
+
+def test_both_ends_may_call_at_the_same_time(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"from alice", bob)
+    bob.sends(b"from bob", alice)
+    world.run(1.0)
+    assert bob.delivered == [b"from alice"]
+    assert alice.delivered == [b"from bob"]
+    assert world.kinds().count("initiation") == 2
+    alice.sends(b"again", bob)
+    bob.sends(b"again", alice)
+    world.run(1.0)
+    assert (bob.delivered[-1], alice.delivered[-1]) == (b"again", b"again")
+    for one, other in ((alice, bob), (bob, alice)):
+        assert one.status(other).phase is Phase.ESTABLISHED
+    world.run(30.0)
+    assert world.kinds().count("initiation") == 2
+
+
+def test_aes_is_taken_where_both_ends_announce_it(world: World) -> None:
+    alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
+    alice.knows(bob, suites=BOTH)
+    bob.knows(alice, suites=BOTH)
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert the("initiation", world).data[:4] == b"\x01\x01\0\0"
+    assert (alice.status(bob).suite, bob.status(alice).suite) == (Suite.AES256GCM, Suite.AES256GCM)
+    assert bob.delivered == [b"hello"]
+
+
+@pytest.mark.parametrize("lacking", ["our own", "the peer's"])
+def test_a_plain_wireguard_peer_never_sees_a_marker(world: World, lacking: str) -> None:
+    alice = world.node("alice", suites=BOTH if lacking != "our own" else frozenset({Suite.CHACHA20POLY1305}))
+    bob = world.node("bob", suites=BOTH)
+    alice.knows(bob, suites=BOTH if lacking != "the peer's" else frozenset({Suite.CHACHA20POLY1305}))
+    bob.knows(alice)
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert the("initiation", world).data[:4] == b"\x01\0\0\0"
+    assert bob.delivered == [b"hello"]
+
+
+def test_a_suite_that_was_not_announced_is_refused(world: World) -> None:
+    bob = world.node("bob", suites=BOTH)
+    alice = PrivateKey.generate(deterministic_random("alice"))
+    bob.device.set_peer(bob.settings(name="alice", public_keys=(alice.public,)), world.now)
+    world.put(forged(alice, bob.key.public, 0, Suite.AES256GCM), EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"SUITE_REFUSED": 1}
+    assert bob.device.peer("alice", world.now).failure is Failure.SUITE_REFUSED
+    assert world.kinds() == ["initiation"]
+
+
+def test_a_flipped_marker_does_not_authenticate(world: World) -> None:
+    """The protocol's name starts the handshake hash, so nobody on the way can talk two ends into another suite."""
+    alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
+    alice.knows(bob, suites=BOTH)
+    bob.knows(alice, suites=BOTH)
+    alice.sends(b"hello", bob)
+    head = bytearray(the("initiation", world).data[:116])
+    head[1] = 0
+    world.flights.clear()
+    world.put(CookieStamper(bob.key.public).stamp(bytes(head), 0.0), EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"NOT_AUTHENTIC": 1}
+
+
+def test_a_peer_with_our_own_key_is_never_spoken_to(world: World) -> None:
+    alice = world.node("alice")
+    alice.device.set_peer(alice.settings(name="mirror", endpoints=(EVE,), warm=True), world.now)
+    world.run(30.0)
+    assert world.kinds() == []
+    assert alice.device.peer("mirror", world.now).failure is Failure.OWN_KEY
+
+
+@pytest.mark.parametrize("low_order", [bytes(32), b"\x01" + bytes(31)])
+def test_a_key_of_low_order_may_be_configured_and_nothing_is_sent_to_it(world: World, low_order: bytes) -> None:
+    alice = world.node("alice")
+    settings = alice.settings(name="odd", public_keys=(PublicKey(low_order),), endpoints=(EVE,), warm=True)
+    alice.device.set_peer(settings, world.now)
+    world.run(30.0)
+    assert world.kinds() == []
+    assert alice.device.peer("odd", world.now).failure is Failure.UNUSABLE_KEY
+
+
+def test_a_key_belongs_to_one_peer(world: World) -> None:
+    alice, bob = world.pair()
+    with pytest.raises(ValueError, match="already 'bob'"):
+        alice.device.set_peer(bob.settings(name="carol"), world.now)
+    assert [status.settings.name for status in alice.device.peers(world.now)] == ["bob"]
+
+
+def test_the_same_settings_again_change_nothing(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    first = alice.status(bob).id
+    assert alice.device.set_peer(bob.settings(), world.now) == first
+    assert alice.dataplane.known[first].endpoint == bob.address
+    assert world.kinds() == ["initiation", "response", "data"]
+
+
+def test_a_removed_peer_is_a_stranger_and_its_indices_are_free(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    bob.device.remove_peer("alice", world.now)
+    alice.sends(b"anyone?", bob)
+    alice.device.initiate("bob", world.now)
+    world.run(10.0)
+    assert bob.delivered == [b"hello"]
+    assert drops(bob)["UNKNOWN_STATIC"] >= 1
+    assert len(bob.device._indices) == 0
+    with pytest.raises(KeyError):
+        bob.device.peer("alice", world.now)
+
+
+# Rotation of static keys.
+
+
+def test_a_next_key_of_ours_is_answered_and_the_change_to_it_loses_no_packet(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"0", bob)
+    world.run(10.0)
+    old, new = alice.key, PrivateKey.generate(deterministic_random("alice's next"))
+    alice.device.set_next_private_key(new)
+    bob.knows(alice, public_keys=(new.public, old.public))
+    bob.device.initiate("alice", world.now)
+    world.run(10.0)
+    assert bob.status(alice).last_handshake_ns // 10**9 == 1_700_000_010
+    alice.device.set_private_key(new, world.now)
+    alice.device.set_next_private_key(old)
+    alice.sends(b"1", bob)
+    alice.device.initiate("bob", world.now)
+    world.run(10.0)
+    alice.sends(b"2", bob)
+    alice.device.set_next_private_key(None)
+    bob.knows(alice, public_keys=(new.public,))
+    alice.sends(b"3", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"0", b"1", b"2", b"3"]
+    assert alice.device.public_key == new.public
+
+
+def test_an_old_key_still_being_answered_serves_peers_that_have_not_heard(world: World) -> None:
+    alice, bob = world.pair()
+    new = PrivateKey.generate(deterministic_random("alice's next"))
+    alice.device.set_private_key(new, world.now)
+    alice.device.set_next_private_key(alice.key)
+    bob.sends(b"to the old key", alice)
+    world.run(1.0)
+    assert alice.delivered == [b"to the old key"]
+
+
+def test_another_key_of_ours_ends_sending_under_sessions_of_the_old_one(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    new = PrivateKey.generate(deterministic_random("alice's next"))
+    alice.device.set_private_key(new, world.now)
+    bob.knows(alice, public_keys=(new.public,))
+    alice.sends(b"as another", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"hello", b"as another"]
+    assert world.kinds().count("initiation") == 2  # at once: the old key's messages limit nothing
+
+
+def test_a_peers_key_that_is_withdrawn_ends_the_session_made_with_it(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    new = PrivateKey.generate(deterministic_random("alice's next"))
+    bob.knows(alice, public_keys=(new.public,))
+    assert bob.status(alice).phase is Phase.IDLE
+    alice.sends(b"stale", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"hello"]
+
+
+def test_without_a_private_key_we_are_silent(world: World) -> None:
+    alice, bob = world.pair()
+    alice.device.set_private_key(None, world.now)
+    alice.sends(b"hello", bob)
+    bob.sends(b"hello", alice)
+    world.run(1.0)
+    assert world.kinds(sender=alice) == []
+    assert drops(alice) == {"NOT_LISTENING": 1}
+    assert alice.status(bob).failure is Failure.NO_PRIVATE_KEY
+    alice.device.set_private_key(alice.key, world.now)
+    world.run(1.0)
+    assert bob.delivered == [b"hello"]
+
+
+# Up and down.
+
+
+def test_a_device_that_is_down_neither_calls_nor_answers(world: World) -> None:
+    alice, bob = world.node("alice", up=False), world.node("bob")
+    alice.knows(bob, warm=True, persistent_keepalive=25.0)
+    bob.knows(alice)
+    alice.sends(b"hello", bob)
+    bob.sends(b"hello", alice)
+    world.run(3.0)
+    assert world.kinds(sender=alice) == []
+    assert drops(alice) == {"NOT_LISTENING": 1}
+    assert alice.device.deadline() is None
+
+
+def test_going_down_wipes_keys_and_coming_up_starts_afresh(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(10.0)
+    alice.device.set_down(world.now)
+    assert alice.dataplane.sessions == {}
+    assert alice.device.deadline() is None
+    assert alice.device.take_reports() == [SessionUp("bob", bob.address), SessionLost("bob", None)]
+    bob.sends(b"are you there?", alice)
+    world.run(1.0)
+    assert alice.delivered == []
+    alice.device.set_up(world.now)
+    alice.sends(b"back", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"hello", b"back"]
+
+
+def test_a_replay_from_before_is_still_known_after_down_and_up(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    bob.device.set_down(world.now)
+    bob.device.set_up(world.now)
+    world.put(the("initiation", world).data, EVE, bob.address)
+    world.run(1.0)
+    assert drops(bob) == {"REPLAYED_TIMESTAMP": 1}
+
+
+# The clock on the wall.
+
+
+def test_a_wall_clock_that_goes_back_while_we_run_does_not_lock_us_out(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(200.0)
+    world.wall_offset_ns = -3600 * 10**9
+    alice.sends(b"two", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"one", b"two"]
+
+
+def test_a_peer_restarted_with_a_clock_behind_is_refused_and_we_can_say_why(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(700.0)
+    world.wall_offset_ns = -3600 * 10**9
+    alice = world.restart(alice)
+    alice.knows(bob)
+    alice.sends(b"two", bob)
+    world.run(1.0)
+    assert bob.status(alice).failure is Failure.REPLAYED
+    assert HandshakeDrop.REPLAYED_TIMESTAMP in bob.device.drops()
+    bob.sends(b"I call you", alice)  # the other direction needs no clock of Alice's
+    world.run(1.0)
+    assert alice.delivered == [b"I call you"]
+
+
+def test_roles_are_told_to_the_data_plane(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    (ours,), (theirs,) = alice.dataplane.sessions.values(), bob.dataplane.sessions.values()
+    assert (ours[1].keypair.role, theirs[1].keypair.role) == (Role.INITIATOR, Role.RESPONDER)
+    assert ours[1].keypair.send_key == theirs[1].keypair.receive_key
+    assert ours[1].keypair.receive_key == theirs[1].keypair.send_key

@@ -19,7 +19,7 @@ from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
 BOOT = 1000.0  # seconds on CLOCK_BOOTTIME when a scene begins
 EPOCH = 1_700_000_000 * 10**9  # and the wall clock then, nanoseconds
-LATENCY = 0.010
+LATENCY = 1 / 64  # exact in binary, so that instants in scenes are literal
 
 # Of type 4 messages, by content; the others by their type byte.
 NAMES = {1: "initiation", 2: "response", 3: "cookie reply"}

@@ -1,0 +1,446 @@
+"""Scenes of time: when a peer speaks, and when it stops (whitepaper §6). All instants are seconds since the start."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from tunnel_world import BOOT, LATENCY, Flight, Node, World
+
+from ravenvpn.dataplane.contract import Drop, Endpoint, PeerId, Role, Timing, Traffic
+from ravenvpn.tunnel.peer import Failure
+from ravenvpn.tunnel.phases import Phase
+from ravenvpn.tunnel.reports import SessionLost, SessionUp
+from ravenvpn.tunnel.timers import Timer, Timers
+
+JITTER = 0.333
+
+
+def lost(_: Flight) -> list[float]:
+    return []
+
+
+def open_path(_: Flight) -> list[float]:
+    return [LATENCY]
+
+
+def moments(world: World, *kinds: str, sender: Node | None = None, since: float = 0.0) -> list[float]:
+    """When messages of these kinds were sent."""
+    return [
+        flight.at - BOOT
+        for flight in world.sent
+        if flight.kind in kinds and flight.at - BOOT >= since and sender in (None, *_owner(world, flight))
+    ]
+
+
+def _owner(world: World, flight: Flight) -> list[Node]:
+    return [node for node in world.nodes if flight.sender in node.addresses]
+
+
+# Retransmission and giving up (§6.4).
+
+
+def test_an_unanswered_initiation_is_repeated_every_five_seconds_with_jitter(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lost
+    alice.sends(b"hello", bob)
+    world.run(40.0)
+    sent = moments(world, "initiation")
+    gaps = [later - earlier for earlier, later in itertools.pairwise(sent)]
+    assert len(gaps) == 7
+    assert all(5.0 <= gap < 5.0 + JITTER for gap in gaps)
+    assert len(set(gaps)) == len(gaps)  # jitter is drawn anew each time
+    assert len({flight.data[8:40] for flight in world.sent}) == 8  # and so is the ephemeral key
+
+
+def test_it_is_given_up_after_ninety_seconds_and_what_waited_is_dropped(world: World) -> None:
+    world.timing = Timing(max_jitter=0.0)
+    alice, bob = world.pair()
+    world.path = lost
+    alice.sends(b"hello", bob)
+    world.run(89.9)
+    assert alice.status(bob).attempts == 18
+    assert alice.status(bob).staged == 1
+    world.run(60.0)
+    assert moments(world, "initiation") == [5.0 * n for n in range(18)]
+    status = alice.status(bob)
+    assert (status.phase, status.attempts, status.staged) == (Phase.IDLE, 0, 0)
+    assert status.failure is Failure.NO_ANSWER
+    assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 1
+
+
+def test_after_giving_up_new_data_begins_anew(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lost
+    alice.sends(b"lost", bob)
+    world.run(120.0)
+    world.path = open_path
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"hello"]
+
+
+def test_new_data_starts_the_ninety_seconds_afresh(world: World) -> None:
+    """§6.4: who keeps sending keeps trying."""
+    alice, bob = world.pair()
+    world.path = lost
+    for _ in range(200):
+        alice.sends(b"hello", bob)
+        world.run(1.0)
+    assert alice.status(bob).phase is Phase.INITIATED
+    assert moments(world, "initiation")[-1] > 190.0
+
+
+def test_losing_a_peer_for_good_is_reported_once(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(10.0)
+    world.path = lost
+    alice.sends(b"lost", bob)
+    world.run(600.0)
+    assert alice.device.take_reports() == [
+        SessionUp("bob", bob.address),
+        SessionLost("bob", Failure.NO_ANSWER),
+    ]
+
+
+# One initiation per REKEY_TIMEOUT (§6.2).
+
+
+def test_a_handshake_wanted_within_five_seconds_of_the_last_comes_when_they_are_over(world: World) -> None:
+    alice, _bob = world.pair()
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    for _ in range(10):
+        alice.device.initiate("bob", world.now)
+        world.run(0.1)
+    world.run(20.0)
+    assert moments(world, "initiation") == [0.0, 5.0]
+
+
+def test_a_response_we_sent_counts_as_a_handshake_message_too(world: World) -> None:
+    alice, bob = world.pair()
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    bob.device.initiate("alice", world.now)
+    world.run(20.0)
+    assert moments(world, "initiation", sender=bob) == [5.0 + LATENCY]
+
+
+# Renewal (§6.2).
+
+
+def test_the_initiator_renews_a_session_in_use_after_two_minutes(world: World) -> None:
+    alice, bob = world.pair()
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    for _ in range(290):
+        alice.sends(b"a", bob)
+        bob.sends(b"b", alice)
+        world.run(1.0)
+    assert moments(world, "initiation", sender=bob) == []
+    first, second, third = moments(world, "initiation")
+    assert first == 0.0
+    assert 120.0 <= second < 122.0
+    assert 240.0 <= third < 244.0
+    assert len(bob.delivered) == len(alice.delivered) == 290
+
+
+def test_an_initiator_that_only_receives_renews_before_the_keys_run_out(world: World) -> None:
+    """At 165 s: REJECT_AFTER_TIME less KEEPALIVE_TIMEOUT and REKEY_TIMEOUT."""
+    alice, bob = world.pair()
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    for _ in range(170):
+        bob.sends(b"b", alice)
+        world.run(1.0)
+    second = moments(world, "initiation")[1]
+    # Her passive keepalives are packets too, and one of them may be the first to find the keys two minutes old.
+    assert 120.0 <= second < 166.0
+    assert moments(world, "initiation", sender=bob) == []
+    assert len(alice.delivered) == 170
+
+
+def test_an_idle_session_is_not_renewed(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(500.0)
+    assert moments(world, "initiation") == [0.0]
+    assert alice.status(bob).session_age is None
+
+
+# Keepalives (§6.5).
+
+
+def test_data_that_is_not_answered_is_acknowledged_after_ten_seconds(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(5.0)
+    alice.sends(b"two", bob)
+    world.run(60.0)
+    # From the first data on; two lies in between and is acknowledged with it.
+    assert moments(world, "keepalive") == [10.0 + 3 * LATENCY]
+    assert moments(world, "initiation") == [0.0]
+
+
+def test_an_answer_makes_the_acknowledgement_needless(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(5.0)
+    bob.sends(b"answer", alice)
+    world.run(60.0)
+    # Bob's answer is data itself, which Alice acknowledges.
+    assert moments(world, "keepalive", sender=bob) == []
+    assert moments(world, "keepalive", sender=alice) == [15.0 + LATENCY]
+
+
+def test_a_keepalive_is_not_acknowledged(world: World) -> None:
+    alice, _bob = world.pair()
+    alice.device.initiate("bob", world.now)
+    world.run(300.0)
+    assert world.kinds() == ["initiation", "response", "keepalive"]
+
+
+def test_data_unanswered_for_fifteen_seconds_begins_a_new_handshake(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(20.0)
+    world.path = lost
+    alice.sends(b"into the void", bob)
+    world.run(16.0)
+    sent = moments(world, "initiation")
+    assert len(sent) == 2
+    assert 35.0 <= sent[1] < 35.0 + JITTER
+
+
+def test_the_fifteen_seconds_count_from_the_first_unanswered_packet(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(20.0)
+    world.path = lost
+    for _ in range(16):
+        alice.sends(b"into the void", bob)
+        world.run(1.0)
+    sent = moments(world, "initiation")
+    assert len(sent) == 2
+    assert 35.0 <= sent[1] < 35.0 + JITTER
+
+
+def test_a_persistent_keepalive_goes_out_when_nothing_passed_for_its_interval(world: World) -> None:
+    world.timing = Timing(max_jitter=0.0)
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob, persistent_keepalive=25.0)
+    bob.knows(alice)
+    world.run(99.0)
+    # At once, which makes the handshake, and then with 25 s of silence before each.
+    first = 2 * LATENCY
+    assert moments(world, "initiation") == [0.0]
+    assert moments(world, "keepalive", sender=alice) == [first, first + 25, first + 50, first + 75]
+    assert moments(world, "keepalive", sender=bob) == []
+
+
+def test_traffic_in_either_direction_puts_the_persistent_keepalive_off(world: World) -> None:
+    world.timing = Timing(max_jitter=0.0)
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob, persistent_keepalive=25.0)
+    bob.knows(alice)
+    world.run(20.0)
+    alice.sends(b"a", bob)
+    world.run(9.0)
+    bob.sends(b"b", alice)
+    world.run(1.0)
+    alice.sends(b"a", bob)
+    world.run(30.0)
+    # Bob acknowledges the data of second 30 at 40; 25 s of silence after that are not over at 60.
+    assert moments(world, "keepalive", since=1.0) == [40.0 + LATENCY]
+
+
+def test_a_persistent_keepalive_switched_on_goes_out_at_once(world: World) -> None:
+    alice, bob = world.pair()
+    world.run(3.0)
+    alice.knows(bob, persistent_keepalive=25.0)
+    world.run(1.0)
+    assert moments(world, "initiation") == [3.0]
+    assert len(moments(world, "keepalive")) == 1
+
+
+def test_a_persistent_keepalive_keeps_calling_a_peer_that_is_away(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob", up=False)
+    alice.knows(bob, persistent_keepalive=25.0)
+    bob.knows(alice)
+    world.run(400.0)
+    bob.device.set_up(world.now)
+    world.run(35.0)
+    assert bob.status(alice).phase is Phase.ESTABLISHED
+
+
+# Keys do not stay (§6.3).
+
+
+def test_keys_are_wiped_nine_minutes_after_the_last_session(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(540.0)
+    assert len(alice.dataplane.sessions) == 1
+    world.run(1.0)
+    assert alice.dataplane.sessions == {} == bob.dataplane.sessions
+    assert len(alice.device._indices) == 0
+    assert alice.status(bob).phase is Phase.IDLE
+    assert alice.device.deadline() is None
+
+
+def test_a_pending_handshake_is_wiped_too(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    world.path = lost
+    for _ in range(545):
+        alice.sends(b"lost", bob)
+        world.run(1.0)
+    assert alice.dataplane.sessions == {}
+
+
+# Warm sessions (ours).
+
+
+def test_a_warm_session_is_made_at_once_and_renewed_without_traffic(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob, warm=True)
+    bob.knows(alice, warm=True)
+    for _ in range(60):
+        world.run(10.0)
+        for one, other in ((alice, bob), (bob, alice)):
+            age = one.status(other).session_age
+            assert age is not None
+            assert age < 125.0
+    # Both began at once; each session is renewed by the one end that made it.
+    assert len(moments(world, "initiation")) in range(5, 11)
+
+
+def test_a_warm_peer_that_is_away_is_called_until_it_is_back(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob", up=False)
+    alice.knows(bob, warm=True)
+    bob.knows(alice)
+    world.run(1000.0)
+    bob.device.set_up(world.now)
+    world.run(5.5)
+    assert alice.status(bob).phase is Phase.ESTABLISHED
+    gaps = [
+        later - earlier
+        for earlier, later in zip(moments(world, "initiation"), moments(world, "initiation")[1:], strict=False)
+    ]
+    assert all(5.0 <= gap < 5.0 + JITTER for gap in gaps)
+
+
+def test_a_responder_renews_a_warm_session_whose_initiator_does_not(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob)
+    bob.knows(alice)
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    bob.knows(alice, warm=True)
+    world.run(170.0)
+    (renewed,) = moments(world, "initiation", sender=bob)
+    assert 165.0 <= renewed < 166.0
+
+
+def test_a_peer_without_an_endpoint_waits_to_be_called(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob, warm=True, endpoints=())
+    bob.knows(alice)
+    world.run(100.0)
+    assert world.kinds() == []
+    assert alice.status(bob).failure is Failure.NO_ENDPOINT
+    bob.sends(b"hello", alice)
+    world.run(1.0)
+    assert alice.delivered == [b"hello"]
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"hello"]
+
+
+def test_an_endpoint_that_becomes_known_is_called_if_one_was_wanted(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    bob.knows(alice)
+    alice.knows(bob, endpoints=())
+    alice.device.initiate("bob", world.now)
+    world.run(10.0)
+    assert world.kinds() == []
+    alice.knows(bob)
+    world.run(1.0)
+    assert world.kinds() == ["initiation", "response", "keepalive"]
+
+
+# Timers alone.
+
+
+def facts(**values: float) -> Traffic:
+    zero = dict.fromkeys(Traffic._fields[1:], 0.0)
+    return Traffic(PeerId(1), **{**zero, **values})
+
+
+def no_jitter() -> float:
+    return 0.25
+
+
+@pytest.mark.parametrize("answered_at", [100.0, 107.0, 114.9])
+def test_a_handshake_message_answers_what_was_sent_before_it(answered_at: float) -> None:
+    timers = Timers(Timing(), no_jitter)
+    timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
+    assert timers.at(Timer.NEW_HANDSHAKE) == 115.25
+    timers.response_received(answered_at)
+    assert timers.at(Timer.NEW_HANDSHAKE) is None
+    # The data plane still says so: it does not see handshake messages.
+    timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
+    assert timers.at(Timer.NEW_HANDSHAKE) is None
+    timers.traffic(facts(data_sent=120.0, any_sent=120.0, unanswered_since=100.0))
+    assert timers.at(Timer.NEW_HANDSHAKE) == answered_at + 15.25
+
+
+def test_a_handshake_message_acknowledges_what_was_received_before_it() -> None:
+    timers = Timers(Timing(), no_jitter)
+    timers.traffic(facts(data_received=100.0, any_received=100.0, unacknowledged_since=100.0))
+    assert timers.at(Timer.SEND_KEEPALIVE) == 110.0
+    timers.handshake_initiated(105.0)
+    assert timers.at(Timer.SEND_KEEPALIVE) is None
+    timers.traffic(facts(data_received=106.0, any_received=106.0, unacknowledged_since=100.0))
+    assert timers.at(Timer.SEND_KEEPALIVE) == 115.0
+
+
+def test_an_expired_timer_is_disarmed_until_something_new_happens() -> None:
+    timers = Timers(Timing(), no_jitter)
+    report = facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0)
+    timers.traffic(report)
+    assert timers.expired(115.3) == [Timer.NEW_HANDSHAKE]
+    timers.traffic(report)
+    assert timers.due() is None
+
+
+def test_timers_that_expire_together_come_in_the_order_of_their_deadlines() -> None:
+    timers = Timers(Timing(), no_jitter)
+    timers.session_derived(Role.INITIATOR, 0.0)
+    timers.traffic(facts(data_received=10.0, unacknowledged_since=10.0, data_sent=3.0, unanswered_since=3.0))
+    assert timers.expired(1000.0) == [Timer.NEW_HANDSHAKE, Timer.SEND_KEEPALIVE, Timer.ZERO_KEY_MATERIAL]
+
+
+def test_the_driver_is_called_when_due_and_not_before(world: World) -> None:
+    """One deadline for all peers: the earliest of them."""
+    alice = world.node("alice")
+    assert alice.device.deadline() is None
+    world.path = lost
+    for number in range(3):
+        alice.device.set_peer(
+            alice.settings(
+                name=f"peer {number}",
+                public_keys=(world.node(f"node {number}").key.public,),
+                endpoints=(Endpoint("198.51.100.1", 1),),
+            ),
+            world.now,
+        )
+        alice.device.initiate(f"peer {number}", world.now)
+        assert alice.device.deadline() == 0.0  # work waits
+        alice.turn()
+        deadline = alice.device.deadline()
+        assert deadline is not None
+        assert 1005.0 <= deadline < 1005.0 + JITTER
+        world.run(1.0)
