@@ -121,7 +121,7 @@ def _pod_devices(
         name = names.get(index)
         if name is None or name in seen or name in (TUNNEL_DEVICE, VXLAN_DEVICE):
             continue
-        if any(prefix.version == pod.version and prefix.subnet_of(pod) for pod in networks):  # type: ignore[arg-type]
+        if any(prefix.version == pod.version and prefix.subnet_of(pod) for pod in networks):
             seen.add(name)
             if _before_us(f"net/ipv4/conf/{name}/forwarding", remembered) == "0":
                 yield name

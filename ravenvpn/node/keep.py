@@ -1,7 +1,8 @@
-"""Keeps the host as it is wanted: applies what is planned, and restores what others undo. The asyncio shell of `Host`.
+"""Keeps the host as it is wanted: applies what is planned, and restores what others undo.
 
-The agent says what it wants; blocking work runs in a thread, one piece at a time. What the kernel tells (`watch`) makes
-the touched part be looked at again after a short pause, longer in a fight (`fights`). What was refused is tried again.
+The asyncio shell of `Host`. The agent says what it wants; blocking work runs in a thread, one piece at a time. What the
+kernel tells (`watch`) makes the touched part be looked at again after a short pause, longer in a fight (`fights`). What
+was refused is tried again.
 """
 
 from __future__ import annotations

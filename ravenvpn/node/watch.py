@@ -1,10 +1,10 @@
 """The kernel's notifications: addresses that come and go, and what others do to things of ours.
 
-Two plain netlink sockets whose descriptors any event loop can watch. pyroute2's asynchronous sockets want asyncio's own
-loop (uvloop refuses the family), a thread would need a hand-over; here one `recv` a wake-up and a few bytes of each
-message are enough to know whether it concerns us. What exactly changed is not read from a notification: whoever is
-told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device or an address are never
-announced.
+Two plain netlink sockets whose descriptors any event loop can watch. pyroute2's asynchronous sockets want asyncio's
+own loop (uvloop refuses the family), a thread would need a hand-over; here one `recv` a wake-up and a few bytes of
+each message are enough to know whether it concerns us. What exactly changed is not read from a notification: whoever
+is told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device or an address are
+never announced.
 """
 
 from __future__ import annotations
