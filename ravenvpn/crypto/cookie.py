@@ -40,7 +40,7 @@ def _mac(key: bytes, data: bytes) -> bytes:
 
 def packed_source(host: str, port: int) -> bytes:
     """What a cookie binds to: 4 or 16 address bytes and the port, network byte order. A zone (%eth0) is left out."""
-    return ipaddress.ip_address(host.partition("%")[0]).packed + port.to_bytes(2, "big")
+    return ipaddress.ip_address(host).packed + port.to_bytes(2, "big")
 
 
 @final

@@ -20,8 +20,8 @@ from ravenvpn.errors import ConfigError, MalformedMessage
 KEY_BYTES = 32
 _ZERO = bytes(KEY_BYTES)
 
-# Static-static secrets kept per private key; as many as Go's reference implementation allows peers (MAX_PEERS).
-MAX_REMEMBERED = 2**16
+# Static-static secrets kept per private key, the oldest goes; a peer beyond them costs a DH more per handshake.
+MAX_REMEMBERED = 4096
 
 
 def _decode_base64(text: str, kind: str) -> bytes:

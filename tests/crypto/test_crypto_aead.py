@@ -198,6 +198,7 @@ ARM = "processor\t: {}\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd {} crc32\nCPU im
     [
         (X86.format(0, "aes pclmulqdq") * 2, True),
         (X86.format(0, "aes"), False),
+        (X86.format(0, "pclmulqdq"), False),
         (X86.format(0, "vaes vpclmulqdq"), False),
         (X86.format(0, "aes pclmulqdq") + X86.format(1, ""), False),
         (ARM.format(0, "aes pmull sha2"), True),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import weakref
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -77,6 +81,62 @@ def test_every_flipped_bit_of_a_response_is_refused_and_changes_nothing(alice, b
         with pytest.raises(MalformedMessage):
             pending.finish(flipped(response, position))
     assert pending.finish(response).send == bobs.receive
+
+
+@both_suites
+def test_a_refused_response_leaves_every_field_of_the_handshake_as_it_was(alice, bob, suite):
+    """Also those that the next message happens to overwrite."""
+    body, pending = initiate(alice, bob.public, suite, STAMP, fresh())
+    response, _ = receive_initiation(bob, body, suite).respond(None, fresh())
+    before = everything_in(pending._state)
+    refuse(pending, flipped(response, 47))
+    assert everything_in(pending._state) == before
+
+
+def everything_in(thing: object) -> object:
+    """What noiseprotocol's objects hold, all the way down; other objects by identity."""
+    if type(thing).__module__.startswith("noise."):
+        return {name: everything_in(value) for name, value in vars(thing).items()}
+    if isinstance(thing, dict):
+        return {name: everything_in(value) for name, value in thing.items()}
+    if isinstance(thing, list):
+        return [everything_in(value) for value in thing]
+    return thing
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_secrets_of_a_handshake_go_without_waiting_for_the_collector(alice, bob):
+    body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, fresh())
+    received = receive_initiation(bob, body, Suite.CHACHA20POLY1305)
+    dropped = receive_initiation(bob, body, Suite.CHACHA20POLY1305)
+    watched = [weakref.ref(handshake._state.symmetric_state) for handshake in (pending, received, dropped)]
+    del dropped
+    assert watched[2]() is None
+    response, _ = received.respond(None, fresh())
+    assert watched[1]() is None
+    pending.finish(response)
+    assert watched[0]() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_refused_messages_leave_nothing_for_the_collector(alice, bob):
+    body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, fresh())
+    response, _ = receive_initiation(bob, body, Suite.CHACHA20POLY1305).respond(None, fresh())
+    gc.collect()
+    for _ in range(10):
+        with contextlib.suppress(MalformedMessage):
+            receive_initiation(bob, flipped(body, 100), Suite.CHACHA20POLY1305)
+        with contextlib.suppress(MalformedMessage):
+            pending.finish(flipped(response, 40))
+    assert gc.collect() == 0
 
 
 def flipped(message: bytes, position: int) -> bytes:

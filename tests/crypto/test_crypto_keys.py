@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravenvpn.crypto import keys
-from ravenvpn.crypto.keys import PresharedKey, PrivateKey, PublicKey
+from ravenvpn.crypto.keys import MAX_REMEMBERED, PresharedKey, PrivateKey, PublicKey
 from ravenvpn.errors import ConfigError, MalformedMessage
 
 # From the manual page of wg(8).
@@ -197,13 +196,13 @@ def test_a_remembered_secret_is_the_same_secret():
     assert ours.agree(theirs) == computed
 
 
-def test_memory_for_secrets_is_bounded_and_the_oldest_goes(monkeypatch):
-    monkeypatch.setattr(keys, "MAX_REMEMBERED", 2)
+def test_memory_for_secrets_is_bounded_and_the_oldest_goes():
     ours = PrivateKey.generate(os.urandom)
-    peers = [PrivateKey.generate(os.urandom).public for _ in range(3)]
+    peers = [PublicKey(os.urandom(32)) for _ in range(MAX_REMEMBERED + 2)]
     for peer in peers:
         ours.remember(peer)
-    assert list(ours._remembered) == peers[1:]
+    assert ours.remembered == MAX_REMEMBERED == 4096
+    assert list(ours._remembered) == peers[2:]
 
 
 def test_a_point_of_low_order_is_refused_and_not_remembered():
