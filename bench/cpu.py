@@ -1,0 +1,60 @@
+"""Who used how much processor time: process trees from /proc/PID/stat, the whole machine from /proc/stat."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Core-seconds since some start; the difference of two is what happened in between."""
+
+    processes: float  # of the given trees, user and system, ended children included
+    machine: float  # all cores, user, system and interrupts
+    stolen: float  # what the hypervisor gave to others
+    elapsed: float  # seconds
+
+    def __sub__(self, earlier: Usage) -> Usage:
+        return Usage(
+            self.processes - earlier.processes,
+            self.machine - earlier.machine,
+            self.stolen - earlier.stolen,
+            self.elapsed - earlier.elapsed,
+        )
+
+
+def now(roots: Iterable[int]) -> Usage:
+    """Of the process trees under `roots`, by pid."""
+    # proc(5): user nice system idle iowait irq softirq steal guest guest_nice; guests are part of user and nice.
+    user, nice, system, _, _, irq, softirq, steal, *_ = (
+        int(ticks) * TICK for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return Usage(_trees(roots), user + nice + system + irq + softirq, steal, uptime)
+
+
+def _trees(roots: Iterable[int]) -> float:
+    times: dict[int, int] = {}
+    children: dict[int, list[int]] = defaultdict(list)
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = Path(entry.path, "stat").read_text()
+        except OSError:
+            continue  # ended meanwhile; its time is its parent's cutime then
+        fields = stat.rpartition(")")[2].split()  # from the state on, field 3 of proc(5)
+        children[int(fields[1])].append(int(entry.name))
+        times[int(entry.name)] = sum(int(ticks) for ticks in fields[11:15])  # utime stime cutime cstime
+    total, waiting = 0, list(roots)
+    while waiting:
+        pid = waiting.pop()
+        total += times.get(pid, 0)
+        waiting += children[pid]
+    return total * TICK

@@ -1,0 +1,117 @@
+"""A table on the terminal, and JSON for machines. The page with plots is in `bench.page`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.bars import Verdict
+from bench.results import REFERENCE, Outcome, Spread
+
+# In the table; JSON has every figure.
+SHOWN = (
+    "Gbit/s",
+    "kpps",
+    "p50 µs",
+    "p99 µs",
+    "p99.9 µs",
+    "lost %",
+    "core-s/GB",
+    "core-s/Mpkt",
+    "cores, whole machine",
+)
+
+
+def number(value: float) -> str:
+    """Three digits that matter."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def with_spread(spread: Spread) -> str:
+    return f"{number(spread.median)} ({number(spread.low)}-{number(spread.high)})"
+
+
+def print_outcome(console: Console, outcome: Outcome, known: Collection[str] = ()) -> None:
+    """`known` are candidates whose failure was told before."""
+    figures = [name for name in SHOWN if name in outcome.names()]
+    cost = next((name for name in ("core-s/GB", "core-s/Mpkt") if name in figures), None)
+    table = Table(title=outcome.workload.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("")
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_column(f"{outcome.workload.headline}\nvs {REFERENCE}", justify="right")
+    if cost:
+        table.add_column(f"{cost}\nvs {REFERENCE}", justify="right")
+    for candidate in outcome.candidates():
+        spreads = [outcome.spread(candidate, name) for name in figures]
+        ratios = [outcome.ratio(candidate, name) for name in (outcome.workload.headline, cost) if name]
+        table.add_row(
+            candidate,
+            *(with_spread(spread) if spread else "" for spread in spreads),
+            *(f"{with_spread(ratio)}×" if ratio and candidate != REFERENCE else "" for ratio in ratios),
+        )
+    console.print(table)
+    for candidate, reason in outcome.failures.items():
+        if candidate in known:
+            continue
+        console.print(f"{candidate}: not measured: {reason}", highlight=False, markup=False)
+    console.print()
+
+
+def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    for verdict in verdicts:
+        word = "[green]met[/]" if verdict.met else "[red]missed[/]"
+        console.print(f"{word:>8}  {verdict.bar}: {number(verdict.reached)}×", highlight=False)
+
+
+def as_json(
+    facts: Mapping[str, str], settings: Mapping[str, Any], outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    return {
+        "machine": dict(facts),
+        "settings": dict(settings),
+        "workloads": [_workload(outcome) for outcome in outcomes],
+        "bars": [{"bar": str(v.bar), "reached": v.reached, "met": v.met} for v in verdicts],
+    }
+
+
+def _workload(outcome: Outcome) -> dict[str, Any]:
+    def spreads(candidate: str) -> dict[str, Any]:
+        found = {name: outcome.spread(candidate, name) for name in outcome.names()}
+        return {name: _spread(spread) for name, spread in found.items() if spread}
+
+    def ratios(candidate: str) -> dict[str, Any]:
+        found = {name: outcome.ratio(candidate, name) for name in outcome.names()}
+        return {name: _spread(ratio) for name, ratio in found.items() if ratio}
+
+    return {
+        "name": outcome.workload.name,
+        "title": outcome.workload.title,
+        "headline": outcome.workload.headline,
+        "underlay mtu": outcome.workload.underlay_mtu,
+        "candidates": {
+            candidate: {
+                "figures": spreads(candidate),
+                f"vs {REFERENCE}": ratios(candidate),
+                "runs": [run.figures | {"turn": run.turn} for run in outcome.runs if run.candidate == candidate],
+            }
+            for candidate in outcome.candidates()
+        },
+        "not measured": outcome.failures,
+    }
+
+
+def _spread(spread: Spread) -> dict[str, float]:
+    return {"median": spread.median, "low": spread.low, "high": spread.high}
+
+
+def write_json(folder: Path, stem: str, report: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{stem}.json"
+    file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return file

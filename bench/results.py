@@ -1,0 +1,72 @@
+"""Figures of all runs, and what follows from them: medians, spread, ratios pair by pair."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+from bench.cpu import Usage
+from bench.workloads import Figures, Workload
+
+REFERENCE = "wireguard-go"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One measurement of one candidate. `turn` tells which ones belong together: they ran one after another."""
+
+    candidate: str
+    turn: int
+    figures: Figures
+
+
+def figures_of(moved: Figures, usage: Usage, *, has_processes: bool) -> Figures:
+    """A workload's figures with what they cost: of the candidate's processes, if it is any, and of the machine."""
+    costs = {"cores, whole machine": usage.machine / usage.elapsed, "cores stolen": usage.stolen / usage.elapsed}
+    for what, count, unit in (("bytes", 1e9, "GB"), ("packets", 1e6, "Mpkt")):
+        if moved.get(what):
+            if has_processes:
+                costs[f"core-s/{unit}"] = usage.processes / (moved[what] / count)
+            costs[f"core-s/{unit}, whole machine"] = usage.machine / (moved[what] / count)
+    return {**moved, **costs}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All runs of one workload, and what could not be measured, by candidate."""
+
+    workload: Workload
+    runs: list[Run] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def candidates(self) -> list[str]:
+        return list(dict.fromkeys(run.candidate for run in self.runs))
+
+    def names(self) -> list[str]:
+        """Of all figures, in a stable order."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.figures))
+
+    def spread(self, candidate: str, figure: str) -> Spread | None:
+        values = [run.figures[figure] for run in self.runs if run.candidate == candidate and figure in run.figures]
+        return Spread.of(values) if values else None
+
+    def ratio(self, candidate: str, figure: str, reference: str = REFERENCE) -> Spread | None:
+        """To the reference in the same turn; None if they never ran in one, or the reference did nothing."""
+        by_turn = {run.turn: run.figures.get(figure, 0.0) for run in self.runs if run.candidate == reference}
+        ratios = [
+            run.figures[figure] / by_turn[run.turn]
+            for run in self.runs
+            if run.candidate == candidate and figure in run.figures and by_turn.get(run.turn)
+        ]
+        return Spread.of(ratios) if ratios else None

@@ -1,0 +1,63 @@
+"""Two machines joined by a veth pair: namespaces of their own, nothing else on the wire."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ravenvpn.lab import holder
+from ravenvpn.lab.command import ip_batch
+from ravenvpn.lab.host import Machine
+from ravenvpn.lab.ownership import Record, remove, sweep
+
+NEAR, FAR = "192.0.2.1", "192.0.2.2"  # RFC 5737
+
+
+class Room:
+    """`near` is where clients run, `far` where servers do. The wire's MTU is `mtu`."""
+
+    def __init__(self, mtu: int = 1500) -> None:
+        self.mtu = mtu
+
+    def __enter__(self) -> Self:
+        sweep()
+        self._record = Record.new()
+        self.near = Machine("near", self._record)
+        self.far = Machine("far", self._record)
+        self._holders = [holder.start(machine.name, self._record.prefix) for machine in self.both]
+        try:
+            for machine, process in zip(self.both, self._holders, strict=True):
+                holder.wait_until_ready(process)
+                machine.pid = process.pid
+            ip_batch("".join(f"netns attach {machine.namespace} {machine.pid}\n" for machine in self.both))
+            near, far = self.near.namespace, self.far.namespace
+            ip_batch(f"link add eth0 mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} netns {far}\n", near)
+            for namespace, address in ((near, NEAR), (far, FAR)):
+                ip_batch(f"link set lo up\naddress add {address}/24 dev eth0\nlink set eth0 up\n", namespace)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """For files that are to go with the room."""
+        return self._record.folder
+
+    @property
+    def both(self) -> tuple[Machine, Machine]:
+        return self.near, self.far
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        remove(self._record)
+        for child in (*self._holders, *self.near.children, *self.far.children):
+            child.wait()
+            for stream in (child.stdout, child.stderr):
+                if stream:
+                    stream.close()

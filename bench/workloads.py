@@ -1,0 +1,210 @@
+"""What is measured: one small class each, which moves traffic from near to far and says what came of it.
+
+A workload is told where to run and between which addresses, not through what; the caller accounts for processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bench.room import Room
+from ravenvpn.errors import HostError
+
+# A run's figures by name. "bytes" and "packets" say what was delivered, for figures per GB and per million packets.
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """Offloads to switch off meanwhile, as ethtool(8) names them: on the candidate's device, and on the wire."""
+
+    device: tuple[str, ...] = ()
+    wire: tuple[str, ...] = ()
+
+
+NOTHING = Without()
+
+
+class Workload(Protocol):
+    @property
+    def name(self) -> str:
+        """In JSON and on the command line."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def headline(self) -> str:
+        """The figure that reports show first."""
+
+    @property
+    def underlay_mtu(self) -> int: ...
+
+    @property
+    def without(self) -> Without: ...
+
+    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TcpFlows:
+    """iperf3 with some flows, one way or both ways at once."""
+
+    name: str
+    title: str
+    flows: int = 1
+    both_ways: bool = False
+    underlay_mtu: int = 1500
+    without: Without = NOTHING
+    headline: str = field(default="Gbit/s", init=False)
+
+    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
+        options = ["-P", str(self.flows), *(["--bidir"] if self.both_ways else [])]
+        end = iperf(room, far, seconds, options)
+        moved = end["sum_received"]["bytes"] + (end["sum_received_bidir_reverse"]["bytes"] if self.both_ways else 0)
+        return {"Gbit/s": moved * 8 / end["sum_received"]["seconds"] / 1e9, "bytes": moved}
+
+
+@dataclass(frozen=True, slots=True)
+class UdpRate:
+    """UDP packets of one size at a fixed offered rate; `offered` 0 is as fast as the sender can."""
+
+    name: str
+    title: str
+    size: int  # bytes of UDP payload
+    offered: int  # packets per second
+    underlay_mtu: int = 1500
+    without: Without = NOTHING
+    headline: str = field(default="kpps", init=False)
+
+    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
+        rate = self.offered * self.size * 8
+        end = iperf(room, far, seconds, ["-u", "-l", str(self.size), "-b", str(rate)])["sum"]
+        delivered = end["packets"] - end["lost_packets"]
+        return {
+            "kpps": delivered / end["seconds"] / 1e3,
+            "lost %": 100 * end["lost_packets"] / max(1, end["packets"]),
+            "packets": delivered,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class PingRtt:
+    """Round-trip times of small pings, in an idle room or beside one bulk TCP flow."""
+
+    name: str
+    title: str
+    under_bulk: bool = False
+    underlay_mtu: int = 1500
+    without: Without = NOTHING
+    headline: str = field(default="p50 µs", init=False)
+
+    INTERVAL = 0.002  # seconds; ping's shortest for root without flooding
+
+    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
+        if not self.under_bulk:
+            return self._ping(room, far, seconds)
+        with iperf_server(room, far):
+            bulk = room.near.popen(
+                ["iperf3", "-c", far, "-t", str(int(seconds) + 5)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                time.sleep(0.5)  # past slow start
+                return self._ping(room, far, seconds)
+            finally:
+                bulk.kill()
+                bulk.wait()
+
+    def _ping(self, room: Room, far: str, seconds: float) -> Figures:
+        count = int(seconds / self.INTERVAL)
+        done = room.near.run(
+            ["ping", "-n", "-i", str(self.INTERVAL), "-c", str(count), "-W", "1", far],
+            check=False,
+            timeout=seconds * 10 + 20,
+        )
+        times = sorted(float(ms) * 1e3 for ms in re.findall(r"time=([0-9.]+) ms", done.stdout))
+        if not times:
+            raise HostError(f"no ping was answered: {done.stdout.strip()[-200:]}")
+
+        def quantile(share: float) -> float:
+            return times[min(len(times) - 1, int(share * len(times)))]
+
+        return {
+            "p50 µs": quantile(0.5),
+            "p99 µs": quantile(0.99),
+            "p99.9 µs": quantile(0.999),
+            "lost %": 100 * (count - len(times)) / count,
+        }
+
+
+@contextmanager
+def iperf_server(room: Room, address: str) -> Iterator[None]:
+    """One iperf3 server for one test, listening when this yields."""
+    server = room.far.popen(
+        ["iperf3", "-s", "-1", "-B", address, "--forceflush"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert server.stdout is not None  # asked for
+    try:
+        said = b""
+        while b"listening" not in said:
+            line = server.stdout.readline()
+            if not line:
+                raise HostError(f"iperf3 does not serve: {said.decode(errors='replace').strip()}")
+            said += line
+        yield
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close()
+
+
+def iperf(room: Room, far: str, seconds: float, options: list[str]) -> dict[str, Any]:
+    """The `end` of iperf3's JSON, sums of all flows. HostError if it fails."""
+    with iperf_server(room, far):
+        client = room.near.run(
+            ["iperf3", "-J", "-c", far, "-t", str(int(seconds)), *options], check=False, timeout=seconds + 30
+        )
+    try:
+        outcome = json.loads(client.stdout)
+    except ValueError:
+        raise HostError(f"iperf3: {client.stderr.strip() or client.stdout[-200:]}") from None
+    if "error" in outcome:
+        raise HostError(f"iperf3: {outcome['error']}")
+    end: dict[str, Any] = outcome["end"]
+    return end
+
+
+FIRST: tuple[Workload, ...] = (TcpFlows("tcp1", "one TCP flow"),)
+MORE: tuple[Workload, ...] = (
+    TcpFlows("tcp16", "16 TCP flows", flows=16),
+    TcpFlows("tcp1-both", "one TCP flow each way at once", both_ways=True),
+    TcpFlows("tcp1-jumbo", "one TCP flow, underlay MTU 9000", underlay_mtu=9000),
+    UdpRate("udp64-10k", "UDP, 64 B at 10 kpps", size=64, offered=10_000),
+    UdpRate("udp64-20k", "UDP, 64 B at 20 kpps", size=64, offered=20_000),
+    UdpRate("udp64-40k", "UDP, 64 B at 40 kpps", size=64, offered=40_000),
+    UdpRate("udp64-flood", "UDP, 64 B, as many as can be sent", size=64, offered=0),
+    UdpRate("udp1372-10k", "UDP, 1372 B at 10 kpps", size=1372, offered=10_000),
+    UdpRate("udp1372-40k", "UDP, 1372 B at 40 kpps", size=1372, offered=40_000),
+    PingRtt("ping-idle", "ping, nothing else moving"),
+    PingRtt("ping-bulk", "ping beside one TCP flow", under_bulk=True),
+    TcpFlows(
+        "tcp1-no-device-offload",
+        "one TCP flow, no segmentation offload on the tunnel's device",
+        without=Without(device=("tso", "gso")),
+    ),
+    TcpFlows(
+        "tcp1-no-wire-offload",
+        "one TCP flow, neither UDP segmentation nor GRO on the wire",
+        without=Without(wire=("tx-udp-segmentation", "gro")),
+    ),
+)
+EVERY = (*FIRST, *MORE)
