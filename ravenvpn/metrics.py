@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ravenvpn.agent.report import PeerReport, PeerState, StatusReport
+
+__all__ = ["CONTENT_TYPE", "MeshCollector", "exposition"]
 
 
 class MeshCollector(Collector):

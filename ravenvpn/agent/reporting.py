@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ravenvpn.agent.report import PeerReport, PeerState, RegionReport
-from ravenvpn.mesh.hoststate import Prefix
+from ravenvpn.agent.report import PeerReport, PeerState, PlanLine, RegionReport
+from ravenvpn.mesh.hoststate import (
+    DeviceAddress,
+    ForwardingEntry,
+    Neighbour,
+    PacketFilter,
+    Prefix,
+    Route,
+    Rule,
+    Sysctl,
+    TunDevice,
+    VxlanDevice,
+)
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import EndpointType, World
 from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, PeerPlan, Role
+from ravenvpn.node.words import words
 from ravenvpn.tunnel.peer import PeerStatus
+
+HostThing = (
+    TunDevice | VxlanDevice | DeviceAddress | Neighbour | ForwardingEntry | Rule | Route | Sysctl | PacketFilter
+)
 
 # A rate is the mean over at least this long, in seconds, so that a table looked at twice shows something steady.
 RATE_WINDOW = 2.0
@@ -172,3 +188,25 @@ def _why(active: Sequence[str], carrier: PeerReport | None) -> str:
 
 def _prefix_key(prefix: Prefix) -> tuple[int, int, int]:
     return prefix.version, int(prefix.network_address), prefix.prefixlen
+
+
+def plan_lines(plan: NodePlan) -> list[PlanLine]:
+    """The wanted tunnel and host, a line for each thing, with its reason."""
+    lines = []
+    for peer in plan.tunnel.peers:
+        where = ", ".join(f"{candidate.host}:{candidate.port}" for candidate in peer.candidates) or "it calls us"
+        manner = ("warm" if peer.warm else "cold") + (f", keepalive {peer.keepalive} s" if peer.keepalive else "")
+        lines.append(PlanLine(what=f"peer {peer.name} at {where}, {manner}", why=peer.reason))
+    host = plan.host
+    things: list[HostThing] = [
+        *([host.tun] if host.tun else []),
+        *([host.vxlan] if host.vxlan else []),
+        *host.addresses,
+        *host.neighbours,
+        *host.forwarding,
+        *host.rules,
+        *host.routes,
+        *host.sysctls,
+        *([host.packet_filter] if host.packet_filter else []),
+    ]
+    return [*lines, *(PlanLine(what=words(thing), why=thing.reason) for thing in things)]

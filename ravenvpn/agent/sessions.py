@@ -15,8 +15,8 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
-from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, PeerPlan, TunnelDelta, TunnelPlan
-from ravenvpn.tunnel.driver import Tunnel
+from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, PeerPlan, Role, TunnelDelta, TunnelPlan
+from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux.tun import Tun
 from ravenvpn.tunnel.peer import PeerStatus
 
@@ -26,7 +26,7 @@ PROBE_PORT = 10277
 
 
 class Sessions:
-    """Owns the Tunnel. `on_tunnel` is called with each one that is opened, before it starts."""
+    """Owns the Tunnel, and opens another where the plan asks for another kind."""
 
     def __init__(
         self,
@@ -35,31 +35,35 @@ class Sessions:
         preshared_key: PresharedKey | None,
         suites: frozenset[Suite],
         last_seen: Mapping[str, Endpoint],
+        body: str | None = None,
         on_resolved: Callable[[], None],
-        on_tunnel: Callable[[Tunnel], None],
+        listeners: Listeners,
     ) -> None:
+        """`body` forces a data plane ("pure", "native"); `on_resolved` is called when a peer's name means another
+        address; `listeners` hear every tunnel that is opened."""
         self._key, self._preshared_key, self._suites = key, preshared_key, suites
         self._last_seen = last_seen
         self._resolver = Resolver(on_resolved)
-        self._on_tunnel = on_tunnel
+        self._body, self._listeners = body, listeners
         self._plans: dict[str, PeerPlan] = {}
         self._settings: TunnelPlan | None = None
         self.tunnel: Tunnel | None = None
         self.refused: dict[str, str] = {}  # peers the tunnel would not take, and why
 
     def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> None:
-        """Open what is new. HostError where the device or the port cannot be had; the old tunnel then runs on."""
-        settings = delta.settings
-        if settings is not None and (self.tunnel is None or self._settings is None):
-            self._open(settings, plan())
-            return
-        if settings is not None and self._settings is not None:
-            if settings.device != self._settings.device:
-                # The port can be bound once only, so the old tunnel goes before the new one comes.
+        """Open what is new. HostError where the device or the port cannot be had; call again to try again."""
+        if delta.settings is not None and self.tunnel is not None:
+            whole = plan()
+            # A port is bound once only, so where another kind of tunnel is needed the old one goes first.
+            if whole.role is Role.NONE or self._settings is None or whole.tunnel.device != self._settings.device:
                 self.close()
-                self._open(settings, plan())
-                return
-            self._settle(settings)
+            else:
+                self._settle(delta.settings)
+        if self.tunnel is None:
+            whole = plan()
+            if whole.role is not Role.NONE:
+                self._open(whole)
+            return
         for peer in delta.peers_set:
             self._set_peer(peer)
         for change in delta.accepts:
@@ -78,7 +82,7 @@ class Sessions:
         for name in delta.peers_removed:
             self._plans.pop(name, None)
             self.refused.pop(name, None)
-            if tunnel.settings(name) is not None:
+            if name in tunnel.settings:
                 tunnel.remove_peer(name)
         self._watch_names()
 
@@ -105,12 +109,12 @@ class Sessions:
 
     # Inside.
 
-    def _open(self, settings: TunnelPlan, plan: NodePlan) -> None:
+    def _open(self, plan: NodePlan) -> None:
+        settings = plan.tunnel
         tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
         if tun is not None:
             tun.mtu = settings.mtu
-        tunnel = Tunnel(tun, suites=self._suites)
-        self._on_tunnel(tunnel)
+        tunnel = Tunnel(tun, suites=self._suites, listeners=self._listeners, body=self._body)
         self.tunnel, self._settings = tunnel, None
         self._plans, self.refused = {}, {}
         try:
@@ -156,12 +160,12 @@ class Sessions:
 
     def _accept(self, name: str, *, add: AcceptChange | None = None, remove: AcceptChange | None = None) -> None:
         assert self.tunnel is not None
-        if self.tunnel.settings(name) is not None:
+        if name in self.tunnel.settings:
             self.tunnel.accept(name, add=add.add if add else (), remove=remove.remove if remove else ())
 
     def _route(self, prefix: Prefix, names: tuple[str, ...]) -> None:
         assert self.tunnel is not None
-        known = [name for name in names if self.tunnel.settings(name) is not None]
+        known = [name for name in names if name in self.tunnel.settings]
         self.tunnel.route(prefix, known)
 
     def _watch_names(self) -> None:

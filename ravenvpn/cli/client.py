@@ -1,4 +1,4 @@
-"""The CLI's side of the control socket. Plain http.client: a verb should not load an event loop to ask one question."""
+"""The CLI's side of the control socket: plain http.client, as one question needs no event loop."""
 
 from __future__ import annotations
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from ravenvpn.errors import HostError, RavenError
+from ravenvpn.errors import RavenError
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.host import Node, Pod
 from ravenvpn.lab.topology import Nat, Region
@@ -180,6 +180,20 @@ class Demo:
                 if relayed is not wanted:
                     raise DemoError(f"{node.name} reaches {region['name']} {region['path']}")
 
+    def suggestions(self) -> list[str]:
+        """What a person may try on a mesh that was kept, ready to paste."""
+        node, (pod, other) = self._nodes[0], self._two_regions()
+        inside = shlex.join(node.enter)
+        program = shlex.join(RAVEN_VPN)
+        return [
+            f"{inside} {program} status",
+            f"{inside} {program} peers --watch",
+            f"{inside} {program} plan",
+            f"{inside} wg show",
+            f"{shlex.join(pod.enter)} ping {other.v4}",
+            f"{program} demo --remove",
+        ]
+
     # --- Means -------------------------------------------------------------------------------------------------
 
     @property
@@ -202,8 +216,8 @@ class Demo:
         notes: list[str] = []
         begin = time.monotonic()
         yield notes.append
-        self._say(f"✓ {title}: {'; '.join(notes)}" if notes else f"✓ {title}")
-        self._show(f"  {time.monotonic() - begin:.1f} s")
+        took = f"({time.monotonic() - begin:.1f} s)"
+        self._say(f"✓ {title} {took}" + "".join(f"\n    {note}" for note in notes))
 
 
 # The program and the modules of this very installation, whatever PATH says inside a namespace.
@@ -214,10 +228,3 @@ ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 def _log_of(node: Node, lines: int = 15) -> str:
     path = node.path("/var/lib/ravenvpn/agent.log")
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
-
-
-def agents_log(node: Node) -> Path:
-    return Path("/var/lib/ravenvpn/agent.log")
-
-
-__all__ = ["REGIONS", "Demo", "DemoError", "HostError"]

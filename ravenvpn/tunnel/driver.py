@@ -73,8 +73,10 @@ class Tunnel:
         offloads: Offloads | None = None,
         listeners: Listeners | None = None,
         random: Callable[[int], bytes] = os.urandom,
+        body: str | None = None,
     ) -> None:
-        """`tun` is ours to close; None makes a tunnel of sessions and probes only. `offloads` may forbid some."""
+        """`tun` is ours to close; None makes a tunnel of sessions and probes only. `offloads` may forbid some;
+        `body` forces a data plane (see `dataplane.create`)."""
         timing, offloads = timing or Timing(), offloads or Offloads()
         if tun is not None:
             offloads = dataclasses.replace(
@@ -86,7 +88,9 @@ class Tunnel:
         self.fwmark = 0
         self._listeners = listeners or Listeners()
         self._tun = tun
-        self._dataplane = dataplane.create(tun=None if tun is None else tun.fd, offloads=offloads, timing=timing)
+        self._dataplane = dataplane.create(
+            tun=None if tun is None else tun.fd, offloads=offloads, timing=timing, body=body
+        )
         self._device = Device(self._dataplane, random=random, timing=timing, suites=suites)
         self._ids: dict[str, PeerId] = {}
         self._names: dict[PeerId, str] = {}

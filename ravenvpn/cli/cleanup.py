@@ -1,0 +1,41 @@
+"""`raven-vpn cleanup`: leave no trace on this host."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ravenvpn.config import STATE_DIRECTORY
+from ravenvpn.errors import RavenError
+
+
+@click.command()
+@click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=STATE_DIRECTORY,
+    show_default=True,
+    envvar="RAVENVPN_STATE_DIR",
+    help="Where the agent kept what sysctls were before it.",
+)
+def cleanup(state_dir: Path) -> None:
+    """Remove every device, route, rule, nft table and sysctl the agent has put on this host.
+
+    Keys, configuration and saved state stay. Stop the agent first, or it will put everything back.
+    """
+    from ravenvpn.node.apply import Host
+    from ravenvpn.node.words import words
+
+    with Host(state_dir / "host") as host:
+        result = host.cleanup()
+    for operation in result.changed:
+        click.echo(f"{operation.verb} {words(operation.thing)}")
+    if not result.changed and not result.failed:
+        click.echo("nothing of ravenvpn's was here")
+    for failure in result.failed:
+        click.echo(f"raven-vpn: {failure}", err=True)
+    if result.failed:
+        raise RavenError(f"{len(result.failed)} things could not be removed")
+    sys.exit(0)
