@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,8 +20,6 @@ from ravenvpn.node.rtnetlink import Pipe
 
 _MAIN_TABLE = 254
 _PROTOCOL_RA = 9  # RTPROT_RA: learnt from a router advertisement
-# Asked for the MTU of the way out; documentation addresses (RFC 5737, RFC 3849), so no region can own them.
-_OUTSIDE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def look(
     """`destinations` are addresses of peers, `pods` the prefixes of the pods of this node."""
     names = {link.index: link.name for link in netlink.links()}
     ipv6 = ipv6_present()
-    default = next((hop for hop in map(netlink.hop, _OUTSIDE) if hop is not None), None)
+    default = netlink.way_out()
     default_mtu = default.mtu if default is not None else 1500
     hops = ((str(address), netlink.hop(address, listen_port)) for address in destinations)
     return HostFacts(

@@ -1,8 +1,8 @@
 """Keeps the host as it is wanted: applies what is planned, and restores what others undo.
 
-The asyncio shell of `Host`. The agent says what it wants; blocking work runs in a thread, one piece at a time. What the
-kernel tells (`watch`) makes the touched part be looked at again after a short pause, longer in a fight (`fights`). What
-was refused is tried again.
+The asyncio shell of `Host`. The agent says what it wants; blocking work runs in a thread, one piece at a time. What
+the kernel tells (`watch`) makes the touched part be looked at again after a short pause, a longer one in a fight
+(`fights`). What was refused is tried again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import (
@@ -33,6 +34,8 @@ from ravenvpn.node.operations import Device, Operation
 from ravenvpn.node.rtnetlink import RTM_DELRULE, Stray
 from ravenvpn.node.watch import AddressChange, Change, Disturbance, Watch
 from ravenvpn.node.words import words
+
+T = TypeVar("T")
 
 LOOK_EVERY = 600.0  # seconds between looks at everything, for what no notification tells
 FIRST_RETRY, LAST_RETRY = 1.0, 60.0  # seconds after a refusal, doubling
@@ -118,6 +121,16 @@ class Keeper:
     def fights(self) -> list[Fight]:
         """Fights going on now: the host is not reliably as it is wanted."""
         return self._fights.current(self._clock())
+
+    @property
+    def disturbed(self) -> frozenset[Part]:
+        """Parts that others have touched and that are still to be looked at, or that were refused."""
+        return frozenset(self._due)
+
+    async def look(self, read: Callable[[Host], T]) -> T:
+        """Have something read from the host, in its turn."""
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(read, self._host)
 
     async def want(self, wanted: HostState) -> ApplyResult:
         """Look at everything and bring it to `wanted`, from now on."""

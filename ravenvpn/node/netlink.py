@@ -28,6 +28,8 @@ _IFA_F_TENTATIVE, _IFA_F_DADFAILED = 0x40, 0x08
 _IFF_UP = 1
 _IPPROTO_UDP = 17
 _SCOPE_LINK = 253
+# Stand for the outside: documentation addresses (RFC 5737, RFC 3849), so no region can own them.
+_OUTSIDE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 _NO_MAC = "00:00:00:00:00:00"
 
 
@@ -156,6 +158,10 @@ class Netlink:
         mtu = metrics.get("RTAX_MTU") if metrics is not None else None
         source = found.get("RTA_PREFSRC")
         return Hop(link.name, ip_address(source) if source else None, int(mtu or link.mtu))
+
+    def way_out(self) -> Hop | None:
+        """Where packets to the outside go, by IPv4 if it has a route."""
+        return next((hop for hop in map(self.hop, _OUTSIDE) if hop is not None), None)
 
     # --- Changing ----------------------------------------------------------------------------------------------
 

@@ -311,6 +311,11 @@ def _read_element(element: Any) -> Prefix | None:
         return None
 
 
+def version() -> str:
+    """As nft says it: "nftables v1.0.6 (Lester Gooch #5)"."""
+    return _run(["--version"], "").strip()
+
+
 def list_ruleset() -> Json:
     """All tables of all programs, for `check`. Never written to."""
     listing: Json = json.loads(_run(["-j", "list", "ruleset"], ""))
