@@ -1,0 +1,80 @@
+"""What a report says follows from the runs: ratios within a turn, medians of them, bars judged by those."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import page, report
+from bench.bars import judge
+from bench.cpu import Usage
+from bench.results import Outcome, Run, Spread, figures_of
+from bench.workloads import TcpFlows
+
+US = "ravenvpn pure ChaCha"
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    """Three turns on a machine that gets slower; ours is half as fast each time, for three times the work."""
+    speeds = (4.0, 2.0, 1.0)
+    runs = [
+        Run(name, turn, {"Gbit/s": share * speed, "core-s/GB": cost})
+        for turn, speed in enumerate(speeds)
+        for name, share, cost in (("wireguard-go", 1.0, 5.0), (US, 0.5, 15.0))
+    ]
+    return Outcome(TcpFlows("tcp1", "one TCP flow"), runs, {"ravenvpn native AES": "not built"})
+
+
+def test_a_ratio_compares_within_a_turn(outcome: Outcome):
+    assert outcome.spread(US, "Gbit/s") == Spread(median=1.0, low=0.5, high=2.0)
+    assert outcome.ratio(US, "Gbit/s") == Spread(median=0.5, low=0.5, high=0.5)
+
+
+def test_a_turn_without_the_reference_has_no_ratio(outcome: Outcome):
+    outcome.runs.append(Run(US, 3, {"Gbit/s": 100.0}))
+    assert outcome.ratio(US, "Gbit/s") == Spread(0.5, 0.5, 0.5)
+    assert outcome.ratio(US, "Gbit/s", reference="plain veth") is None
+
+
+def test_costs_are_per_gigabyte_delivered():
+    used = Usage(processes=6.0, machine=8.0, stolen=0.5, elapsed=5.0)
+    figures = figures_of({"bytes": 2e9}, used, has_processes=True)
+    assert figures["core-s/GB"] == 3.0
+    assert figures["core-s/GB, whole machine"] == 4.0
+    assert figures["cores, whole machine"] == 1.6
+    assert "core-s/GB" not in figures_of({"bytes": 2e9}, used, has_processes=False)
+    assert figures_of({"packets": 3e6}, used, has_processes=True)["core-s/Mpkt"] == 2.0
+
+
+def test_bars_are_judged_where_both_sides_were_measured(outcome: Outcome):
+    verdicts = {verdict.bar.figure: verdict.met for verdict in judge([outcome])}
+    assert verdicts == {"Gbit/s": True, "core-s/GB": True}
+
+    for run in outcome.runs:
+        if run.candidate == US:
+            run.figures["core-s/GB"] = 16.5  # 3.3×
+    verdicts = {verdict.bar.figure: verdict.met for verdict in judge([outcome])}
+    assert verdicts == {"Gbit/s": True, "core-s/GB": False}
+
+
+def test_reports_hold_every_run_and_need_nothing_else(outcome: Outcome, tmp_path: Path):
+    written = report.as_json(
+        {"cpu": "a <CPU>", "cores": "2"}, {"runs": 3, "seconds": 5.0}, [outcome], judge([outcome])
+    )
+    again = json.loads(report.write_json(tmp_path, "run", written).read_text())
+    workload = again["workloads"][0]
+    assert [run["Gbit/s"] for run in workload["candidates"][US]["runs"]] == [2.0, 1.0, 0.5]
+    assert workload["candidates"][US]["vs wireguard-go"]["Gbit/s"]["median"] == 0.5
+    assert workload["not measured"] == {"ravenvpn native AES": "not built"}
+
+    html = page.write(tmp_path, "run", written).read_text()
+    assert "a &lt;CPU&gt;" in html
+    assert not re.search(r"(src|href)=", html)
+    plots = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html)]
+    assert [plot.get("aria-label") for plot in plots] == ["Gbit/s", "core-s/GB"]
+    assert len(plots[0].findall(".//circle")) == 6
