@@ -49,14 +49,16 @@ LOG_LEVELS = {
 )
 @click.option(
     "--log-level",
-    envvar="LOG_LEVEL",
     type=click.Choice(list(LOG_LEVELS)),
-    help="In the background nothing is logged unless this is given.  [default: error]",
+    help="Or the variable LOG_LEVEL. In the background nothing is logged without either.  [default: error]",
 )
 def tun(iface: str, foreground: bool, suite: str, log_level: str | None) -> None:
     """Just a tunnel, configured by wg(8), as wireguard-go would be."""
     from ravenvpn.crypto.aead import Suite
 
+    # A variable of that name may be meant for others and say what it likes.
+    if log_level is None and (inherited := os.environ.get("LOG_LEVEL")):
+        log_level = inherited if inherited in LOG_LEVELS else "error"
     logging.basicConfig(
         stream=sys.stderr, level=LOG_LEVELS[log_level or "error"], format=f"%(levelname)s: ({iface}) %(message)s"
     )
@@ -133,8 +135,10 @@ async def _serve(
         on_ready()
         await end.wait()
     finally:
-        await server.stop()
-        tunnel.stop()
+        try:
+            await server.stop()
+        finally:
+            tunnel.stop()
 
 
 def _nobody_waits(_: str) -> None:

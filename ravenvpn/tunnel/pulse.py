@@ -10,6 +10,7 @@ from ravenvpn.dataplane import boottime
 # The loop's timer stands still while the machine sleeps, CLOCK_BOOTTIME does not. After a resume a deadline is
 # noticed at most this late. Seconds.
 MAX_SLEEP = 10.0
+AFTER_FAILURE = 1.0
 
 
 class Pulse:
@@ -51,7 +52,15 @@ class Pulse:
 
     def _run(self) -> None:
         now = boottime()
-        deadline = self._beat(now)
+        try:
+            deadline = self._beat(now)
+        except BaseException:
+            # The loop reports it. A defect in one peer's business must not be the end of all timers.
+            self._arm(now, now + AFTER_FAILURE)
+            raise
+        self._arm(now, deadline)
+
+    def _arm(self, now: float, deadline: float | None) -> None:
         if deadline is None or self._loop is None:
             return
         if deadline <= now:

@@ -47,7 +47,9 @@ def join() -> Join:
         hosts = [f"[{host}]" if outer == 6 else host for host in OUTER[outer]]
         for one in pair:
             one.new_key()
-        for end, peer, side in ((pair.us, pair.them, 0), (pair.them, pair.us, 1)):
+        sides = [(pair.us, pair.them, 0), (pair.them, pair.us, 1)]
+        # The starter comes last: what it says at once must not fall on deaf ears.
+        for end, peer, side in sides if starter == "them" else reversed(sides):
             starts = starter == ("us", "them")[side]
             end.configure(
                 port=PORTS[side],

@@ -218,6 +218,8 @@ def wire(one: Host, other: Host, device: str, *addresses: tuple[str, str]) -> No
     """Join two hosts by a veth pair; each pair of addresses goes to (one, other)."""
     one.ip("link", "add", device, "type", "veth", "peer", "name", device, "netns", other.namespace)
     for host, side in ((one, 0), (other, 1)):
+        # Without it, deleting the first address of a subnet takes the others along.
+        host.sysctl(f"net.ipv4.conf.{device}.promote_secondaries", "1")
         for pair in addresses:
             host.ip("address", "add", pair[side], "dev", device, *(["nodad"] if ":" in pair[side] else []))
         host.ip("link", "set", device, "up")

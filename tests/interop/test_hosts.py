@@ -180,10 +180,20 @@ def test_in_the_background_it_still_says_why_it_failed(two: tuple[Host, Host]):
     assert "can not name a network device" in two[0].fails(*command, "much-too-long-a-name")
 
 
+COUNT_MARKED = """
+table inet t {
+    chain out {
+        type filter hook output priority 0
+        meta mark 0x77 counter
+    }
+}
+"""
+
+
+@pytest.mark.needs("nft")
 def test_the_mark_is_on_every_outer_packet(two: tuple[Host, Host]):
     pair = ends(*two)
-    rules = "table inet t { chain out { type filter hook output priority 0; meta mark 0x77 counter\n } }"
-    two[0].run("nft", rules)
+    two[0].run("nft", "-f", "-", stdin=COUNT_MARKED)
     with running(*pair):
         bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
         pair.us.wg("set", "fwmark", "0x77")

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +24,15 @@ PRIVATE = PrivateKey.generate(os.urandom).to_base64()
 
 
 @pytest.fixture
-def fresh(hosts: tuple[Host, Host], wireguard_go: Path):
-    """Two ends without any configuration, the devices still down."""
-    us, them = End(hosts[0], ours(), "rvu"), End(hosts[1], [wireguard_go, "-f"], "rvw")
-    with running(us, them):
-        us.launch()
-        them.launch()
-        yield Pair(us, them)
+def fresh(wireguard_go: Path) -> Iterator[Pair]:
+    """Two ends on hosts of their own, without any configuration, the devices still down."""
+    with namespaces(2) as (a, b):
+        wire(a, b, "eth0", ("192.0.2.1/24", "192.0.2.2/24"))
+        us, them = End(a, ours(), "rvu"), End(b, [wireguard_go, "-f"], "rvw")
+        with running(us, them):
+            us.launch()
+            them.launch()
+            yield Pair(us, them)
 
 
 def configuration(end: End) -> list[list[str]]:
@@ -275,7 +277,7 @@ def test_an_interface_that_is_down_is_silent(fresh: Pair, join: Callable[..., No
 
 def test_the_private_key_is_clamped_as_wg_shows_it(pair: Pair):
     for end in pair:
-        end.wg("set", "private-key", "/dev/stdin", stdin="/" * 43 + "=\n")
+        end.wg("set", "private-key", "/dev/stdin", stdin="/" * 42 + "8=\n")
     assert pair.us.wg("show", "private-key") == pair.them.wg("show", "private-key")
 
 
