@@ -1,0 +1,201 @@
+"""Scenes of a flood: what handshakes cost whom, and who still gets through (whitepaper §5.3)."""
+
+from __future__ import annotations
+
+import pytest
+from fake_dataplane import deterministic_random
+from test_tunnel_handshake import drops, the
+from tunnel_world import Flight, Node, World
+
+from ravenvpn.crypto.cookie import CookieStamper
+from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint
+from ravenvpn.tunnel import wire
+from ravenvpn.tunnel.device import WORK_BUDGET
+from ravenvpn.tunnel.peer import Failure
+from ravenvpn.tunnel.phases import Phase
+
+noise = deterministic_random("flood")
+
+
+def flood(bob: Node, count: int, hosts: int = 250) -> list[Datagram]:
+    """Initiations with a valid mac1 and nothing else, from many sources."""
+    stamper = CookieStamper(bob.key.public)
+    return [
+        Datagram(
+            stamper.stamp(b"\x01\0\0\0" + noise(112), 0.0), Endpoint(f"198.51.100.{n % hosts + 1}", 1000 + n), None
+        )
+        for n in range(count)
+    ]
+
+
+def receive(bob: Node, world: World, datagrams: list[Datagram]) -> None:
+    bob.device.receive(datagrams, world.now, world.unix_ns)
+
+
+def work_off(bob: Node, world: World) -> None:
+    while bob.device.work(world.now, world.unix_ns):
+        pass
+
+
+def test_messages_wait_in_a_bounded_queue_and_are_worked_off_within_a_budget(world: World) -> None:
+    bob = world.node("bob")
+    receive(bob, world, flood(bob, MAX_DATAGRAMS + 10))
+    assert drops(bob) == {"QUEUE_FULL": 10}
+    assert bob.device.work(world.now, world.unix_ns, budget=100)
+    assert sum(drops(bob).values()) == 110
+    bob.device.tick(world.now, world.unix_ns)
+    assert sum(drops(bob).values()) == 110 + WORK_BUDGET
+    assert bob.device.deadline() == 0.0
+
+
+def test_under_load_a_message_without_a_cookie_gets_one_and_nothing_else(world: World) -> None:
+    bob = world.node("bob")
+    datagrams = flood(bob, 600)
+    receive(bob, world, datagrams)
+    bob.device.work(world.now, world.unix_ns, budget=1)
+    assert drops(bob) == {"COOKIE_SENT": 1}
+    (reply,) = world.sent
+    assert reply.to == datagrams[0].endpoint
+    assert len(reply.data) == 64  # less than what asked for it: no amplification
+    assert reply.data[:4] == b"\x03\0\0\0"
+    assert reply.data[4:8] == datagrams[0].data[4:8]
+
+
+def test_not_under_load_mac2_does_not_matter(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    message = the("initiation", world).data
+    world.flights.clear()
+    receive(bob, world, flood(bob, 100))
+    receive(bob, world, [Datagram(message[:-16] + bytes(range(16)), alice.address, None)])
+    work_off(bob, world)
+    assert drops(bob) == {"NOT_AUTHENTIC": 100}
+    assert world.kinds().count("response") == 1
+
+
+def test_a_peer_behind_a_flood_gets_through_with_a_cookie_on_its_next_try(world: World) -> None:
+    alice, bob = world.pair()
+
+    def drown(flight: Flight) -> list[float]:
+        if flight.kind == "initiation":
+            receive(bob, world, flood(bob, 1500))
+        return [0.0]
+
+    world.path = drown
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert drops(bob)["COOKIE_SENT"] > 0
+    assert alice.status(bob).failure is Failure.COOKIE_DEMANDED
+    # A cookie reply sends nothing at once (§6.6) and moves nobody.
+    assert world.kinds(sender=alice) == ["initiation"]
+    world.run(6.0)
+    first, second = (flight.data for flight in world.sent if flight.kind == "initiation" and len(flight.data) == 148)
+    assert first[132:] == bytes(16)
+    assert second[132:] != bytes(16)
+    assert bob.delivered == [b"hello"]
+    assert alice.status(bob).failure is None
+
+
+def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
+    """Twenty a second, five at once; another source is not touched by it."""
+    alice, bob, carol = world.node("alice"), world.node("bob"), world.node("carol")
+    for node in (alice, carol):
+        node.knows(bob)
+        bob.knows(node)
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    proven = []
+    for node, count in ((alice, 8), (carol, 1)):
+        stamper = CookieStamper(bob.key.public)
+        for number in range(count):
+            message = stamper.stamp(wire.Initiation(number, next(iter(wire.Suite)), noise(108)).pack(), world.now)
+            source = bytes(int(part) for part in node.address.host.split(".")) + node.address.port.to_bytes(2, "big")
+            stamper.receive_reply(checker.reply(message, source, world.now), world.now)
+            message = stamper.stamp(message[:116], world.now)
+            proven.append(Datagram(message, node.address, None))
+    receive(bob, world, proven + flood(bob, 600))
+    bob.device.work(world.now, world.unix_ns, budget=len(proven))
+    assert drops(bob) == {"NOT_AUTHENTIC": 5 + 1, "RATE_LIMITED": 3}
+
+
+def test_a_cookie_reply_does_not_move_the_endpoint(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    message = the("initiation", world).data
+    world.flights.clear()
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    eve = Endpoint("198.51.100.66", 666)
+    world.put(checker.reply(message, bytes(6), world.now), eve, alice.address)
+    world.run(1.0)
+    assert alice.status(bob).failure is Failure.COOKIE_DEMANDED
+    assert alice.status(bob).endpoint == bob.address
+    world.run(5.0)
+    assert all(flight.to == bob.address for flight in world.sent if flight.kind == "initiation")
+
+
+@pytest.mark.parametrize("forgery", ["to no index of ours", "that does not decrypt", "a second time"])
+def test_a_forged_cookie_reply_is_counted_and_forgotten(world: World, forgery: str) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    message = the("initiation", world).data
+    world.flights.clear()
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    reply = bytearray(checker.reply(message, bytes(6), world.now))
+    if forgery == "to no index of ours":
+        reply[4] ^= 1
+    elif forgery == "that does not decrypt":
+        reply[40] ^= 1
+    else:
+        receive(alice, world, [Datagram(bytes(reply), bob.address, None)])
+    receive(alice, world, [Datagram(bytes(reply), bob.address, None)])
+    work_off(alice, world)
+    assert drops(alice) == {"BAD_COOKIE": 1}
+
+
+def test_a_cookie_grows_old_after_115_seconds(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lambda _: []
+    alice.sends(b"hello", bob)
+    message = the("initiation", world).data
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    receive(alice, world, [Datagram(checker.reply(message, bytes(6), world.now), bob.address, None)])
+    work_off(alice, world)
+    carried = []
+    for _ in range(130):
+        alice.sends(b"hello", bob)
+        world.run(1.0)
+    for flight in world.sent[1:]:
+        carried.append((flight.at - 1000.0 < 115.0, flight.data[132:] != bytes(16)))
+    assert {old_enough for old_enough, _ in carried} == {True, False}
+    assert all(fresh is with_mac2 for fresh, with_mac2 in carried)
+
+
+def test_a_flood_does_not_keep_us_from_calling(world: World) -> None:
+    alice, bob = world.pair()
+    receive(alice, world, flood(alice, MAX_DATAGRAMS))
+    alice.sends(b"hello", bob)  # one turn: the queue is still nearly full
+    assert "initiation" in world.kinds(sender=alice)
+    assert alice.device.deadline() == 0.0
+
+
+def test_many_calls_do_not_keep_us_from_answering(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    bob.knows(alice)
+    alice.knows(bob)
+    for number in range(200):
+        key = deterministic_random(f"crowd {number}")(32)
+        name = f"crowd {number}"
+        bob.device.set_peer(
+            bob.settings(
+                name=name,
+                public_keys=(type(alice.key)(key).public,),
+                endpoints=(Endpoint("203.0.113.1", number + 1),),
+                warm=True,
+            ),
+            world.now,
+        )
+    alice.sends(b"hello", bob)
+    bob.dataplane.receive(the("initiation", world).data, alice.address, None)
+    bob.turn()
+    assert "response" in world.kinds(sender=bob)
+    assert world.kinds(sender=bob).count("initiation") == WORK_BUDGET // 2
+    assert bob.status(alice).phase is Phase.RESPONDED

@@ -1,0 +1,178 @@
+"""Scenes of moving: where a peer is called, where it is answered, and who may say that it moved."""
+
+from __future__ import annotations
+
+from test_tunnel_handshake import the
+from tunnel_world import LATENCY, Flight, World
+
+from ravenvpn.dataplane.contract import Endpoint, Source
+from ravenvpn.tunnel.roaming import Whereabouts
+
+A, B, C, ELSEWHERE = (Endpoint(f"203.0.113.{n}", 51820) for n in (1, 2, 3, 99))
+
+
+def test_a_peer_that_calls_from_elsewhere_is_answered_there(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(10.0)
+    alice.addresses = [ELSEWHERE]
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    assert bob.status(alice).endpoint == ELSEWHERE
+    bob.sends(b"two", alice)
+    world.run(1.0)
+    assert alice.delivered == [b"two"]
+
+
+def test_a_peer_whose_data_comes_from_elsewhere_is_called_there(world: World) -> None:
+    """The data plane moves data; handshakes follow."""
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(10.0)
+    alice.addresses = [ELSEWHERE]
+    alice.sends(b"two", bob)
+    world.run(1.0)
+    bob.device.initiate("alice", world.now)
+    world.run(0.0)
+    assert the("initiation", world).to == ELSEWHERE
+
+
+def test_a_recorded_message_sent_from_elsewhere_moves_nobody(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(1.0)
+    for flight in list(world.sent):
+        if flight.to == bob.address:
+            world.put(flight.data, ELSEWHERE, bob.address)
+    world.run(1.0)
+    assert bob.status(alice).endpoint == alice.address
+
+
+def test_without_roaming_a_peer_stays_where_it_was_configured_and_is_still_answered(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob)
+    bob.knows(alice, roaming=False)
+    home = alice.address
+    alice.addresses = [ELSEWHERE, home]
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"hello"]
+    assert the("response", world).to == ELSEWHERE
+    assert bob.status(alice).endpoint == home
+
+
+def test_retries_go_round_the_candidates_and_what_answered_comes_first_after_that(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob", C.host)
+    alice.knows(bob, endpoints=(A, B, C))
+    bob.knows(alice)
+    alice.sends(b"hello", bob)
+    assert alice.status(bob).endpoint == A
+    world.run(6.0)
+    assert alice.status(bob).endpoint == B  # nothing was heard yet: data would go where the handshake goes
+    world.run(6.0)
+    assert bob.delivered == [b"hello"]
+    assert [flight.to for flight in world.sent if flight.kind == "initiation"] == [A, B, C]
+    assert alice.status(bob).endpoint == C
+    world.path = lambda _: []
+    alice.device.initiate("bob", world.now)
+    world.run(20.0)
+    assert [flight.to for flight in world.sent if flight.kind == "initiation"][3:] == [C, A, B, C]
+    assert alice.status(bob).endpoint == C  # a session that may live is not moved by our own retries
+
+
+def test_we_answer_from_the_address_that_was_addressed(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob", "192.0.2.20", "192.0.2.21")
+    second = bob.addresses[1]
+    alice.knows(bob, endpoints=(second,))
+    bob.knows(alice)
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert the("response", world).sender == second
+    assert alice.status(bob).endpoint == second
+    bob.device.initiate("alice", world.now)
+    world.run(6.0)
+    assert the("initiation", world).sender == second
+
+
+def test_a_retry_lets_the_kernel_choose_our_address_again(world: World) -> None:
+    alice, bob = world.node("alice", "192.0.2.10", "192.0.2.11"), world.node("bob")
+    bob.knows(alice, endpoints=(alice.addresses[1],))
+    alice.knows(bob)
+    bob.sends(b"hello", alice)
+    world.run(1.0)
+    alice.sends(b"from the second", bob)
+    assert alice.sources[-1] == Source("192.0.2.11", 1)
+    world.run(20.0)
+
+    def second_address_is_gone(flight: Flight) -> list[float]:
+        return [] if alice.addresses[1] in (flight.sender, flight.to) else [LATENCY]
+
+    world.path = second_address_is_gone
+    alice.sends(b"and then it went", bob)
+    world.run(16.0)
+    assert None in alice.sources[-3:]
+    assert the("initiation", world).sender == alice.addresses[0]
+    alice.sends(b"back", bob)
+    world.run(1.0)
+    assert bob.delivered[-1] == b"back"
+
+
+def test_an_operators_word_moves_a_peer_that_has_roamed(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    alice.device.set_endpoint("bob", ELSEWHERE)
+    assert alice.status(bob).endpoint == ELSEWHERE
+    alice.device.initiate("bob", world.now)
+    world.run(5.0)
+    assert the("initiation", world).to == ELSEWHERE
+
+
+# Whereabouts alone.
+
+
+def heard(candidates: tuple[Endpoint, ...], at: Endpoint) -> Whereabouts:
+    where = Whereabouts()
+    where.configure(candidates)
+    where.heard_from(at, None, roaming=True)
+    return where
+
+
+def test_new_candidates_leave_a_peer_where_it_was_heard_from() -> None:
+    where = heard((A, B), ELSEWHERE)
+    assert not where.configure((A, C))
+    assert where.current() == ELSEWHERE
+
+
+def test_a_withdrawn_candidate_is_left() -> None:
+    where = heard((A, B), B)
+    assert where.configure((A, C))
+    assert where.current() == A
+
+
+def test_a_new_best_candidate_is_taken_at_once() -> None:
+    where = heard((A,), ELSEWHERE)
+    assert where.configure((B,))
+    assert where.current() == B
+
+
+def test_a_candidate_that_becomes_the_best_but_is_confirmed_already_changes_nothing() -> None:
+    where = heard((A, B), B)
+    assert not where.configure((B, A))
+    assert where.current() == B
+
+
+def test_losing_all_candidates_does_not_lose_a_peer_that_was_heard_from() -> None:
+    where = heard((A,), ELSEWHERE)
+    assert not where.configure(())
+    assert where.current() == ELSEWHERE
+
+
+def test_without_roaming_only_candidates_count_or_anything_while_nothing_is_known() -> None:
+    where = Whereabouts()
+    assert where.heard_from(ELSEWHERE, None, roaming=False)
+    where = Whereabouts()
+    where.configure((A, B))
+    assert not where.heard_from(ELSEWHERE, None, roaming=False)
+    assert where.heard_from(B, None, roaming=False)
+    assert where.current() == B

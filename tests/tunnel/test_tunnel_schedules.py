@@ -1,0 +1,163 @@
+"""Two ends under whatever a network and two machines can do to them: what must hold in every schedule.
+
+Steps: packets either way, time that passes, time asleep, paths that lose, duplicate, delay and reorder, walls clocks
+that jump, and restarts of one side. A machine that restarts has a wall clock no earlier than its peers have seen
+(docs/protocol.md says what happens otherwise).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tunnel_world import LATENCY, Flight, Node, World
+
+HEALED_WITHIN = 22.0  # KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, one retry of REKEY_TIMEOUT, jitter twice, and round trips
+
+Step = tuple[str, int]
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.integers(0, 1)),
+        st.tuples(st.just("wait"), st.integers(1, 300)),  # tenths of a second
+        st.tuples(st.just("idle"), st.integers(30, 700)),  # seconds
+        st.tuples(st.just("sleep"), st.integers(1, 4000)),  # seconds in which nothing runs
+        st.tuples(st.just("path"), st.integers(0, 5)),
+        st.tuples(st.just("wall"), st.integers(-4000, 4000)),  # seconds
+        st.tuples(st.just("restart"), st.integers(0, 1)),
+    ),
+    max_size=25,
+)
+
+
+def path(kind: int, seed: int) -> Callable[[Flight], list[float]]:
+    """A behaviour of the network: lossless, lost, half lost, duplicated, reordered, all of it."""
+    count = iter(range(10**9))
+
+    def dice() -> float:
+        digest = hashlib.blake2s(f"{seed} {next(count)}".encode()).digest()
+        return int.from_bytes(digest[:4], "big") / 2**32
+
+    def behave(_: Flight) -> list[float]:
+        match kind:
+            case 0:
+                return [LATENCY]
+            case 1:
+                return []
+            case 2:
+                return [LATENCY] if dice() < 0.5 else []
+            case 3:
+                return [LATENCY, LATENCY + dice() * 8]
+            case 4:
+                return [dice() * 3]
+            case _:
+                return [dice() * 6 for _ in range(int(dice() * 4))]
+
+    return behave
+
+
+class Schedule:
+    def __init__(self) -> None:
+        self.world = World()
+        self.ends = [self.world.node("alice"), self.world.node("bob")]
+        self._introduce()
+        self.sent: dict[str, list[bytes]] = {"alice": [], "bob": []}
+        self.planes = [end.dataplane for end in self.ends]
+        self.latest_wall = 0
+        self.generation = 0
+
+    def _introduce(self) -> None:
+        alice, bob = self.ends
+        alice.knows(bob)
+        bob.knows(alice)
+
+    def send(self, who: int) -> bytes:
+        end, other = self.ends[who], self.ends[1 - who]
+        packet = f"{end.name} {len(self.sent[end.name])}".encode()
+        self.sent[end.name].append(packet)
+        end.sends(packet, other)
+        return packet
+
+    def do(self, step: Step) -> None:
+        what, amount = step
+        world = self.world
+        match what:
+            case "send":
+                self.send(amount)
+            case "wait":
+                world.run(amount / 10)
+            case "idle":
+                world.run(float(amount))
+            case "sleep":
+                world.now += amount
+                world.run(0.0)
+            case "path":
+                world.path = path(amount, len(world.sent))
+            case "wall":
+                world.wall_offset_ns += amount * 10**9
+                self.latest_wall = max(self.latest_wall, world.wall_offset_ns)
+            case "restart":
+                world.wall_offset_ns = self.latest_wall
+                self.generation += 1
+                # Two initiations within one grain of the timestamps are one too many; no machine restarts faster.
+                world.run(0.1)
+                self.ends[amount] = world.restart(self.ends[amount], self.generation)
+                self._introduce()
+                self.planes.append(self.ends[amount].dataplane)
+
+    def heal(self, talking: tuple[int, ...]) -> None:
+        """The path is lossless, and there is something to say once a second."""
+        self.world.path = path(0, 0)
+        fresh: dict[int, list[bytes]] = {who: [] for who in talking}
+        for _ in range(int(HEALED_WITHIN)):
+            for who in talking:
+                fresh[who].append(self.send(who))
+            self.world.run(1.0)
+        for who in talking:
+            arrived = set(self.ends[1 - who].delivered)
+            assert arrived & set(fresh[who]), f"{self.ends[who].name} is not heard"
+
+    def check(self) -> None:
+        nonces = Counter(nonce for plane in self.planes for nonce in plane.nonces)
+        assert all(count == 1 for count in nonces.values()), "a nonce was used twice under one key"
+        for end, other in ((self.ends[0], self.ends[1]), (self.ends[1], self.ends[0])):
+            delivered = Counter(end.delivered)
+            assert all(count == 1 for count in delivered.values()), "a packet was delivered twice"
+            assert set(delivered) <= set(self.sent[other.name]), "something was delivered that was not sent"
+            self.check_indices(end)
+
+    def check_indices(self, end: Node) -> None:
+        """Every index is one of a session in its slot or of the one handshake that waits."""
+        held = set(end.dataplane.sessions)
+        assert len(end.device._indices) - len(held) in (0, 1)
+        assert all(end.device._indices.find(index) is not None for index in held)
+
+
+def run(steps: list[Step], talking: tuple[int, ...]) -> None:
+    schedule = Schedule()
+    for step in steps:
+        schedule.do(step)
+        schedule.check()
+    schedule.heal(talking)
+    schedule.check()
+
+
+TALKING = st.sampled_from([(0,), (1,), (0, 1)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, talking=TALKING)
+def test_whatever_happens_secrets_stay_and_the_pair_talks_again(steps: list[Step], talking: tuple[int, ...]) -> None:
+    run(steps, talking)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@settings(max_examples=5000, deadline=None)
+@given(steps=STEPS, talking=TALKING)
+def test_the_same_for_long(steps: list[Step], talking: tuple[int, ...]) -> None:
+    run(steps, talking)
