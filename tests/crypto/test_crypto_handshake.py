@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -145,6 +147,44 @@ def flipped(message: bytes, position: int) -> bytes:
     changed = bytearray(message)
     changed[position] ^= 1 << (position % 8)
     return bytes(changed)
+
+
+def test_only_what_is_new_in_a_handshake_costs_elliptic_curve_arithmetic(alice, bob):
+    """Loading a private key costs as much as a DH. The static keys are loaded, and their secret known, after the
+    first handshake; `bench/micro_handshake.py` says what that is worth."""
+    ephemerals = [fresh() for _ in range(4)]
+    body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, ephemerals[0])
+    pending.finish(receive_initiation(bob, body, Suite.CHACHA20POLY1305).respond(None, ephemerals[1])[0])
+
+    with counted() as spent:
+        body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, ephemerals[2])
+    assert spent == {"from_private_bytes": 1, "exchange": 1}  # the ephemeral key, es
+    with counted() as spent:
+        received = receive_initiation(bob, body, Suite.CHACHA20POLY1305)
+    assert spent == {"exchange": 1}  # es
+    with counted() as spent:
+        response, _ = received.respond(None, ephemerals[3])
+    assert spent == {"from_private_bytes": 1, "exchange": 2}  # the ephemeral key, ee, se
+    with counted() as spent:
+        pending.finish(response)
+    assert spent == {"exchange": 2}  # ee, se
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """How often `cryptography` was asked for arithmetic on the curve."""
+    calls: Counter[str] = Counter()
+
+    def profile(_frame: object, event: str, function: object) -> None:
+        if event == "c_call" and (name := getattr(function, "__name__", "")) in {"from_private_bytes", "exchange"}:
+            calls[name] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(before)
 
 
 @pytest.mark.parametrize("length", [0, 1, 47, 49, 108])
