@@ -161,6 +161,11 @@ class Host:
             replace(removed, packet_filter=replace(frame, local=tuple(before))),
         )
 
+    def execute(self, operations: Sequence[Operation], wanted: HostState) -> ApplyResult:
+        """Carry out operations that `diff` made for `wanted`."""
+        with Netlink() as netlink:
+            return self._execute(operations, wanted, netlink)
+
     def _execute(self, operations: Sequence[Operation], wanted: HostState, netlink: Netlink) -> ApplyResult:
         """Carry out the operations in their order; routes and rules that follow each other go as one batch."""
         changed: list[Operation] = []

@@ -1,6 +1,6 @@
 """Is this host fit to run the agent? `judge` is pure and says for each thing: ok, warn or fail, what, and the remedy.
 
-`inspect` gathers what is judged.
+`gather` collects what is judged.
 """
 
 from __future__ import annotations
