@@ -1,61 +1,270 @@
-"""Which of two objects that cannot both be right wins, the same on every node of the mesh."""
+"""Which of two objects that cannot both be right wins, the same on every node of the mesh.
+
+Nothing is ever applied by half: a prefix that lost is neither routed nor accepted anywhere, a node that lost is in no
+region of the loser's, a Peer that lost its key has none. Every loss names both objects, the field, and the remedy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from enum import StrEnum
+from ipaddress import IPv4Address
 
-from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.model import World
-
-
-class ConflictKind(StrEnum):
-    OVERLAP = "overlapping prefixes"
-    UNDERLAY = "prefix covers a gateway's address"
-    RESERVED = "prefix covers addresses of the mesh itself"
-    TWO_GATEWAYS = "node in two Gateways"
-    DUPLICATE_KEY = "one public key in two Peers"
-    COLLISION = "derived addresses collide"
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """Two objects that contradict each other. `loser` and `winner` read "Gateway factory", "Peer edge-1"."""
-
-    kind: ConflictKind
-    subject: str  # the prefix, node, key or address at issue
-    loser: str
-    field: str  # of the loser, as a path
-    winner: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.loser}, {self.field}: {self.kind}: {self.subject} is held by {self.winner} ({self.remedy})"
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """What a Gateway lost to others: prefixes, whole nodes, and nodes whose keys are another's."""
-
-    prefixes: frozenset[Prefix] = field(default_factory=frozenset)
-    nodes: frozenset[str] = field(default_factory=frozenset)
-    keys: frozenset[str] = field(default_factory=frozenset)
-    # Winners' prefixes that overlap what this region lost: its own nodes leave them to their local network.
-    shadowed: frozenset[Prefix] = field(default_factory=frozenset)
-
-
-NOTHING_REFUSED = Refused()
+from ravenvpn.mesh import identity
+from ravenvpn.mesh.claims import Announced, claims
+from ravenvpn.mesh.conflict import NOTHING_REFUSED, Conflict, ConflictKind, Refused
+from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World, address_of
+from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled
+from ravenvpn.mesh.ownership import Derive, KeyOwners, NodeOwners
 
 
 class ConflictIndex:
-    """All claims of the world, and what each Gateway lost."""
+    """All claims of the world, and what each Gateway lost. An update costs what changed and what that overlaps.
 
-    def update(self, gateways: set[str], peers: set[str], world: World) -> set[str]:
-        """Take in what changed; returns the Gateways whose `refused` changed."""
-        return set()
+    Three questions in turn, each answered for what the one before left: whose is a node, whose is a key, whose is a
+    prefix. An older creationTimestamp wins, then the name that sorts first (see `ownership.priority_of`).
+    """
+
+    def __init__(self, mesh: str, derive: Derive = identity.tunnel_address) -> None:
+        self._nodes = NodeOwners(mesh, derive)
+        self._keys = KeyOwners()
+        self._prefixes = _PrefixOwners(mesh, self._nodes)
+        self._vxlan: dict[str, dict[str, Conflict]] = {}  # Gateway → node
+        self._refused: dict[str, Refused] = {}
 
     def refused(self, gateway: str) -> Refused:
-        return NOTHING_REFUSED
+        return self._refused.get(gateway, NOTHING_REFUSED)
 
     def conflicts(self) -> tuple[Conflict, ...]:
-        return ()
+        found = [*self._nodes.lost.values(), *self._keys.lost.values(), *self._prefixes.lost.values()]
+        found += (conflict for clashes in self._vxlan.values() for conflict in clashes.values())
+        return tuple(sorted(found, key=lambda c: (c.kind, c.loser, c.field, c.subject)))
+
+    def update(self, gateways: Set[str], peers: Set[str], world: World) -> set[str]:
+        """Take in what changed, by name: Gateways that did or one of whose Peers did, and Peers.
+
+        Returns the Gateways that lost something else than before.
+        """
+        for name in gateways:
+            gateway = world.gateways.get(name)
+            clashes = _vxlan_clashes(gateway) if gateway else {}
+            self._vxlan.pop(name, None)
+            if clashes:
+                self._vxlan[name] = clashes
+        dirty = set(gateways) | self._nodes.update(gateways, world)
+        doubtful = self._keys.update(peers, world)
+        touched = dirty | self._prefixes.update(dirty, world)
+        touched |= {name for peer in doubtful for name in self._nodes.gateways_with(peer)}
+        return {name for name in touched if self._summarise(name)}
+
+    def _summarise(self, name: str) -> bool:
+        """Work out what a Gateway lost; returns whether that is something else than before."""
+        before = self._refused.pop(name, NOTHING_REFUSED)
+        members = self._nodes.members(name)
+        prefixes, shadowed = self._prefixes.refused(name)
+        now = Refused(
+            prefixes=prefixes,
+            nodes=frozenset(n for n in members if (name, n) in self._nodes.lost),
+            keys=frozenset(n for n in members if n in self._keys.lost),
+            shadowed=shadowed,
+            vxlan=frozenset(self._vxlan.get(name, ())),
+        )
+        if now != NOTHING_REFUSED:
+            self._refused[name] = now
+        return now != before
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What one Gateway brought in, so that it can be taken out again."""
+
+    claims: dict[Prefix, Announced] = field(default_factory=dict)
+    dialled: dict[Address, str] = field(default_factory=dict)  # address → the field that names it
+    lan: dict[Address, str] = field(default_factory=dict)
+
+
+class _PrefixOwners:
+    """Each prefix to one region, and none to a region that would swallow what carries the tunnels."""
+
+    def __init__(self, mesh: str, nodes: NodeOwners) -> None:
+        self.lost: dict[tuple[str, Prefix], Conflict] = {}  # by (Gateway, prefix)
+        self._mesh = mesh
+        self._nodes = nodes
+        self._entries: dict[str, _Entry] = {}
+        self._claims = PrefixClaims()
+        self._dialled, self._lan = AddressIndex(), AddressIndex()
+        self._overlaps: dict[tuple[str, Prefix], tuple[Prefix, ...]] = {}
+        self._void: set[tuple[str, Prefix]] = set()  # refused for what they cover, whoever else claims them
+
+    def refused(self, gateway: str) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
+        """Prefixes the Gateway lost, and others' prefixes that overlap those."""
+        entry = self._entries.get(gateway, _Entry())
+        prefixes = frozenset(p for p in entry.claims if (gateway, p) in self.lost)
+        return prefixes, frozenset(o for p in prefixes for o in self._overlaps.get((gateway, p), ()))
+
+    def update(self, dirty: Set[str], world: World) -> set[str]:
+        """Take in what these Gateways claim and where they are; returns Gateways that may have lost or regained."""
+        changed: set[Prefix] = set()
+        moved: set[Address] = set()
+        fresh_claims: list[Claim] = []
+        fresh_dialled: list[tuple[str, Address, str]] = []
+        fresh_lan: list[tuple[str, Address, str]] = []
+        for name in sorted(dirty):
+            before, gateway = self._entries.pop(name, None) or _Entry(), world.gateways.get(name)
+            after = self._entry(gateway, world.peers) if gateway else _Entry()
+            for prefix in before.claims.keys() - after.claims.keys():
+                self._claims.remove(name, prefix)
+                self._forget(name, prefix)
+            # A priority may have changed as well, and a field may have moved: all of them are settled anew.
+            changed |= before.claims.keys() | after.claims.keys()
+            fresh_claims += (Claim(name, announced) for announced in after.claims.values())
+            moved |= self._move(self._dialled, name, before.dialled, after.dialled, fresh_dialled)
+            moved |= self._move(self._lan, name, before.lan, after.lan, fresh_lan)
+            if gateway is not None:
+                self._entries[name] = after
+        self._claims.add(fresh_claims)
+        self._dialled.add(fresh_dialled)
+        self._lan.add(fresh_lan)
+        for address in moved:
+            changed.update(self._claims.covering(address))
+        return self._settle(changed)
+
+    def _entry(self, gateway: Gateway, peers: Mapping[str, Peer]) -> _Entry:
+        lost = {info.node for info in gateway.status.nodes if (gateway.name, info.node) in self._nodes.lost}
+        entry = _Entry(*({}, *_underlay(gateway, peers, lost)))
+        for announced in claims(gateway, peers):
+            if announced.node not in lost:
+                entry.claims.setdefault(announced.prefix, announced)
+        return entry
+
+    @staticmethod
+    def _move(
+        index: AddressIndex,
+        name: str,
+        before: Mapping[Address, str],
+        after: Mapping[Address, str],
+        fresh: list[tuple[str, Address, str]],
+    ) -> set[Address]:
+        """Returns addresses that came, went, or are named by another field now."""
+        for address in before.keys() - after.keys():
+            index.remove(name, address)
+        came = [(name, address, where) for address, where in after.items() if before.get(address) != where]
+        fresh += came
+        return {address for _, address, _ in came} | (before.keys() - after.keys())
+
+    def _forget(self, region: str, prefix: Prefix) -> None:
+        self.lost.pop((region, prefix), None)
+        self._overlaps.pop((region, prefix), None)
+        self._void.discard((region, prefix))
+
+    def _settle(self, changed: set[Prefix]) -> set[str]:
+        for region, announced in self._claims.claims(changed):
+            self._forget(region, announced.prefix)
+            refusal = self._covers(region, announced)
+            if refusal is not None:
+                self.lost[region, announced.prefix] = refusal
+                self._void.add((region, announced.prefix))
+        considered, lost = self._claims.settle(changed, self._nodes.priority, lambda r, p: (r, p) in self._void)
+        for region, prefix in considered:
+            if (region, prefix) not in self._void:
+                self._forget(region, prefix)
+        for settled in lost:
+            at = (settled.claim.region, settled.claim.announced.prefix)
+            self.lost[at] = _overlap(settled)
+            self._overlaps[at] = settled.overlaps
+        return {region for region, _ in considered}
+
+    def _covers(self, region: str, announced: Announced) -> Conflict | None:
+        """Why nobody may route this prefix, whoever claims it: it would swallow what carries the tunnels."""
+        prefix = announced.prefix
+        reserved = identity.mesh_network(self._mesh)
+        if prefix.version == 6 and prefix.overlaps(reserved):
+            return Conflict(
+                ConflictKind.RESERVED,
+                str(prefix),
+                announced.owner,
+                announced.field,
+                f"mesh {self._mesh} ({reserved})",
+                "give the node another prefix, or the mesh another name",
+            )
+        found = self._dialled.inside(prefix, lambda _: True) or self._lan.inside(
+            prefix, lambda other: other != region
+        )
+        if found is None:
+            return None
+        address, _, where = found
+        return Conflict(
+            ConflictKind.UNDERLAY,
+            str(prefix),
+            announced.owner,
+            announced.field,
+            f"{where}: {address}",
+            "pods need addresses apart from those of nodes; for a single source, name one inside the pod prefix",
+        )
+
+
+def _underlay(
+    gateway: Gateway, peers: Mapping[str, Peer], lost: set[str]
+) -> tuple[dict[Address, str], dict[Address, str]]:
+    """Where a region's gateway nodes are called from outside, and where its nodes are on their own network."""
+    dialled: dict[Address, str] = {}
+    lan: dict[Address, str] = {}
+    owner = f"Gateway {gateway.name}"
+    able: set[str] = set()
+    for part, endpoints in (
+        ("status.activeEndpoints", gateway.status.active),
+        ("spec.endpoints", gateway.endpoints),
+    ):
+        for i, endpoint in enumerate(endpoints):
+            if endpoint.type is EndpointType.TUNNEL and endpoint.node not in lost:
+                able.add(endpoint.node)
+                address = address_of(endpoint.public_ip)
+                if address is not None:
+                    dialled.setdefault(address, f"{owner}, {part}[{i}].publicIP")
+    for i, info in enumerate(gateway.status.nodes):
+        if info.node in lost:
+            continue
+        peer = peers.get(info.node)
+        if info.private_ip is not None:
+            lan.setdefault(info.private_ip, f"{owner}, status.nodes[{i}].privateIP")
+        for k, address in enumerate(peer.node_addresses if peer else ()):
+            lan.setdefault(address, f"Peer {info.node}, spec.nodeAddresses[{k}]")
+        for k, candidate in enumerate(peer.addresses if peer and info.node in able else ()):
+            address = address_of(candidate.host)
+            if address is not None:
+                dialled.setdefault(address, f"Peer {info.node}, spec.addresses[{k}]")
+    return dialled, lan
+
+
+def _vxlan_clashes(gateway: Gateway) -> dict[str, Conflict]:
+    """Nodes whose derived VXLAN address (upstream's rule: the last three octets) is another node's of the region."""
+    holders: dict[IPv4Address, str] = {}
+    found: dict[str, Conflict] = {}
+    for i, info in sorted(enumerate(gateway.status.nodes), key=lambda item: item[1].node):
+        if isinstance(info.private_ip, IPv4Address):
+            address = identity.vxlan_address(info.private_ip)
+            holder = holders.setdefault(address, info.node)
+            if holder != info.node:
+                found[info.node] = Conflict(
+                    ConflictKind.COLLISION,
+                    str(address),
+                    f"Gateway {gateway.name}",
+                    f"status.nodes[{i}].privateIP",
+                    f"node {holder} of Gateway {gateway.name}",
+                    "give one of the nodes an InternalIP that differs in the last three octets",
+                )
+    return found
+
+
+def _overlap(settled: Settled) -> Conflict:
+    loser, winner = settled.claim.announced, settled.winner.announced
+    held = "" if loser.prefix == winner.prefix else f" ({winner.prefix})"
+    return Conflict(
+        ConflictKind.OVERLAP,
+        str(loser.prefix),
+        loser.owner,
+        loser.field,
+        f"{winner.owner}, {winner.field}{held}",
+        "give the pods of one region another prefix",
+    )

@@ -11,7 +11,7 @@ from enum import StrEnum
 from ipaddress import IPv6Address
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.mesh.conflicts import Conflict
+from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.hoststate import HostDelta, HostState, Prefix
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 

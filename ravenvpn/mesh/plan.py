@@ -45,7 +45,7 @@ class Planner:
         self._settings = settings or Settings()
         self._world = World()
         self._liveness = UNKNOWN
-        self._conflicts = ConflictIndex()
+        self._conflicts = ConflictIndex(World().mesh)
         self._regions: dict[str, Region] = {}
         self._regions_of: dict[str, set[str]] = {}  # node → Gateways that name it anywhere
         self._hub_ranks: list[tuple[int, str]] = []
@@ -97,7 +97,7 @@ class Planner:
         """Take the new world in; returns the regions that are not what they were."""
         changes = world.changes(self._world)
         if world.mesh != self._world.mesh:
-            self._conflicts = ConflictIndex()
+            self._conflicts = ConflictIndex(world.mesh)
             changes = world.changes(World())
         affected = set(changes.gateways)
         for name in changes.gateways:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.mesh.claims import Announced, claims
-from ravenvpn.mesh.conflicts import Refused
+from ravenvpn.mesh.conflict import Refused
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, Endpoint, EndpointType, Gateway, Peer
