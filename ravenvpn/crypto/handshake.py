@@ -43,7 +43,6 @@ class TransportKeys(NamedTuple):
         return "<TransportKeys hidden>"
 
 
-# --- Our keys inside the library -------------------------------------------------------------------------------
 # A backend is where noiseprotocol takes its functions from. Ours replaces three of them: X25519 works on our key
 # types, which inject the ephemeral key, remember static-static secrets and refuse all-zero results; BLAKE2s and its
 # HMAC come from the standard library, where they cost a ninth and a half of what the default's objects do.
@@ -159,9 +158,6 @@ def _finish(state: Any, psk: PresharedKey | None, message: Callable[[], object])
     return TransportKeys(send=protocol.cipher_state_encrypt.k, receive=protocol.cipher_state_decrypt.k)
 
 
-# --- The initiator ---------------------------------------------------------------------------------------------
-
-
 @final
 class PendingInitiation:
     """An initiation on its way, waiting for its response. Holds the ephemeral key until it is finished or wiped."""
@@ -214,9 +210,6 @@ def initiate(
     except MalformedMessage:
         raise ConfigError(f"public key {theirs} is a point of low order, no secret can be shared with it") from None
     return bytes(body), PendingInitiation(state, suite)
-
-
-# --- The responder ---------------------------------------------------------------------------------------------
 
 
 @final
