@@ -22,6 +22,7 @@ from ravenvpn.dataplane.offload import (
     TCP,
     UDP,
     VIRTIO_NET_HEADER,
+    payload_sum,
     pseudo_header_sum,
     word_sum,
 )
@@ -39,6 +40,10 @@ _TCP4: Final = struct.Struct("!IIIQIIIHH2xH")
 _TCP6: Final = struct.Struct("!IHH16s16sIIIHH2xH")
 _UDP4: Final = struct.Struct("!IIIQIHH")
 _UDP6: Final = struct.Struct("!IHH16s16sIHH")
+# What the next packet of a bulk flow is compared by, all at once: everything up to the window but IPv4's ID and
+# checksum and the sequence number.
+_NEXT4: Final = struct.Struct("!4sH4sH12sI8s")
+_NEXT6: Final = struct.Struct("!8s36sI8s")
 _HALFWORD: Final = struct.Struct("!H")
 
 PLAIN_HEADER: Final = VIRTIO_NET_HEADER.pack(0, GSO_NONE, 0, 0, 0, 0)
@@ -54,10 +59,13 @@ class Item:
     the TCP or UDP header; 0 for what nothing can join.
     """
 
-    __slots__ = ("alike", "checked", "full", "header", "identification", "ip_sum", "kept", "last", "next_sequence",
-                 "open", "pseudo", "psh", "starts", "total", "transport")  # fmt: skip
+    __slots__ = (
+        "alike", "checked", "full", "header", "identification", "ip_sum", "kept", "last", "next_sequence", "open",
+        "owner", "pseudo", "psh", "same", "starts", "tail", "total", "transport",
+    )  # fmt: skip
 
-    def __init__(self, start: int, length: int) -> None:
+    def __init__(self, start: int, length: int, owner: object) -> None:
+        self.owner = owner  # who sent the first packet
         self.starts = [start]
         self.full = self.last = self.total = length
         self.header = self.transport = 0
@@ -67,9 +75,12 @@ class Item:
         self.alike: Alike = ()
         self.next_sequence = 0
         self.identification = -1  # expected IPv4 ID; -1 where any will do (DF: RFC 6864 gives it no meaning)
-        self.ip_sum = 0  # of the IPv4 header's words that differ within a flow: length, ID, checksum
+        self.ip_sum = 0  # IPv4 ID and checksum; in packets that are alike otherwise it is the same
         self.pseudo = 0
         self.kept = b""  # the first header as it came
+        # For `extend`: what _NEXT4 or _NEXT6 must find again, and the TCP header from its urgent pointer on.
+        self.same: tuple[bytes, ...] = ()
+        self.tail = b""
 
 
 class Coalescer:
@@ -84,12 +95,57 @@ class Coalescer:
         self.tcp, self.udp = tcp, udp
         self.items: list[Item] = []
         self._flows: dict[Alike, Item] = {}
+        self._latest: Item | None = None  # where the last TCP packet went
 
     def clear(self) -> None:
         self.items = []
         self._flows = {}
+        self._latest = None
 
-    def add(self, start: int, length: int) -> None:
+    def extend(self, start: int, end: int, owner: object) -> bool:
+        """The short way for bulk TCP: take the packet at `start` if it is just what the last one lets expect.
+
+        It is then of the same flow, size and owner as packets that passed every test before, and valid itself;
+        behind it, up to `end`, there may be padding. False changes nothing: `add` decides.
+        """
+        item = self._latest
+        if item is None or not item.open or item.owner is not owner or start + item.full > end:
+            return False
+        buffer, transport = self.buffer, item.transport
+        if transport == 20:
+            first, identification, middle, checksum, flow, sequence, rest = _NEXT4.unpack_from(buffer, start)
+            if (
+                (first, middle, flow, rest) != item.same
+                # In a header that is otherwise the same, only the sum of these two can be right.
+                or (identification + checksum) % 65535 != item.ip_sum
+                or (identification != item.identification and item.identification >= 0)
+            ):
+                return False
+        else:
+            first, flow, sequence, rest = _NEXT6.unpack_from(buffer, start)
+            identification = 0
+            if (first, flow, rest) != item.same:
+                return False
+        header, full = item.header, item.full
+        stop = start + full
+        if (
+            sequence != item.next_sequence
+            or buffer[start + transport + 18 : start + header] != item.tail
+            or item.total + full - header > MAX_PACKET
+            or len(item.starts) == MAX_SEGMENTS
+            or not (item.checked or self._check_first(item))
+            or (payload_sum(self.view, start + transport, stop) % 65535 * 256 + item.pseudo + full - transport)
+            % 65535
+        ):
+            return False
+        item.starts.append(start)
+        item.total += full - header
+        item.next_sequence = sequence + full - header & 0xFFFFFFFF
+        if item.identification >= 0:
+            item.identification = identification + 1 & 0xFFFF
+        return True
+
+    def add(self, start: int, length: int, owner: object) -> None:
         """Take the IP packet buffer[start:start+length], whose length field says `length`."""
         buffer = self.buffer
         first = buffer[start]
@@ -101,20 +157,20 @@ class Coalescer:
                 )
                 if not idf & MORE_FRAGMENTS_AND_OFFSET:
                     self._add_tcp(
-                        start, length, 20, (addresses, ports), sequence, flags,
+                        start, length, owner, 20, (addresses, ports), sequence, flags,
                         (kind >> 16, idf & 0xFFFF, ttl >> 16, ack, flags & ~PSH, window, urgent),
                         -1 if idf & DONT_FRAGMENT else idf >> 16,
-                        (kind & 0xFFFF) + (idf >> 16) + (ttl & 0xFFFF),
+                        (idf >> 16) + (ttl & 0xFFFF),
                     )  # fmt: skip
                     return
             elif protocol == UDP and self.udp and length >= 28:
                 kind, idf, ttl, addresses, ports, size, checksum = _UDP4.unpack_from(buffer, start)
                 if not idf & MORE_FRAGMENTS_AND_OFFSET:
                     self._add_udp(
-                        start, length, 20, (addresses, ports, UDP), size, checksum,
+                        start, length, owner, 20, (addresses, ports, UDP), size, checksum,
                         (kind >> 16, idf & 0xFFFF, ttl >> 16),
                         -1 if idf & DONT_FRAGMENT else idf >> 16,
-                        (kind & 0xFFFF) + (idf >> 16) + (ttl & 0xFFFF),
+                        (idf >> 16) + (ttl & 0xFFFF),
                     )  # fmt: skip
                     return
         elif first >> 4 == 6:
@@ -124,18 +180,19 @@ class Coalescer:
                     buffer, start
                 )
                 self._add_tcp(
-                    start, length, 40, (here, there, ports), sequence, flags,
+                    start, length, owner, 40, (here, there, ports), sequence, flags,
                     (kind, hops, ack, flags & ~PSH, window, urgent), -1, 0,
                 )  # fmt: skip
                 return
             if protocol == UDP and self.udp and length >= 48:
                 kind, _, hops, here, there, ports, size, checksum = _UDP6.unpack_from(buffer, start)
                 self._add_udp(
-                    start, length, 40, (here, there, ports, UDP), size, checksum, (kind, hops), -1, 0
+                    start, length, owner, 40, (here, there, ports, UDP), size, checksum, (kind, hops), -1, 0
                 )  # fmt: skip
                 return
         self._flows.clear()
-        self.items.append(Item(start, length))
+        self._latest = None
+        self.items.append(Item(start, length, owner))
 
     def frame(self, item: Item) -> list[bytes | memoryview]:
         """The parts of one write. A superpacket's first header is rewritten in the buffer; `plain` undoes it."""
@@ -167,7 +224,7 @@ class Coalescer:
         return item.header - item.transport == 8
 
     def _add_tcp(  # noqa: PLR0917  (once per packet: keywords cost)
-        self, start: int, length: int, transport: int, key: Alike, sequence: int, flags: int,
+        self, start: int, length: int, owner: object, transport: int, key: Alike, sequence: int, flags: int,
         alike: Alike, identification: int, ip_sum: int,
     ) -> None:  # fmt: skip
         header = transport + (flags >> 12) * 4
@@ -176,7 +233,8 @@ class Coalescer:
         if payload <= 0 or header < transport + 20 or flags & TCP_FLAGS & ~PSH != ACK:
             # Nothing may join it, or what comes after it would be before it.
             self._flows.pop(key, None)
-            self.items.append(Item(start, length))
+            self._latest = None
+            self.items.append(Item(start, length, owner))
             return
         item = self._flows.get(key)
         if (
@@ -190,10 +248,20 @@ class Coalescer:
             if psh:
                 item.psh = True
                 item.open = False
+            self._latest = item
             return
-        item = Item(start, length)
+        item = Item(start, length, owner)
         item.header, item.transport = header, transport
         item.alike, item.open = alike, not psh
+        self._latest = item
+        if not psh:
+            if transport == 20:
+                first, _, middle, _, flow, _, rest = _NEXT4.unpack_from(self.buffer, start)
+                item.same = (first, middle, flow, rest)
+            else:
+                first, flow, _, rest = _NEXT6.unpack_from(self.buffer, start)
+                item.same = (first, flow, rest)
+            item.tail = bytes(self.view[start + transport + 18 : start + header])
         item.next_sequence = sequence + payload & 0xFFFFFFFF
         item.identification = -1 if identification < 0 else identification + 1 & 0xFFFF
         item.ip_sum = ip_sum % 65535
@@ -201,13 +269,13 @@ class Coalescer:
         self.items.append(item)
 
     def _add_udp(  # noqa: PLR0917
-        self, start: int, length: int, transport: int, key: Alike, size: int, checksum: int,
+        self, start: int, length: int, owner: object, transport: int, key: Alike, size: int, checksum: int,
         alike: Alike, identification: int, ip_sum: int,
     ) -> None:  # fmt: skip
         if size != length - transport or size <= 8 or not checksum:
             # Without a checksum (IPv4 may) the kernel would be told to make one: not the same packet.
             self._flows.pop(key, None)
-            self.items.append(Item(start, length))
+            self.items.append(Item(start, length, owner))
             return
         item = self._flows.get(key)
         if (
@@ -217,7 +285,7 @@ class Coalescer:
             and self._joins(item, start, length, identification, ip_sum)
         ):
             return
-        item = Item(start, length)
+        item = Item(start, length, owner)
         item.header, item.transport = transport + 8, transport
         item.alike, item.open = alike, True
         item.identification = -1 if identification < 0 else identification + 1 & 0xFFFF
@@ -245,12 +313,9 @@ class Coalescer:
             return False  # other TCP options
         if not item.checked and not self._check_first(item):
             return False
-        # All other words of the IPv4 header equal those of one whose sum is right. The length differs in the last.
-        if (transport == 20 and ip_sum % 65535 != item.ip_sum) or (
-            int.from_bytes(view[start + transport : start + length], "little") * 256
-            + item.pseudo
-            + length
-            - transport
+        # The IPv4 header differs from one whose sum is right in ID, checksum and, if this is the last, length.
+        if (transport == 20 and (ip_sum + length - full) % 65535 != item.ip_sum) or (
+            payload_sum(view, start + transport, start + length) % 65535 * 256 + item.pseudo + length - transport
         ) % 65535:
             return False
         item.starts.append(start)

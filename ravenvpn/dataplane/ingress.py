@@ -29,6 +29,7 @@ TUN_REFUSALS: Final = 3  # superpackets refused in a row before joining is given
 _ANCILLARY_BYTES: Final = (
     socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) * 3  # pktinfo of either family, ToS, GRO size, overflow
 )
+MSG_TRUNC: Final = int(socket.MSG_TRUNC)  # an enum's & is slow
 _INT: Final = struct.Struct("=i")
 _COUNT: Final = struct.Struct("=I")
 _HALFWORD: Final = struct.Struct("!H")
@@ -97,7 +98,7 @@ class Ingress:
                     codepoint = _INT.unpack(data)[0] & 3
                 elif kind in (IP_PKTINFO, socket.IPV6_PKTINFO):
                     pktinfo = data
-            if flags & socket.MSG_TRUNC or size == 0 or segment <= 0:
+            if flags & MSG_TRUNC or size == 0 or segment <= 0:
                 self._tally.udp_rx_datagrams += 1
                 self._tally.drops[Drop.MALFORMED] += 1
                 continue
@@ -112,12 +113,12 @@ class Ingress:
         """Messages of one receive, all from one address: `segment` bytes each, the last maybe less."""
         view, arena_view, tally = self._datagram_view, self._arena_view, self._tally
         drops, by_index, unpack = tally.drops, self._sessions.by_index, HEADER.unpack_from
-        datagram = self._datagram
+        datagram, extend = self._datagram, self.coalescer.extend
         session: Session | None = None
         index = -1
-        used = self._used
+        proven: Session | None = None  # the session of the last authentic message, and what it has sent in this run
+        messages = octets = payload = 0
         for at in range(0, size, segment):
-            tally.udp_rx_datagrams += 1
             stop = at + segment
             if stop > size:  # noqa: PLR1730  (a call of min costs)
                 stop = size
@@ -142,31 +143,53 @@ class Ingress:
             if counter <= window.greatest and not window.fresh(counter):
                 drops[Drop.REPLAYED] += 1
                 continue
-            end = used + length
+            start = self._used
+            end = start + length
             try:
                 session.decrypt_into(
-                    session.nonce(counter), view[at + HEADER_BYTES : stop], None, arena_view[used:end]
+                    session.nonce(counter), view[at + HEADER_BYTES : stop], None, arena_view[start:end]
                 )
             except InvalidTag:
                 drops[Drop.BAD_TAG] += 1
                 continue
             window.mark(counter)
-            peer = session.peer
-            peer.rx_bytes += stop - at
-            peer.rx_packets += 1
-            if address != peer.address or pktinfo != peer.pktinfo:
-                self._came_from(peer, address, family, pktinfo)
-            if session is peer.next:
-                self._sessions.promote(session)
-                self.on_promoted(peer, now)
-            if peer.received(now, data=length > 0):
-                self._events.moved(peer)
-            if now >= session.renews_late and not session.renewal_asked:
-                session.renewal_asked = True
-                if peer.ask(now):
-                    self._events.post(WantsHandshake(peer.id))
-            if length and self._deliver(peer, used, length, codepoint):
-                used = self._used = end
+            if session is not proven:
+                if proven is not None:
+                    self._account(proven.peer, messages, octets, payload, now)
+                    messages = octets = payload = 0
+                proven = session
+                self._authentic(session, address, family, pktinfo, now)
+            messages += 1
+            octets += stop - at
+            if length:
+                payload += length
+                if not codepoint and extend(start, end, session.peer):
+                    self._used = end
+                else:
+                    self._deliver(session.peer, start, length, codepoint)
+        tally.udp_rx_datagrams += -(-size // segment)
+        if proven is not None:
+            self._account(proven.peer, messages, octets, payload, now)
+
+    def _authentic(self, session: Session, address: SockAddr, family: int, pktinfo: bytes, now: float) -> None:
+        """The first message of a run that is shown to be the peer's, under this session."""
+        peer = session.peer
+        if address != peer.address or pktinfo != peer.pktinfo:
+            self._came_from(peer, address, family, pktinfo)
+        if session is peer.next:
+            self._sessions.promote(session)
+            self.on_promoted(peer, now)
+        if now >= session.renews_late and not session.renewal_asked:
+            session.renewal_asked = True
+            if peer.ask(now):
+                self._events.post(WantsHandshake(peer.id))
+
+    def _account(self, peer: Peer, messages: int, octets: int, payload: int, now: float) -> None:
+        """What arrived under one session in one run; `payload` is zero if all of it were keepalives."""
+        peer.rx_packets += messages
+        peer.rx_bytes += octets
+        if peer.received(now, data=payload > 0):
+            self._events.moved(peer)
 
     def _not_transport(self, data: bytes, address: SockAddr, family: int, pktinfo: bytes) -> None:
         if data[0] == TRANSPORT:  # too short
@@ -187,8 +210,8 @@ class Ingress:
             peer.reported_elsewhere = address
             self._events.post(SourceMoved(peer.id, endpoint_of(address), source))
 
-    def _deliver(self, peer: Peer, start: int, length: int, codepoint: int) -> bool:
-        """Judge an opened message and hand its packet on; True if it stays in the arena until the flush."""
+    def _deliver(self, peer: Peer, start: int, length: int, codepoint: int) -> None:
+        """Judge an opened message and hand its packet on. If it has to stay in the arena, `_used` moves behind it."""
         arena, drops = self._arena, self._tally.drops
         # Whatever the inner header says is only believed within the `length` bytes that were authenticated.
         version = arena[start] >> 4
@@ -205,17 +228,17 @@ class Ingress:
             fits = False
         if not fits:
             drops[Drop.MALFORMED_INNER] += 1
-            return False
+            return
         try:
             accepted = self._cache[peer, source]
         except KeyError:
             accepted = self._look_up(peer, source)
         if not accepted:
             drops[Drop.SOURCE_NOT_ACCEPTED] += 1
-            return False
+            return
         if codepoint and not ecn.decapsulate(arena, start, codepoint):
             drops[Drop.CONGESTION_UNMARKABLE] += 1
-            return False
+            return
         if (
             version == 6
             and arena[start + 24 : start + 40] == self.own_address
@@ -225,13 +248,12 @@ class Ingress:
         ):
             packet = bytes(arena[start : start + total])
             self._events.post_bounded(Inner(peer.id, packet, codepoint == ecn.CE))
-            return False
+            return
         if self._tun is None:
             drops[Drop.NO_TUN] += 1
-            return False
-        self._tally.tun_tx_packets += 1
-        self.coalescer.add(start, total)
-        return True
+            return
+        self._used = start + length
+        self.coalescer.add(start, total, peer)
 
     def _look_up(self, peer: Peer, source: bytes) -> bool:
         table = self._acceptance.v4 if len(source) == 4 else self._acceptance.v6
@@ -280,8 +302,8 @@ class Ingress:
         except OSError as error:
             if not (refusable and error.errno == errno.EINVAL):
                 self._tally.drops[Drop.TUN_WRITE_FAILED] += count
-                self._tally.tun_tx_packets -= count
             return error.errno or errno.EIO
+        self._tally.tun_tx_packets += count
         return 0
 
     def _count_overflow(self, family: int, total: int) -> None:

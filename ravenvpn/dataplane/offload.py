@@ -44,6 +44,24 @@ _WORD: Final = struct.Struct("!I")
 Packets = Iterator[tuple[int, int]] | tuple[tuple[int, int], ...]
 
 
+def payload_sum(view: memoryview, start: int, end: int) -> int:
+    """Sum of the little-endian 16-bit words of view[start:end], congruent modulo 65535 but neither reduced nor small.
+
+    In four parts, added: the remainder, the dearest step, then has a fourth of the digits to divide.
+    """
+    quarter = (end - start) // 4 & ~1
+    one = start + quarter
+    two = one + quarter
+    three = two + quarter
+    read = int.from_bytes
+    return (
+        read(view[start:one], "little")
+        + read(view[one:two], "little")
+        + read(view[two:three], "little")
+        + read(view[three:end], "little")
+    )
+
+
 def word_sum(view: memoryview, start: int, end: int) -> int:
     """Sum of the big-endian 16-bit words of view[start:end] modulo 65535; an odd last byte counts as high byte."""
     return int.from_bytes(view[start:end], "little") * 256 % 65535
@@ -145,7 +163,6 @@ def _segments(  # noqa: PLR0917
     template = bytes(view[ip : ip + header])
     addresses = pseudo_header_sum(view, ip, protocol, 0)
     pack_word, pack_half = _WORD.pack_into, _HALFWORD.pack_into
-    from_bytes = int.from_bytes
     if is_v4:
         (identification,) = _HALFWORD.unpack_from(frame, ip + 4)
         # The header's sum without what differs from packet to packet: length, identification and itself.
@@ -179,7 +196,7 @@ def _segments(  # noqa: PLR0917
         else:
             pack_half(frame, start + 4, length - 40)
         # The payload's sum is nearly all that splitting costs.
-        total = from_bytes(view[payload:stop], "little") % 65535 * 256 + fixed
+        total = payload_sum(view, payload, stop) % 65535 * 256 + fixed
         if protocol == TCP:
             now = last_flags if stop == end else other_flags
             if payload == first:

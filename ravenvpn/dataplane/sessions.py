@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from ravenvpn.crypto.aead import cipher
+from ravenvpn.crypto.aead import Suite, cipher
 from ravenvpn.dataplane.contract import Keypair, KeypairRetired, KeyPromoted, Role, Timing
 from ravenvpn.dataplane.replay import ReplayWindow
 from ravenvpn.dataplane.reports import EventQueue
@@ -24,6 +24,10 @@ HEADER: Final = struct.Struct("<IIQ")  # type 4 with its reserved bytes, receive
 HEADER_BYTES: Final = HEADER.size
 OVERHEAD: Final = HEADER_BYTES + 16  # with the tag: a keepalive's length
 TRANSPORT: Final = 4
+
+# Suite.nonce, as one C call: it is made once per packet.
+_NONCE: Final = {Suite.CHACHA20POLY1305: struct.Struct("<4xQ").pack, Suite.AES256GCM: struct.Struct(">4xQ").pack}
+assert all(nonce(1 << 40) == suite.nonce(1 << 40) for suite, nonce in _NONCE.items())
 
 
 class Session:
@@ -40,7 +44,7 @@ class Session:
         suite = keypair.suite
         self.encrypt_into = cipher(suite, keypair.send_key).encrypt_into
         self.decrypt_into = cipher(suite, keypair.receive_key).decrypt_into
-        self.nonce = suite.nonce
+        self.nonce = _NONCE[suite]
         self.rekey_after = suite.rekey_after_messages
         self.reject_after = suite.reject_after_messages
         self.counter = 0

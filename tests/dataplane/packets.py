@@ -41,7 +41,7 @@ def ip(
     options: bytes = b"",
     label: int = 0,
 ) -> bytes:
-    """An IPv4 or IPv6 packet, by its addresses. `tos` is the DS field with ECN, `fragment` IPv4's flags and offset."""
+    """An IPv4 or IPv6 packet, by its addresses. `tos` is the DS field, `fragment` IPv4's flags and offset."""
     here, there = ip_address(source).packed, ip_address(destination).packed
     if len(here) == 16:
         return struct.pack("!IHBB", 6 << 28 | tos << 20 | label, len(payload), protocol, ttl) + here + there + payload
@@ -110,7 +110,7 @@ class VirtioHeader:
 
 
 def superpacket(packet: bytes, gso_size: int, **changes: int) -> bytes:
-    """The TUN frame the kernel would hand over for this TCP or UDP packet: its checksum is the pseudo-header's sum."""
+    """The TUN frame the kernel would hand over for this packet: its checksum is the pseudo-header's sum."""
     is_v4 = packet[0] >> 4 == 4
     transport = (packet[0] & 15) * 4 if is_v4 else 40
     protocol = packet[9] if is_v4 else packet[6]

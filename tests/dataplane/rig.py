@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
 from dataplane.packets import PLAIN
+
 from ravenvpn import dataplane
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.dataplane.contract import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dataplane.packets import tcp, udp
+from dataplane.packets import udp
 from dataplane.rig import two
 
 A, B = "10.1.0.1", "10.2.0.1"
