@@ -75,6 +75,7 @@ class Agent:
         self._facts: LocalFacts | None = None  # None: to be read before planning
         self._work = asyncio.Event()
         self._resolved = False
+        self._reopen = False
         self._tunnel_problem = ""
         self._rates = Rates()
         self._started = time.time()
@@ -93,12 +94,12 @@ class Agent:
                 tasks.create_task(self._beat())
         finally:
             self._last_seen.save()
-            self._sessions.close()
+            await self._sessions.close()
             await self._upkeep.stop()
 
     async def cleanup(self) -> None:
         """Remove everything of ours from the host. The agent is of no use afterwards."""
-        self._sessions.close()
+        await self._sessions.close()
         await self._upkeep.cleanup()
 
     def reload(self) -> None:
@@ -131,7 +132,7 @@ class Agent:
     def _device_gone(self, name: str) -> None:
         """Without its TUN a tunnel is of no use: open another."""
         if name == TUNNEL_DEVICE:
-            self._sessions.close()
+            self._reopen = True
             self._work.set()
 
     def _report(self, report: SessionUp | SessionLost) -> None:
@@ -163,8 +164,11 @@ class Agent:
         if self._facts is None:
             self._facts = await self._look_around(world)
         delta = self._planner.update(world, facts=self._facts)
+        if self._reopen:
+            self._reopen = False
+            await self._sessions.close()
         try:
-            self._sessions.prepare(self._planner.plan, delta.tunnel)
+            await self._sessions.prepare(self._planner.plan, delta.tunnel)
         except HostError as error:
             if str(error) != self._tunnel_problem:
                 log.error("no tunnel: %s", error)

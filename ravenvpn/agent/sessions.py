@@ -14,11 +14,15 @@ from ravenvpn.agent.translate import peer_settings
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.dataplane.contract import Endpoint
+from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
 from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, PeerPlan, Role, TunnelDelta, TunnelPlan
 from ravenvpn.tunnel.driver import Listeners, Tunnel
+from ravenvpn.tunnel.linux import uapi_socket
 from ravenvpn.tunnel.linux.tun import Tun
+from ravenvpn.tunnel.linux.uapi_socket import UapiServer
 from ravenvpn.tunnel.peer import PeerStatus
+from ravenvpn.tunnel.wg_view import state_of
 
 log = logging.getLogger(__name__)
 
@@ -48,21 +52,22 @@ class Sessions:
         self._plans: dict[str, PeerPlan] = {}
         self._settings: TunnelPlan | None = None
         self.tunnel: Tunnel | None = None
+        self._wg: UapiServer | None = None
         self.refused: dict[str, str] = {}  # peers the tunnel would not take, and why
 
-    def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> None:
+    async def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> None:
         """Open what is new. HostError where the device or the port cannot be had; call again to try again."""
         if delta.settings is not None and self.tunnel is not None:
             whole = plan()
             # A port is bound once only, so where another kind of tunnel is needed the old one goes first.
             if whole.role is Role.NONE or self._settings is None or whole.tunnel.device != self._settings.device:
-                self.close()
+                await self.close()
             else:
                 self._settle(delta.settings)
         if self.tunnel is None:
             whole = plan()
             if whole.role is not Role.NONE:
-                self._open(whole)
+                await self._open(whole)
             return
         for peer in delta.peers_set:
             self._set_peer(peer)
@@ -91,8 +96,11 @@ class Sessions:
         for peer in self._plans.values():
             self._set_peer(peer)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the tunnel, which deletes its device. The host's other state stays."""
+        if self._wg is not None:
+            await self._wg.stop()
+            self._wg = None
         if self.tunnel is not None:
             self.tunnel.stop()
             self.tunnel = None
@@ -109,7 +117,7 @@ class Sessions:
 
     # Inside.
 
-    def _open(self, plan: NodePlan) -> None:
+    async def _open(self, plan: NodePlan) -> None:
         settings = plan.tunnel
         tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
         if tun is not None:
@@ -132,7 +140,19 @@ class Sessions:
             self.tunnel, self._settings = None, None
             raise
         self._watch_names()
+        if settings.device:
+            await self._show_to_wg(tunnel)
         log.info("tunnel up on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
+
+    async def _show_to_wg(self, tunnel: Tunnel) -> None:
+        """Let wg(8) read the device; what it would write is answered with EPERM. Nice to have, never fatal."""
+        try:
+            wg = UapiServer(uapi_socket.listen(TUNNEL_DEVICE), lambda: state_of(tunnel))
+        except HostError as error:
+            log.warning("wg show will not work: %s", error)
+            return
+        await wg.start()
+        self._wg = wg
 
     def _settle(self, settings: TunnelPlan) -> None:
         assert self.tunnel is not None

@@ -20,10 +20,11 @@ def demo(keep: bool, remove: bool) -> None:
     """
     from ravenvpn.lab import Lab, sweep
     from ravenvpn.lab.demo import REGIONS, Demo
+    from ravenvpn.lab.ownership import records
 
     if remove:
-        sweep(kept=True)
-        click.echo("the demo's namespaces are gone")
+        gone = sweep(also=[record.prefix for record in records() if record.kept])
+        click.echo(f"removed {', '.join(gone)}" if gone else "no demo was kept")
         return
     # A SIGTERM ends the demo as Ctrl-C does: through the `with` block that removes everything.
     signal.signal(signal.SIGTERM, _interrupt)

@@ -39,7 +39,7 @@ def _screen(report: StatusReport) -> None:
             "world",
             f"{report.source}, read {_ago(report.world_at, now)}, applied {_ago(report.applied_at, now)}",
         ),
-        ("data plane", f"{plane.body}" + (f" ({plane.why_pure})" if plane.why_pure else "")),
+        ("data plane", plane.body + (f"; the native one is not there: {plane.why_pure}" if plane.why_pure else "")),
         ("offloads", " ".join(plane.offloads) or "none"),
         ("agent", f"{report.version}, up {age(now - report.started)}"),
     ]

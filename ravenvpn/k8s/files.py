@@ -61,6 +61,9 @@ class FileSource:
         self._last: Snapshot | None = None
         self._wake = asyncio.Event()
 
+    def __str__(self) -> str:
+        return f"file:{self.directory}"
+
     def load(self) -> Snapshot:
         """Look at the directory now. Blocking; reads only files that changed since the last look."""
         try:

@@ -5,6 +5,7 @@ Each step is told as it happens and timed; the first that is not true ends the d
 
 from __future__ import annotations
 
+import functools
 import json
 import secrets
 import shlex
@@ -16,7 +17,9 @@ from contextlib import contextmanager
 
 from ravenvpn.errors import RavenError
 from ravenvpn.lab.build import Lab
-from ravenvpn.lab.host import Node, Pod
+from ravenvpn.lab.echo import PORT
+from ravenvpn.lab.host import Host, Node, Pod
+from ravenvpn.lab.manifests import LISTEN_PORT
 from ravenvpn.lab.topology import Nat, Region
 
 REGIONS = (
@@ -25,7 +28,8 @@ REGIONS = (
     Region("ship", pods=2, nat=Nat.SYMMETRIC),
 )
 WORLD = "/etc/ravenvpn/world"
-READY = 20.0  # seconds the agents may take until every region is reached
+LOG = "/var/lib/ravenvpn/agent.log"
+READY = 20.0  # seconds that anything we wait for may take
 IPERF_SECONDS = 3
 
 
@@ -57,24 +61,29 @@ class Demo:
             for node in self._nodes:
                 self._lab.write_manifests(node.path(WORLD), keys)
         with self._step(f"{len(self._nodes)} agents started"):
-            for node in self._nodes:
-                log = node.path("/var/lib/ravenvpn/agent.log").open("wb")
+            # Those that can be called first: a call to one that does not listen yet is repeated after 5 s only.
+            for node in sorted(self._nodes, key=lambda node: node.region.nat is not Nat.NONE):
+                log = node.path(LOG).open("wb")
                 node.popen([*RAVEN_VPN, "agent", "--node", node.name], stdout=log, stderr=subprocess.STDOUT)
                 log.close()
+                if node.region.nat is Nat.NONE:
+                    listens = ["ss", "-Hlun", "sport", "=", str(LISTEN_PORT)]
+                    self._until(functools.partial(_answers, node, listens), f"{node.name} listens")
 
     def _wait_until_reachable(self) -> None:
         with self._step("agents ready, handshakes done, every region reachable from every gateway"):
-            deadline = time.monotonic() + READY
-            waiting = list(self._nodes)
-            complaint = ""
-            while waiting:
-                complaint = self._complaint(waiting[0])
-                if not complaint:
-                    waiting.pop(0)
-                elif time.monotonic() > deadline:
-                    raise DemoError(f"{waiting[0].name} after {READY:g} s: {complaint}\n{_log_of(waiting[0])}")
-                else:
-                    time.sleep(0.1)
+            for node in self._nodes:
+                complaint = ""
+
+                def well(node: Node = node) -> bool:
+                    nonlocal complaint
+                    complaint = self._complaint(node)
+                    return not complaint
+
+                try:
+                    self._until(well, f"{node.name} is well")
+                except DemoError as error:
+                    raise DemoError(f"{error}: {complaint}\n{_log_of(node)}") from None
 
     def _complaint(self, node: Node) -> str:
         """Why the node is not well, in its own words; empty when it is."""
@@ -88,16 +97,22 @@ class Demo:
             return f"{report['sessions_up']} of {report['sessions_wanted']} sessions are up"
         return ""
 
+    @staticmethod
+    def _until(condition: Callable[[], bool], what: str) -> None:
+        """Wait until it holds; DemoError after READY seconds."""
+        deadline = time.monotonic() + READY
+        while not condition():
+            if time.monotonic() > deadline:
+                raise DemoError(f"{READY:g} s have passed and it is not so that {what}")
+            time.sleep(0.05)
+
     def _serve(self) -> None:
         with self._step(f"an HTTP server in each of {len(self._lab.pods)} pods"):
             for pod in self._lab.pods:
                 pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            deadline = time.monotonic() + READY
             for pod in self._lab.pods:
-                while ":8080" not in pod.run(["ss", "-Hltn", "sport", "=", "8080"]).stdout:
-                    if time.monotonic() > deadline:
-                        raise DemoError(f"the server in {pod.name} did not start")
-                    time.sleep(0.05)
+                listens = ["ss", "-Hltn", "sport", "=", str(PORT)]
+                self._until(functools.partial(_answers, pod, listens), f"{pod.name} serves")
 
     def _requests(self) -> None:
         pairs = 0
@@ -148,7 +163,7 @@ class Demo:
             daemon = server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             command = ["iperf3", "-c", str(server.v4), "-t", str(IPERF_SECONDS), "-J", "--connect-timeout", "3000"]
             report = json.loads(self._until_it_listens(client, command).stdout)
-            daemon.wait(timeout=10)
+            daemon.terminate()
             note(f"{report['end']['sum_received']['bits_per_second'] / 1e6:.0f} Mbit/s")
 
     @staticmethod
@@ -225,6 +240,10 @@ RAVEN_VPN = (sys.executable, "-m", "ravenvpn")
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 
 
+def _answers(host: Host, argv: Sequence[str]) -> bool:
+    return bool(host.run(argv).stdout)
+
+
 def _log_of(node: Node, lines: int = 15) -> str:
-    path = node.path("/var/lib/ravenvpn/agent.log")
+    path = node.path(LOG)
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""

@@ -1,0 +1,63 @@
+"""`raven-vpn plan`: what the agent wants here, or would want with other manifests, each line with its reason."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import click
+
+from ravenvpn.agent.report import PlanLine
+from ravenvpn.cli.client import ask, socket_option
+from ravenvpn.cli.output import emit, output_option
+from ravenvpn.errors import ConfigError
+
+
+@click.command()
+@click.option(
+    "-f",
+    "--from",
+    "directory",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Plan from the manifests in this directory, without asking an agent and without root.",
+)
+@click.option("--node", default=None, envvar="NODE_NAME", help="With -f: for this node.  [default: this host's name]")
+@click.option("--mesh", default="ravenvpn", show_default=True, help="With -f: name of the mesh.")
+@click.option("--diff", is_flag=True, help="Only what would have to change on this host, as it is right now.")
+@output_option
+@socket_option
+def plan(*, directory: Path | None, node: str | None, mesh: str, diff: bool, output: str, socket_path: Path) -> None:
+    """Show what the agent wants on this host: sessions, device, addresses, rules, routes, sysctls, packet filter."""
+    if directory is None:
+        lines = ask(socket_path, "/v1/plan?diff=1" if diff else "/v1/plan", list[PlanLine], timeout=30.0)
+    else:
+        lines = _from_manifests(directory, node or socket.gethostname(), mesh, diff)
+    if diff and not lines and output == "table":
+        click.echo("nothing to change")
+    emit(lines, output, lambda: _print(lines))
+
+
+def _from_manifests(directory: Path, node: str, mesh: str, diff: bool) -> list[PlanLine]:
+    from ravenvpn.agent.reporting import plan_lines
+    from ravenvpn.k8s.files import FileSource
+    from ravenvpn.mesh import plan as planning
+
+    if diff:
+        raise ConfigError("cannot be combined with -f", field="--diff", remedy="ask the agent: raven-vpn plan --diff")
+    snapshot = FileSource(directory, mesh).load()
+    for problem in snapshot.problems:
+        click.echo(f"raven-vpn: {problem}", err=True)
+    made = planning.plan(snapshot.world, me=node)
+    for conflict in made.conflicts:
+        click.echo(f"raven-vpn: {conflict}", err=True)
+    click.echo(f"# {node}: {made.role}" + (f" of region {made.region}" if made.region else ""), err=True)
+    for note in made.notes:
+        click.echo(f"# {note}", err=True)
+    return plan_lines(made)
+
+
+def _print(lines: list[PlanLine]) -> None:
+    width = min(100, max((len(line.what) for line in lines), default=0))
+    for line in lines:
+        change = f"{line.change} " if line.change else ""
+        click.echo(f"{change}{line.what:<{width}}  # {line.why}" if line.why else f"{change}{line.what}")
