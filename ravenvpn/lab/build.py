@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ class Lab:
         self.nodes: tuple[Node, ...] = ()
         self.routers: tuple[Router, ...] = ()
         self.internet: Host
+        self._wires: dict[str, Host] = {}  # by region: between the internet and a router, where there is a delay
         self._record: Record
         self._holders: list[subprocess.Popen[str]] = []
         self._kept = False
@@ -99,7 +101,7 @@ class Lab:
     def hosts(self) -> Iterator[Host]:
         if hasattr(self, "internet"):
             yield self.internet
-        yield from (*self.routers, *self.nodes, *self.pods)
+        yield from (*self._wires.values(), *self.routers, *self.nodes, *self.pods)
 
     def node(self, name: str) -> Node:
         return _named(self.nodes, name)
@@ -142,6 +144,11 @@ class Lab:
             for plan in self.plans
             for node in plan.nodes
         )
+        self._wires = {
+            plan.region.name: Host(f"{plan.region.name}-wire", self._record)
+            for plan in self.plans
+            if plan.region.delay
+        }
         self._add_namespaces()
         devices: dict[str, list[str]] = defaultdict(list)
         settings: dict[str, list[str]] = defaultdict(list)
@@ -161,10 +168,13 @@ class Lab:
                 for _ in workers.map(step, self.hosts()):
                     pass  # brings an error out
 
-            everywhere(lambda host: _set_sysctls(host, forwarding=not isinstance(host, Pod)))
+            everywhere(_set_sysctls)
             everywhere(lambda host: ip_batch(_lines(devices[host.namespace]), host.namespace))
             everywhere(lambda host: ip_batch(_lines(settings[host.namespace]), host.namespace))
             everywhere(lambda host: _load(host, filters.get(host.namespace, "")))
+        for plan in self.plans:
+            if plan.region.delay:
+                _lengthen(self._wires[plan.region.name], plan.region.delay)
 
     def _add_namespaces(self) -> None:
         self._holders = [holder.start(node.name, self.prefix) for node in self.nodes]
@@ -180,10 +190,13 @@ class Lab:
         """The internet, the region's router and its nodes."""
         region = plan.region
         internet, here = self.internet.namespace, router.namespace
-        devices[internet].append(
-            f"link add {region.name} mtu {region.mtu} type veth"
-            f" peer name {Router.UPLINK} mtu {region.mtu} netns {here}"
-        )
+        if wire := self._wires.get(region.name):
+            # Two ends of veth pairs and no address: a process carries frames from one to the other.
+            devices[internet].append(_veth(region.name, "outer", wire.namespace, region.mtu))
+            devices[wire.namespace].append(_veth("inner", Router.UPLINK, here, region.mtu))
+            settings[wire.namespace] += ["link set inner up", "link set outer up"]
+        else:
+            devices[internet].append(_veth(region.name, Router.UPLINK, here, region.mtu))
         settings[internet] += _up(region.name, plan.uplink.interface(1))
         devices[here].append(f"link add {Router.LAN} type bridge")
         settings[here] += [
@@ -200,7 +213,7 @@ class Lab:
         nodes = [node for node in self.nodes if node.region is region]
         for index, node in enumerate(nodes):
             port = f"node{index + 1}"
-            devices[here].append(f"link add {port} type veth peer name {Node.DEVICE} netns {node.namespace}")
+            devices[here].append(_veth(port, Node.DEVICE, node.namespace))
             settings[here].append(f"link set {port} master {Router.LAN} up")
             settings[node.namespace] += [
                 *_up(Node.DEVICE, plan.lan.interface(plan.nodes[index].number)),
@@ -222,7 +235,7 @@ class Lab:
         settings[here] += _up(Node.BRIDGE, node.pod_cidrs.interface(1))
         for number, pod in enumerate(node.pods, 1):
             port = f"pod{number}"
-            devices[here].append(f"link add {port} type veth peer name eth0 netns {pod.namespace}")
+            devices[here].append(_veth(port, "eth0", pod.namespace))
             settings[here].append(f"link set {port} master {Node.BRIDGE} up")
             settings[pod.namespace] += [
                 *_up("eth0", node.pod_cidrs.interface(number + 1)),
@@ -244,10 +257,21 @@ def _named(hosts: Iterable[H], name: str) -> H:
     raise KeyError(name)
 
 
-def _set_sysctls(host: Host, *, forwarding: bool) -> None:
-    wanted = {**_SYSCTLS, **(_FORWARDING if forwarding else {})}
+def _set_sysctls(host: Host) -> None:
+    forwards = host.name == "internet" or isinstance(host, (Router, Node))
+    wanted = {**_SYSCTLS, **(_FORWARDING if forwards else {})}
     inside = ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
     run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in wanted.items())])
+
+
+def _lengthen(wire: Host, seconds: float) -> None:
+    carrier = wire.popen(
+        [sys.executable, "-m", "ravenvpn.lab.delay", "inner", "outer", str(seconds)], stdout=subprocess.PIPE
+    )
+    assert carrier.stdout is not None  # asked for
+    with carrier.stdout:
+        if carrier.stdout.readline() != b"ready\n":
+            raise HostError(f"{wire.name}: what should delay its packets does not run")
 
 
 def _load(host: Host, ruleset: str) -> None:
@@ -257,6 +281,10 @@ def _load(host: Host, ruleset: str) -> None:
 
 def _lines(commands: Iterable[str]) -> str:
     return "".join(f"{command}\n" for command in commands)
+
+
+def _veth(device: str, peer: str, namespace: str, mtu: int = 1500) -> str:
+    return f"link add {device} mtu {mtu} type veth peer name {peer} mtu {mtu} netns {namespace}"
 
 
 def _up(device: str, addresses: tuple[IPv4Interface, IPv6Interface]) -> list[str]:

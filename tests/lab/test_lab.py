@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +29,7 @@ def lab() -> Iterator[Lab]:
         Region("factory", nodes=2, pods=1, nat=Nat.PORT_RESTRICTED),
         Region("narrow", nodes=1, pods=0, mtu=1400),
         Region("masked", nodes=1, pods=1, masquerade=True),
+        Region("far", nodes=1, pods=0, delay=0.02),
     ) as lab:
         yield lab
 
@@ -83,6 +88,28 @@ def test_a_narrow_uplink_says_how_narrow_it_is(lab: Lab):
     cloud.run(["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1372", str(narrow.v4)])  # 1372 + 28 = 1400
     refused = cloud.run(["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1373", str(narrow.v4)], check=False)
     assert "mtu = 1400" in refused.stdout
+
+
+def test_a_far_region_is_far_and_carries_bulk(lab: Lab):
+    cloud, far = lab.node("cloud-1"), lab.node("far-1")
+    for address in (far.v4, far.v6):
+        said = cloud.run(["ping", "-c", "10", "-i", "0.01", "-W", "2", str(address)]).stdout
+        times = [float(ms) for ms in re.findall(r"time=([0-9.]+)", said)]
+        assert len(times) == 10
+        assert min(times) >= 40
+        assert min(times) < 80  # a busy machine adds to it
+
+    sent = os.urandom(1 << 22)
+    with cloud.socket(kind=socket.SOCK_STREAM) as listener, far.socket(kind=socket.SOCK_STREAM) as client:
+        listener.bind((str(cloud.v4), 7002))
+        listener.listen()
+        client.connect((str(cloud.v4), 7002))
+        server, _ = listener.accept()
+        sender = threading.Thread(target=lambda: (client.sendall(sent), client.shutdown(socket.SHUT_WR)))
+        sender.start()
+        with server, server.makefile("rb") as stream:
+            assert stream.read() == sent
+        sender.join()
 
 
 def test_a_masquerading_cni_hides_its_pods_behind_the_node(lab: Lab):
