@@ -1,0 +1,38 @@
+"""`raven-vpn check`: is this host fit for the agent?"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from ravenvpn.cli.output import emit, output_option, print_table
+from ravenvpn.cli.settings import agent_settings, config_of
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command()
+@agent_settings
+@output_option
+@click.pass_context
+def check(ctx: click.Context, output: str) -> None:
+    """Look at this host without changing it: TUN, capabilities, offloads, clock, sysctls, packet filters of others,
+    MTU, free ports. Exit 1 if something fails; what only deserves a look is a warning."""
+    from ravenvpn.node import check as checks
+    from ravenvpn.node.gather import gather
+
+    config = config_of(ctx)
+    http = config.http_endpoint
+    findings = checks.judge(gather(listen_port=config.listen_port or 4500, health_port=http[1] if http else 10275))
+
+    def table() -> None:
+        rows = [(finding.verdict.upper(), finding.name, finding.what) for finding in findings]
+        print_table(("VERDICT", "CHECK", "FOUND"), rows)
+        for finding in findings:
+            if finding.remedy:
+                click.secho(f"\n{finding.name}: {finding.what}", fg=_COLOURS[finding.verdict])
+                click.echo(f"  remedy: {finding.remedy}")
+
+    emit(findings, output, table)
+    sys.exit(1 if checks.worst(findings) is checks.Verdict.FAIL else 0)
