@@ -124,6 +124,8 @@ class Tunnel:
         self._links.stop()
         self._dataplane.stop()
         if self._sockets is not None:
+            # Nobody may be left holding a number that soon means another file.
+            self._dataplane.set_sockets(None, None)
             self._sockets.close()
             self._sockets = None
         if self._tun is not None:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interop_rig import INNER, PORTS, WAIT, End, Host, Pair, namespaces, ours, running, until, wire
+from interop_rig import (
+    HERE,
+    INNER,
+    PORTS,
+    PYTHON,
+    WAIT,
+    End,
+    Host,
+    Pair,
+    namespaces,
+    ours,
+    running,
+    transfer,
+    until,
+    wire,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("wg", "ping")]
 
@@ -62,8 +80,20 @@ def test_answers_leave_from_the_address_that_was_called(two: tuple[Host, Host], 
 
 
 def test_a_host_without_ipv6_is_served_over_ipv4(two: tuple[Host, Host]):
-    two[0].sysctl("net.ipv6.conf.all.disable_ipv6", "1")
-    two[0].sysctl("net.ipv6.conf.default.disable_ipv6", "1")
+    us, them = End(two[0], [PYTHON, HERE / "without_ipv6.py", *ours()], "rva"), End(two[1], ours(), "rvb")
+    with running(us, them):
+        us.start(f"{INNER[4][0]}/24")
+        them.start(f"{INNER[4][1]}/24")
+        us.configure(port=0, peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"192.0.2.2:{PORTS[1]}")
+        them.configure(port=PORTS[1], peer=us, allowed=f"{INNER[4][0]}/32")
+        us.host.pings(INNER[4][1], 10)
+        port = us.wg("show", "listen-port").strip()
+        assert f"[::]:{port}" not in us.host.run("ss", "-Hnlu")
+
+
+def test_a_host_with_ipv6_switched_off_is_served_over_ipv4(two: tuple[Host, Host]):
+    for which in ("all", "default"):
+        two[0].sysctl(f"net.ipv6.conf.{which}.disable_ipv6", "1")
     us, them = ends(*two)
     with running(us, them):
         us.start(f"{INNER[4][0]}/24")
@@ -248,3 +278,56 @@ def test_deleted_in_the_middle_of_traffic_it_ends_at_once(two: tuple[Host, Host]
         finally:
             flood.kill()
             flood.wait()
+
+
+def test_with_the_aes_suite_both_ends_must_have_it(two: tuple[Host, Host]):
+    """An initiator with AES asks for it, and a plain WireGuard end refuses: that is how one sees that it is used."""
+    aes = [*ours(), "--suite", "aes256gcm"]
+    us, them, plain = End(two[0], aes, "rva"), End(two[1], aes, "rvb"), End(two[1], ours(), "rvc")
+    with running(us, them, plain):
+        bring_up(Pair(us, them), f"192.0.2.2:{PORTS[1]}", side=0)
+        us.host.pings(INNER[4][1], 10)
+        transfer(us.host, them.host, INNER[4][1], 1_000_000)
+        them.stop()
+        us.stop()
+        bring_up(Pair(us, plain), f"192.0.2.2:{PORTS[1]}", side=0)
+        assert not us.host.reaches(INNER[4][1], wait=1)
+        assert us.handshake() == plain.handshake() == 0
+
+
+def test_a_crowd_of_clients_that_say_nothing_keeps_no_operator_out(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    with running(us), contextlib.ExitStack() as crowd:
+        us.start()
+        for _ in range(200):
+            client = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(us.socket))
+            client.sendall(b"set=1\nlisten_port=")
+        assert us.answers()
+        assert us.process is not None
+        assert len(os.listdir(f"/proc/{us.process.pid}/fd")) < 100
+
+
+def test_hostile_lines_leave_it_as_it_was(two: tuple[Host, Host]):
+    us = End(two[0], ours(), "rva")
+    chance = random.Random(3)
+    valid = (
+        f"set=1\nlisten_port=4500\npublic_key={'11' * 32}\nendpoint=192.0.2.1:1\nallowed_ip=10.0.0.0/8\n\n".encode()
+    )
+    with running(us):
+        us.start()
+        before = us.wg("showconf")
+        for _ in range(500):
+            mutated = bytearray(valid)
+            # The last line is broken for certain, so whatever else happens nothing may be applied.
+            mutated[-4:-1] = b"/8x"
+            for _ in range(chance.randrange(6)):
+                mutated[chance.randrange(6, len(mutated) - 5)] = chance.randrange(256)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(5)
+                client.connect(str(us.socket))
+                client.sendall(mutated)
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(65536):
+                    pass
+        assert us.wg("showconf") == before

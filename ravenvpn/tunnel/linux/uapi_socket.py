@@ -101,7 +101,7 @@ class UapiServer:
 
     async def start(self, on_removed: Callable[[], None] = lambda: None) -> None:
         """Serve; `on_removed` is called when someone deletes the socket's file, wireguard-go's sign to end."""
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._uapi.socket)
+        self._server = await asyncio.start_unix_server(self._serve, sock=self._uapi.socket, backlog=socket.SOMAXCONN)
         self._watch = _watch_removal(self._uapi.path)
         asyncio.get_running_loop().add_reader(self._watch, self._file_changed, on_removed)
 
@@ -176,7 +176,7 @@ def _bind(path: Path) -> socket.socket:
                 raise
             _remove_if_stale(path)
             listener.bind(str(path))
-        listener.listen(MAX_CLIENTS)
+        listener.listen(socket.SOMAXCONN)
         listener.setblocking(False)
     except BaseException:
         listener.close()

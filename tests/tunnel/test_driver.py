@@ -1,0 +1,296 @@
+"""Whole tunnels on a running loop, without TUN and root: sessions over loopback, inner packets of our own."""
+
+import asyncio
+import os
+from ipaddress import IPv6Address, ip_network
+
+import pytest
+
+from ravenvpn.crypto.keys import PresharedKey, PrivateKey
+from ravenvpn.dataplane.contract import Drop, Endpoint, Offloads, Timing
+from ravenvpn.tunnel.device import PeerSettings, SessionUp
+from ravenvpn.tunnel.driver import Listeners, Tunnel
+from ravenvpn.tunnel.linux.udp import PortInUseError, bind
+from ravenvpn.tunnel.pulse import Pulse, boottime
+
+ANNA, BERT = IPv6Address("fd00:1::a"), IPv6Address("fd00:1::b")
+PROBE = 10277
+
+
+def probe_packet(source: IPv6Address, destination: IPv6Address, payload: bytes) -> bytes:
+    """IPv6 and UDP, both headers whole; the checksum is nobody's to check here."""
+    udp = (40000).to_bytes(2) + PROBE.to_bytes(2) + (8 + len(payload)).to_bytes(2) + b"\x00\x01" + payload
+    return b"\x60\0\0\0" + len(udp).to_bytes(2) + b"\x11\x40" + source.packed + destination.packed + udp
+
+
+class Node:
+    """A tunnel without a TUN, and what it has said."""
+
+    def __init__(self, name: str, address: IPv6Address, timing: Timing | None = None) -> None:
+        self.name, self.address = name, address
+        self.key = PrivateKey.generate(os.urandom)
+        self.up: list[SessionUp] = []
+        self.inner: asyncio.Queue[tuple[str, bytes, bool]] = asyncio.Queue()
+        self.tunnel = Tunnel(
+            None,
+            timing=timing,
+            listeners=Listeners(
+                on_report=lambda report: self.up.append(report) if isinstance(report, SessionUp) else None,
+                on_inner=lambda *arrived: self.inner.put_nowait(arrived),
+            ),
+        )
+        self.tunnel.set_private_key(self.key)
+        self.tunnel.set_own_address(address, PROBE)
+
+    def knows(self, other: "Node", *, at: Endpoint | None = None, psk: PresharedKey | None = None) -> None:
+        settings = PeerSettings(other.name, (other.key.public,), endpoints=(at,) if at else (), preshared_key=psk)
+        self.tunnel.set_peer(settings)
+        self.tunnel.accept(other.name, [ip_network(other.address)])
+
+    @property
+    def here(self) -> Endpoint:
+        return Endpoint("127.0.0.1", self.tunnel.listen_port)
+
+
+@pytest.fixture
+async def nodes():
+    anna, bert = Node("anna", ANNA), Node("bert", BERT)
+    anna.tunnel.start()
+    bert.tunnel.start()
+    bert.knows(anna)
+    anna.knows(bert, at=bert.here)
+    yield anna, bert
+    anna.tunnel.stop()
+    bert.tunnel.stop()
+
+
+async def test_an_inner_packet_of_ours_makes_a_session_and_arrives(nodes):
+    anna, bert = nodes
+    packet = probe_packet(ANNA, BERT, b"are you there?")
+    anna.tunnel.send_inner("bert", packet)
+    assert await asyncio.wait_for(bert.inner.get(), 5) == ("anna", packet, False)
+    answer = probe_packet(BERT, ANNA, b"yes")
+    bert.tunnel.send_inner("anna", answer)
+    assert await asyncio.wait_for(anna.inner.get(), 5) == ("bert", answer, False)
+    assert [report.name for report in anna.up] == ["bert"]
+    assert [report.name for report in bert.up] == ["anna"]
+
+
+async def test_an_inner_packet_for_someone_else_is_counted_since_there_is_no_tun(nodes):
+    anna, bert = nodes
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, IPv6Address("fd00:1::c"), b"not for bert"))
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"for bert"))
+    await asyncio.wait_for(bert.inner.get(), 5)
+    assert bert.tunnel.counters().drops[Drop.NO_TUN] == 1
+
+
+async def test_the_status_tells_all(nodes):
+    anna, bert = nodes
+    anna.tunnel.route(ip_network("10.0.0.0/8"), ["bert"])
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b""))
+    await asyncio.wait_for(bert.inner.get(), 5)
+    status = anna.tunnel.status()
+    assert status.device is None
+    assert status.up
+    assert status.public_key == anna.key.public
+    assert status.listen_port == anna.here.port > 0
+    assert status.body in {"pure", "native"}
+    assert status.prefixes == {"bert": [ip_network("10.0.0.0/8"), ip_network("fd00:1::b/128")]}
+    (peer,) = status.peers
+    assert peer.settings.name == "bert"
+    assert peer.endpoint == bert.here
+    assert peer.tx_bytes == 148 + 32 + 48  # an initiation, and 48 inner bytes in a message of their own
+    assert peer.rx_bytes >= 92
+    assert peer.last_handshake_ns > 0
+    assert all(count == 0 for count in status.counters.drops.values())
+
+
+async def test_a_move_to_another_port_is_followed_by_the_peer(nodes):
+    anna, bert = nodes
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"1"))
+    await asyncio.wait_for(bert.inner.get(), 5)
+    before = anna.here
+    anna.tunnel.listen(port=0)
+    assert anna.here != before
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"2"))
+    await asyncio.wait_for(bert.inner.get(), 5)
+    assert bert.tunnel.peers()[0].endpoint == anna.here
+
+
+async def test_a_port_in_use_changes_nothing(nodes):
+    anna, bert = nodes
+    before = anna.here
+    with pytest.raises(PortInUseError):
+        anna.tunnel.listen(port=bert.here.port, fwmark=7)
+    assert anna.here == before
+    assert anna.tunnel.fwmark == 0
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"still here"))
+    await asyncio.wait_for(bert.inner.get(), 5)
+
+
+async def test_a_peer_removed_is_gone_and_may_come_again(nodes):
+    anna, bert = nodes
+    anna.tunnel.remove_peer("bert")
+    assert anna.tunnel.status().peers == ()
+    assert anna.tunnel.allowed_ips.of("bert") == []
+    with pytest.raises(KeyError):
+        anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b""))
+    with pytest.raises(KeyError):
+        anna.tunnel.remove_peer("bert")
+    anna.knows(bert, at=bert.here)
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"again"))
+    await asyncio.wait_for(bert.inner.get(), 5)
+
+
+async def test_a_timer_of_the_device_is_kept_by_the_one_timer_of_the_loop():
+    """An initiation that nobody answers is sent again after rekey-timeout, here 50 ms."""
+    anna = Node("anna", ANNA, Timing(rekey_timeout=0.05, max_jitter=0.0))
+    anna.tunnel.start()
+    deaf = bind(0)
+    try:
+        bert = Node("bert", BERT)
+        anna.knows(bert, at=Endpoint("127.0.0.1", deaf.port))
+        anna.tunnel.initiate("bert")
+        assert deaf.v4 is not None
+        deaf.v4.setblocking(True)
+        deaf.v4.settimeout(5)
+        for _ in range(3):
+            assert len(await asyncio.to_thread(deaf.v4.recv, 2000)) == 148
+    finally:
+        deaf.close()
+        anna.tunnel.stop()
+
+
+async def test_configured_before_the_start_it_works_the_same():
+    anna, bert = Node("anna", ANNA), Node("bert", BERT)
+    free = bind(0)
+    free.close()
+    bert.tunnel.listen(port=free.port)
+    bert.knows(anna)
+    anna.knows(bert, at=Endpoint("::1", free.port))
+    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"early"))
+    bert.tunnel.start()
+    anna.tunnel.start()
+    await asyncio.wait_for(bert.inner.get(), 5)
+    anna.tunnel.stop()
+    bert.tunnel.stop()
+
+
+async def test_stopped_it_leaves_no_descriptor_and_no_timer_and_may_be_stopped_again():
+    before = set(os.listdir("/proc/self/fd"))
+    anna = Node("anna", ANNA)
+    anna.tunnel.start()
+    anna.tunnel.stop()
+    anna.tunnel.stop()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_offloads_can_be_forbidden():
+    tunnel = Tunnel(None, offloads=Offloads(udp_gso=False, udp_gro=False))
+    tunnel.start()
+    assert not tunnel.status().offloads.udp_gso
+    assert not tunnel.status().offloads.udp_gro
+    tunnel.stop()
+
+
+# The pulse.
+
+
+class Beats:
+    """Counts beats, and says what `answers` hands out; after the last one, never again."""
+
+    def __init__(self, *answers: float | None) -> None:
+        self.answers = list(answers)
+        self.count = 0
+        self.enough = asyncio.Event()
+
+    def __call__(self, now: float) -> float | None:
+        self.count += 1
+        answer = self.answers.pop(0) if self.answers else None
+        if not self.answers:
+            self.enough.set()
+        return None if answer is None else now + answer
+
+
+async def test_a_wake_beats_once_and_not_at_once():
+    beats = Beats(None)
+    pulse = Pulse(beats)
+    pulse.start(asyncio.get_running_loop())
+    pulse.wake()
+    pulse.wake()
+    assert beats.count == 0
+    await beats.enough.wait()
+    await asyncio.sleep(0)
+    assert beats.count == 1
+
+
+async def test_a_deadline_in_the_past_is_the_next_turn_and_others_get_theirs_between():
+    beats = Beats(-1, -1, -1, None)
+    turns = 0
+
+    def other() -> None:
+        nonlocal turns
+        turns += 1
+        if not beats.enough.is_set():
+            asyncio.get_running_loop().call_soon(other)
+
+    pulse = Pulse(beats)
+    pulse.start(asyncio.get_running_loop())
+    other()
+    await beats.enough.wait()
+    assert beats.count == 4
+    assert turns >= 3
+
+
+async def test_a_deadline_is_kept_and_a_nearer_one_comes_before_it():
+    instants: list[float] = []
+    answers = iter([30.0, 0.02, None])
+    done = asyncio.Event()
+
+    def beat(now: float) -> float | None:
+        instants.append(now)
+        answer = next(answers)
+        if answer is None:
+            done.set()
+            return None
+        return now + answer
+
+    pulse = Pulse(beat)
+    pulse.start(asyncio.get_running_loop())
+    await asyncio.sleep(0)
+    pulse.wake()
+    began = boottime()
+    await asyncio.wait_for(done.wait(), 5)
+    assert len(instants) == 3
+    assert 0.015 < boottime() - began < 2
+    pulse.stop()
+
+
+async def test_a_beat_that_fails_is_not_the_last_one():
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    beats = Beats(None)
+    failing = True
+
+    def beat(now: float) -> float | None:
+        nonlocal failing
+        if failing:
+            failing = False
+            raise ZeroDivisionError
+        return beats(now)
+
+    pulse = Pulse(beat)
+    pulse.start(asyncio.get_running_loop())
+    await asyncio.wait_for(beats.enough.wait(), 5)
+    assert [type(error) for error in reported] == [ZeroDivisionError]
+
+
+async def test_after_a_stop_nothing_beats():
+    beats = Beats(0.0)
+    pulse = Pulse(beats)
+    pulse.start(asyncio.get_running_loop())
+    pulse.stop()
+    pulse.wake()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert beats.count == 0

@@ -1,0 +1,162 @@
+"""The outer sockets: one port in both families, refusals with a remedy, no descriptor left behind."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ravenvpn.tunnel.linux import udp
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def holder():
+    """Holds a UDP port in IPv6 alone."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as held:
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        held.bind(("::", 0))
+        yield held
+
+
+def test_both_families_listen_on_one_random_port():
+    sockets = udp.bind(0)
+    assert sockets.v4 is not None
+    assert sockets.v6 is not None
+    assert sockets.port > 0
+    assert sockets.v4.getsockname()[1] == sockets.v6.getsockname()[1] == sockets.port
+    sockets.close()
+
+
+def test_they_are_set_up_as_the_data_plane_needs_them():
+    sockets = udp.bind(0)
+    v4, v6 = sockets.v4, sockets.v6
+    assert v4 is not None
+    assert v6 is not None
+    assert v4.getsockopt(socket.IPPROTO_IP, udp.IP_PKTINFO) == 1
+    assert v4.getsockopt(socket.IPPROTO_IP, udp.IP_RECVTOS) == 1
+    assert v6.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO) == 1
+    assert v6.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS) == 1
+    assert v6.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
+    for one, level, option in ((v4, socket.IPPROTO_IP, 10), (v6, socket.IPPROTO_IPV6, 23)):
+        assert one.getsockopt(level, option) == 0  # IP_PMTUDISC_DONT: may be fragmented
+        assert one.getsockopt(socket.SOL_SOCKET, udp.SO_RXQ_OVFL) == 1
+        # A default segment size left behind by the probe would split what is sent whole.
+        assert one.getsockopt(udp.SOL_UDP, udp.UDP_SEGMENT) == 0
+        assert not one.getblocking()
+        assert not one.get_inheritable()
+    sockets.close()
+
+
+def test_offloads_that_are_not_wanted_stay_off():
+    sockets = udp.bind(0, gso=False, gro=False)
+    assert (sockets.gso, sockets.gro) == (False, False)
+    assert sockets.v4 is not None
+    assert sockets.v4.getsockopt(udp.SOL_UDP, udp.UDP_GRO) == 0
+    sockets.close()
+
+
+def test_a_port_held_in_one_family_is_in_use(holder):
+    before = descriptors()
+    port = holder.getsockname()[1]
+    with pytest.raises(udp.PortInUseError, match=f"UDP port {port} is in use"):
+        udp.bind(port)
+    assert descriptors() == before
+
+
+def test_a_port_that_is_ours_already_is_in_use():
+    sockets = udp.bind(0)
+    with pytest.raises(udp.PortInUseError):
+        udp.bind(sockets.port)
+    sockets.close()
+
+
+@pytest.mark.root
+@pytest.mark.needs("setpriv")
+def test_a_port_that_is_not_permitted_is_refused(netns):
+    unprivileged = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns(), *unprivileged, sys.executable, "-c",
+         "from ravenvpn.tunnel.linux import udp; udp.bind(1)"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "HostError: binding UDP port 1 is not permitted" in done.stderr
+
+
+IN_NAMESPACE = """
+import socket
+from ravenvpn.tunnel.linux import udp
+with open("/proc/sys/net/ipv4/ip_local_port_range", "w") as file:
+    file.write("50000 50003")
+held = []
+for port in (50000, 50001, 50002):
+    one = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    one.bind(("::", port))
+    held.append(one)
+print([udp.bind(0).port])
+"""
+
+
+@pytest.mark.root
+def test_a_random_port_that_is_taken_in_the_other_family_is_drawn_again(netns):
+    """Of four random ports three are held in IPv6; the fourth is found, whatever the kernel offers first."""
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns(), sys.executable, "-c", IN_NAMESPACE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[50003]\n"
+
+
+WITHOUT_TUN = "from ravenvpn.tunnel.linux.tun import Tun; Tun.open('rvx')"
+
+
+@pytest.mark.root
+@pytest.mark.needs("unshare", "mount")
+def test_a_missing_tun_device_node_is_named(netns):
+    """In a mount namespace of its own, where /dev/net is empty."""
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns(), "unshare", "-m", "sh", "-c",
+         'mount -t tmpfs none /dev/net && exec "$0" -c "$1"', sys.executable, WITHOUT_TUN],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "HostError: /dev/net/tun is missing: load the module (modprobe tun)" in done.stderr
+
+
+TUN_FACTS = """
+import os
+from ravenvpn.tunnel.linux.tun import Tun
+whole, plain = Tun.open("rvx"), Tun.open("rvy", tso=False, uso=False)
+print(whole.name, os.get_blocking(whole.fd), os.get_inheritable(whole.fd), whole.tso, whole.is_up, whole.exists)
+print(plain.tso, plain.uso)
+whole.mtu = 1300
+whole.set_up()
+print(whole.mtu, whole.is_up)
+os.system("ip link set rvx down && ip link set rvx name rvz")
+print(whole.name, whole.is_up)
+os.system("ip link delete rvz")
+print(whole.exists, whole.is_up)
+whole.close()
+whole.close()
+"""
+
+
+@pytest.mark.root
+def test_a_tun_device_tells_the_truth_about_itself(netns):
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns(), sys.executable, "-c", TUN_FACTS], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "rvx False False True False True",
+        "False False",
+        "1300 True",
+        "rvz False",
+        "False False",
+    ]
