@@ -61,15 +61,6 @@ struct Candidate {
     joins: bool,
 }
 
-enum Flow {
-    /// TCP or UDP with its ports in sight.
-    Visible(Candidate),
-    /// Another protocol: no flow of ours can be disturbed by it.
-    Foreign,
-    /// A fragment, or headers we do not follow: may belong to any flow.
-    Hidden,
-}
-
 /// The flow table of one batch. `push` packets, read `outputs`, then `clear`.
 pub struct Coalescer {
     lanes: Vec<Lane>,
@@ -113,13 +104,11 @@ impl Coalescer {
     /// Takes the packet at `arena[at..at + length]`; its own header says `length` ([`packet::length`]).
     pub fn push(&mut self, arena: &[u8], at: usize, length: usize) {
         let bytes = &arena[at..at + length];
-        match classify(bytes, self.tcp, self.udp) {
-            Flow::Foreign => self.add_lane(at, length, None),
-            Flow::Hidden => {
-                self.seal_all();
-                self.add_lane(at, length, None);
-            }
-            Flow::Visible(candidate) => self.push_visible(arena, at, length, &candidate),
+        if let Some(candidate) = classify(bytes, self.tcp, self.udp) {
+            self.push_visible(arena, at, length, &candidate);
+        } else {
+            self.seal_all();
+            self.add_lane(at, length, None);
         }
     }
 
@@ -255,7 +244,7 @@ impl Lane {
             return true;
         }
         let (a, b) = (&first[candidate.transport..candidate.header], &bytes[candidate.transport..candidate.header]);
-        be32(b, 4) == self.sequence && a[8..12] == b[8..12] && a[14..16] == b[14..16] && a[20..] == b[20..]
+        be32(b, 4) == self.sequence && a[8..12] == b[8..12] && a[14..16] == b[14..16] && a[18..] == b[18..]
     }
 }
 
@@ -340,27 +329,27 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-fn classify(bytes: &[u8], tcp: bool, udp: bool) -> Flow {
-    let (protocol, transport, whole) = if packet::is_v6(bytes) {
-        (bytes[6], IPV6_HEADER, true)
+/// TCP or UDP with its ports in sight; None for what may belong to any flow, fragments and IPv6 extension headers
+/// among it.
+fn classify(bytes: &[u8], tcp: bool, udp: bool) -> Option<Candidate> {
+    let (protocol, transport) = if packet::is_v6(bytes) {
+        (bytes[6], IPV6_HEADER)
     } else {
         let fragment = u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff != 0;
-        (bytes[9], IPV4_HEADER, !fragment && packet::header_length_v4(bytes) == IPV4_HEADER)
+        if fragment || packet::header_length_v4(bytes) != IPV4_HEADER {
+            return None;
+        }
+        (bytes[9], IPV4_HEADER)
     };
-    if !whole {
-        return Flow::Hidden;
-    }
     match protocol {
         TCP => classify_tcp(bytes, transport, tcp),
         UDP => classify_udp(bytes, transport, udp),
-        // IPv6 extension headers, fragments among them: hop-by-hop, routing, fragment, ESP, AH, destination options.
-        0 | 43 | 44 | 50 | 51 | 60 if packet::is_v6(bytes) => Flow::Hidden,
-        _ => Flow::Foreign,
+        _ => None,
     }
 }
 
-fn classify_tcp(bytes: &[u8], transport: usize, enabled: bool) -> Flow {
-    let Some(tcp) = bytes.get(transport..).filter(|tcp| tcp.len() >= 20) else { return Flow::Hidden };
+fn classify_tcp(bytes: &[u8], transport: usize, enabled: bool) -> Option<Candidate> {
+    let tcp = bytes.get(transport..).filter(|tcp| tcp.len() >= 20)?;
     let header = transport + usize::from(tcp[12] >> 4) * 4;
     let joins = enabled
         && header >= transport + 20
@@ -368,18 +357,19 @@ fn classify_tcp(bytes: &[u8], transport: usize, enabled: bool) -> Flow {
         && tcp[13] & !PSH == ACK
         && tcp[12] & 0x0f == 0
         && checksum_holds(bytes, TCP, transport);
-    Flow::Visible(Candidate { transport, header: header.min(bytes.len()), protocol: TCP, joins })
+    Some(Candidate { transport, header: header.min(bytes.len()), protocol: TCP, joins })
 }
 
-fn classify_udp(bytes: &[u8], transport: usize, enabled: bool) -> Flow {
-    let Some(udp) = bytes.get(transport..).filter(|udp| udp.len() >= 8) else { return Flow::Hidden };
+fn classify_udp(bytes: &[u8], transport: usize, enabled: bool) -> Option<Candidate> {
+    let udp = bytes.get(transport..).filter(|udp| udp.len() >= 8)?;
     let header = transport + 8;
     let joins = enabled
         && bytes.len() > header
         && usize::from(u16::from_be_bytes([udp[4], udp[5]])) == udp.len()
+        // Without a checksum (IPv4 may) the kernel would be told to make one: not the same packet.
         && udp[6..8] != [0, 0]
         && checksum_holds(bytes, UDP, transport);
-    Flow::Visible(Candidate { transport, header, protocol: UDP, joins })
+    Some(Candidate { transport, header, protocol: UDP, joins })
 }
 
 /// Both checksums: the kernel makes those of a superpacket anew, and must not mend what came broken.

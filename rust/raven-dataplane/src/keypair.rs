@@ -29,6 +29,8 @@ pub struct Keypair {
     pub window: Window,
     /// Never again used for sending, though its age would allow it.
     pub expired: bool,
+    /// An initiator that only listens asked for the next session already.
+    pub renewal_asked: bool,
 }
 
 /// A keypair's place in [`Keypairs`].

@@ -12,22 +12,29 @@ pub const NOT_ECT: u8 = 0;
 pub const ECT_1: u8 = 1;
 pub const CE: u8 = 3;
 
-/// A packet's length by its own header, or None if it is no IP packet or longer than `bytes`.
+/// Whether this can be an IP packet: a version we know, and room for its fixed header.
+#[must_use]
+pub fn is_ip(bytes: &[u8]) -> bool {
+    match bytes.first() {
+        Some(first) if first >> 4 == 4 => bytes.len() >= IPV4_HEADER,
+        Some(first) if first >> 4 == 6 => bytes.len() >= IPV6_HEADER,
+        _ => false,
+    }
+}
+
+/// A packet's length by its own header, or None if it is no IP packet or claims to be longer than `bytes`.
 #[must_use]
 pub fn length(bytes: &[u8]) -> Option<usize> {
-    let length = match bytes.first()? >> 4 {
-        4 if bytes.len() >= IPV4_HEADER => {
-            let total = usize::from(u16::from_be_bytes([bytes[2], bytes[3]]));
-            let header = header_length_v4(bytes);
-            if header < IPV4_HEADER || total < header {
-                return None;
-            }
-            total
-        }
-        6 if bytes.len() >= IPV6_HEADER => IPV6_HEADER + usize::from(u16::from_be_bytes([bytes[4], bytes[5]])),
-        _ => return None,
+    if !is_ip(bytes) {
+        return None;
+    }
+    let length = if is_v6(bytes) {
+        // Not in 16 bits, where a payload of 65,496 or more would wrap around to something short.
+        IPV6_HEADER + usize::from(u16::from_be_bytes([bytes[4], bytes[5]]))
+    } else {
+        usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))
     };
-    (length <= bytes.len()).then_some(length)
+    (length >= IPV4_HEADER && length <= bytes.len()).then_some(length)
 }
 
 /// Bytes of an IPv4 header by its IHL field.
@@ -36,19 +43,19 @@ pub fn header_length_v4(packet: &[u8]) -> usize {
     usize::from(packet[0] & 0x0f) * 4
 }
 
-/// Whether this is IPv6. `packet` has passed [`length`].
+/// Whether this is IPv6. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn is_v6(packet: &[u8]) -> bool {
     packet[0] >> 4 == 6
 }
 
-/// Source address. `packet` has passed [`length`].
+/// Source address. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn source(packet: &[u8]) -> IpAddr {
     address(packet, 12, 8)
 }
 
-/// Destination address. `packet` has passed [`length`].
+/// Destination address. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn destination(packet: &[u8]) -> IpAddr {
     address(packet, 16, 24)
@@ -64,7 +71,7 @@ fn address(packet: &[u8], v4: usize, v6: usize) -> IpAddr {
     }
 }
 
-/// The ECN field. `packet` has passed [`length`].
+/// The ECN field. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn ecn(packet: &[u8]) -> u8 {
     if is_v6(packet) { packet[1] >> 4 & 3 } else { packet[1] & 3 }
@@ -125,11 +132,11 @@ mod tests {
     #[test]
     fn an_ipv4_total_length_below_its_header_is_no_packet() {
         let mut packet = vec![0u8; 40];
-        packet[0] = 0x46;
-        packet[3] = 23;
+        packet[0] = 0x45;
+        packet[3] = 19;
         assert_eq!(length(&packet), None);
-        packet[3] = 24;
-        assert_eq!(length(&packet), Some(24));
+        packet[3] = 20;
+        assert_eq!(length(&packet), Some(20));
     }
 
     #[test]

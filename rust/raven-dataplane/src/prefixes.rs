@@ -75,11 +75,11 @@ impl<T> Prefixes<T> {
 
     /// Keeps only what `keep` wants; it may change values.
     pub fn retain(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
-        let gone: Vec<_> = self.v4.iter_mut().filter_map(|(at, value)| (!keep(value)).then_some(*at)).collect();
+        let gone: Vec<_> = self.v4.iter_mut().filter_map(|(at, value)| (!keep(value)).then_some(at)).collect();
         for at in gone {
             self.v4.remove(&at);
         }
-        let gone: Vec<_> = self.v6.iter_mut().filter_map(|(at, value)| (!keep(value)).then_some(*at)).collect();
+        let gone: Vec<_> = self.v6.iter_mut().filter_map(|(at, value)| (!keep(value)).then_some(at)).collect();
         for at in gone {
             self.v6.remove(&at);
         }

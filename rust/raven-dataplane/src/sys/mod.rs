@@ -18,6 +18,21 @@ pub fn boottime() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
+/// Receive with destination address, ECN and overflow count, as trains if wanted. Without any of these a datagram is
+/// still a datagram, so a kernel that lacks one is no error.
+pub fn ask_for_ancillary(fd: RawFd, v6: bool, gro: bool) {
+    let of_family = if v6 {
+        [(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO), (libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS)]
+    } else {
+        [(libc::IPPROTO_IP, libc::IP_PKTINFO), (libc::IPPROTO_IP, libc::IP_RECVTOS)]
+    };
+    for (level, option) in of_family {
+        let _ = set_option(fd, level, option, 1);
+    }
+    let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
+    let _ = set_option(fd, libc::SOL_UDP, udp::UDP_GRO, i32::from(gro));
+}
+
 fn check(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -32,14 +47,6 @@ pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn write(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     // SAFETY: IoSlice is guaranteed to be laid out as iovec, and each points to memory borrowed for this call.
     check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as libc::c_int) })
-}
-
-/// Waits until `fd` takes more, at most `milliseconds`.
-pub fn wait_writable(fd: RawFd, milliseconds: i32) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one valid pollfd.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
-    ready > 0 && poll.revents & libc::POLLOUT != 0
 }
 
 /// Sets an integer socket option.

@@ -62,10 +62,6 @@ impl Name {
         i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]])) == libc::AF_INET6
     }
 
-    pub(super) fn as_ptr(&self) -> *const libc::c_void {
-        self.bytes.as_ptr().cast()
-    }
-
     pub(super) fn as_mut_ptr(&mut self) -> *mut libc::c_void {
         self.bytes.as_mut_ptr().cast()
     }

@@ -15,7 +15,7 @@ pub const SLOTS: usize = 64;
 const SEND_SLOTS: usize = 32;
 
 const UDP_SEGMENT: i32 = 103;
-const UDP_GRO: i32 = 104;
+pub(super) const UDP_GRO: i32 = 104;
 const CMSG_HEADER: usize = size_of::<libc::cmsghdr>();
 const CMSG_ALIGN: usize = size_of::<usize>();
 const CONTROL: usize = 192;
@@ -158,7 +158,7 @@ fn int(bytes: &[u8]) -> i32 {
 /// One message to send: a datagram, or a train of equal ones that the kernel cuts up.
 #[derive(Clone, Copy)]
 pub struct Outgoing<'a> {
-    pub name: &'a Name,
+    pub name: Name,
     pub data: &'a [u8],
     /// Bytes per datagram of a train (UDP_SEGMENT); 0 for a single datagram.
     pub segment: u16,
@@ -167,20 +167,22 @@ pub struct Outgoing<'a> {
     pub source: Option<Source>,
 }
 
-/// Sends the first of `messages` (at most 32 in one call) and says how many the kernel took; an error is that of the
-/// first one.
-pub fn send(fd: RawFd, messages: &[Outgoing<'_>]) -> io::Result<usize> {
+/// Sends the first of `count` messages (at most 32 in one call) and says how many the kernel took; an error is that
+/// of the first one.
+pub fn send<'a>(fd: RawFd, count: usize, message: impl Fn(usize) -> Outgoing<'a>) -> io::Result<usize> {
     let mut parts = [const { MaybeUninit::<libc::iovec>::uninit() }; SEND_SLOTS];
     let mut controls = [const { MaybeUninit::<Control>::uninit() }; SEND_SLOTS];
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; SEND_SLOTS];
-    let count = messages.len().min(SEND_SLOTS);
-    for (index, outgoing) in messages.iter().take(count).enumerate() {
+    let mut names = [const { MaybeUninit::<Name>::uninit() }; SEND_SLOTS];
+    let count = count.min(SEND_SLOTS);
+    for index in 0..count {
+        let outgoing = message(index);
         let part = parts[index]
             .write(libc::iovec { iov_base: outgoing.data.as_ptr().cast_mut().cast(), iov_len: outgoing.data.len() });
         let control = controls[index].write(Control([0; CONTROL]));
-        let control_length = write_control(&mut control.0, outgoing);
+        let control_length = write_control(&mut control.0, &outgoing);
         let mut message = empty_message();
-        message.msg_name = outgoing.name.as_ptr().cast_mut();
+        message.msg_name = names[index].write(outgoing.name).as_mut_ptr();
         message.msg_namelen = outgoing.name.len();
         message.msg_iov = part;
         message.msg_iovlen = 1;
@@ -200,16 +202,20 @@ fn write_control(control: &mut [u8; CONTROL], outgoing: &Outgoing<'_>) -> usize 
     let mut at = 0;
     let v6 = outgoing.name.is_v6();
     match outgoing.source {
-        Some(Source { address: IpAddr::V4(address), ifindex }) if !v6 => {
+        // The address alone, as the kernel's WireGuard: routing chooses the interface. A forced one without a route
+        // to the peer would have the kernel look for it on that link, in vain and without an error. Only a
+        // link-local address means nothing without its interface.
+        Some(Source { address: IpAddr::V4(address), .. }) if !v6 => {
             let mut info = [0; 12];
-            info[..4].copy_from_slice(&ifindex.to_ne_bytes());
             info[4..8].copy_from_slice(&address.octets());
             at += add_control(&mut control[at..], libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
         }
         Some(Source { address: IpAddr::V6(address), ifindex }) if v6 => {
             let mut info = [0; 20];
             info[..16].copy_from_slice(&address.octets());
-            info[16..].copy_from_slice(&ifindex.to_ne_bytes());
+            if address.is_unicast_link_local() {
+                info[16..].copy_from_slice(&ifindex.to_ne_bytes());
+            }
             at += add_control(&mut control[at..], libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
         }
         _ => {}

@@ -1,0 +1,365 @@
+//! `ravenvpn.dataplane._native`: the plain crate's body behind `ravenvpn.dataplane.contract.DataPlane`.
+//!
+//! A thin skin: arguments are checked and converted, the GIL is released while packets move, errors are mapped, and
+//! the event loop is told which descriptors to watch. One lock guards the body; nobody waits for the GIL inside it.
+
+use std::net::Ipv6Addr;
+use std::os::fd::RawFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+use raven_dataplane::{Body, boottime};
+
+mod convert;
+
+use convert::{Contract, invalid, misuse, peer_id};
+
+/// What the loop was told.
+#[derive(Default)]
+struct Watch {
+    running: Option<(Py<PyAny>, Py<PyAny>)>,
+    sockets: [Option<RawFd>; 2],
+    reads_tun: bool,
+    writer: Option<RawFd>,
+    tun_gone: bool,
+}
+
+#[pyclass(frozen, module = "ravenvpn.dataplane._native")]
+struct NativeDataPlane {
+    body: Mutex<Body>,
+    watch: Mutex<Watch>,
+    tun: Option<RawFd>,
+    /// None: CLOCK_BOOTTIME, asked without Python.
+    clock: Option<Py<PyAny>>,
+}
+
+#[pymethods]
+impl NativeDataPlane {
+    #[classattr]
+    #[pyo3(name = "name")]
+    const NAME: &'static str = "native";
+
+    #[new]
+    #[pyo3(signature = (*, tun, offloads, timing, clock, boot_id))]
+    fn new(
+        tun: Option<RawFd>,
+        offloads: &Bound<'_, PyAny>,
+        timing: &Bound<'_, PyAny>,
+        clock: &Bound<'_, PyAny>,
+        boot_id: String,
+    ) -> PyResult<Self> {
+        let usual = clock.py().import("ravenvpn.dataplane")?.getattr("boottime")?;
+        let body = Body::new(tun, convert::offloads(offloads)?, convert::timing(timing)?, boot_id);
+        let clock = (!clock.is(&usual)).then(|| clock.clone().unbind());
+        Ok(Self { body: Mutex::new(body), watch: Mutex::default(), tun, clock })
+    }
+
+    // Life.
+
+    fn start(slf: &Bound<'_, Self>, r#loop: Py<PyAny>, on_events: Py<PyAny>) -> PyResult<()> {
+        let this = slf.get();
+        if this.with(slf.py(), |body| body.is_frozen()) {
+            return Err(PyValueError::new_err("a frozen data plane does not start again: thaw its blob in a new one"));
+        }
+        Self::stop(slf)?;
+        this.watch().running = Some((r#loop, on_events));
+        this.with(slf.py(), Body::listen);
+        Self::watch_sockets(slf)?;
+        Self::settle(slf)
+    }
+
+    fn stop(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::unwatch_sockets(slf)?;
+        Self::read_tun(slf, false)?;
+        slf.get().watch().running = None;
+        Ok(())
+    }
+
+    fn set_sockets(slf: &Bound<'_, Self>, v4: Option<RawFd>, v6: Option<RawFd>) -> PyResult<()> {
+        Self::unwatch_sockets(slf)?;
+        slf.get().watch().sockets = [v4, v6];
+        slf.get().with(slf.py(), |body| body.set_sockets(v4, v6));
+        Self::watch_sockets(slf)?;
+        Self::settle(slf)
+    }
+
+    fn set_mtu(&self, py: Python<'_>, mtu: i64) -> PyResult<()> {
+        let mtu = u16::try_from(mtu).map_err(|_| invalid(format!("no MTU: {mtu}")))?;
+        self.with(py, |body| body.set_mtu(mtu));
+        Ok(())
+    }
+
+    fn set_own_address(&self, py: Python<'_>, address: Option<&Bound<'_, PyAny>>, probe_port: i64) -> PyResult<()> {
+        let port = u16::try_from(probe_port).ok().filter(|port| *port != 0);
+        let port = port.ok_or_else(|| invalid(format!("no UDP port: {probe_port}")))?;
+        let address = address
+            .map(|address| {
+                let packed = address.getattr("packed")?;
+                let octets = <[u8; 16]>::try_from(packed.cast::<PyBytes>()?.as_bytes())
+                    .map_err(|_| invalid("the own address is an IPv6 address"))?;
+                PyResult::Ok(Ipv6Addr::from(octets))
+            })
+            .transpose()?;
+        self.with(py, |body| body.set_own_address(address, port));
+        Ok(())
+    }
+
+    // Peers.
+
+    fn set_peer(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer.extract().map_err(|_| invalid(format!("no peer id: {peer}")))?;
+        self.with(py, |body| body.set_peer(peer));
+        Ok(())
+    }
+
+    fn remove_peer(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        slf.get().with(slf.py(), |body| body.remove_peer(peer)).map_err(misuse)?;
+        Self::settle(slf)
+    }
+
+    #[pyo3(signature = (peer, endpoint, source=None))]
+    fn set_endpoint(
+        &self,
+        py: Python<'_>,
+        peer: &Bound<'_, PyAny>,
+        endpoint: Option<&Bound<'_, PyAny>>,
+        source: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        let endpoint = endpoint.map(convert::endpoint).transpose()?;
+        let source = source.map(convert::source).transpose()?;
+        self.with(py, |body| body.set_endpoint(peer, endpoint, source)).map_err(misuse)
+    }
+
+    fn set_roaming(&self, py: Python<'_>, peer: &Bound<'_, PyAny>, roaming: bool) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        self.with(py, |body| body.set_roaming(peer, roaming)).map_err(misuse)
+    }
+
+    fn forget_source(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        self.with(py, |body| body.forget_source(peer)).map_err(misuse)
+    }
+
+    // Prefixes.
+
+    fn route(&self, py: Python<'_>, prefix: &Bound<'_, PyAny>, peers: &Bound<'_, PyAny>) -> PyResult<()> {
+        let prefix = convert::prefix(prefix)?;
+        let peers = peers.try_iter()?.map(|peer| peer_id(&peer?)).collect::<PyResult<Vec<_>>>()?;
+        self.with(py, |body| body.route(prefix, &peers)).map_err(misuse)
+    }
+
+    #[pyo3(signature = (peer, add=None, remove=None))]
+    fn accept(
+        &self,
+        py: Python<'_>,
+        peer: &Bound<'_, PyAny>,
+        add: Option<&Bound<'_, PyAny>>,
+        remove: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        let (add, remove) = (convert::prefixes(add)?, convert::prefixes(remove)?);
+        self.with(py, |body| body.accept(peer, &add, &remove)).map_err(misuse)
+    }
+
+    // Sessions.
+
+    fn install_keypair(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>, keypair: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        let keypair = convert::Keypair::parse(keypair)?;
+        let now = slf.get().now(slf.py())?;
+        slf.get().with(slf.py(), |body| body.install_keypair(peer, &keypair.as_new(), now)).map_err(misuse)?;
+        Self::settle(slf)
+    }
+
+    fn expire_keypairs(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        self.with(py, |body| body.expire_keypairs(peer)).map_err(misuse)
+    }
+
+    fn drop_keypairs(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        slf.get().with(slf.py(), |body| body.drop_keypairs(peer)).map_err(misuse)?;
+        Self::settle(slf)
+    }
+
+    fn flush_staged(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        self.with(py, |body| body.flush_staged(peer)).map_err(misuse)
+    }
+
+    // Sending.
+
+    fn send_keepalive(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        let now = slf.get().now(slf.py())?;
+        slf.get().with(slf.py(), |body| body.send_keepalive(peer, now)).map_err(misuse)?;
+        Self::settle(slf)
+    }
+
+    #[pyo3(signature = (peer, packet, outer_df=false))]
+    fn send_inner(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>, packet: &[u8], outer_df: bool) -> PyResult<()> {
+        let peer = peer_id(peer)?;
+        let packet = packet.to_vec();
+        let now = slf.get().now(slf.py())?;
+        slf.get().with(slf.py(), |body| body.send_inner(peer, packet, outer_df, now)).map_err(misuse)?;
+        Self::settle(slf)
+    }
+
+    #[pyo3(signature = (data, endpoint, source=None))]
+    fn send_datagram(
+        slf: &Bound<'_, Self>,
+        data: &[u8],
+        endpoint: &Bound<'_, PyAny>,
+        source: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let endpoint = convert::endpoint(endpoint)?;
+        let source = source.map(convert::source).transpose()?;
+        slf.get().with(slf.py(), |body| body.send_datagram(data, endpoint, source)).map_err(misuse)?;
+        Self::settle(slf)
+    }
+
+    // Looking.
+
+    fn take_events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let events = self.with(py, Body::take_events);
+        Contract::get(py)?.events(py, events).map(Bound::into_any)
+    }
+
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let (counters, peers) = self.with(py, |body| (body.counters().clone(), body.peer_counters().collect()));
+        Contract::get(py)?.counters(py, &counters, peers)
+    }
+
+    fn offloads<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let offloads = self.with(py, |body| body.offloads());
+        Contract::get(py)?.offloads(py, offloads)
+    }
+
+    // Hand-over.
+
+    fn freeze<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyBytes>> {
+        let now = slf.get().now(slf.py())?;
+        Self::stop(slf)?;
+        let blob = slf.get().with(slf.py(), |body| body.freeze(now)).map_err(misuse)?;
+        let blob = zeroize::Zeroizing::new(blob);
+        Ok(PyBytes::new(slf.py(), &blob))
+    }
+
+    fn thaw(&self, py: Python<'_>, blob: &[u8]) -> PyResult<()> {
+        let now = self.now(py)?;
+        self.with(py, |body| body.thaw(blob, now)).map_err(misuse)
+    }
+
+    // Called by the loop.
+
+    fn _pump_tun(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let now = slf.get().now(slf.py())?;
+        if !slf.get().with(slf.py(), |body| body.pump_tun(now)) {
+            slf.get().watch().tun_gone = true;
+        }
+        Self::settle(slf)
+    }
+
+    fn _pump_udp(slf: &Bound<'_, Self>, v6: bool) -> PyResult<()> {
+        let now = slf.get().now(slf.py())?;
+        slf.get().with(slf.py(), |body| body.pump_udp(v6, now));
+        Self::settle(slf)
+    }
+
+    fn _resume(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().with(slf.py(), Body::resume);
+        Self::settle(slf)
+    }
+}
+
+impl NativeDataPlane {
+    /// Runs `work` on the body without the GIL.
+    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
+        py.detach(|| work(&mut self.body.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self, py: Python<'_>) -> PyResult<f64> {
+        match &self.clock {
+            None => Ok(boottime()),
+            Some(clock) => clock.bind(py).call0()?.extract(),
+        }
+    }
+
+    fn running(&self, py: Python<'_>) -> Option<(Py<PyAny>, Py<PyAny>)> {
+        self.watch().running.as_ref().map(|(one, other)| (one.clone_ref(py), other.clone_ref(py)))
+    }
+
+    /// After anything happened: announces events, and watches what now is to be watched.
+    fn settle(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let Some((event_loop, on_events)) = this.running(py) else { return Ok(()) };
+        let (news, blocked) = this.with(py, |body| (body.announce(), body.blocked()));
+        if news {
+            event_loop.bind(py).call_method1("call_soon", (on_events,))?;
+        }
+        let writer = std::mem::replace(&mut this.watch().writer, blocked);
+        if writer != blocked {
+            if let Some(fd) = writer {
+                event_loop.bind(py).call_method1("remove_writer", (fd,))?;
+            }
+            if let Some(fd) = blocked {
+                event_loop.bind(py).call_method1("add_writer", (fd, slf.getattr("_resume")?))?;
+            }
+        }
+        Self::read_tun(slf, blocked.is_none())
+    }
+
+    fn read_tun(slf: &Bound<'_, Self>, read: bool) -> PyResult<()> {
+        let this = slf.get();
+        let Some((event_loop, _)) = this.running(slf.py()) else { return Ok(()) };
+        let Some(tun) = this.tun else { return Ok(()) };
+        let read = read && !this.watch().tun_gone;
+        let before = std::mem::replace(&mut this.watch().reads_tun, read);
+        let event_loop = event_loop.bind(slf.py());
+        match (before, read) {
+            (false, true) => event_loop.call_method1("add_reader", (tun, slf.getattr("_pump_tun")?))?,
+            (true, false) => event_loop.call_method1("remove_reader", (tun,))?,
+            _ => return Ok(()),
+        };
+        Ok(())
+    }
+
+    fn watch_sockets(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let Some((event_loop, _)) = slf.get().running(slf.py()) else { return Ok(()) };
+        let sockets = slf.get().watch().sockets;
+        for (fd, v6) in sockets.into_iter().zip([false, true]) {
+            if let Some(fd) = fd {
+                let pump = slf.getattr("_pump_udp")?;
+                event_loop.bind(slf.py()).call_method1("add_reader", (fd, pump, v6))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unwatch_sockets(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let Some((event_loop, _)) = slf.get().running(slf.py()) else { return Ok(()) };
+        let sockets = slf.get().watch().sockets;
+        for fd in sockets.into_iter().flatten() {
+            event_loop.bind(slf.py()).call_method1("remove_reader", (fd,))?;
+        }
+        let writer = slf.get().watch().writer.take();
+        if let Some(fd) = writer {
+            event_loop.bind(slf.py()).call_method1("remove_writer", (fd,))?;
+        }
+        Ok(())
+    }
+}
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<NativeDataPlane>()
+}

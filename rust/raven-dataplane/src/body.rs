@@ -1,0 +1,400 @@
+//! The whole data plane: the contract's mutators, the pumps, and what the driver looks at.
+//!
+//! `now` is seconds on CLOCK_BOOTTIME (or on a test's clock). Every method leaves nothing half-sent behind: what it
+//! sealed has left, unless a socket is full.
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::RawFd;
+
+use crate::aead::{KEY, Key, Suite};
+use crate::counters::{Counters, Drop, Offloads};
+use crate::events::Event;
+use crate::handover;
+use crate::inbound::Inbound;
+use crate::keypair::{Keypair, Role};
+use crate::outbound::{Outbound, send_or_stage, send_staged};
+use crate::peer::{Peer, PeerId, Staged};
+use crate::prefixes::Prefix;
+use crate::replay::Window;
+use crate::state::{State, Timing};
+use crate::sys::{self, Source};
+use crate::transmit::Transmitter;
+
+/// What a caller did wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misuse {
+    UnknownPeer(PeerId),
+    Invalid(String),
+}
+
+impl fmt::Display for Misuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownPeer(peer) => write!(f, "{peer}"),
+            Self::Invalid(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+/// Transport keys as a handshake leaves them. The keys are wiped by whoever holds this.
+pub struct NewKeypair<'a> {
+    pub suite: Suite,
+    pub role: Role,
+    pub local_index: u32,
+    pub remote_index: u32,
+    pub send_key: &'a [u8; KEY],
+    pub receive_key: &'a [u8; KEY],
+    pub birth: f64,
+}
+
+/// One peer's numbers, as `ravenvpn.dataplane.contract.PeerCounters`.
+#[derive(Clone, Debug)]
+pub struct PeerCounters {
+    pub id: PeerId,
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub rx_packets: u64,
+    pub tx_packets: u64,
+    pub endpoint: Option<SocketAddr>,
+    pub source: Option<Source>,
+    pub session: Option<(Suite, f64)>,
+    pub staged: usize,
+}
+
+pub struct Body {
+    pub(crate) state: State,
+    transmitter: Transmitter,
+    outbound: Option<Outbound>,
+    inbound: Inbound,
+    sockets: [Option<RawFd>; 2],
+    boot_id: String,
+    frozen: bool,
+}
+
+impl Body {
+    #[must_use]
+    pub fn new(tun: Option<RawFd>, offloads: Offloads, timing: Timing, boot_id: String) -> Self {
+        let state = State::new(timing, offloads);
+        let inbound = Inbound::new(tun, &state);
+        Self {
+            state,
+            transmitter: Transmitter::default(),
+            outbound: tun.map(Outbound::new),
+            inbound,
+            sockets: [None, None],
+            boot_id,
+            frozen: false,
+        }
+    }
+
+    // Descriptors and pumps.
+
+    pub fn set_sockets(&mut self, v4: Option<RawFd>, v6: Option<RawFd>) {
+        self.sockets = [v4, v6];
+        self.transmitter.use_sockets(&mut self.state, v4, v6);
+        self.inbound.sockets_changed();
+        for (fd, is_v6) in [(v4, false), (v6, true)] {
+            if let Some(fd) = fd {
+                sys::ask_for_ancillary(fd, is_v6, self.state.offloads.udp_gro);
+            }
+        }
+        for peer in self.state.peers.iter_mut() {
+            peer.source = None;
+        }
+    }
+
+    /// Moves a budget of frames out; false when the TUN will never be readable again.
+    pub fn pump_tun(&mut self, now: f64) -> bool {
+        match &mut self.outbound {
+            Some(outbound) if !self.frozen => outbound.pump(&mut self.state, &mut self.transmitter, now),
+            _ => false,
+        }
+    }
+
+    /// Moves a budget of datagrams in from one of the sockets.
+    pub fn pump_udp(&mut self, v6: bool, now: f64) {
+        let Some(fd) = self.sockets[usize::from(v6)].filter(|_| !self.frozen) else { return };
+        let transmitter = &mut self.transmitter;
+        self.inbound.pump(&mut self.state, fd, now, |state, peer| {
+            send_staged(state, transmitter, peer, now);
+            transmitter.flush(state);
+        });
+    }
+
+    /// The socket that is full, if one is: the TUN is not to be pumped until it is writable and `resume` was called.
+    #[must_use]
+    pub fn blocked(&self) -> Option<RawFd> {
+        self.transmitter.blocked()
+    }
+
+    pub fn resume(&mut self) {
+        self.transmitter.resume(&mut self.state);
+    }
+
+    // Settings.
+
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.state.mtu = usize::from(mtu);
+    }
+
+    pub fn set_own_address(&mut self, address: Option<Ipv6Addr>, probe_port: u16) {
+        self.state.own_address = address;
+        self.state.probe_port = probe_port;
+    }
+
+    // Peers.
+
+    fn place(&self, peer: PeerId) -> Result<usize, Misuse> {
+        self.state.peers.find(peer).ok_or(Misuse::UnknownPeer(peer))
+    }
+
+    fn peer_mut(&mut self, peer: PeerId) -> Result<&mut Peer, Misuse> {
+        let place = self.place(peer)?;
+        Ok(self.state.peers.at_mut(place))
+    }
+
+    pub fn set_peer(&mut self, peer: PeerId) {
+        self.state.peers.ensure(peer);
+    }
+
+    pub fn remove_peer(&mut self, peer: PeerId) -> Result<(), Misuse> {
+        let place = self.place(peer)?;
+        self.drop_keypairs(peer)?;
+        self.transmitter.forget_peer(place);
+        for prefixes in [&mut self.state.routes, &mut self.state.accepted] {
+            prefixes.retain(|peers| {
+                peers.retain(|one| *one != place);
+                !peers.is_empty()
+            });
+        }
+        self.state.forget_hits();
+        self.state.events.forget(place);
+        self.state.peers.remove(peer);
+        Ok(())
+    }
+
+    pub fn set_endpoint(
+        &mut self,
+        peer: PeerId,
+        endpoint: Option<SocketAddr>,
+        source: Option<Source>,
+    ) -> Result<(), Misuse> {
+        let peer = self.peer_mut(peer)?;
+        if endpoint.is_none() || peer.endpoint != endpoint {
+            peer.move_to(endpoint);
+        }
+        if endpoint.is_some() && source.is_some() {
+            peer.source = source;
+        }
+        Ok(())
+    }
+
+    pub fn set_roaming(&mut self, peer: PeerId, roaming: bool) -> Result<(), Misuse> {
+        self.peer_mut(peer)?.roaming = roaming;
+        Ok(())
+    }
+
+    pub fn forget_source(&mut self, peer: PeerId) -> Result<(), Misuse> {
+        self.peer_mut(peer)?.source = None;
+        Ok(())
+    }
+
+    // Prefixes.
+
+    pub fn route(&mut self, prefix: Prefix, peers: &[PeerId]) -> Result<(), Misuse> {
+        let places = peers.iter().map(|peer| self.place(*peer)).collect::<Result<Vec<_>, _>>()?;
+        if places.is_empty() {
+            self.state.routes.remove(prefix);
+        } else {
+            self.state.routes.insert(prefix, places);
+        }
+        self.state.forget_hits();
+        Ok(())
+    }
+
+    pub fn accept(&mut self, peer: PeerId, add: &[Prefix], remove: &[Prefix]) -> Result<(), Misuse> {
+        let place = self.place(peer)?;
+        for prefix in remove {
+            if let Some(peers) = self.state.accepted.get_mut(*prefix) {
+                peers.retain(|one| *one != place);
+                if peers.is_empty() {
+                    self.state.accepted.remove(*prefix);
+                }
+            }
+        }
+        for prefix in add {
+            match self.state.accepted.get_mut(*prefix) {
+                Some(peers) if peers.contains(&place) => {}
+                Some(peers) => peers.push(place),
+                None => self.state.accepted.insert(*prefix, vec![place]),
+            }
+        }
+        self.state.forget_hits();
+        Ok(())
+    }
+
+    // Sessions.
+
+    pub fn install_keypair(&mut self, peer: PeerId, new: &NewKeypair<'_>, now: f64) -> Result<(), Misuse> {
+        let place = self.place(peer)?;
+        let installed = self.state.install(fresh(place, new));
+        if !installed {
+            return Err(Misuse::Invalid(format!("local index {:#010x} is in use", new.local_index)));
+        }
+        if new.role == Role::Initiator && !self.frozen {
+            if !send_staged(&mut self.state, &mut self.transmitter, place, now) {
+                // Key confirmation (whitepaper §5.4.4): the responder may not send before it has seen this.
+                self.keepalive(place, now);
+            }
+            self.transmitter.flush(&mut self.state);
+        }
+        Ok(())
+    }
+
+    pub fn expire_keypairs(&mut self, peer: PeerId) -> Result<(), Misuse> {
+        let place = self.place(peer)?;
+        for keypair in self.state.peers.at(place).slots() {
+            self.state.keypairs.get_mut(keypair).expired = true;
+        }
+        Ok(())
+    }
+
+    pub fn drop_keypairs(&mut self, peer: PeerId) -> Result<(), Misuse> {
+        let place = self.place(peer)?;
+        let entry = self.state.peers.at_mut(place);
+        let slots = entry.slots();
+        (entry.previous, entry.current, entry.next) = (None, None, None);
+        entry.asked = None;
+        for keypair in slots {
+            self.state.retire(peer, Some(keypair));
+        }
+        Ok(())
+    }
+
+    pub fn flush_staged(&mut self, peer: PeerId) -> Result<(), Misuse> {
+        let entry = self.peer_mut(peer)?;
+        entry.asked = None;
+        let count = std::mem::take(&mut entry.staged).len();
+        self.state.counters.drop(Drop::StagedExpired, count);
+        Ok(())
+    }
+
+    // Sending.
+
+    fn keepalive(&mut self, place: usize, now: f64) {
+        let empty = Staged { packet: Vec::new(), outer_df: false };
+        send_or_stage(&mut self.state, &mut self.transmitter, place, empty, now);
+    }
+
+    pub fn send_keepalive(&mut self, peer: PeerId, now: f64) -> Result<(), Misuse> {
+        let place = self.place(peer)?;
+        self.refuse_if_frozen()?;
+        self.keepalive(place, now);
+        self.transmitter.flush(&mut self.state);
+        Ok(())
+    }
+
+    pub fn send_inner(&mut self, peer: PeerId, packet: Vec<u8>, outer_df: bool, now: f64) -> Result<(), Misuse> {
+        if !(20..=65535 - 80).contains(&packet.len()) {
+            return Err(Misuse::Invalid(format!("no IP packet: {} bytes", packet.len())));
+        }
+        let place = self.place(peer)?;
+        self.refuse_if_frozen()?;
+        send_or_stage(&mut self.state, &mut self.transmitter, place, Staged { packet, outer_df }, now);
+        self.transmitter.flush(&mut self.state);
+        Ok(())
+    }
+
+    pub fn send_datagram(&mut self, data: &[u8], endpoint: SocketAddr, source: Option<Source>) -> Result<(), Misuse> {
+        self.refuse_if_frozen()?;
+        self.transmitter.send_datagram(&mut self.state, data, endpoint, source);
+        Ok(())
+    }
+
+    // Looking.
+
+    /// Whether to call back now; says so once for what waits.
+    pub fn announce(&mut self) -> bool {
+        self.state.events.announce()
+    }
+
+    /// Somebody new is to be called back.
+    pub fn listen(&mut self) {
+        self.state.events.listen();
+    }
+
+    pub fn take_events(&mut self) -> Vec<Event> {
+        self.state.take_events()
+    }
+
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.state.counters
+    }
+
+    pub fn peer_counters(&self) -> impl Iterator<Item = PeerCounters> {
+        self.state.peers.iter().map(|peer| PeerCounters {
+            id: peer.id,
+            rx_bytes: peer.rx_bytes,
+            tx_bytes: peer.tx_bytes,
+            rx_packets: peer.rx_packets,
+            tx_packets: peer.tx_packets,
+            endpoint: peer.endpoint,
+            source: peer.source,
+            session: peer.current.map(|place| self.state.keypairs.get(place)).map(|one| (one.suite, one.birth)),
+            staged: peer.staged.len(),
+        })
+    }
+
+    #[must_use]
+    pub fn offloads(&self) -> Offloads {
+        self.state.offloads
+    }
+
+    // Hand-over.
+
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.frozen
+    }
+
+    /// Nothing is sent after it. The blob is as secret as the keys.
+    pub fn freeze(&mut self, now: f64) -> Result<Vec<u8>, Misuse> {
+        self.frozen = true;
+        self.transmitter.abandon(&mut self.state);
+        handover::pack(&self.state, &self.boot_id, now).map_err(Misuse::Invalid)
+    }
+
+    /// Takes over the sessions of a frozen body; nothing is changed if that can't be.
+    pub fn thaw(&mut self, blob: &[u8], now: f64) -> Result<(), Misuse> {
+        self.refuse_if_frozen()?;
+        handover::unpack(&mut self.state, blob, &self.boot_id, now).map_err(Misuse::Invalid)
+    }
+
+    fn refuse_if_frozen(&self) -> Result<(), Misuse> {
+        if self.frozen {
+            return Err(Misuse::Invalid("a frozen data plane sends nothing".into()));
+        }
+        Ok(())
+    }
+}
+
+fn fresh(peer: usize, new: &NewKeypair<'_>) -> Keypair {
+    Keypair {
+        peer,
+        suite: new.suite,
+        role: new.role,
+        local_index: new.local_index,
+        remote_index: new.remote_index,
+        birth: new.birth,
+        send: Key::new(new.suite, new.send_key),
+        receive: Key::new(new.suite, new.receive_key),
+        counter: 0,
+        window: Window::default(),
+        expired: false,
+        renewal_asked: false,
+    }
+}

@@ -1,0 +1,330 @@
+//! From the outer world to the TUN: receive, open, check, join packets of a flow, write.
+
+use std::io::{self, IoSlice};
+use std::os::fd::RawFd;
+
+use crate::coalesce::{Coalescer, HEADER_ROOM, MAX_SEGMENTS, Output};
+use crate::counters::Drop;
+use crate::events::Event;
+use crate::keypair::Place;
+use crate::packet;
+use crate::state::State;
+use crate::sys::{self, Meta, Receiver, SLOT, SLOTS};
+use crate::vnet;
+use crate::wire::{self, Claim};
+
+/// Bytes and datagrams of one call; then the other side gets its turn.
+const BUDGET_BYTES: usize = 1 << 20;
+const BUDGET_DATAGRAMS: usize = 2048;
+/// Trains of this size on average are taken few at a time, to be written before they leave the core's cache.
+const BULK: usize = 8 << 10;
+const SLOTS_BULK: usize = 4;
+/// Superpackets the TUN may refuse in a row before joining is given up.
+const REFUSALS: u32 = 3;
+
+pub struct Inbound {
+    receiver: Receiver,
+    coalescer: Coalescer,
+    tun: Option<RawFd>,
+    slots: usize,
+    refusals: u32,
+    /// The kernel's count of lost datagrams as last seen, IPv4 and IPv6.
+    overflows: [u32; 2],
+}
+
+/// A transport message that was opened: what to do about it is the body's.
+struct Opened {
+    peer: usize,
+    keypair: Place,
+    at: usize,
+    length: usize,
+}
+
+impl Inbound {
+    #[must_use]
+    pub fn new(tun: Option<RawFd>, state: &State) -> Self {
+        Self {
+            receiver: Receiver::default(),
+            coalescer: Coalescer::new(state.offloads.tun_gro, state.offloads.tun_gro_udp),
+            tun,
+            slots: SLOTS,
+            refusals: 0,
+            overflows: [0; 2],
+        }
+    }
+
+    pub fn sockets_changed(&mut self) {
+        self.overflows = [0; 2];
+    }
+
+    /// Moves up to a budget of datagrams from this socket. `promoted` is called with the peer whose new keypair was
+    /// confirmed, and sends what waited for that.
+    pub fn pump(&mut self, state: &mut State, fd: RawFd, now: f64, mut promoted: impl FnMut(&mut State, usize)) {
+        let (mut bytes, mut datagrams) = (0, 0);
+        while bytes < BUDGET_BYTES && datagrams < BUDGET_DATAGRAMS {
+            let count = match self.receiver.receive(fd, self.slots) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // An ICMP error of an earlier datagram, say; reading it has cleared it.
+                Err(_) => {
+                    datagrams += 64;
+                    continue;
+                }
+            };
+            state.counters.udp_reads += 1;
+            let before = (bytes, state.counters.udp_rx_datagrams);
+            for slot in 0..count {
+                let meta = *self.receiver.meta(slot);
+                bytes += meta.length;
+                self.train(state, slot, &meta, now, &mut promoted);
+            }
+            datagrams += (state.counters.udp_rx_datagrams - before.1) as usize;
+            self.flush(state);
+            let full = count == self.slots;
+            self.slots = if (bytes - before.0) / count.max(1) >= BULK { SLOTS_BULK } else { SLOTS };
+            if !full {
+                break;
+            }
+        }
+    }
+
+    /// One receive: a datagram, or several of one size from one address.
+    fn train(
+        &mut self,
+        state: &mut State,
+        slot: usize,
+        meta: &Meta,
+        now: f64,
+        promoted: &mut impl FnMut(&mut State, usize),
+    ) {
+        if let Some(total) = meta.overflow {
+            let seen = &mut self.overflows[usize::from(meta.name.is_v6())];
+            state.counters.drop(Drop::SocketOverflow, total.wrapping_sub(*seen) as usize);
+            *seen = total;
+        }
+        if meta.truncated || meta.length == 0 {
+            state.counters.udp_rx_datagrams += 1;
+            state.counters.drop(Drop::Malformed, 1);
+            return;
+        }
+        let segment = if meta.segment == 0 { meta.length } else { meta.segment };
+        let mut found = None;
+        for start in (0..meta.length).step_by(segment) {
+            state.counters.udp_rx_datagrams += 1;
+            let (at, length) = (slot * SLOT + start, segment.min(meta.length - start));
+            let datagram = &mut self.receiver.arena_mut()[at..at + length];
+            if let Some(opened) = open(state, datagram, meta, at, now, &mut found) {
+                self.admit(state, meta, &opened, now, promoted);
+            }
+        }
+    }
+
+    /// An authenticated message: who sent it is there, has these keys, and said this.
+    fn admit(
+        &mut self,
+        state: &mut State,
+        meta: &Meta,
+        opened: &Opened,
+        now: f64,
+        promoted: &mut impl FnMut(&mut State, usize),
+    ) {
+        came_from(state, opened.peer, meta);
+        if state.promote(opened.peer, opened.keypair) {
+            promoted(state, opened.peer);
+        }
+        state.note_received(opened.peer, opened.length > 0, now);
+        state.renew_after_receiving(opened.peer, opened.keypair, now);
+        if opened.length == 0 {
+            return; // a keepalive
+        }
+        match judge(state, self.receiver.arena_mut(), opened, meta.ecn) {
+            Err(why) => state.counters.drop(why, 1),
+            Ok(None) => {}
+            Ok(Some(_)) if self.tun.is_none() => state.counters.drop(Drop::NoTun, 1),
+            Ok(Some(length)) => {
+                state.counters.tun_tx_packets += 1;
+                self.coalescer.push(self.receiver.arena(), opened.at, length);
+            }
+        }
+    }
+
+    /// Writes what was collected; the arena is free again.
+    fn flush(&mut self, state: &mut State) {
+        let Some(tun) = self.tun.filter(|_| !self.coalescer.is_empty()) else { return };
+        let arena = self.receiver.arena();
+        for output in self.coalescer.outputs() {
+            if output.count() > 1 {
+                match write_super(state, tun, arena, &output) {
+                    Some(libc::EINVAL) => {
+                        self.refusals += 1;
+                        if self.refusals == REFUSALS {
+                            give_up_joining(state, output.is_tcp());
+                        }
+                    }
+                    _ => {
+                        self.refusals = 0;
+                        continue;
+                    }
+                }
+            }
+            for (at, length) in output.packets() {
+                write_plain(state, tun, &arena[at..at + length]);
+            }
+        }
+        self.coalescer.clear();
+        if self.refusals >= REFUSALS {
+            self.refusals = 0;
+            (self.coalescer.tcp, self.coalescer.udp) = (state.offloads.tun_gro, state.offloads.tun_gro_udp);
+        }
+    }
+}
+
+/// Opens a transport message in place. Everything else is handed up, or dropped and counted. `found` remembers the
+/// last index that was looked up.
+fn open(
+    state: &mut State,
+    datagram: &mut [u8],
+    meta: &Meta,
+    at: usize,
+    now: f64,
+    found: &mut Option<(u32, Option<Place>)>,
+) -> Option<Opened> {
+    let (receiver, counter) = match wire::claim(datagram) {
+        Claim::Transport { receiver, counter } => (receiver, counter),
+        Claim::Malformed => {
+            state.counters.drop(Drop::Malformed, 1);
+            return None;
+        }
+        Claim::Other => {
+            if let Some(endpoint) = meta.name.to_socket_addr()
+                && !state.events.push_datagram(datagram, endpoint, meta.source)
+            {
+                state.counters.drop(Drop::HandshakeQueueFull, 1);
+            }
+            return None;
+        }
+    };
+    let place = match *found {
+        Some((index, place)) if index == receiver => place,
+        _ => {
+            let place = state.keypairs.find(receiver);
+            *found = Some((receiver, place));
+            place
+        }
+    };
+    let Some(place) = place else {
+        state.counters.drop(Drop::UnknownIndex, 1);
+        return None;
+    };
+    let keypair = state.keypairs.get_mut(place);
+    let dead = now >= keypair.birth + state.timing.reject_after_time;
+    let verdict = if dead || counter >= keypair.suite.reject_after_messages() {
+        Err(Drop::ExpiredKeypair)
+    } else if !keypair.window.admits(counter) {
+        Err(Drop::Replayed)
+    } else if keypair.receive.open(counter, &mut datagram[wire::HEADER..]).is_err() {
+        Err(Drop::BadTag)
+    } else {
+        keypair.window.update(counter);
+        Ok(keypair.peer)
+    };
+    match verdict {
+        Ok(peer) => {
+            let entry = state.peers.at_mut(peer);
+            entry.rx_bytes += datagram.len() as u64;
+            entry.rx_packets += 1;
+            let length = datagram.len() - wire::SHORTEST;
+            Some(Opened { peer, keypair: place, at: at + wire::HEADER, length })
+        }
+        Err(why) => {
+            state.counters.drop(why, 1);
+            None
+        }
+    }
+}
+
+/// Where an authenticated message came from is where the peer is (whitepaper §2.1), and where it came to is where
+/// answers leave from.
+fn came_from(state: &mut State, place: usize, meta: &Meta) {
+    let peer = state.peers.at_mut(place);
+    if meta.name == peer.name {
+        peer.source = meta.source;
+        return;
+    }
+    let Some(endpoint) = meta.name.to_socket_addr() else { return };
+    if peer.roaming {
+        peer.move_to(Some(endpoint));
+        peer.source = meta.source;
+    } else if peer.foreign == meta.name {
+        return;
+    } else {
+        peer.foreign = meta.name;
+    }
+    let peer = peer.id;
+    state.events.push(Event::SourceMoved { peer, endpoint, source: meta.source });
+}
+
+/// What an opened message holds: the length of a packet for the TUN, or None if it was for the tunnel itself.
+fn judge(state: &mut State, arena: &mut [u8], opened: &Opened, outer_ecn: u8) -> Result<Option<usize>, Drop> {
+    let plain = &mut arena[opened.at..opened.at + opened.length];
+    let length = packet::length(plain).ok_or(Drop::MalformedInner)?;
+    let packet = &mut plain[..length];
+    if !state.accepts(packet::source(packet), opened.peer) {
+        return Err(Drop::SourceNotAccepted);
+    }
+    if outer_ecn != packet::NOT_ECT {
+        let inner = packet::ecn(packet);
+        let combined = packet::decapsulated_ecn(inner, outer_ecn).ok_or(Drop::CongestionUnmarkable)?;
+        if combined != inner {
+            packet::set_ecn(packet, combined);
+        }
+    }
+    if let Some(own) = state.own_address
+        && packet::is_udp_v6_to(packet, own, state.probe_port)
+    {
+        let peer = state.peers.at(opened.peer).id;
+        let queued = state.events.push_inner(peer, packet, outer_ecn == packet::CE);
+        return if queued { Ok(None) } else { Err(Drop::HandshakeQueueFull) };
+    }
+    Ok(Some(length))
+}
+
+/// One write: the error's number if the kernel refused. Only a refusal that joining may have caused is not counted.
+fn write_super(state: &mut State, tun: RawFd, arena: &[u8], output: &Output<'_>) -> Option<i32> {
+    let mut header = [0; HEADER_ROOM];
+    let header_length = output.write_header(arena, &mut header);
+    let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
+    parts[0] = IoSlice::new(&header[..header_length]);
+    for (part, (at, length)) in parts[1..].iter_mut().zip(output.payloads()) {
+        *part = IoSlice::new(&arena[at..at + length]);
+    }
+    state.counters.tun_writes += 1;
+    let error = sys::write(tun, &parts[..=output.count()]).err()?.raw_os_error().unwrap_or(libc::EIO);
+    if error != libc::EINVAL {
+        lose(state, output.count());
+    }
+    Some(error)
+}
+
+fn write_plain(state: &mut State, tun: RawFd, packet: &[u8]) {
+    state.counters.tun_writes += 1;
+    if sys::write(tun, &[IoSlice::new(&[0; vnet::LEN]), IoSlice::new(packet)]).is_err() {
+        lose(state, 1);
+    }
+}
+
+fn lose(state: &mut State, count: usize) {
+    state.counters.drop(Drop::TunWriteFailed, count);
+    state.counters.tun_tx_packets -= count as u64;
+}
+
+fn give_up_joining(state: &mut State, tcp: bool) {
+    if tcp {
+        state.offloads.tun_gro = false;
+        state.counters.fallbacks.tun_gro += 1;
+    } else {
+        state.offloads.tun_gro_udp = false;
+        state.counters.fallbacks.tun_gro_udp += 1;
+    }
+}
+

@@ -1,0 +1,125 @@
+//! From the TUN to the outer world: read, split, find the peer, seal, send in trains.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::counters::Drop;
+use crate::packet;
+use crate::peer::Staged;
+use crate::split::Plan;
+use crate::state::State;
+use crate::sys;
+use crate::transmit::{Envelope, Transmitter};
+use crate::vnet;
+
+/// Bytes and frames of one call; then the other side gets its turn.
+const BUDGET_BYTES: usize = 1 << 20;
+const BUDGET_FRAMES: usize = 512;
+const MAX_FRAME: usize = vnet::LEN + 65535 + packet::IPV6_HEADER;
+
+pub struct Outbound {
+    frame: Box<[u8]>,
+    tun: RawFd,
+}
+
+impl Outbound {
+    #[must_use]
+    pub fn new(tun: RawFd) -> Self {
+        Self { frame: vec![0; MAX_FRAME].into_boxed_slice(), tun }
+    }
+
+    /// Moves up to a budget of frames; false when the TUN will never be readable again. It is read until it is empty
+    /// before the last datagrams are sent: small packets travel together.
+    pub fn pump(&mut self, state: &mut State, transmitter: &mut Transmitter, now: f64) -> bool {
+        let (mut bytes, mut frames) = (0, 0);
+        let mut alive = true;
+        while bytes < BUDGET_BYTES && frames < BUDGET_FRAMES && transmitter.blocked().is_none() {
+            let end = match sys::read(self.tun, &mut self.frame) {
+                Ok(end) => end,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    let code = error.raw_os_error().unwrap_or(0);
+                    alive = !matches!(code, libc::EBADFD | libc::EBADF | libc::EIO | libc::ENODEV);
+                    break;
+                }
+            };
+            if end == 0 {
+                alive = false;
+                break;
+            }
+            state.counters.tun_reads += 1;
+            bytes += end;
+            frames += 1;
+            self.forward(state, transmitter, end, now);
+            transmitter.flush_full(state);
+        }
+        transmitter.flush(state);
+        alive
+    }
+
+    fn forward(&self, state: &mut State, transmitter: &mut Transmitter, end: usize, now: f64) {
+        let Some((header, frame)) =
+            self.frame[..end].split_first_chunk().filter(|(_, frame)| packet::is_ip(frame))
+        else {
+            state.counters.drop(Drop::NotIp, 1);
+            return;
+        };
+        let header = vnet::Header::parse(header);
+        let Ok(plan) = Plan::new(&header, frame) else {
+            state.counters.drop(Drop::BadOffload, 1);
+            return;
+        };
+        state.counters.tun_rx_packets += plan.count() as u64;
+        let Some(peer) = state.route(packet::destination(frame)) else {
+            state.counters.drop(Drop::NoRoute, plan.count());
+            return;
+        };
+        if state.peers.at(peer).endpoint.is_none() {
+            state.counters.drop(Drop::NoEndpoint, plan.count());
+            return;
+        }
+        let Some(keypair) = state.sending_keypair(peer, plan.count(), now) else {
+            for index in 0..plan.count() {
+                let mut packet = vec![0; plan.packet_length(index)];
+                plan.write(index, frame, &mut packet);
+                send_or_stage(state, transmitter, peer, Staged { packet, outer_df: false }, now);
+            }
+            return;
+        };
+        let envelope = Envelope { peer, keypair, ecn: packet::ecn(frame), outer_df: false };
+        for index in 0..plan.count() {
+            transmitter.seal(state, envelope, plan.packet_length(index), now, |target| {
+                plan.write(index, frame, target);
+            });
+        }
+        state.renew_after_sending(peer, keypair, now);
+    }
+}
+
+/// Seals one packet, or lets it wait for a key; an empty one is a keepalive, which never waits. The caller flushes.
+pub fn send_or_stage(state: &mut State, transmitter: &mut Transmitter, peer: usize, staged: Staged, now: f64) {
+    if state.peers.at(peer).endpoint.is_none() {
+        state.counters.drop(Drop::NoEndpoint, 1);
+        return;
+    }
+    let Some(keypair) = state.sending_keypair(peer, 1, now) else {
+        state.stage(peer, staged, now);
+        return;
+    };
+    let packet = &staged.packet;
+    let ecn = if packet.is_empty() { packet::NOT_ECT } else { packet::ecn(packet) };
+    let envelope = Envelope { peer, keypair, ecn, outer_df: staged.outer_df };
+    transmitter.seal(state, envelope, packet.len(), now, |target| target.copy_from_slice(packet));
+    state.renew_after_sending(peer, keypair, now);
+}
+
+/// Sends what waited for a keypair; false if nothing did.
+pub fn send_staged(state: &mut State, transmitter: &mut Transmitter, peer: usize, now: f64) -> bool {
+    let count = state.peers.at(peer).staged.len();
+    for _ in 0..count {
+        if let Some(staged) = state.peers.at_mut(peer).staged.pop_front() {
+            send_or_stage(state, transmitter, peer, staged, now);
+        }
+    }
+    count > 0
+}
