@@ -145,3 +145,41 @@ def is_valid(packet: bytes) -> bool:
     if protocol == 17 and struct.unpack_from("!H", packet, transport + 4)[0] != len(packet) - transport:
         return False
     return internet_checksum(pseudo + packet[transport:]) == 0
+
+
+def apart(frame: bytes) -> list[bytes]:
+    """The packets that a frame written to the TUN stands for, cut as the kernel cuts them, slowly.
+
+    An IPv4 packet with DF keeps its ID, which nobody reads (RFC 6864); the kernel would number them.
+    """
+    header, packet = VirtioHeader.of(frame), frame[10:]
+    if header.gso_type == 0:
+        return [packet]
+    transport, is_tcp = header.csum_start, header.csum_offset == 16
+    source, destination = (packet[12:16], packet[16:20]) if transport == 20 else (packet[8:24], packet[24:40])
+    addresses = (str(ip_address(source)), str(ip_address(destination)))
+    payload, pieces = packet[header.hdr_len :], []
+    for at in range(0, len(payload), header.gso_size):
+        data = payload[at : at + header.gso_size]
+        body = bytearray(packet[transport : header.hdr_len] + data)
+        if is_tcp:
+            struct.pack_into("!I", body, 4, (struct.unpack_from("!I", body, 4)[0] + at) & 0xFFFFFFFF)
+            if at + header.gso_size < len(payload):
+                body[13] &= ~(PSH | FIN)
+        else:
+            struct.pack_into("!H", body, 4, len(body))
+        struct.pack_into("!H", body, header.csum_offset, 0)
+        checksum = internet_checksum(pseudo_header(*addresses, 6 if is_tcp else 17, len(body)) + body)
+        struct.pack_into("!H", body, header.csum_offset, checksum if is_tcp else checksum or 0xFFFF)
+        head = bytearray(packet[:transport])
+        if transport == 20:
+            struct.pack_into("!H", head, 2, 20 + len(body))
+            if not head[6] & 0x40:
+                identification = struct.unpack_from("!H", head, 4)[0] + at // header.gso_size
+                struct.pack_into("!H", head, 4, identification & 0xFFFF)
+            struct.pack_into("!H", head, 10, 0)
+            struct.pack_into("!H", head, 10, internet_checksum(bytes(head)))
+        else:
+            struct.pack_into("!H", head, 4, len(body))
+        pieces.append(bytes(head + body))
+    return pieces

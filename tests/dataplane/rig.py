@@ -10,13 +10,14 @@ import contextlib
 import secrets
 import select
 import socket
+import struct
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
-from dataplane.packets import PLAIN
+from dataplane.packets import PLAIN, apart
 
 from ravenvpn import dataplane
-from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.aead import Suite, cipher
 from ravenvpn.dataplane.contract import (
     Counters,
     DataPlane,
@@ -31,6 +32,8 @@ from ravenvpn.dataplane.contract import (
     Traffic,
 )
 
+# The bodies that scenes run with. The native one joins when it is built.
+BODIES = ["pure"] if dataplane.native_absence() else ["pure", "native"]
 BOOT_ID = "7d1c0f4e-0000-4000-8000-000000000000"
 ALICE, BOB, CAROL = PeerId(1), PeerId(2), PeerId(3)
 PREFIXES = {
@@ -133,10 +136,8 @@ class End:
         return frames
 
     def packets(self) -> list[bytes]:
-        """The same, for frames that hold one packet each."""
-        frames = self.frames()
-        assert all(frame[:10] == PLAIN for frame in frames), "a superpacket"
-        return [frame[10:] for frame in frames]
+        """The same, superpackets taken apart."""
+        return [packet for frame in self.frames() for packet in apart(frame)]
 
     def happened(self, *kinds: type, traffic: bool = False) -> list[Event]:
         """Events since the last call, those of `kinds` if given; Traffic only if asked for."""
@@ -167,6 +168,53 @@ def keypairs(
         Keypair(suite, Role.INITIATOR, mine, yours, there, back, birth),
         Keypair(suite, Role.RESPONDER, yours, mine, back, there, birth),
     )
+
+
+class Eve:
+    """Someone on the path, or a peer that is not us: a socket, and the keys of a session if it was given them."""
+
+    def __init__(self, family: socket.AddressFamily = socket.AF_INET, host: str = "") -> None:
+        self.socket = udp_socket(family, host)
+        option = (
+            (socket.IPPROTO_IP, socket.IP_RECVTOS)
+            if family == socket.AF_INET
+            else (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS)
+        )
+        self.socket.setsockopt(*option, 1)
+
+    def __enter__(self) -> Eve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        v6 = self.socket.family == socket.AF_INET6
+        return Endpoint("::1" if v6 else "127.0.0.1", self.socket.getsockname()[1])
+
+    def captured(self) -> list[bytes]:
+        return [data for data, _ in self.captured_with_ds()]
+
+    def captured_with_ds(self) -> list[tuple[bytes, int]]:
+        """(datagram, its DS field with ECN) since the last call."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, ancillary, _, _ = self.socket.recvmsg(1 << 16, 256)
+                found.append((data, next((value[0] for _, kind, value in ancillary if kind in (1, 67)), 0)))
+        return found
+
+    def send(self, data: bytes, to: Endpoint, *, ds_field: int = 0) -> None:
+        v6 = self.socket.family == socket.AF_INET6
+        option = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS) if v6 else (socket.IPPROTO_IP, socket.IP_TOS)
+        self.socket.sendmsg([data], [(*option, struct.pack("=i", ds_field))], 0, (to.host, to.port))
+
+
+def message(keypair: Keypair, counter: int, inner: bytes) -> bytes:
+    """The transport message that the other end of `keypair` would send (whitepaper §5.4.6): sealed independently."""
+    sealed = cipher(keypair.suite, keypair.receive_key).encrypt(keypair.suite.nonce(counter), inner, None)
+    return struct.pack("<IIQ", 4, keypair.local_index, counter) + sealed
 
 
 class Pair:
