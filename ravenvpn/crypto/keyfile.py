@@ -127,6 +127,7 @@ def _write(path: Path, text: str, place: Callable[[str, Path], None]) -> None:
 
 _REMEDIES = {
     errno.EACCES: "run as root or choose a directory of your own",
+    errno.EPERM: "the file system must know owners, modes and hard links",
     errno.EROFS: "choose a directory on a writable file system",
 }
 

@@ -104,9 +104,12 @@ class _Secret:
     @property
     def raw(self) -> bytes:
         """A copy, which cannot be wiped. ValueError once the key is wiped."""
+        return bytes(self._held())
+
+    def _held(self) -> bytearray:
         if not self._raw:
             raise ValueError(f"this {self._kind} was wiped")
-        return bytes(self._raw)
+        return self._raw
 
     def to_base64(self) -> str:
         return base64.b64encode(self.raw).decode()
@@ -230,5 +233,5 @@ class PrivateKey(_Secret):
 
     def _loaded(self) -> X25519PrivateKey:
         if self._openssl is None:
-            self._openssl = X25519PrivateKey.from_private_bytes(self.raw)
+            self._openssl = X25519PrivateKey.from_private_bytes(self._held())
         return self._openssl
