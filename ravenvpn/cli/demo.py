@@ -18,12 +18,11 @@ def demo(keep: bool, remove: bool) -> None:
     Every line shown has been checked; exit 1 with the reason if one is not true. Everything is removed at the end,
     on Ctrl-C too, and by the next run after a kill. Needs root.
     """
-    from ravenvpn.lab import Lab, sweep
+    from ravenvpn.lab import Lab, kept, sweep
     from ravenvpn.lab.demo import REGIONS, Demo
-    from ravenvpn.lab.ownership import records
 
     if remove:
-        gone = sweep(also=[record.prefix for record in records() if record.kept])
+        gone = sweep(also=kept())
         click.echo(f"removed {', '.join(gone)}" if gone else "no demo was kept")
         return
     # A SIGTERM ends the demo as Ctrl-C does: through the `with` block that removes everything.

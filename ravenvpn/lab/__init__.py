@@ -7,7 +7,7 @@
 Only root can build one. It touches nothing of the machine but files under /run: every device is born in a namespace
 of the lab, and all of it goes when the `with` block ends. If its owner was killed, the next lab finds what it left.
 
-This package knows nothing of tunnels or agents; whoever uses it starts those.
+A lab knows nothing of tunnels; `lab.agents` starts real agents on its nodes, and `lab.demo` shows what they do.
 """
 
 from ravenvpn.lab.build import Lab

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ravenvpn.errors import RavenError
+from ravenvpn.lab.agents import RAVEN_VPN, Agents, answers, wait_until
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.echo import PORT
-from ravenvpn.lab.host import Host, Node, Pod
-from ravenvpn.lab.manifests import LISTEN_PORT
+from ravenvpn.lab.host import Pod
 from ravenvpn.lab.topology import Nat, Region
 
 REGIONS = (
@@ -27,9 +27,6 @@ REGIONS = (
     Region("factory", pods=2, nat=Nat.PORT_RESTRICTED),
     Region("ship", pods=2, nat=Nat.SYMMETRIC),
 )
-WORLD = "/etc/ravenvpn/world"
-LOG = "/var/lib/ravenvpn/agent.log"
-READY = 20.0  # seconds that anything we wait for may take
 IPERF_SECONDS = 3
 
 
@@ -42,11 +39,11 @@ class Demo:
 
     def __init__(self, lab: Lab, say: Callable[[str], None], show: Callable[[str], None]) -> None:
         self._lab, self._say, self._show = lab, say, show
+        self._agents = Agents(lab)
 
     def run(self) -> None:
         """Everything in order. DemoError or HostError says what is not true."""
         self._start_agents()
-        self._wait_until_reachable()
         self._serve()
         self._requests()
         self._nothing_in_clear()
@@ -57,62 +54,19 @@ class Demo:
 
     def _start_agents(self) -> None:
         with self._step("a key for every node, the same manifests on each"):
-            keys = {node.name: self._cli(node, "keygen", "/var/lib/ravenvpn/private.key") for node in self._nodes}
-            for node in self._nodes:
-                self._lab.write_manifests(node.path(WORLD), keys)
-        with self._step(f"{len(self._nodes)} agents started"):
-            # Those that can be called first: a call to one that does not listen yet is repeated after 5 s only.
-            for node in sorted(self._nodes, key=lambda node: node.region.nat is not Nat.NONE):
-                log = node.path(LOG).open("wb")
-                node.popen([*RAVEN_VPN, "agent", "--node", node.name], stdout=log, stderr=subprocess.STDOUT)
-                log.close()
-                if node.region.nat is Nat.NONE:
-                    listens = ["ss", "-Hlun", "sport", "=", str(LISTEN_PORT)]
-                    self._until(functools.partial(_answers, node, listens), f"{node.name} listens")
-
-    def _wait_until_reachable(self) -> None:
+            self._agents.prepare()
+        with self._step(f"{len(self._lab.nodes)} agents started"):
+            self._agents.start_all()
         with self._step("agents ready, handshakes done, every region reachable from every gateway"):
-            for node in self._nodes:
-                complaint = ""
-
-                def well(node: Node = node) -> bool:
-                    nonlocal complaint
-                    complaint = self._complaint(node)
-                    return not complaint
-
-                try:
-                    self._until(well, f"{node.name} is well")
-                except DemoError as error:
-                    raise DemoError(f"{error}: {complaint}\n{_log_of(node)}") from None
-
-    def _complaint(self, node: Node) -> str:
-        """Why the node is not well, in its own words; empty when it is."""
-        done = node.run([*RAVEN_VPN, "status", "-o", "json"], check=False)
-        if not done.stdout:
-            return done.stderr.strip() or f"raven-vpn status ended with {done.returncode}"
-        report = json.loads(done.stdout)
-        if reasons := report["reasons"]:
-            return str(reasons[0])
-        if report["sessions_up"] < report["sessions_wanted"]:
-            return f"{report['sessions_up']} of {report['sessions_wanted']} sessions are up"
-        return ""
-
-    @staticmethod
-    def _until(condition: Callable[[], bool], what: str) -> None:
-        """Wait until it holds; DemoError after READY seconds."""
-        deadline = time.monotonic() + READY
-        while not condition():
-            if time.monotonic() > deadline:
-                raise DemoError(f"{READY:g} s have passed and it is not so that {what}")
-            time.sleep(0.05)
+            self._agents.wait_until_well()
 
     def _serve(self) -> None:
         with self._step(f"an HTTP server in each of {len(self._lab.pods)} pods"):
             for pod in self._lab.pods:
                 pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            listens = ["ss", "-Hltn", "sport", "=", str(PORT)]
             for pod in self._lab.pods:
-                listens = ["ss", "-Hltn", "sport", "=", str(PORT)]
-                self._until(functools.partial(_answers, pod, listens), f"{pod.name} serves")
+                wait_until(functools.partial(answers, pod, listens), f"{pod.name} serves")
 
     def _requests(self) -> None:
         pairs = 0
@@ -176,20 +130,19 @@ class Demo:
         raise DemoError(f"iperf3: {done.stderr.strip() or json.loads(done.stdout).get('error', '')}")
 
     def _tables(self) -> None:
-        for node in self._nodes:
+        for node in self._lab.nodes:
             self._say(f"raven-vpn peers, on {node.name}:")
-            self._show(self._cli(node, "peers"))
+            self._show(self._agents.cli(node, "peers"))
         self._check_paths()
-        first = self._nodes[0]
+        first = self._lab.nodes[0]
         self._say(f"wg show, on {first.name}:")
         self._show(first.run(["wg", "show", "ravenvpn0"]).stdout)
 
     def _check_paths(self) -> None:
         """Two regions behind NAT must meet through a public one, and say so."""
         hidden = [plan.region.name for plan in self._lab.plans if plan.region.nat is not Nat.NONE]
-        for node in self._nodes:
-            report = json.loads(self._cli(node, "status", "-o", "json"))
-            for region in report["regions"]:
+        for node in self._lab.nodes:
+            for region in self._agents.status(node)["regions"]:
                 relayed = str(region["path"]).startswith("via ")
                 wanted = node.region.name in hidden and region["name"] in hidden
                 if relayed is not wanted:
@@ -197,7 +150,7 @@ class Demo:
 
     def suggestions(self) -> list[str]:
         """What a person may try on a mesh that was kept, ready to paste."""
-        node, (pod, other) = self._nodes[0], self._two_regions()
+        node, (pod, other) = self._lab.nodes[0], self._two_regions()
         inside = shlex.join(node.enter)
         program = shlex.join(RAVEN_VPN)
         return [
@@ -211,16 +164,9 @@ class Demo:
 
     # --- Means -------------------------------------------------------------------------------------------------
 
-    @property
-    def _nodes(self) -> Sequence[Node]:
-        return self._lab.nodes
-
     def _two_regions(self) -> tuple[Pod, Pod]:
         first = self._lab.pods[0]
         return first, next(pod for pod in self._lab.pods if pod.node.region is not first.node.region)
-
-    def _cli(self, node: Node, *arguments: str) -> str:
-        return node.run([*RAVEN_VPN, *arguments]).stdout.rstrip()
 
     def _ask(self, pod: Pod, hosts: Sequence[str], marker: str = "-") -> list[dict[str, object]]:
         done = pod.run([*ECHO, "ask", marker, *hosts], timeout=60)
@@ -235,15 +181,4 @@ class Demo:
         self._say(f"✓ {title} {took}" + "".join(f"\n    {note}" for note in notes))
 
 
-# The program and the modules of this very installation, whatever PATH says inside a namespace.
-RAVEN_VPN = (sys.executable, "-m", "ravenvpn")
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
-
-
-def _answers(host: Host, argv: Sequence[str]) -> bool:
-    return bool(host.run(argv).stdout)
-
-
-def _log_of(node: Node, lines: int = 15) -> str:
-    path = node.path(LOG)
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
