@@ -39,7 +39,7 @@ lint: venv ## style, types, and that imports go down the floors
 	@$(BIN)/ruff check --quiet ravenvpn tests bench
 	@$(BIN)/ruff format --quiet --diff ravenvpn tests bench
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-timings --verbose >$(VENV)/import-linter.log 2>&1 || { cat $(VENV)/import-linter.log; exit 1; }
+	@$(BIN)/lint-imports >$(VENV)/import-linter.log 2>&1 || { cat $(VENV)/import-linter.log; exit 1; }
 
 .PHONY: bench
 bench: venv packages need-root ## measure against wireguard-go; table here, JSON and HTML in bench/results/ (root)

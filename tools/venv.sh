@@ -42,7 +42,7 @@ if [ "$have" != "$version" ]; then
     "$python" -m venv --clear "$venv"
 fi
 echo "==> Installing ravenvpn and its development tools (a minute or two the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable '.[dev]' || {
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]' || {
     echo "    pip could not install ravenvpn into $venv: its reason is above. It needs a package index" \
         "(pip config list) and a C compiler." >&2
     exit 1
