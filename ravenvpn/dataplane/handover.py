@@ -176,7 +176,10 @@ def revive(frozen: FrozenPeer, peer: Peer) -> None:
     if frozen.endpoint is not None:
         peer.move(*socket_address(Endpoint(*frozen.endpoint)))
         if frozen.source is not None:
-            peer.set_source(Source(*frozen.source))
+            source = Source(*frozen.source)
+            if not 0 <= source.ifindex < 1 << 31:
+                raise ValueError(f"no interface index: {source.ifindex}")
+            peer.set_source(source)
     peer.roaming = frozen.roaming
     peer.rx_bytes, peer.tx_bytes = frozen.rx_bytes, frozen.tx_bytes
     peer.rx_packets, peer.tx_packets = frozen.rx_packets, frozen.tx_packets

@@ -145,10 +145,7 @@ def socket_address(endpoint: Endpoint) -> tuple[SockAddr, int]:
     if not 0 < endpoint.port < 1 << 16:
         raise ValueError(f"no UDP port: {endpoint.port}")
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
-    try:
-        host = socket.inet_ntop(family, socket.inet_pton(family, endpoint.host))
-    except OSError as error:
-        raise ValueError(f"not a numeric address: {endpoint.host}") from error
+    host = socket.inet_ntop(family, _packed(family, endpoint.host))
     if family == socket.AF_INET:
         return (host, endpoint.port), family
     return (host, endpoint.port, 0, endpoint.scope_id), family
@@ -170,7 +167,8 @@ def source_of(pktinfo: bytes, family: int) -> Source | None:
 
 
 def source_ancillary(source: Source, family: int) -> Ancillary:
-    """The control message that makes a datagram leave from `source`; none if the families differ.
+    """The control message that makes a datagram leave from `source`; none if the families differ. ValueError if it
+    is no numeric address.
 
     The address alone, and the routing chooses the interface, as in the Linux kernel's WireGuard: a forced interface
     without a route for the peer would have the kernel look for it on that link, in vain and without an error. Only a
@@ -178,8 +176,15 @@ def source_ancillary(source: Source, family: int) -> Ancillary:
     """
     if (":" in source.host) != (family == socket.AF_INET6):
         return []
-    local = socket.inet_pton(family, source.host)
+    local = _packed(family, source.host)
     if family == socket.AF_INET:
         return [(socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, local, bytes(4)))]
     link_local = local[0] == 0xFE and local[1] & 0xC0 == 0x80
     return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(local, source.ifindex if link_local else 0))]
+
+
+def _packed(family: int, host: str) -> bytes:
+    try:
+        return socket.inet_pton(family, host)
+    except OSError as error:
+        raise ValueError(f"not a numeric address: {host}") from error

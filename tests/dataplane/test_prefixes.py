@@ -1,0 +1,123 @@
+"""Longest-prefix match, against a list that is searched from end to end."""
+
+from __future__ import annotations
+
+import time
+from ipaddress import IPv4Network, IPv6Network, ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravenvpn.dataplane.prefixes import Acceptance, PrefixMap, Routes
+
+# Few enough addresses that prefixes meet: they differ in their first five and last two bits.
+v4_addresses = st.builds(lambda high, low: high << 27 | low, st.integers(0, 31), st.integers(0, 3))
+v6_addresses = st.builds(lambda high, low: high << 123 | low, st.integers(0, 31), st.integers(0, 3))
+v4_prefixes = st.builds(
+    lambda address, length: IPv4Network((address, length), strict=False),
+    v4_addresses,
+    st.sampled_from([0, 1, 2, 3, 5, 31, 32]),
+)
+v6_prefixes = st.builds(
+    lambda address, length: IPv6Network((address, length), strict=False),
+    v6_addresses,
+    st.sampled_from([0, 1, 2, 3, 5, 127, 128]),
+)
+prefixes = v4_prefixes | v6_prefixes
+peers = st.integers(1, 3)
+
+
+def longest(entries: dict, version: int, address: int):
+    """The slow and obvious answer."""
+    covering = [
+        prefix
+        for prefix in entries
+        if prefix.version == version
+        and address >> (prefix.max_prefixlen - prefix.prefixlen)
+        == int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
+    ]
+    return entries[max(covering, key=lambda prefix: prefix.prefixlen)] if covering else None
+
+
+@given(
+    st.lists(st.tuples(st.just("set"), v4_prefixes, peers) | st.tuples(st.just("pop"), v4_prefixes, peers)),
+    st.lists(v4_addresses),
+)
+def test_a_map_finds_what_a_list_finds(changes, addresses):
+    table, entries = PrefixMap(32), {}
+    for what, prefix, peer in changes:
+        if what == "set":
+            table[prefix] = entries[prefix] = peer
+        else:
+            assert table.pop(prefix) == entries.pop(prefix, None)
+    assert len(table) == len(entries)
+    for address in addresses:
+        assert table.longest(address) == longest(entries, 4, address)
+
+
+@given(
+    st.lists(
+        st.tuples(st.just("set"), prefixes, st.lists(peers, max_size=3))
+        | st.tuples(st.just("remove peer"), prefixes, st.lists(peers, min_size=1, max_size=1))
+    ),
+    st.lists(v4_addresses),
+    st.lists(v6_addresses),
+)
+def test_routes_are_a_list_of_who_carries_what(changes, v4, v6):
+    routes, entries = Routes(), {}
+    for what, prefix, carriers in changes:
+        if what == "set":
+            routes.set(prefix, tuple(carriers))
+            entries.pop(prefix, None)
+            if carriers:
+                entries[prefix] = tuple(carriers)
+        else:
+            routes.remove_peer(carriers[0])
+            entries = {
+                prefix: left
+                for prefix, had in entries.items()
+                if (left := tuple(peer for peer in had if peer != carriers[0]))
+            }
+    for address in v4:
+        assert routes.v4.longest(address) == longest(entries, 4, address)
+    for address in v6:
+        assert routes.v6.longest(address) == longest(entries, 6, address)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["add", "remove", "remove peer"]), prefixes, peers)),
+    st.lists(v4_addresses),
+    st.lists(v6_addresses),
+)
+def test_acceptance_is_a_list_of_who_may_send_from_where(changes, v4, v6):
+    acceptance, entries = Acceptance(), {}
+    for what, prefix, peer in changes:
+        if what == "add":
+            acceptance.add(peer, prefix)
+            entries[prefix] = entries.get(prefix, frozenset()) | {peer}
+        elif what == "remove":
+            acceptance.remove(peer, prefix)
+            entries[prefix] = entries.get(prefix, frozenset()) - {peer}
+        else:
+            acceptance.remove_peer(peer)
+            entries = {prefix: had - {peer} for prefix, had in entries.items()}
+        entries = {prefix: had for prefix, had in entries.items() if had}
+    for address in v4:
+        assert acceptance.v4.longest(address) == longest(entries, 4, address)
+    for address in v6:
+        assert acceptance.v6.longest(address) == longest(entries, 6, address)
+
+
+def test_ten_thousand_prefixes_of_a_thousand_peers_are_quick_to_move():
+    """A failover moves a region's prefixes: what it costs must not grow with everyone else's."""
+    routes = Routes()
+    everyone = [ip_network((0x0A000000 + (n << 8), 24)) for n in range(10_000)]
+    for n, prefix in enumerate(everyone):
+        routes.set(prefix, (n % 1000,))
+    began = time.perf_counter()
+    for n, prefix in enumerate(everyone):
+        routes.set(prefix, (n % 1000 + 1000,))
+    for peer in range(1000, 2000):
+        routes.remove_peer(peer)
+    assert time.perf_counter() - began < 2.0  # quadratic would be minutes
+    assert len(routes.v4) == 0
