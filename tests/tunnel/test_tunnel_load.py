@@ -48,6 +48,13 @@ def test_messages_wait_in_a_bounded_queue_and_are_worked_off_within_a_budget(wor
     assert bob.device.deadline() == 0.0
 
 
+def test_messages_without_a_valid_mac1_do_not_even_wait(world: World) -> None:
+    bob = world.node("bob")
+    receive(bob, world, [one._replace(data=one.data[:116] + bytes(32)) for one in flood(bob, 600)])
+    assert drops(bob) == {"BAD_MAC1": 600}
+    assert bob.device.deadline() is None
+
+
 def test_under_load_a_message_without_a_cookie_gets_one_and_nothing_else(world: World) -> None:
     bob = world.node("bob")
     datagrams = flood(bob, 600)

@@ -103,6 +103,8 @@ def test_a_retry_lets_the_kernel_choose_our_address_again(world: World) -> None:
     alice.sends(b"from the second", bob)
     assert alice.sources[-1] == Source("192.0.2.11", 1)
     world.run(20.0)
+    (data,) = alice.dataplane.known.values()
+    assert data.source == Source("192.0.2.11", 1)
 
     def second_address_is_gone(flight: Flight) -> list[float]:
         return [] if alice.addresses[1] in (flight.sender, flight.to) else [LATENCY]
@@ -115,6 +117,19 @@ def test_a_retry_lets_the_kernel_choose_our_address_again(world: World) -> None:
     alice.sends(b"back", bob)
     world.run(1.0)
     assert bob.delivered[-1] == b"back"
+
+
+def test_unanswered_data_forgets_the_source_of_data_too(world: World) -> None:
+    alice, bob = world.pair()
+    bob.sends(b"hello", alice)
+    world.run(1.0)
+    (data,) = alice.dataplane.known.values()
+    world.path = lambda _: []
+    alice.sends(b"lost", bob)
+    world.run(14.9)
+    assert data.source == Source(alice.address.host, 1)
+    world.run(0.5)
+    assert data.source is None
 
 
 def test_an_operators_word_moves_a_peer_that_has_roamed(world: World) -> None:
