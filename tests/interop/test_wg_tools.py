@@ -271,6 +271,9 @@ def test_an_interface_that_is_down_is_silent(fresh: Pair, join: Callable[..., No
     us.host.pings(INNER[4][1])
     us.host.ip("link", "set", us.device, "down")
     until(lambda: not them.host.reaches(INNER[4][0]), "a device that is down answers no more")
+    counted = us.show("transfer")
+    assert not them.host.reaches(INNER[4][0])
+    assert us.show("transfer") == counted
     us.host.ip("link", "set", us.device, "up")
     us.host.pings(INNER[4][1])
 

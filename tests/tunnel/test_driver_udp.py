@@ -98,7 +98,12 @@ for port in (50000, 50001, 50002):
     one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     one.bind(("::", port))
     held.append(one)
-print([udp.bind(0).port])
+found = set()
+for _ in range(20):
+    sockets = udp.bind(0)
+    found.add(sockets.port)
+    sockets.close()
+print(found)
 """
 
 
@@ -111,7 +116,7 @@ def test_a_random_port_that_is_taken_in_the_other_family_is_drawn_again(netns):
         text=True,
         check=True,
     )
-    assert done.stdout == "[50003]\n"
+    assert done.stdout == "{50003}\n"
 
 
 WITHOUT_TUN = "from ravenvpn.tunnel.linux.tun import Tun; Tun.open('rvx')"
