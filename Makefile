@@ -36,10 +36,12 @@ test: lint packages tools ## lint, then every test; without root the ones that n
 .PHONY: lint
 lint: venv ## style, types, and that imports go down the floors
 	@echo "==> ruff, mypy, import-linter"
-	@$(BIN)/ruff check --quiet ravenvpn tests bench
-	@$(BIN)/ruff format --quiet --diff ravenvpn tests bench
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports >$(VENV)/import-linter.log 2>&1 || { cat $(VENV)/import-linter.log; exit 1; }
+	@status=0; \
+	$(BIN)/ruff check --quiet ravenvpn tests bench || status=1; \
+	$(BIN)/ruff format --quiet --diff ravenvpn tests bench || status=1; \
+	$(BIN)/mypy --no-error-summary || status=1; \
+	$(BIN)/lint-imports >$(VENV)/import-linter.log 2>&1 || { cat $(VENV)/import-linter.log; status=1; }; \
+	exit $$status
 
 .PHONY: bench
 bench: venv packages need-root ## measure against wireguard-go; table here, JSON and HTML in bench/results/ (root)

@@ -6,8 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -15,10 +14,10 @@ from rich.console import Console
 
 from bench import cpu, machine, page, report
 from bench.bars import judge
-from bench.candidates import Candidate, Tunnel, all_of
+from bench.candidates import Candidate, all_of
 from bench.results import Outcome, Run, figures_of
 from bench.room import Room
-from bench.workloads import EVERY, FIRST, Without, Workload
+from bench.workloads import EVERY, FIRST, Workload
 from ravenvpn.errors import HostError, RavenError
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,32 +121,14 @@ def _measure(room: Room, candidate: Candidate, outcome: Outcome, turn: int, seco
         return
     time.sleep(SETTLE)
     try:
-        with _offloads_off(room, candidate, outcome.workload.without):
+        with outcome.workload.condition(room, candidate):
             before = cpu.now(candidate.pids())
             moved = outcome.workload.run(room, candidate.near, candidate.far, seconds)
             usage = cpu.now(candidate.pids()) - before
     except HostError as error:
         outcome.failures[candidate.name] = str(error)
     else:
-        outcome.runs.append(Run(candidate.name, turn, figures_of(moved, usage, has_processes=bool(candidate.pids()))))
-
-
-@contextmanager
-def _offloads_off(room: Room, candidate: Candidate, without: Without) -> Iterator[None]:
-    changes = [("eth0", feature) for feature in without.wire]
-    if isinstance(candidate, Tunnel):
-        changes += [(candidate.device, feature) for feature in without.device]
-
-    def switch(state: str) -> None:
-        for host in room.both:
-            for device, feature in changes:
-                host.run(["ethtool", "-K", device, feature, state])
-
-    switch("off")
-    try:
-        yield
-    finally:
-        switch("on")
+        outcome.runs.append(Run(candidate.name, turn, figures_of(moved, usage, cpu.resident(candidate.pids()))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Who used how much processor time: process trees from /proc/PID/stat, the whole machine from /proc/stat."""
+"""Who used how much processor time and holds how much memory, from /proc: process trees and the whole machine."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def now(roots: Iterable[int]) -> Usage:
     )
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return Usage(_trees(roots), user + nice + system + irq + softirq, steal, uptime)
+
+
+def resident(pids: Iterable[int]) -> float:
+    """Memory in bytes that these processes hold right now, together."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    return float(sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in pids))
 
 
 def _trees(roots: Iterable[int]) -> float:

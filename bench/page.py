@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.results import REFERENCE
 
-_LABEL, _PLOT, _RATIO, _ROW = 190, 460, 130, 26  # widths and height, in pixels
+_LABEL, _PLOT, _RATIO, _ROW = 190, 460, 200, 26  # widths and height, in pixels
 _AXIS = 24
 
 _STYLE = """
@@ -67,7 +67,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def _workload(workload: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2>{escape(workload['title'])}</h2>"
-    shown = [workload["headline"], "p99 µs", "core-s/GB", "core-s/Mpkt", "cores, whole machine"]
+    shown = [workload["headline"], "p99 µs", "core-s/GB", "core-s/Mpkt", "cores, whole machine", "MB, both ends"]
     for figure in dict.fromkeys(shown):
         if any(figure in candidate["figures"] for candidate in workload["candidates"].values()):
             yield _plot(figure, workload["candidates"])

@@ -24,6 +24,7 @@ SHOWN = (
     "core-s/GB",
     "core-s/Mpkt",
     "cores, whole machine",
+    "MB, both ends",
 )
 
 

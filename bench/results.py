@@ -31,12 +31,15 @@ class Run:
     figures: Figures
 
 
-def figures_of(moved: Figures, usage: Usage, *, has_processes: bool) -> Figures:
-    """A workload's figures with what they cost: of the candidate's processes, if it is any, and of the machine."""
+def figures_of(moved: Figures, usage: Usage, resident: float) -> Figures:
+    """A workload's figures with what they cost: of the candidate's processes and of the machine. `resident` is
+    the memory of the processes in bytes, 0 if the candidate has none."""
     costs = {"cores, whole machine": usage.machine / usage.elapsed, "cores stolen": usage.stolen / usage.elapsed}
+    if resident:
+        costs["MB, both ends"] = resident / 1e6
     for what, count, unit in (("bytes", 1e9, "GB"), ("packets", 1e6, "Mpkt")):
         if moved.get(what):
-            if has_processes:
+            if resident:
                 costs[f"core-s/{unit}"] = usage.processes / (moved[what] / count)
             costs[f"core-s/{unit}, whole machine"] = usage.machine / (moved[what] / count)
     return {**moved, **costs}

@@ -14,22 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from bench.conditions import USUAL, Condition, Crowd, OffloadsOff
 from bench.room import Room
 from ravenvpn.errors import HostError
 
 # A run's figures by name. "bytes" and "packets" say what was delivered, for figures per GB and per million packets.
 Figures = dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Without:
-    """Offloads to switch off meanwhile, as ethtool(8) names them: on the candidate's device, and on the wire."""
-
-    device: tuple[str, ...] = ()
-    wire: tuple[str, ...] = ()
-
-
-NOTHING = Without()
 
 
 class Workload(Protocol):
@@ -48,7 +38,8 @@ class Workload(Protocol):
     def underlay_mtu(self) -> int: ...
 
     @property
-    def without(self) -> Without: ...
+    def condition(self) -> Condition:
+        """What holds meanwhile."""
 
     def run(self, room: Room, near: str, far: str, seconds: float) -> Figures: ...
 
@@ -62,7 +53,7 @@ class TcpFlows:
     flows: int = 1
     both_ways: bool = False
     underlay_mtu: int = 1500
-    without: Without = NOTHING
+    condition: Condition = USUAL
     headline: str = field(default="Gbit/s", init=False)
 
     def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
@@ -81,7 +72,7 @@ class UdpRate:
     size: int  # bytes of UDP payload
     offered: int  # packets per second
     underlay_mtu: int = 1500
-    without: Without = NOTHING
+    condition: Condition = USUAL
     headline: str = field(default="kpps", init=False)
 
     def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
@@ -103,7 +94,7 @@ class PingRtt:
     title: str
     under_bulk: bool = False
     underlay_mtu: int = 1500
-    without: Without = NOTHING
+    condition: Condition = USUAL
     headline: str = field(default="p50 µs", init=False)
 
     INTERVAL = 0.002  # seconds; ping's shortest for root without flooding
@@ -188,6 +179,8 @@ MORE: tuple[Workload, ...] = (
     TcpFlows("tcp16", "16 TCP flows", flows=16),
     TcpFlows("tcp1-both", "one TCP flow each way at once", both_ways=True),
     TcpFlows("tcp1-jumbo", "one TCP flow, underlay MTU 9000", underlay_mtu=9000),
+    TcpFlows("tcp1-100-peers", "one TCP flow, 100 peers with 10,000 prefixes", condition=Crowd(100, 10_000)),
+    TcpFlows("tcp1-1000-peers", "one TCP flow, 1,000 peers with 10,000 prefixes", condition=Crowd(1000, 10_000)),
     UdpRate("udp64-10k", "UDP, 64 B at 10 kpps", size=64, offered=10_000),
     UdpRate("udp64-20k", "UDP, 64 B at 20 kpps", size=64, offered=20_000),
     UdpRate("udp64-40k", "UDP, 64 B at 40 kpps", size=64, offered=40_000),
@@ -199,12 +192,12 @@ MORE: tuple[Workload, ...] = (
     TcpFlows(
         "tcp1-no-device-offload",
         "one TCP flow, no segmentation offload on the tunnel's device",
-        without=Without(device=("tso", "gso")),
+        condition=OffloadsOff(device=("tso", "gso")),
     ),
     TcpFlows(
         "tcp1-no-wire-offload",
         "one TCP flow, neither UDP segmentation nor GRO on the wire",
-        without=Without(wire=("tx-udp-segmentation", "gro")),
+        condition=OffloadsOff(wire=("tx-udp-segmentation", "gro")),
     ),
 )
 EVERY = (*FIRST, *MORE)

@@ -43,12 +43,13 @@ def test_a_turn_without_the_reference_has_no_ratio(outcome: Outcome):
 
 def test_costs_are_per_gigabyte_delivered():
     used = Usage(processes=6.0, machine=8.0, stolen=0.5, elapsed=5.0)
-    figures = figures_of({"bytes": 2e9}, used, has_processes=True)
+    figures = figures_of({"bytes": 2e9}, used, resident=30e6)
     assert figures["core-s/GB"] == 3.0
     assert figures["core-s/GB, whole machine"] == 4.0
+    assert figures["MB, both ends"] == 30.0
     assert figures["cores, whole machine"] == 1.6
-    assert "core-s/GB" not in figures_of({"bytes": 2e9}, used, has_processes=False)
-    assert figures_of({"packets": 3e6}, used, has_processes=True)["core-s/Mpkt"] == 2.0
+    assert "core-s/GB" not in figures_of({"bytes": 2e9}, used, resident=0)
+    assert figures_of({"packets": 3e6}, used, resident=30e6)["core-s/Mpkt"] == 2.0
 
 
 def test_bars_are_judged_where_both_sides_were_measured(outcome: Outcome):
