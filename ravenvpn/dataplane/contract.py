@@ -178,8 +178,9 @@ class SourceMoved(NamedTuple):
 class Traffic(NamedTuple):
     """Facts that timers are made of (whitepaper §6.5), as of this report. Seconds on the body's clock, 0.0 = never.
 
-    A body reports unasked only what can arm a timer: `unanswered_since` or `unacknowledged_since` becoming set, and
-    the first traffic in either direction since the last report. Every report taken covers all peers that
+    A body reports unasked only what can arm a timer that the tunnel does not know of: `unanswered_since` or
+    `unacknowledged_since` set where the last report had 0.0. It may hold that back for a tenth of a second, since
+    busy peers set and clear them all the time. Every report taken covers all peers that
     moved since the last one, so a timer that is due asks for reports first and then decides on fresh facts.
     """
 

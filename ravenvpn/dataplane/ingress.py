@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -11,10 +9,11 @@ from typing import Final
 
 from ravenvpn.crypto.aead import InvalidTag
 from ravenvpn.dataplane import ecn
-from ravenvpn.dataplane.coalesce import Coalescer, Item
+from ravenvpn.dataplane.coalesce import Coalescer
 from ravenvpn.dataplane.contract import Datagram, Drop, Inner, Offloads, SourceMoved, WantsHandshake
 from ravenvpn.dataplane.offload import UDP
 from ravenvpn.dataplane.outer import SO_RXQ_OVFL, SOL_UDP, UDP_GRO
+from ravenvpn.dataplane.outlet import TunOutlet
 from ravenvpn.dataplane.peers import IP_PKTINFO, Peer, SockAddr, endpoint_of, source_of
 from ravenvpn.dataplane.prefixes import Acceptance
 from ravenvpn.dataplane.reports import EventQueue, Tally
@@ -24,7 +23,6 @@ DATAGRAMS_PER_WAKE: Final = 16  # receives, each up to 64 KiB with UDP GRO; then
 RECEIVE_BYTES: Final = 1 << 16
 ARENA_BYTES: Final = 4 * RECEIVE_BYTES  # opened packets that wait to be joined
 SOURCE_CACHE: Final = 4096
-TUN_REFUSALS: Final = 3  # superpackets refused in a row before joining is given up
 
 _ANCILLARY_BYTES: Final = (
     socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) * 3  # pktinfo of either family, ToS, GRO size, overflow
@@ -51,7 +49,7 @@ class Ingress:
         self.on_promoted: Callable[[Peer, float], bool] = lambda peer, now: False
         self.own_address = b""
         self.probe_port = b""
-        self._tun = tun
+        self._outlet = None if tun is None else TunOutlet(tun, tally)
         self._sessions = sessions
         self._acceptance = acceptance
         self._events = events
@@ -63,7 +61,6 @@ class Ingress:
         self.coalescer = Coalescer(self._arena, self._arena_view, tcp=offloads.tun_gro, udp=offloads.tun_gro_udp)
         self._cache: dict[tuple[Peer, bytes], bool] = {}
         self._used = 0  # of the arena
-        self._refusals = 0
         self._overflows: dict[int, int] = {}  # the kernel's count, by family
 
     def acceptance_changed(self) -> None:
@@ -249,7 +246,7 @@ class Ingress:
             packet = bytes(arena[start : start + total])
             self._events.post_bounded(Inner(peer.id, packet, codepoint == ecn.CE))
             return
-        if self._tun is None:
+        if self._outlet is None:
             drops[Drop.NO_TUN] += 1
             return
         self._used = start + length
@@ -266,45 +263,10 @@ class Ingress:
 
     def flush(self) -> None:
         """Write what was collected; the arena is free again."""
-        coalescer = self.coalescer
-        for item in coalescer.items:
-            if len(item.starts) == 1:
-                self._write(coalescer.frame(item))
-            elif not self._write_super(item):
-                for parts in coalescer.plain(item):
-                    self._write(parts)
-        coalescer.clear()
+        if self._outlet is not None:
+            self._outlet.write(self.coalescer)
+        self.coalescer.clear()
         self._used = 0
-
-    def _write_super(self, item: Item) -> bool:
-        """False if the kernel refused it for being a superpacket."""
-        error = self._write(self.coalescer.frame(item), count=len(item.starts), refusable=True)
-        if error != errno.EINVAL:
-            self._refusals = 0
-            return True
-        self._refusals += 1
-        if self._refusals >= TUN_REFUSALS:
-            self._refusals = 0
-            if self.coalescer.is_udp(item):
-                self.coalescer.udp = False
-                self._tally.gave_up("tun_gro_udp")
-            else:
-                self.coalescer.tcp = False
-                self._tally.gave_up("tun_gro")
-        return False
-
-    def _write(self, parts: list[bytes | memoryview], count: int = 1, *, refusable: bool = False) -> int:
-        """One write to the TUN: 0, or the errno of one that failed and, unless it is `refusable`, was counted."""
-        assert self._tun is not None
-        self._tally.tun_writes += 1
-        try:
-            os.writev(self._tun, parts)
-        except OSError as error:
-            if not (refusable and error.errno == errno.EINVAL):
-                self._tally.drops[Drop.TUN_WRITE_FAILED] += count
-            return error.errno or errno.EIO
-        self._tally.tun_tx_packets += count
-        return 0
 
     def _count_overflow(self, family: int, total: int) -> None:
         """The kernel's count is of the socket's whole life and modulo 2³²."""

@@ -30,9 +30,9 @@ class Peer:
 
     __slots__ = (
         "address", "ancillary", "any_received", "any_sent", "asked", "current", "data_received", "data_sent",
-        "family", "gso_limit", "id", "next", "pktinfo", "previous", "reported_elsewhere", "roaming", "rx_bytes",
-        "rx_packets", "source", "staged", "told_received", "told_sent", "tx_bytes", "tx_packets",
-        "unacknowledged_since", "unanswered_since",
+        "family", "gso_limit", "id", "next", "pktinfo", "previous", "reported_elsewhere", "roaming",
+        "rx_bytes", "rx_packets", "source", "staged", "told_received", "told_sent", "told_unacknowledged",
+        "told_unanswered", "tx_bytes", "tx_packets", "unacknowledged_since", "unanswered_since",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId) -> None:
@@ -57,6 +57,7 @@ class Peer:
         self.data_sent = self.any_sent = self.data_received = self.any_received = 0.0
         self.unanswered_since = self.unacknowledged_since = 0.0
         self.told_sent = self.told_received = False
+        self.told_unanswered = self.told_unacknowledged = False
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = 0
 
     # Where it is.
@@ -76,7 +77,7 @@ class Peer:
         self.source, self.pktinfo = source, pktinfo
         self.ancillary = [] if source is None else source_ancillary(source, self.family)
 
-    # What happened, for timers. Both say whether the tunnel has to hear of it now.
+    # What happened, for timers. Both say whether it is news for the next report.
 
     def sent(self, now: float, *, data: bool) -> bool:
         """An authenticated message left; `data` unless it was a keepalive."""
@@ -110,8 +111,18 @@ class Peer:
         self.asked = now
         return True
 
+    @property
+    def arms_timer(self) -> bool:
+        """Whether the tunnel has to hear now: a timer starts that the last report did not start."""
+        return bool(
+            (self.unanswered_since and not self.told_unanswered)
+            or (self.unacknowledged_since and not self.told_unacknowledged)
+        )
+
     def report(self) -> Traffic:
         self.told_sent = self.told_received = False
+        self.told_unanswered = bool(self.unanswered_since)
+        self.told_unacknowledged = bool(self.unacknowledged_since)
         return Traffic(
             self.id,
             self.data_sent,

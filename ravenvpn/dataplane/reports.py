@@ -11,6 +11,9 @@ from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Drop, Event, In
 class Reporter(Protocol):
     """Something that knows facts about one peer."""
 
+    @property
+    def arms_timer(self) -> bool: ...
+
     def report(self) -> Traffic: ...
 
 
@@ -62,9 +65,10 @@ class EventQueue:
         self.post(event)
 
     def moved(self, peer: Reporter) -> None:
-        """This peer's facts changed in a way that can arm a timer."""
+        """This peer's facts changed; the tunnel is woken if that can arm a timer it does not know of."""
         self._moved[peer] = None
-        self.rouse()
+        if peer.arms_timer:
+            self.rouse()
 
     def forget(self, peer: Reporter) -> None:
         self._moved.pop(peer, None)

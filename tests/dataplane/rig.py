@@ -66,7 +66,7 @@ def udp_socket(family: socket.AddressFamily, host: str = "") -> socket.socket:
 
 
 class End:
-    """One data plane, its TUN (`wire` is the kernel's side of it) and its sockets. Close it."""
+    """One data plane, its TUN (`wire` is the kernel's side of it, `inside` ours) and its sockets. Close it."""
 
     def __init__(
         self,
@@ -79,12 +79,12 @@ class End:
         boot_id: str = BOOT_ID,
     ) -> None:
         self.clock = clock
-        self.wire, self._inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        for one in (self.wire, self._inside):
+        self.wire, self.inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        for one in (self.wire, self.inside):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
         self.v4, self.v6 = udp_socket(socket.AF_INET), udp_socket(socket.AF_INET6)
         self.plane: DataPlane = dataplane.create(
-            tun=self._inside.fileno() if tun else None,
+            tun=self.inside.fileno() if tun else None,
             offloads=offloads,
             timing=timing,
             clock=clock,
@@ -105,7 +105,7 @@ class End:
     def close(self) -> None:
         self.plane.stop()
         self.plane.set_sockets(None, None)
-        for one in (self.wire, self._inside, self.v4, self.v6):
+        for one in (self.wire, self.inside, self.v4, self.v6):
             one.close()
 
     def endpoint(self, family: int = 4) -> Endpoint:
@@ -155,7 +155,7 @@ class End:
         return {Drop(drop).name: number for drop, number in self.counters.drops.items() if number}
 
     def descriptors(self) -> list[int]:
-        return [self._inside.fileno(), self.v4.fileno(), self.v6.fileno()]
+        return [self.inside.fileno(), self.v4.fileno(), self.v6.fileno()]
 
 
 def keypairs(
