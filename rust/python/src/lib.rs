@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use raven_dataplane::{Body, boottime};
+use raven_dataplane::{Announcement, Body, boottime};
 
 mod convert;
 
@@ -270,6 +270,11 @@ impl NativeDataPlane {
         Self::settle(slf)
     }
 
+    fn _announce(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().with(slf.py(), Body::announce_now);
+        Self::settle(slf)
+    }
+
     fn _resume(slf: &Bound<'_, Self>) -> PyResult<()> {
         slf.get().with(slf.py(), Body::resume);
         Self::settle(slf)
@@ -303,8 +308,14 @@ impl NativeDataPlane {
         let this = slf.get();
         let Some((event_loop, on_events)) = this.running(py) else { return Ok(()) };
         let (news, blocked) = this.with(py, |body| (body.announce(), body.blocked()));
-        if news {
-            event_loop.bind(py).call_method1("call_soon", (on_events,))?;
+        match news {
+            Announcement::Nothing => {}
+            Announcement::Now => {
+                event_loop.bind(py).call_method1("call_soon", (on_events,))?;
+            }
+            Announcement::Later(seconds) => {
+                event_loop.bind(py).call_method1("call_later", (seconds, slf.getattr("_announce")?))?;
+            }
         }
         let writer = std::mem::replace(&mut this.watch().writer, blocked);
         if writer != blocked {

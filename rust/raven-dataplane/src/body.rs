@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 
 use crate::aead::{KEY, Key, Suite};
 use crate::counters::{Counters, Drop, Offloads};
-use crate::events::Event;
+use crate::events::{Announcement, Event};
 use crate::handover;
 use crate::inbound::Inbound;
 use crate::keypair::{Keypair, Role};
@@ -316,9 +316,14 @@ impl Body {
 
     // Looking.
 
-    /// Whether to call back now; says so once for what waits.
-    pub fn announce(&mut self) -> bool {
-        self.state.events.announce()
+    /// Whether to call back; says so once for what waits.
+    pub fn announce(&mut self) -> Announcement {
+        self.state.events.announce(sys::boottime())
+    }
+
+    /// The time of an announcement for later has come.
+    pub fn announce_now(&mut self) {
+        self.state.events.keep_promise();
     }
 
     /// Somebody new is to be called back.

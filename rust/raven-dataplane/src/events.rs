@@ -19,8 +19,21 @@ pub enum Event {
     Traffic { peer: PeerId, facts: Traffic },
 }
 
+/// Reports for timers alone, per second in the long run and at once. Busy peers set and clear what timers are made of
+/// hundreds of times a second; a timer of seconds loses nothing if it is armed a tenth later.
+const REPORTS_PER_SECOND: f64 = 10.0;
+const REPORTS_AT_ONCE: f64 = 8.0;
+
+/// When to call back.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Announcement {
+    Nothing,
+    Now,
+    /// After so many seconds.
+    Later(f64),
+}
+
 /// Events in the order they happened, and whether the tunnel has to hear of them unasked.
-#[derive(Default)]
 pub struct Queue {
     waiting: Vec<Event>,
     datagrams: usize,
@@ -31,6 +44,27 @@ pub struct Queue {
     urgent: bool,
     /// The callback was made and nothing was taken since.
     announced: bool,
+    /// A later callback was promised.
+    promised: bool,
+    /// Reports that may be announced at once, as of `counted_at`.
+    allowance: f64,
+    counted_at: f64,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            waiting: Vec::new(),
+            datagrams: 0,
+            inner: 0,
+            moved: Vec::new(),
+            urgent: false,
+            announced: false,
+            promised: false,
+            allowance: REPORTS_AT_ONCE,
+            counted_at: 0.0,
+        }
+    }
 }
 
 impl Queue {
@@ -76,14 +110,34 @@ impl Queue {
     /// Somebody new listens, to whom nothing was said yet.
     pub fn listen(&mut self) {
         self.announced = false;
+        self.promised = false;
         self.urgent |= !self.moved.is_empty();
     }
 
-    /// Whether to call back now: something waits, and that was not said yet.
-    pub fn announce(&mut self) -> bool {
-        let news = (self.urgent || !self.waiting.is_empty()) && !self.announced;
-        self.announced |= news;
-        news
+    /// Whether to call back, if something waits of which that was not said yet. `now` is real time.
+    pub fn announce(&mut self, now: f64) -> Announcement {
+        if self.announced || !(self.urgent || !self.waiting.is_empty()) {
+            return Announcement::Nothing;
+        }
+        if self.waiting.is_empty() {
+            let earned = (now - self.counted_at).max(0.0) * REPORTS_PER_SECOND;
+            self.allowance = (self.allowance + earned).min(REPORTS_AT_ONCE);
+            self.counted_at = now;
+            if self.allowance < 1.0 {
+                if std::mem::replace(&mut self.promised, true) {
+                    return Announcement::Nothing;
+                }
+                return Announcement::Later((1.0 - self.allowance) / REPORTS_PER_SECOND);
+            }
+            self.allowance -= 1.0;
+        }
+        self.announced = true;
+        Announcement::Now
+    }
+
+    /// The promised callback is due now.
+    pub fn keep_promise(&mut self) {
+        self.promised = false;
     }
 
     /// Events so far, and whose facts changed.
@@ -93,5 +147,36 @@ impl Queue {
         self.urgent = false;
         self.announced = false;
         (std::mem::take(&mut self.waiting), std::mem::take(&mut self.moved))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_for_timers_come_at_most_so_often() {
+        let mut queue = Queue::default();
+        for _ in 0..8 {
+            queue.hurry();
+            assert_eq!(queue.announce(1000.0), Announcement::Now);
+            queue.take();
+        }
+        queue.hurry();
+        assert_eq!(queue.announce(1000.0), Announcement::Later(0.1));
+        assert_eq!(queue.announce(1000.05), Announcement::Nothing, "it was promised");
+        queue.keep_promise();
+        assert_eq!(queue.announce(1000.1), Announcement::Now);
+    }
+
+    #[test]
+    fn events_never_wait() {
+        let mut queue = Queue::default();
+        for peer in 0..20 {
+            queue.push(Event::WantsHandshake { peer });
+            assert_eq!(queue.announce(1000.0), Announcement::Now);
+            assert_eq!(queue.announce(1000.0), Announcement::Nothing, "said already");
+            assert_eq!(queue.take().0.len(), 1);
+        }
     }
 }
