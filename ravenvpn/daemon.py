@@ -113,6 +113,7 @@ def _assemble(config: AgentConfig, state: Path) -> Agent:
         planner,
         last_seen,
         state_file=state / "host",
+        probe_intervals=(config.probe_interval, config.probe_interval_idle),
         make_sessions=lambda on_resolved, listeners: Sessions(
             key=key,
             preshared_key=preshared,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
@@ -18,18 +19,20 @@ from typing import Protocol
 import ravenvpn
 from ravenvpn import dataplane
 from ravenvpn.agent.endpoints import LastSeen
+from ravenvpn.agent.probing import Probing, subject
 from ravenvpn.agent.report import DataPlaneReport, PeerReport, PeerState, PlanLine, ProblemReport, StatusReport
 from ravenvpn.agent.reporting import Rates, peer_reports, plan_lines, region_reports
 from ravenvpn.agent.resolve import is_literal
 from ravenvpn.agent.sessions import Sessions
 from ravenvpn.agent.upkeep import Upkeep
+from ravenvpn.dataplane import boottime
 from ravenvpn.errors import HostError
 from ravenvpn.k8s.files import Snapshot
 from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
-from ravenvpn.mesh.liveness import UNKNOWN
-from ravenvpn.mesh.model import World
-from ravenvpn.mesh.nodeplan import NodePlan
+from ravenvpn.mesh.identity import tunnel_address
+from ravenvpn.mesh.model import EndpointType, World
+from ravenvpn.mesh.nodeplan import NodePlan, Role
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.tunnel.driver import Listeners, TunnelStatus
 from ravenvpn.tunnel.reports import SessionLost, SessionUp
@@ -40,6 +43,10 @@ log = logging.getLogger(__name__)
 HEARTBEAT = 0.5  # how often the loop is felt; a heartbeat that comes late is how blocking shows
 SAVE_INTERVAL = 30.0
 RETRY = 2.0  # after a tunnel could not be opened
+
+
+# What docs/protocol.md calls a node's role.
+_ROLES = {Role.NONE: 0, Role.ACTIVE: 1, Role.STANDBY: 2, Role.PLAIN: 3}
 
 
 class Source(Protocol):
@@ -63,17 +70,23 @@ class Agent:
         last_seen: LastSeen,
         *,
         state_file: Path,
+        probe_intervals: tuple[float, float],
         make_sessions: Callable[[Callable[[], None], Listeners], Sessions],
     ) -> None:
-        """`state_file` remembers sysctls of others' devices. `make_sessions` gets what to call when names resolve
-        anew, and who listens to its tunnels. HostError where this host cannot carry an agent at all."""
+        """`state_file` remembers sysctls of others' devices; `probe_intervals` are seconds with and without traffic.
+        `make_sessions` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
+        this host cannot carry an agent at all."""
         self._node, self._source, self._planner, self._last_seen = node, source, planner, last_seen
         self._upkeep = Upkeep(state_file, self._addresses_changed, self._device_gone)
-        self._sessions = make_sessions(self._names_resolved, Listeners(on_report=self._report))
+        self._work = asyncio.Event()
+        self._sessions = make_sessions(
+            self._names_resolved, Listeners(on_report=self._report, on_inner=self._probe_came)
+        )
+        self._probing = Probing(*probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of)
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._snapshot: Snapshot | None = None
         self._world_at: float | None = None  # Unix seconds
         self._facts: LocalFacts | None = None  # None: to be read before planning
-        self._work = asyncio.Event()
         self._resolved = False
         self._reopen = False
         self._tunnel_problem = ""
@@ -142,6 +155,44 @@ class Agent:
             case SessionLost():
                 why = f": {report.failure.value}" if report.failure else ""
                 log.warning("session with %s is lost%s", report.name, why)
+                self._probing.given_up(report.name, boottime())
+
+    # Probing.
+
+    def _probe(self) -> None:
+        """Probe whom the tunnel has, say who we are, and come back when the next question is due."""
+        tunnel, settings = self._sessions.tunnel, self._planner.tunnel_settings()
+        self._probing.adopt(tunnel, settings.own_address)
+        self._probing.watch(self._sessions.probed(), boottime())
+        self._probing.introduce(*self._introduction())
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
+            self._probe_timer = None
+        now = boottime()
+        again = self._probing.tick(now)
+        if again is not None:
+            self._probe_timer = asyncio.get_running_loop().call_later(again - now, self._ask)
+
+    def _probe_came(self, name: str, packet: bytes, _: bool) -> None:
+        self._probing.receive(name, packet, boottime())
+
+    def _introduction(self) -> tuple[int, int]:
+        """Our role and epoch as docs/protocol.md writes them."""
+        role = self._planner.role
+        gateway = self._snapshot.world.gateways.get(self._planner.region) if self._snapshot else None
+        active = gateway.status.active if gateway else ()
+        epochs = [endpoint.epoch for endpoint in active if endpoint.type is EndpointType.TUNNEL]
+        return _ROLES[role], max(epochs, default=0)
+
+    def _node_of(self, hashed: int) -> str | None:
+        if self._snapshot is None:
+            return None
+        world = self._snapshot.world
+        named = (endpoint.node for gateway in world.gateways.values() for endpoint in gateway.status.active)
+        return next((node for node in named if subject(tunnel_address(world.mesh, node)) == hashed), None)
 
     # Converging.
 
@@ -163,7 +214,7 @@ class Agent:
     async def _converge(self, world: World) -> None:
         if self._facts is None:
             self._facts = await self._look_around(world)
-        delta = self._planner.update(world, facts=self._facts)
+        delta = self._planner.update(world, self._probing.liveness, self._facts)
         if self._reopen:
             self._reopen = False
             await self._sessions.close()
@@ -180,6 +231,7 @@ class Agent:
             self._sessions.refresh()
         await self._upkeep.apply(delta.host, lambda: self._planner.plan().host)
         self._sessions.finish(delta.tunnel)
+        self._probe()
 
     async def _beat(self) -> None:
         """Feel the loop, and do what is due now and then."""
@@ -193,6 +245,8 @@ class Agent:
             expected = max(expected, now)
             statuses = self._sessions.statuses()
             self._rates.update(statuses, now)
+            self._probing.look(statuses, boottime())
+            self._ask()
             if now - saved >= SAVE_INTERVAL:
                 saved = now
                 self._last_seen.learn(statuses)
@@ -214,7 +268,13 @@ class Agent:
 
     def peers(self) -> list[PeerReport]:
         plan = self._planner.plan()
-        return peer_reports(plan, self._sessions.statuses(), liveness=UNKNOWN, quality={}, rates=self._rates)
+        return peer_reports(
+            plan,
+            self._sessions.statuses(),
+            liveness=self._probing.liveness,
+            quality=self._probing.quality(),
+            rates=self._rates,
+        )
 
     def status(self) -> StatusReport:
         """Facts; `ravenvpn.health` judges them."""

@@ -112,8 +112,9 @@ class Sessions:
     def unresolved(self) -> list[str]:
         return self._resolver.failing()
 
-    def plan_of(self, name: str) -> PeerPlan | None:
-        return self._plans.get(name)
+    def probed(self) -> dict[str, PeerPlan]:
+        """The peers that the tunnel has, with their plans."""
+        return {name: plan for name, plan in self._plans.items() if name not in self.refused} if self.tunnel else {}
 
     # Inside.
 

@@ -16,6 +16,7 @@ from types import MappingProxyType
 # so two of them unanswered and this much silence leave half a second to plan and move the routes.
 DEAD_AFTER = 2.5  # seconds without anything authenticated, while probes ask
 MIN_UNANSWERED = 2  # one lost probe proves nothing
+GRACE = 1.4  # seconds the first open question may wait: longer than any path's round trip, shorter than two intervals
 # A peer that was dead has to answer this often in a row before it is trusted again, or a path with heavy loss
 # would carry and drop flows in turns.
 REVIVED_AFTER = 2
@@ -42,8 +43,8 @@ def judge(before: Verdict, facts: PeerFacts, now: float) -> Verdict:
     """The verdict at `now`, given the one before. Total and free of side effects; see `next_judgement` for when."""
     if facts.handshake_given_up > facts.last_received:
         return Verdict.DEAD
-    silent_since = max(facts.last_received, facts.asked_since)
-    if facts.asked_since and facts.unanswered >= MIN_UNANSWERED and now - silent_since >= DEAD_AFTER:
+    silence = next_judgement(facts)
+    if silence is not None and facts.unanswered >= MIN_UNANSWERED and now >= silence:
         return Verdict.DEAD
     if before is Verdict.DEAD and facts.answered_in_row < REVIVED_AFTER:
         return Verdict.DEAD
@@ -52,7 +53,7 @@ def judge(before: Verdict, facts: PeerFacts, now: float) -> Verdict:
 
 def next_judgement(facts: PeerFacts) -> float | None:
     """The instant at which silence alone would change the verdict, or None while nothing is asked."""
-    return max(facts.last_received, facts.asked_since) + DEAD_AFTER if facts.asked_since else None
+    return max(facts.last_received + DEAD_AFTER, facts.asked_since + GRACE) if facts.asked_since else None
 
 
 _NOBODY: frozenset[str] = frozenset()

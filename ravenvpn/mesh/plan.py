@@ -85,6 +85,19 @@ class Planner:
             differences.host(old_host, self._host_frame(), self._remote),
         )
 
+    @property
+    def role(self) -> Role:
+        return self._context.role if self._context else Role.NONE
+
+    @property
+    def region(self) -> str:
+        """Of this node; empty where it has none."""
+        return self._context.region.name if self._context and self._context.region else ""
+
+    def tunnel_settings(self) -> TunnelPlan:
+        """The tunnel's own part of the plan, without peers and prefixes: what costs nothing to ask for."""
+        return self._tunnel_settings()
+
     def plan(self) -> NodePlan:
         """The whole plan as of the last update."""
         if self._plan is None:

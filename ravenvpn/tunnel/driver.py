@@ -206,6 +206,10 @@ class Tunnel:
         self._dataplane.accept(self._ids[name], add, remove)
         self.allowed_ips.accept(name, add, remove)
 
+    def id_of(self, name: str) -> PeerId:
+        """The peer's id, as `on_inner`'s events and probers know it. It changes when a tunnel is opened anew."""
+        return self._ids[name]
+
     def send_inner(self, name: str, packet: bytes, outer_df: bool = False) -> None:
         """Send a whole inner packet of our own making, past the routes."""
         self._dataplane.send_inner(self._ids[name], packet, outer_df)
