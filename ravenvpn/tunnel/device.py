@@ -30,8 +30,8 @@ from ravenvpn.tunnel.timers import Timers
 
 __all__ = ["WORK_BUDGET", "Device", "PeerSettings", "PeerStatus", "Report", "SessionLost", "SessionUp"]
 
-# Handshake messages and initiations per call: about 10 ms of work, so that packets and timers get their turn.
-WORK_BUDGET = 32
+# Handshake messages and initiations per call: under 10 ms of work, so that packets and timers get their turn.
+WORK_BUDGET = 16
 
 DUE_NOW = 0.0  # an instant that has passed on any clock
 

@@ -74,9 +74,10 @@ class Timers:
     # What happened.
 
     def traffic(self, facts: Traffic) -> None:
-        """The data plane's facts about authenticated packets."""
+        """The data plane's facts about authenticated packets. What shares an instant with a handshake message, as the
+        packets that waited for it do, counts as later."""
         self._traverse(max(facts.any_sent, facts.any_received))
-        if facts.unanswered_since and facts.data_sent > self._answered:
+        if facts.unanswered_since and facts.data_sent >= self._answered:
             # §6.5: nothing came back for KEEPALIVE_TIMEOUT + REKEY_TIMEOUT, so the session may be dead.
             since = max(facts.unanswered_since, self._answered)
             if Timer.NEW_HANDSHAKE not in self._at or since != self._silent_from:
@@ -85,7 +86,7 @@ class Timers:
                 self._at[Timer.NEW_HANDSHAKE] = since + wait + self._jitter()
         else:
             self._at.pop(Timer.NEW_HANDSHAKE, None)
-        if facts.unacknowledged_since and facts.data_received > self._spoke:
+        if facts.unacknowledged_since and facts.data_received >= self._spoke:
             # §6.5: data came, and for KEEPALIVE_TIMEOUT there was nothing to send back.
             since = max(facts.unacknowledged_since, self._spoke)
             self._at[Timer.SEND_KEEPALIVE] = since + self._timing.keepalive_timeout

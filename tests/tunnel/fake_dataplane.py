@@ -242,18 +242,20 @@ class FakeDataPlane:
         for one in self.known.values():
             if one.moved:
                 one.moved = False
-                events.append(
-                    Traffic(
-                        one.id,
-                        one.data_sent,
-                        one.any_sent,
-                        one.data_received,
-                        one.any_received,
-                        one.unanswered_since,
-                        one.unacknowledged_since,
-                    )
-                )
+                events.append(self.report(one))
         return events
+
+    @staticmethod
+    def report(one: FakePeer) -> Traffic:
+        return Traffic(
+            one.id,
+            one.data_sent,
+            one.any_sent,
+            one.data_received,
+            one.any_received,
+            one.unanswered_since,
+            one.unacknowledged_since,
+        )
 
     def counters(self) -> Counters:
         peers = {}

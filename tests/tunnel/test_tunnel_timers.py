@@ -383,7 +383,7 @@ def no_jitter() -> float:
     return 0.25
 
 
-@pytest.mark.parametrize("answered_at", [100.0, 107.0, 114.9])
+@pytest.mark.parametrize("answered_at", [100.1, 107.0, 114.9])
 def test_a_handshake_message_answers_what_was_sent_before_it(answered_at: float) -> None:
     timers = Timers(Timing(), no_jitter)
     timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
@@ -395,6 +395,16 @@ def test_a_handshake_message_answers_what_was_sent_before_it(answered_at: float)
     assert timers.at(Timer.NEW_HANDSHAKE) is None
     timers.traffic(facts(data_sent=120.0, any_sent=120.0, unanswered_since=100.0))
     assert timers.at(Timer.NEW_HANDSHAKE) == answered_at + 15.25
+
+
+def test_what_shares_an_instant_with_a_handshake_message_counts_as_later() -> None:
+    timers = Timers(Timing(), no_jitter)
+    timers.response_received(100.0)
+    timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
+    assert timers.at(Timer.NEW_HANDSHAKE) == 115.25
+    timers.handshake_answered(200.0)
+    timers.traffic(facts(data_received=200.0, any_received=200.0, unacknowledged_since=200.0))
+    assert timers.at(Timer.SEND_KEEPALIVE) == 210.0
 
 
 def test_a_handshake_message_acknowledges_what_was_received_before_it() -> None:
