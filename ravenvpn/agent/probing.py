@@ -147,7 +147,7 @@ class Probing:
             if status.rx_bytes != watched.octets:
                 watched.heard_at = now
             watched.packets, watched.octets, watched.probes = packets, status.rx_bytes, 0
-            self._pace(self._probers, watched, status.session_age is not None, now)
+            self._pace(self._probers, watched, status, now)
 
     def quality(self) -> dict[str, Quality]:
         """Round trip and loss of every peer that ever answered."""
@@ -158,10 +158,11 @@ class Probing:
 
     # Inside.
 
-    def _pace(self, probers: Probers, watched: _Watched, session: bool, now: float) -> None:
-        """How often to ask this peer, as things are."""
+    def _pace(self, probers: Probers, watched: _Watched, status: PeerStatus, now: float) -> None:
+        """How often to ask this peer, as things are. One that only can call us is not asked before it did."""
         asked = probers.facts(watched.peer).asked_since
-        wanted = self._idle if session or watched.plan.warm else None
+        session = status.session_age is not None
+        wanted = self._idle if session or (watched.plan.warm and status.endpoint is not None) else None
         if wanted is not None and (now < watched.busy_until or (asked is not None and now - asked > OPEN_QUESTION)):
             wanted = min(self._busy, wanted)
         if wanted != watched.interval:

@@ -114,20 +114,14 @@ class Demo:
     def _throughput(self) -> None:
         with self._step(f"one TCP flow between pods of two regions, {IPERF_SECONDS} s") as note:
             client, server = self._two_regions()
-            daemon = server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            command = ["iperf3", "-c", str(server.v4), "-t", str(IPERF_SECONDS), "-J", "--connect-timeout", "3000"]
-            report = json.loads(self._until_it_listens(client, command).stdout)
-            daemon.terminate()
+            server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            listens = ["ss", "-Hltn", "sport", "=", "5201"]
+            wait_until(functools.partial(answers, server, listens), f"iperf3 listens in {server.name}")
+            command = ["iperf3", "-c", str(server.v4), "-t", str(IPERF_SECONDS), "-J"]
+            report = json.loads(client.run(command, check=False, timeout=IPERF_SECONDS + 20).stdout)
+            if "error" in report:
+                raise DemoError(f"iperf3 from {client.name} to {server.name}: {report['error']}")
             note(f"{report['end']['sum_received']['bits_per_second'] / 1e6:.0f} Mbit/s")
-
-    @staticmethod
-    def _until_it_listens(client: Pod, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        for _ in range(50):
-            done = client.run(command, check=False, timeout=IPERF_SECONDS + 20)
-            if done.returncode == 0:
-                return done
-            time.sleep(0.1)
-        raise DemoError(f"iperf3: {done.stderr.strip() or json.loads(done.stdout).get('error', '')}")
 
     def _tables(self) -> None:
         for node in self._lab.nodes:
