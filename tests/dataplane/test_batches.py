@@ -67,7 +67,7 @@ async def test_every_offload_can_be_switched_off(body, off):
         assert [len(p) - 28 for p in got if p[9] == 17] == [200] * 5 + [3]
         assert pair.alice.drops() == pair.bob.drops() == {}
         if off == tuple(OFF):
-            assert pair.alice.counters.udp_writes == 1 + 11 + 6
+            assert pair.alice.counters.udp_tx_datagrams == 1 + 11 + 6
 
 
 async def test_sixteen_flows_at_once_are_all_joined(body):

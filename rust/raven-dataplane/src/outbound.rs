@@ -14,7 +14,7 @@ use crate::vnet;
 
 /// Bytes and frames of one call; then the other side gets its turn.
 const BUDGET_BYTES: usize = 1 << 20;
-const BUDGET_FRAMES: usize = 512;
+const BUDGET_FRAMES: usize = 256;
 const MAX_FRAME: usize = vnet::LEN + 65535 + packet::IPV6_HEADER;
 
 pub struct Outbound {

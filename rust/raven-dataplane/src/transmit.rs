@@ -2,7 +2,6 @@
 //! over what the kernel refuses:
 //!
 //! * EIO, EINVAL: no train ever passes this socket. One by one from then on.
-//! * EINVAL of more than 64: an older kernel. Trains are shorter from then on.
 //! * EMSGSIZE: the path's MTU is below a segment, and trains are not fragmented. One by one for this peer, until it
 //!   moves.
 //! * a chosen source that is gone: forgotten, and sent again from wherever the kernel likes.
@@ -24,9 +23,9 @@ use crate::wire;
 /// core's cache.
 const ARENA: usize = 192 << 10;
 const MAX_BATCHES: usize = 64;
-/// UDP_MAX_SEGMENTS: 128 since Linux 6.9, 64 before, which shows when 128 are refused.
-const SEGMENTS_NEW: usize = 128;
-const SEGMENTS_OLD: usize = 64;
+/// UDP_MAX_SEGMENTS before Linux 6.9. Newer kernels take 128, but receivers count on 64: GRO never makes more, and
+/// wireguard-go on the same host has no room for them.
+const MAX_SEGMENTS: usize = 64;
 /// Of a train: 65,535 less the headers of IPv4 and UDP.
 const MAX_TRAIN: usize = 65507;
 /// Once this much waits, what can't grow any more is sent.
@@ -68,7 +67,6 @@ pub struct Transmitter {
     arena: Box<[u8]>,
     fill: usize,
     batches: Vec<Batch>,
-    max_segments: usize,
     v4: Option<RawFd>,
     v6: Option<RawFd>,
     blocked: Option<RawFd>,
@@ -80,7 +78,6 @@ impl Default for Transmitter {
             arena: vec![0; ARENA].into_boxed_slice(),
             fill: 0,
             batches: Vec::with_capacity(MAX_BATCHES + 1),
-            max_segments: SEGMENTS_NEW,
             v4: None,
             v6: None,
             blocked: None,
@@ -188,7 +185,7 @@ impl Transmitter {
         let trains = state.offloads.udp_gso && total < peer.train_limit && !to.outer_df;
         if let Some(last) = self.batches.last_mut()
             && trains
-            && last.may_grow(self.max_segments, total)
+            && last.may_grow(total)
             && last.peer == Some(to.peer)
             && last.traffic_class == to.ecn
             && last.name == peer.name
@@ -218,7 +215,7 @@ impl Transmitter {
         if self.fill - first.start < SEND_EARLY || self.blocked.is_some() {
             return;
         }
-        let open = last.may_grow(self.max_segments, last.segment);
+        let open = last.may_grow(last.segment);
         self.send_first(state, self.batches.len() - usize::from(open));
     }
 
@@ -335,28 +332,26 @@ impl Transmitter {
         }
     }
 
-    /// The kernel takes no such train: a shorter one, where it is an old kernel; else datagram by datagram.
+    /// The kernel takes no such train: datagram by datagram.
     fn give_up_train(&mut self, state: &mut State, fd: RawFd, batch: &Batch, code: i32) {
-        let size = if code == libc::EINVAL && batch.count > SEGMENTS_OLD { SEGMENTS_OLD } else { 1 };
-        let mut refused = code;
-        let mut sent = 0;
-        for piece in pieces(batch, size) {
-            match self.attempt(state, fd, &[piece]) {
-                Ok(_) => sent += 1,
-                Err(code) if piece.count > 1 && code != libc::EAGAIN => {
-                    refused = code;
-                    self.give_up_train(state, fd, &piece, code);
+        let singles: Vec<Batch> = batch.singles().collect();
+        let mut rest = &singles[..];
+        let mut lost = 0;
+        while !rest.is_empty() {
+            match self.attempt(state, fd, rest) {
+                Ok(sent) => rest = &rest[sent..],
+                // Waiting for room here would hold up all else; the kernel took most of a train just now.
+                Err(_) => {
+                    lost += 1;
+                    rest = &rest[1..];
                 }
-                // Waiting for room here would hold up all else; the kernel took a whole train's worth just now.
-                Err(_) => state.counters.drop(Drop::SendFailed, piece.count),
             }
         }
-        if sent == 0 {
+        state.counters.drop(Drop::SendFailed, lost);
+        if lost == batch.count {
             return; // it was not the train
         }
-        if size > 1 {
-            self.max_segments = SEGMENTS_OLD;
-        } else if refused == libc::EMSGSIZE {
+        if code == libc::EMSGSIZE {
             if let Some(peer) = batch.peer {
                 let limit = &mut state.peers.at_mut(peer).train_limit;
                 *limit = batch.segment.min(*limit);
@@ -368,19 +363,18 @@ impl Transmitter {
 }
 
 impl Batch {
-    fn may_grow(&self, max_segments: usize, by: usize) -> bool {
-        !self.closed && by <= self.segment && self.count < max_segments && self.length + by <= MAX_TRAIN
+    fn may_grow(&self, by: usize) -> bool {
+        !self.closed && by <= self.segment && self.count < MAX_SEGMENTS && self.length + by <= MAX_TRAIN
     }
-}
 
-/// A batch cut into batches of at most `count` datagrams.
-fn pieces(batch: &Batch, count: usize) -> impl Iterator<Item = Batch> + use<> {
-    let batch = *batch;
-    (0..batch.count).step_by(count).map(move |first| {
-        let start = first * batch.segment;
-        let length = (batch.length - start).min(count * batch.segment);
-        Batch { start: batch.start + start, length, count: count.min(batch.count - first), ..batch }
-    })
+    fn singles(&self) -> impl Iterator<Item = Batch> + use<> {
+        let batch = *self;
+        (0..batch.count).map(move |index| {
+            let start = index * batch.segment;
+            let length = (batch.length - start).min(batch.segment);
+            Batch { start: batch.start + start, length, count: 1, ..batch }
+        })
+    }
 }
 
 /// Sends with DF set; IPv4 has no control message for that, so the socket's setting changes for one call.
