@@ -32,7 +32,7 @@ def quick_pair(wireguard_go: Path) -> Iterator[Pair]:
     """Hosts of their own, and our end's timers ten times as fast, so that a test sees several of their rounds."""
     with namespaces(2) as (a, b):
         wire(a, b, "eth0", ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
-        timing = {"rekey_after_time": 1.5, "reject_after_time": 6.0, "rekey_timeout": 0.5, "keepalive_timeout": 0.5}
+        timing = {"rekey_after_time": 1.0, "reject_after_time": 6.0, "rekey_timeout": 0.5, "keepalive_timeout": 0.5}
         us, them = End(a, ours(**timing, max_jitter=0.05), "rvu"), End(b, [wireguard_go, "-f"], "rvw")
         with running(us, them):
             start(us, them)

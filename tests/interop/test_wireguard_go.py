@@ -27,8 +27,12 @@ def name_of(combination: tuple[str, int, bool, int]) -> str:
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
 def test_they_talk(pair: Pair, join: Callable[..., None], combination: tuple[str, int, bool, int]):
     starter, outer, psk, inner = combination
-    join(pair, starter=starter, outer=outer, psk=wg("genpsk") if psk else "")
     us, them = pair
+    if outer == 6:
+        # One that has talked over IPv4 sends some datagrams for IPv6 to a truncated address.
+        them.stop()
+        them.start(f"{INNER[4][1]}/24", f"{INNER[6][1]}/64")
+    join(pair, starter=starter, outer=outer, psk=wg("genpsk") if psk else "")
     if starter == "us":
         us.host.pings(INNER[inner][1], 10)
     else:
@@ -71,20 +75,20 @@ def test_a_source_that_is_not_allowed_does_not_pass(pair: Pair, join: Callable[.
 
 
 def test_keys_are_renewed_under_traffic_and_nothing_is_lost(quick_pair: Pair, join: Callable[..., None]):
-    """The initiator renews its keys when they are old (whitepaper §6.2): here after 1.5 s instead of 120."""
+    """The initiator renews its keys when they are old (whitepaper §6.2): here after 1 s instead of 120."""
     us, them = quick_pair
     join(quick_pair)
     us.host.pings(INNER[4][1])
     pinging = subprocess.Popen(
-        us.host.command("ping", "-n", "-c", "250", "-i", "0.02", INNER[4][1]), stdout=subprocess.PIPE, text=True
+        us.host.command("ping", "-n", "-c", "180", "-i", "0.02", INNER[4][1]), stdout=subprocess.PIPE, text=True
     )
     seen: set[tuple[int, int]] = set()
     while pinging.poll() is None:
         seen.add((us.handshake(), them.handshake()))
         time.sleep(0.1)
     out, _ = pinging.communicate()
-    assert " 250 received" in out
-    # Three renewals in five seconds; clocks of whole seconds show at least three different ones at both ends.
+    assert " 180 received" in out
+    # At least three in 3.6 seconds, seen by both ends.
     assert len({ours for ours, _ in seen}) >= 3
     assert len({theirs for _, theirs in seen}) >= 3
 
