@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ravenvpn.agent.report import PeerReport, PeerState, PlanLine, RegionReport
+from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.mesh.hoststate import (
     DeviceAddress,
     ForwardingEntry,
@@ -194,7 +195,7 @@ def plan_lines(plan: NodePlan) -> list[PlanLine]:
     """The wanted tunnel and host, a line for each thing, with its reason."""
     lines = []
     for peer in plan.tunnel.peers:
-        where = ", ".join(f"{candidate.host}:{candidate.port}" for candidate in peer.candidates) or "it calls us"
+        where = ", ".join(str(Endpoint(candidate.host, candidate.port)) for candidate in peer.candidates) or "it calls us"
         manner = ("warm" if peer.warm else "cold") + (f", keepalive {peer.keepalive} s" if peer.keepalive else "")
         lines.append(PlanLine(what=f"peer {peer.name} at {where}, {manner}", why=peer.reason))
     host = plan.host

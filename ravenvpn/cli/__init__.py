@@ -28,6 +28,7 @@ VERBS = {
     "check": ("ravenvpn.cli.check", "Is this host fit to run the agent? Each finding with its remedy."),
     "config": ("ravenvpn.cli.config", "Show or validate the configuration."),
     "cleanup": ("ravenvpn.cli.cleanup", "Remove everything the agent has put on this host."),
+    "manifest": ("ravenvpn.cli.manifest", "Print what the other nodes have to know of this one."),
     "keygen": ("ravenvpn.cli.keys", "Make a private key, as wg genkey does."),
     "pubkey": ("ravenvpn.cli.keys", "Print the public key of a private key."),
     "tun": ("ravenvpn.cli.tun", "Just a tunnel, configured by wg(8), as wireguard-go would be."),
