@@ -195,7 +195,8 @@ def plan_lines(plan: NodePlan) -> list[PlanLine]:
     """The wanted tunnel and host, a line for each thing, with its reason."""
     lines = []
     for peer in plan.tunnel.peers:
-        where = ", ".join(str(Endpoint(candidate.host, candidate.port)) for candidate in peer.candidates) or "it calls us"
+        candidates = [str(Endpoint(candidate.host, candidate.port)) for candidate in peer.candidates]
+        where = ", ".join(candidates) or "wherever it calls from"
         manner = ("warm" if peer.warm else "cold") + (f", keepalive {peer.keepalive} s" if peer.keepalive else "")
         lines.append(PlanLine(what=f"peer {peer.name} at {where}, {manner}", why=peer.reason))
     host = plan.host
