@@ -119,11 +119,11 @@ class Host:
     def apply_delta(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
         """Make a planned change, at the price of the change. The host has to be as it was planned before.
 
-        Nothing is observed, so after a failure or a change by others `apply` is due. A change of our devices is the
-        exception: then `wanted` is asked for the whole, and everything is looked at.
+        Nothing is observed, so after a failure or a change by others `apply` is due. Our devices and addresses are the
+        exception: where they change `wanted` is asked for the whole, and everything is looked at.
         """
         added, removed = delta.added, delta.removed
-        if any((added.tun, added.vxlan, removed.tun, removed.vxlan)):
+        if any((added.tun, added.vxlan, added.addresses, removed.tun, removed.vxlan, removed.addresses)):
             return self.apply(wanted())
         added, removed = self._with_whole_filter(delta)
         observed = assumed(removed)
@@ -216,6 +216,9 @@ class Host:
         match thing:
             case TunDevice():
                 index = _index(indices, thing.name, words(thing))
+                link = netlink.link(thing.name)
+                if link is not None and link.kind != "tun":
+                    raise host_error(words(thing), errno.EEXIST, f"{thing.name} is there, but no TUN device")
                 netlink.set_link(index, thing.name, mtu=thing.mtu)
             case VxlanDevice():
                 _put_vxlan(operation, thing, indices, netlink)

@@ -32,7 +32,9 @@ from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, Key, route_key
 def diff(observed: Observed, wanted: HostState) -> list[Operation]:
     """The operations that turn `observed` into `wanted`; empty if that is what is there."""
     fresh = set(_fresh_devices(observed, wanted))
-    put, drop = _routes(observed, wanted, fresh)
+    flushed = _flushed_devices(observed, wanted) - fresh
+    put, drop = _routes(observed, wanted, fresh, flushed)
+    unwanted_addresses = _removed_addresses(observed, wanted, fresh)
     add_rules, remove_rules = _rules(observed, wanted)
     filter_first, filter_last = _filter(observed, wanted)
     return list(
@@ -41,6 +43,7 @@ def diff(observed: Observed, wanted: HostState) -> list[Operation]:
             _links(observed, wanted),
             _sysctls(observed, wanted, fresh),
             _addresses(observed, wanted, fresh),
+            (operation for device, operation in unwanted_addresses if device in flushed),
             _neighbours(observed, wanted, fresh),
             _forwarding(observed, wanted, fresh),
             filter_first,
@@ -50,7 +53,7 @@ def diff(observed: Observed, wanted: HostState) -> list[Operation]:
             (Operation(Verb.REMOVE, stray) for stray in observed.strays),
             (operation for operation in drop if not _closes(operation.thing)),
             _removed_neighbours(observed, wanted, fresh),
-            _removed_addresses(observed, wanted, fresh),
+            (operation for device, operation in unwanted_addresses if device not in flushed),
             _removed_links(observed, wanted),
             (operation for operation in drop if _closes(operation.thing)),
             filter_last,
@@ -118,7 +121,7 @@ def _links(observed: Observed, wanted: HostState) -> Iterable[Operation]:
     tun, vxlan = wanted.tun, wanted.vxlan
     if tun is not None:
         link = observed.links.get(tun.name)
-        if link is None or link.mtu != tun.mtu or not link.up:
+        if link is None or (link.kind, link.mtu, link.up) != ("tun", tun.mtu, True):
             yield Operation(Verb.CHANGE, tun, _link_words(link))
     if vxlan is not None:
         link = observed.links.get(vxlan.name)
@@ -150,10 +153,17 @@ def _addresses(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterab
             yield Operation(Verb.ADD, item)
 
 
-def _removed_addresses(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
+def _removed_addresses(observed: Observed, wanted: HostState, fresh: set[str]) -> list[tuple[str, Operation]]:
+    """(device, removal) of each address that is not wanted."""
     gone = observed.addresses - set(wanted.addresses)
-    for item in sorted((item for item in gone if item.device not in fresh), key=str):
-        yield Operation(Verb.REMOVE, item)
+    kept = sorted((item for item in gone if item.device not in fresh), key=str)
+    return [(item.device, Operation(Verb.REMOVE, item)) for item in kept]
+
+
+def _flushed_devices(observed: Observed, wanted: HostState) -> set[str]:
+    """Devices that lose their last IPv4 address, and with it, so the kernel has it, all their IPv4 routes."""
+    with_addresses = {item.device for item in observed.addresses if item.address.version == 4}
+    return with_addresses - {item.device for item in wanted.addresses if item.address.version == 4}
 
 
 def _neighbours(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
@@ -186,22 +196,26 @@ def _removed_neighbours(observed: Observed, wanted: HostState, fresh: set[str]) 
 # --- Routes and rules ------------------------------------------------------------------------------------------
 
 
-def _routes(observed: Observed, wanted: HostState, fresh: set[str]) -> tuple[list[Operation], list[Operation]]:
+def _routes(
+    observed: Observed, wanted: HostState, fresh: set[str], flushed: set[str]
+) -> tuple[list[Operation], list[Operation]]:
     """(to put, to drop). A put takes the place of the route with its key in one step."""
+
+    def lost(route: Route) -> bool:
+        return route.device in fresh or (route.device in flushed and route.prefix.version == 4)
+
     put: list[Operation] = []
     kept: set[Key] = set()
     for route in map(_normal, wanted.routes):
         key = route_key(route)
         kept.add(key)
         before = observed.routes.get(key)
-        if before is not None and before.device in fresh:
+        if before is not None and lost(before):
             before = None
         if before != route:
             put.append(Operation(Verb.ADD if before is None else Verb.CHANGE, route, before))
     drop = [
-        Operation(Verb.REMOVE, route)
-        for key, route in observed.routes.items()
-        if key not in kept and route.device not in fresh
+        Operation(Verb.REMOVE, route) for key, route in observed.routes.items() if key not in kept and not lost(route)
     ]
     return put, drop
 

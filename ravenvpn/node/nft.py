@@ -22,6 +22,7 @@ from typing import Any
 
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import NFT_TABLE, TUNNEL_DEVICE, VXLAN_DEVICE, HostState, Prefix
+from ravenvpn.node.reasons import host_error
 
 FAMILY = "inet"
 KUBE_PROXY_MARK = 0x4000  # kube-proxy's --iptables-masquerade-bit, default 14: "masquerade this later"
@@ -335,6 +336,8 @@ def _run(arguments: list[str], text: str) -> str:
         )
     except FileNotFoundError as error:
         raise HostError("nft is not installed", subject="nft", remedy="apt-get install nftables") from error
+    except OSError as error:
+        raise host_error("nft", error.errno or 0) from error
     except subprocess.TimeoutExpired as error:
         raise HostError(
             f"no answer within {TIMEOUT:.0f} s", subject="nft", errno_name="ETIMEDOUT", remedy="it is retried"

@@ -23,6 +23,8 @@ from ravenvpn.node.operations import Observed
 from ravenvpn.node.rtnetlink import Pipe, Stray, route_key
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_TABLES = (TABLE_REMOTE, TABLE_LOCAL)
+_OUR_DEVICES = (TUNNEL_DEVICE, VXLAN_DEVICE)
 _SCOPE_LINK = 253
 
 
@@ -61,7 +63,7 @@ def observe(
 
 
 def _devices(observed: Observed, netlink: Netlink, wanted: HostState) -> dict[int, str]:
-    for name in (TUNNEL_DEVICE, VXLAN_DEVICE):
+    for name in _OUR_DEVICES:
         link = netlink.link(name)
         if link is not None:
             observed.links[name] = link
@@ -103,7 +105,7 @@ def _routes(observed: Observed, pipe: Pipe, names: dict[int, str]) -> None:
             *(
                 body
                 for body in rtnetlink.dump_routes(pipe, family, protocol=PROTOCOL)
-                if rtnetlink.route_owner(body)[0] not in (TABLE_REMOTE, TABLE_LOCAL)
+                if rtnetlink.route_owner(body)[0] not in _TABLES
             ),
         ]
         for body in bodies:
@@ -113,6 +115,8 @@ def _routes(observed: Observed, pipe: Pipe, names: dict[int, str]) -> None:
             elif found is not None:
                 route, ours = found
                 key = route_key(route)
+                # What names another device or table is no route of ours, even if it carries our protocol.
+                ours = ours and route.table in _TABLES and (route.device is None or route.device in _OUR_DEVICES)
                 if ours and key not in observed.routes:
                     observed.routes[key] = route
                 else:

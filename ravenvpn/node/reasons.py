@@ -12,6 +12,7 @@ _REMEDIES = {
     errno.EACCES: "run as root, or with CAP_NET_ADMIN",
     errno.EOPNOTSUPP: "the kernel lacks it: load or install its module (for VXLAN `modprobe vxlan`)",
     errno.EAFNOSUPPORT: "the kernel runs without IPv6; leave IPv6 out of the plan or boot without ipv6.disable=1",
+    errno.EINVAL: "the plan names an address or device that this host does not have now",
     errno.ENODEV: "the device is gone; it comes back when the agent opens it again",
     errno.EADDRNOTAVAIL: "the address is not on this host any more; the plan has to choose another",
     errno.ENETUNREACH: "the next hop's device is not up, or has no such neighbour",

@@ -1,0 +1,339 @@
+"""What the host state does to packets: real ones, from a pod through a gateway's kernel to its TUN, and back."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+from node.box import Box, read_packet
+from node.packets import TCP, UDP, Capture, Packet, parse, syn, to, udp
+from node.worlds import HOST, gateway
+
+from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route
+from ravenvpn.node.apply import ApplyResult, Host
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "iptables-nft", "iptables-legacy", "conntrack")]
+
+POD = {4: "10.244.1.9", 6: "fd00:1::9"}
+FAR_POD = {4: "10.244.2.9", 6: "fd00:2::9"}
+POD_CIDR = {4: "10.244.1.0/24", 6: "fd00:1::/64"}
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+
+
+def masquerade(flavour: str, family: int) -> str:
+    """Masquerade what leaves the pods' network and what comes into it, both ways as flannel does."""
+    cidr = POD_CIDR[family]
+    if flavour == "nft":
+        ip = "ip" if family == 4 else "ip6"
+        return f"""
+            nft add table {ip} flannel
+            nft 'add chain {ip} flannel post {{ type nat hook postrouting priority srcnat; }}'
+            nft add rule {ip} flannel post {ip} saddr {cidr} {ip} daddr != {cidr} masquerade
+            nft add rule {ip} flannel post {ip} saddr != {cidr} {ip} daddr {cidr} masquerade
+        """
+    program = f"{'ip' if family == 4 else 'ip6'}tables-{flavour.removeprefix('iptables-')}"
+    return f"""
+        {program} -t nat -A POSTROUTING -s {cidr} ! -d {cidr} -j MASQUERADE
+        {program} -t nat -A POSTROUTING ! -s {cidr} -d {cidr} -j MASQUERADE
+    """
+
+
+FLAVOURS = pytest.mark.parametrize("flavour", ["nft", "iptables-nft", "iptables-legacy"])
+
+
+@dataclass
+class Region:
+    node: Box
+    pod: Box
+    tun: io.FileIO
+    state_file: Path
+
+    def apply(self, wanted: HostState) -> None:
+        def work() -> ApplyResult:
+            with Host(self.state_file) as host:
+                return host.apply(wanted)
+
+        assert self.node.call(work).failed == ()
+
+    def out_of_tunnel(self, taste: Callable[[bytes], bool], timeout: float = 5.0) -> Packet | None:
+        data = read_packet(self.tun, taste, timeout)
+        return parse(data) if data is not None else None
+
+    def into_tunnel(self, packet: bytes) -> None:
+        self.tun.write(packet)
+
+
+@pytest.fixture
+def region(box: Callable[[], Box], state_file: Path, held: ExitStack) -> Region:
+    node, pod = box(), box()
+    node.sh(HOST)
+    node.sh(
+        f"""
+        sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+        ip link add pod type veth peer name eth0 netns {pod.name}
+        ip link set pod master cni0 up
+        ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
+        ip neigh add fd00:10::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
+        """
+    )
+    pod.sh(
+        """
+        ip addr add 10.244.1.9/24 dev eth0; ip addr add fd00:1::9/64 dev eth0; ip link set eth0 up
+        ip route add default via 10.244.1.1; ip -6 route add default via fd00:1::1
+        """
+    )
+    return Region(node, pod, held.enter_context(node.tun()), state_file)
+
+
+def send(source: str | None, destination: str, port: int = 7777) -> None:
+    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        if source:
+            sock.bind((source, 0))
+        sock.sendto(b"hello", (destination, port))
+
+
+def receive(host: Box, address: str, port: int, inject: Callable[[], None]) -> str:
+    """The source that a server on `host` sees of what `inject` sends."""
+
+    def serve() -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(5)
+        sock.bind((address, port))
+        return sock
+
+    with host.call(serve) as sock:
+        inject()
+        return str(sock.recvfrom(100)[1][0])
+
+
+@FAMILIES
+@FLAVOURS
+def test_a_pod_keeps_its_source_through_the_tunnel(region: Region, family: int, flavour: str) -> None:
+    """A CNI's MASQUERADE would make it the gateway's, which the far side does not accept (upstream's issue 184)."""
+    region.node.sh(masquerade(flavour, family))
+    region.apply(replace(gateway(), packet_filter=None))
+    region.pod.call(send, None, FAR_POD[family])
+    masqueraded = region.out_of_tunnel(to(FAR_POD[family]))
+    assert masqueraded is not None
+    assert masqueraded.source != POD[family]  # the control: without our chain the source is lost
+
+    region.apply(gateway())
+    region.pod.call(send, None, FAR_POD[family])
+
+    packet = region.out_of_tunnel(to(FAR_POD[family]))
+    assert packet is not None
+    assert packet.source == POD[family]
+
+
+@FAMILIES
+@FLAVOURS
+def test_a_pod_sees_the_source_of_the_far_pod(region: Region, family: int, flavour: str) -> None:
+    """Flannel masquerades what comes into the pod network, too."""
+    region.node.sh(masquerade(flavour, family))
+    region.apply(gateway())
+
+    def inject() -> None:
+        region.into_tunnel(udp(FAR_POD[family], POD[family], 7000, 8888))
+
+    assert receive(region.pod, POD[family], 8888, inject) == FAR_POD[family]
+
+
+def test_a_hub_relays_between_regions_with_their_sources(region: Region) -> None:
+    region.node.sh("iptables-legacy -t nat -A POSTROUTING -j MASQUERADE")
+    region.apply(gateway())
+
+    region.into_tunnel(udp("10.244.2.9", "10.244.3.9", 7000, 7001))
+
+    packet = region.out_of_tunnel(to("10.244.3.9"))
+    assert packet is not None
+    assert packet.source == "10.244.2.9"
+
+
+# kube-proxy, iptables mode: marks what it wants masqueraded, DNATs it, masquerades by the mark.
+KUBE_PROXY = """
+iptables-legacy -t nat -N KUBE-SVC
+iptables-legacy -t nat -A PREROUTING -d {service} -p udp --dport {port} -j KUBE-SVC
+iptables-legacy -t nat -A KUBE-SVC -j MARK --or-mark 0x4000
+iptables-legacy -t nat -A KUBE-SVC -p udp -j DNAT --to-destination {pod}
+iptables-legacy -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE
+"""
+
+
+def test_what_kube_proxy_masquerades_comes_back_to_the_node_that_translated_it(region: Region) -> None:
+    """Bound for another region with the pod's source, the reply would bypass the DNAT."""
+    region.node.sh(KUBE_PROXY.format(service="10.96.0.10", port=80, pod="10.244.2.9:8080"))
+    region.apply(gateway())
+
+    region.pod.call(send, None, "10.96.0.10", 80)
+
+    packet = region.out_of_tunnel(to("10.244.2.9"))
+    assert packet is not None
+    assert (packet.source, packet.ports[1]) == ("10.244.1.1", 8080)
+
+
+def test_a_far_client_of_a_service_here_is_left_to_kube_proxy(region: Region) -> None:
+    """NodePort on the gateway, endpoint a local pod: masqueraded with the bridge's address, as without us."""
+    own = PacketFilter(local=(ip_network("10.244.1.0/24"),), own_sources=(ip_address("10.0.0.5"),))
+    region.node.sh(KUBE_PROXY.format(service="10.0.0.5", port=30080, pod="10.244.1.9:8080"))
+    region.apply(replace(gateway(), packet_filter=own))
+
+    def inject() -> None:
+        region.into_tunnel(udp("10.244.2.9", "10.0.0.5", 7000, 30080))
+
+    assert receive(region.pod, "10.244.1.9", 8080, inject) == "10.244.1.1"
+
+
+@FAMILIES
+def test_another_source_of_the_node_becomes_the_one_it_announces(region: Region, family: int) -> None:
+    region.apply(gateway())
+
+    region.node.call(send, {4: "10.0.0.5", 6: "fd00:10::5"}[family], FAR_POD[family])
+
+    packet = region.out_of_tunnel(to(FAR_POD[family]))
+    assert packet is not None
+    assert packet.source == {4: "10.244.1.1", 6: "fd00:1::1"}[family]
+
+
+def test_the_tunnel_address_stays_itself(region: Region) -> None:
+    wanted = gateway()
+    own = wanted.addresses[0].address.ip
+    mesh = Route(ip_network("fdaa::/48"), TABLE_REMOTE, device="ravenvpn0", source=own, mtu=1420)
+    region.apply(replace(wanted, routes=(*wanted.routes, mesh)))
+
+    region.node.call(send, None, "fdaa:0:0:1::9")
+
+    packet = region.out_of_tunnel(to("fdaa:0:0:1::9"))
+    assert packet is not None
+    assert packet.source == "fdaa:0:0:1::5"
+
+
+@FAMILIES
+def test_the_mss_follows_the_route(region: Region, family: int) -> None:
+    """Out of the tunnel by the route to the far pod; into the pod by the route back."""
+    expected = {4: 1420 - 40, 6: 1420 - 60}[family]
+    region.apply(gateway())
+
+    def connect() -> None:
+        with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            sock.connect_ex((FAR_POD[family], 80))
+
+    region.pod.call(connect)
+    leaving = region.out_of_tunnel(to(FAR_POD[family], TCP))
+    capture = region.pod.call(Capture, "eth0")
+    region.into_tunnel(syn(FAR_POD[family], POD[family], 7000, 8080, mss=1460))
+    arriving = captured(capture, lambda packet: packet.protocol == TCP and packet.destination == POD[family])
+
+    assert leaving is not None
+    assert leaving.mss == expected
+    assert [packet.mss for packet in arriving] == [expected]
+
+
+def captured(capture: Capture, taste: Callable[[Packet], bool], timeout: float = 5.0) -> list[Packet]:
+    """The first packets to this taste."""
+    until = time.monotonic() + timeout
+    found: list[Packet] = []
+    while not found and time.monotonic() < until:
+        found = [packet for packet in capture.packets() if taste(packet)]
+    capture.close()
+    return found
+
+
+@FAMILIES
+def test_traffic_is_refused_when_the_tunnel_is_gone(region: Region, family: int) -> None:
+    """kill -9 of the agent: its device and routes vanish. Pods hear it at once, and nothing leaves in clear."""
+    uplink = region.node.call(Capture, "uplink")
+    region.pod.call(send, None, FAR_POD[family], 1111)
+    clear = captured(uplink, lambda packet: packet.destination == FAR_POD[family])
+    assert [packet.ports[1] for packet in clear] == [1111]  # the control: before us it takes the default route
+
+    region.apply(gateway())
+    region.tun.close()
+    uplink = region.node.call(Capture, "uplink")
+
+    def refused() -> str:
+        try:
+            socket.create_connection((FAR_POD[family], 2222), timeout=5).close()
+        except OSError as error:
+            return type(error).__name__ if error.errno is None else os.strerror(error.errno)
+        return "connected"
+
+    assert region.pod.call(refused) == {4: "No route to host", 6: "Network is unreachable"}[family]
+    with pytest.raises(OSError, match=r"unreachable|No route"):
+        region.node.call(send, None, FAR_POD[family], 2222)
+    region.pod.call(send, None, {4: "192.0.2.1", 6: "2001:db8::1"}[family], 3333)  # the capture still works
+    seen = captured(uplink, lambda packet: packet.protocol == UDP)
+    assert [packet.ports[1] for packet in seen] == [3333]
+
+
+def test_the_outer_packets_never_enter_the_tunnel_they_carry(region: Region) -> None:
+    """Even where a prefix of another region covers a peer's address: rule 98 is the net below `mesh.conflicts`."""
+    wanted = gateway()
+    region.apply(wanted)
+    uplink = region.node.call(Capture, "uplink")
+
+    def outer(port: int) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("10.0.0.5", port))
+            sock.sendto(b"outer", ("10.244.2.9", 4500))
+
+    region.node.call(outer, 4500)
+    region.node.call(outer, 4501)
+
+    assert [packet.ports[0] for packet in captured(uplink, lambda packet: packet.protocol == UDP)] == [4500]
+    inner = region.out_of_tunnel(to("10.244.2.9"))
+    assert inner is not None
+    assert inner.ports[0] == 4501
+
+
+def test_flows_that_live_already_come_right(region: Region) -> None:
+    """Bound by MASQUERADE before the agent came: their entries go, and only theirs."""
+    region.node.sh(masquerade("iptables-legacy", 4))
+
+    def open_flow() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.sendto(b"early", ("10.244.2.9", 7777))
+        return sock
+
+    with region.pod.call(open_flow) as flow:
+        region.pod.call(send, None, "192.0.2.1", 53)
+        assert "dst=10.244.2.9" in region.node.sh("conntrack -L 2>/dev/null")
+
+        region.apply(gateway())
+
+        flows = region.node.sh("conntrack -L 2>/dev/null")
+        assert "dst=10.244.2.9" not in flows
+        assert "dst=192.0.2.1" in flows
+        flow.sendto(b"late", ("10.244.2.9", 7777))
+    packet = region.out_of_tunnel(to("10.244.2.9"))
+    assert packet is not None
+    assert packet.source == "10.244.1.9"
+
+
+def test_a_region_that_joins_later_finds_its_flows_right(region: Region) -> None:
+    """A delta that makes a prefix remote forgets the misbound flows with it; flows bound rightly stay."""
+    region.node.sh(masquerade("iptables-legacy", 4))
+    wanted = gateway()
+    first = replace(wanted, routes=wanted.routes[:2])
+    region.apply(first)
+    region.pod.call(send, None, "10.244.2.9")
+    region.pod.call(send, None, "10.244.3.9")
+
+    def change() -> ApplyResult:
+        with Host(region.state_file) as host:
+            return host.apply_changes(first, wanted)
+
+    assert region.node.call(change).failed == ()
+
+    flows = region.node.sh("conntrack -L 2>/dev/null")
+    assert "dst=10.244.3.9" not in flows
+    assert "dst=10.244.2.9" in flows
