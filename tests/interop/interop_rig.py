@@ -66,9 +66,10 @@ class Host:
         out = self.run("ping", "-n", "-c", str(count), "-i", "0.01", "-W", "2", address)
         assert f" {count} received" in out, out
 
-    def reaches(self, address: str, wait: float = 0.3) -> bool:
+    def reaches(self, address: str, wait: float = 0.3, size: int = 56) -> bool:
+        """Whether one ping with `size` bytes of payload is answered within `wait` seconds."""
         done = subprocess.run(
-            self.command("ping", "-n", "-c", "1", "-W", str(wait), address),
+            self.command("ping", "-n", "-c", "1", "-W", str(wait), "-s", str(size), address),
             capture_output=True,
             timeout=30,
             check=False,

@@ -331,3 +331,26 @@ def test_hostile_lines_leave_it_as_it_was(two: tuple[Host, Host]):
                 while client.recv(65536):
                     pass
         assert us.wg("showconf") == before
+
+
+@pytest.mark.parametrize("outer", [4, 6], ids=["outer v4", "outer v6"])
+def test_a_path_narrower_than_the_tunnel_is_slow_not_dead(outer: int):
+    """Outer packets may be fragmented, on the way (IPv4) or by us once a router has said so (IPv6)."""
+    with namespaces(3) as (a, router, b):
+        wire(a, router, "near", ("192.0.2.1/24", "192.0.2.254/24"), ("2001:db8::1/64", "2001:db8::fe/64"))
+        wire(b, router, "far", ("198.51.100.2/24", "198.51.100.254/24"), ("2001:db8:2::2/64", "2001:db8:2::fe/64"))
+        for host, device in ((b, "far"), (router, "far")):
+            host.ip("link", "set", device, "mtu", "1300")
+        router.sysctl("net.ipv4.ip_forward", "1")
+        router.sysctl("net.ipv6.conf.all.forwarding", "1")
+        for host, via in ((a, ("192.0.2.254", "2001:db8::fe")), (b, ("198.51.100.254", "2001:db8:2::fe"))):
+            for gateway in via:
+                host.ip("route", "add", "default", "via", gateway)
+        pair = ends(a, b)
+        with running(*pair):
+            bring_up(pair, f"198.51.100.2:{PORTS[1]}" if outer == 4 else f"[2001:db8:2::2]:{PORTS[1]}", side=0)
+            a.pings(INNER[4][1])
+            until(lambda: a.reaches(INNER[4][1], size=1392), "a packet of 1,420 bytes arrives")
+            a.run("ping", "-n", "-c", "5", "-i", "0.01", "-s", "1392", INNER[4][1])
+            transfer(a, b, INNER[4][1], 1_000_000)
+            transfer(b, a, INNER[6][0], 1_000_000)
