@@ -205,7 +205,8 @@ async def test_tcp_moves_without_each_offload(netns, body, off):
             "udp_gro": there.udp_rx_datagrams / there.udp_reads,
             "tun_gro": there.tun_tx_packets / there.tun_writes,
         }
-        assert ratio[off] == 1.0
+        # The native body hands over, and takes, several single datagrams a call (sendmmsg, recvmmsg).
+        assert ratio[off] == 1.0 or (body == "native" and off in ("udp_gso", "udp_gro"))
         assert alice.drops() == bob.drops() == {}
 
 

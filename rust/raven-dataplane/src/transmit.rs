@@ -23,6 +23,9 @@ use crate::wire;
 /// core's cache.
 const ARENA: usize = 192 << 10;
 const MAX_BATCHES: usize = 64;
+/// The same while a socket is full.
+const ARENA_WAITING: usize = 1 << 20;
+const MAX_BATCHES_WAITING: usize = 8192;
 /// UDP_MAX_SEGMENTS before Linux 6.9. Newer kernels take 128, but receivers count on 64: GRO never makes more, and
 /// wireguard-go on the same host has no room for them.
 const MAX_SEGMENTS: usize = 64;
@@ -64,7 +67,7 @@ pub struct Envelope {
 }
 
 pub struct Transmitter {
-    arena: Box<[u8]>,
+    arena: Vec<u8>,
     fill: usize,
     batches: Vec<Batch>,
     v4: Option<RawFd>,
@@ -75,7 +78,7 @@ pub struct Transmitter {
 impl Default for Transmitter {
     fn default() -> Self {
         Self {
-            arena: vec![0; ARENA].into_boxed_slice(),
+            arena: vec![0; ARENA],
             fill: 0,
             batches: Vec::with_capacity(MAX_BATCHES + 1),
             v4: None,
@@ -169,13 +172,29 @@ impl Transmitter {
         self.flush(state);
     }
 
-    /// Whether another datagram of `total` bytes can be taken in, after sending what waits if need be.
+    /// Whether another datagram of `total` bytes can be taken in, after sending what waits if need be. While a socket
+    /// is full there is room for the frame in hand and what the tunnel says, within limits.
     fn make_room(&mut self, state: &mut State, total: usize) -> bool {
-        let fits = |this: &Self| this.arena.len() - this.fill >= total && this.batches.len() < MAX_BATCHES;
-        if !fits(self) {
+        if self.arena.len() - self.fill < total || self.batches.len() >= MAX_BATCHES {
             self.flush(state);
         }
-        fits(self)
+        if self.arena.len() - self.fill < total {
+            self.compact();
+        }
+        if self.arena.len() - self.fill < total && self.arena.len() < ARENA_WAITING {
+            self.arena.resize(ARENA_WAITING, 0);
+        }
+        self.arena.len() - self.fill >= total && self.batches.len() < MAX_BATCHES_WAITING
+    }
+
+    /// Moves what waits to the front of the arena.
+    fn compact(&mut self) {
+        let gone = self.batches.first().map_or(self.fill, |first| first.start);
+        self.arena.copy_within(gone..self.fill, 0);
+        self.fill -= gone;
+        for batch in &mut self.batches {
+            batch.start -= gone;
+        }
     }
 
     fn enqueue(&mut self, state: &State, to: Envelope, total: usize) {
