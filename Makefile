@@ -48,6 +48,14 @@ bench: venv packages need-root ## measure against wireguard-go; table here, JSON
 	@wireguard_go=$$(tests/tools/build-wireguard-go.sh) || exit 1; \
 	$(BIN)/python -m bench --wireguard-go "$$wireguard_go" $(BENCH_ARGS)
 
+.PHONY: install
+install: ## ravenvpn and its systemd service on this host, in /opt/ravenvpn (root)
+	@PYTHON='$(PYTHON)' tools/install.sh install
+
+.PHONY: uninstall
+uninstall: ## remove what `make install` put there, and everything the agent put on the host (root)
+	@tools/install.sh uninstall
+
 .PHONY: soak
 soak: venv packages tools ## the long runs that `make test` leaves out
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
