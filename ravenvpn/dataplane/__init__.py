@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from ravenvpn.dataplane._pure import PureDataPlane
 from ravenvpn.dataplane.contract import DataPlane, Offloads, Timing
 from ravenvpn.errors import ConfigError, HostError
 
@@ -45,20 +46,17 @@ def create(
     wanted = body if body is not None else os.environ.get(VARIABLE, "")
     if wanted not in (*BODIES, ""):
         raise ConfigError(f"there is no data plane called {wanted!r}", field=VARIABLE, remedy="pure or native")
-    chosen = _pure_body if wanted == "pure" else _native_body
-    absence = "" if wanted == "pure" else native_absence()
-    if absence:
-        if wanted == "native":
-            raise HostError(f"the native data plane was asked for and can't be had: {absence}")
-        chosen = _pure_body
-    plane: DataPlane = chosen()(
+    absence = native_absence() if wanted != "pure" else ""
+    if absence and wanted == "native":
+        raise HostError(f"the native data plane was asked for and can't be had: {absence}")
+    make: Callable[..., DataPlane] = PureDataPlane if wanted == "pure" or absence else _native_body()
+    return make(
         tun=tun,
         offloads=offloads or Offloads(),
         timing=timing or Timing(),
         clock=clock,
         boot_id=BOOT_ID.read_text().strip() if boot_id is None else boot_id,
     )
-    return plane
 
 
 def native_absence() -> str:
@@ -67,16 +65,13 @@ def native_absence() -> str:
         _native_body()
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError):
-            return "it was not built when ravenvpn was installed (that needs a Rust compiler)"
+            return "it was not built when ravenvpn was installed (that needs Rust 1.88 or newer)"
         return f"it does not load: {error}"
     except AttributeError:
         return "it was built from another version of ravenvpn"
     return ""
 
 
-def _pure_body() -> Callable[..., Any]:
-    return importlib.import_module("ravenvpn.dataplane._pure").PureDataPlane  # type: ignore[no-any-return]
-
-
-def _native_body() -> Callable[..., Any]:
-    return importlib.import_module("ravenvpn.dataplane._native").NativeDataPlane  # type: ignore[no-any-return]
+def _native_body() -> Callable[..., DataPlane]:
+    body: Callable[..., DataPlane] = importlib.import_module("ravenvpn.dataplane._native").NativeDataPlane
+    return body

@@ -7,7 +7,6 @@ share are the peers, the sessions by index, the prefixes, the outer sockets and 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -31,6 +30,7 @@ from ravenvpn.dataplane.ingress import Ingress
 from ravenvpn.dataplane.outer import AF41, OuterSockets, Run
 from ravenvpn.dataplane.peers import Peer, Staged, socket_address, source_ancillary
 from ravenvpn.dataplane.prefixes import Acceptance, Routes
+from ravenvpn.dataplane.pump import Pump
 from ravenvpn.dataplane.reports import EventQueue, Tally, by_drop
 from ravenvpn.dataplane.sessions import SessionTable
 
@@ -49,10 +49,7 @@ class PureDataPlane:
         self._offloads = offloads
         self._clock = clock
         self._boot_id = boot_id
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._frozen = False
-        self._tun_read = False  # whether the TUN is being read
-        self._tun_gone = False
         self._tally = Tally()
         self._events = EventQueue(self._tally)
         self._peers: dict[PeerId, Peer] = {}
@@ -60,7 +57,6 @@ class PureDataPlane:
         self._routes: Routes[Peer] = Routes()
         self._acceptance: Acceptance[Peer] = Acceptance()
         self._outer = OuterSockets(self._tally, gso=offloads.udp_gso, gro=offloads.udp_gro)
-        self._outer.on_full = self._hold
         self._egress = Egress(
             tun=tun, outer=self._outer, routes=self._routes, events=self._events, tally=self._tally, timing=timing
         )
@@ -73,6 +69,7 @@ class PureDataPlane:
             offloads=offloads,
         )
         self._ingress.on_promoted = self._egress.send_staged
+        self._pump = Pump(tun, self._outer, self._egress, self._ingress, clock)
 
     # Life.
 
@@ -80,27 +77,20 @@ class PureDataPlane:
         if self._frozen:
             raise ValueError("a frozen data plane does not start again: thaw its blob in a new one")
         self.stop()
-        self._loop = loop
-        self._watch_sockets()
-        self._read_tun()
-        self._events.listen(lambda: self._wake(on_events))
+        self._pump.start(loop)
+        self._events.listen(lambda: self._pump.call_soon(on_events))
 
     def stop(self) -> None:
-        if self._loop is None:
-            return
-        self._unwatch_sockets()
-        self._stop_reading_tun()
+        self._pump.stop()
         self._events.ignore()
-        self._loop = None
 
     def set_sockets(self, v4: int | None, v6: int | None) -> None:
-        self._unwatch_sockets()
+        self._pump.pause()
         self._outer.use(v4, v6)
         self._ingress.sockets_changed()
         for peer in self._peers.values():
             peer.set_source(None)
-        self._watch_sockets()
-        self._read_tun()
+        self._pump.go_on()
 
     def set_mtu(self, mtu: int) -> None:
         if not 0 <= mtu <= 65535:
@@ -258,8 +248,6 @@ class PureDataPlane:
                 handover.revive_session(one, session, frozen_at=frozen.frozen_at, now=now)
                 setattr(peer, one.slot, session)
 
-    # The pumps, and what the loop is told.
-
     def _send(self, peer: Peer, staged: Staged) -> None:
         self._refuse_if_frozen()
         self._egress.send(peer, staged, self._clock())
@@ -269,54 +257,6 @@ class PureDataPlane:
         if self._frozen:
             raise ValueError("a frozen data plane sends nothing")
 
-    def _wake(self, on_events: Callable[[], None]) -> None:
-        if self._loop is not None:
-            self._loop.call_soon(on_events)
-
     def _prefixes_changed(self) -> None:
         self._egress.routes_changed()
         self._ingress.acceptance_changed()
-
-    def _on_tun(self) -> None:
-        if not self._egress.pump(self._clock()):
-            self._tun_gone = True
-            self._stop_reading_tun()
-
-    def _on_udp(self, one: socket.socket) -> None:
-        self._ingress.pump(one, self._clock())
-
-    def _hold(self, fd: int) -> bool:
-        """The outer socket is full: leave packets in the TUN until it is not."""
-        if self._loop is None:
-            return False
-        self._stop_reading_tun()
-        self._loop.add_writer(fd, self._resume, fd)
-        return True
-
-    def _resume(self, fd: int) -> None:
-        assert self._loop is not None
-        self._loop.remove_writer(fd)
-        self._outer.resume()
-        if not self._outer.full:
-            self._read_tun()
-
-    def _read_tun(self) -> None:
-        if self._loop is not None and self._tun is not None and not self._tun_read and not self._tun_gone:
-            self._loop.add_reader(self._tun, self._on_tun)
-            self._tun_read = True
-
-    def _stop_reading_tun(self) -> None:
-        if self._loop is not None and self._tun is not None and self._tun_read:
-            self._loop.remove_reader(self._tun)
-            self._tun_read = False
-
-    def _watch_sockets(self) -> None:
-        if self._loop is not None:
-            for one in self._outer.sockets.values():
-                self._loop.add_reader(one.fileno(), self._on_udp, one)
-
-    def _unwatch_sockets(self) -> None:
-        if self._loop is not None:
-            for one in self._outer.sockets.values():
-                self._loop.remove_reader(one.fileno())
-                self._loop.remove_writer(one.fileno())

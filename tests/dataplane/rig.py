@@ -97,7 +97,9 @@ class End:
         self.events: list[Event] = []
 
     def start(self) -> None:
-        self.plane.start(asyncio.get_running_loop(), self._wake)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_remember_failure)
+        self.plane.start(loop, self._wake)
 
     def _wake(self) -> None:
         self.woken += 1
@@ -242,8 +244,16 @@ class Pair:
         await settle(self.alice, self.bob)
 
 
+_failures: list[dict] = []
+
+
+def _remember_failure(loop: asyncio.AbstractEventLoop, context: dict) -> None:
+    """An exception that left a pump would only be logged."""
+    _failures.append(context)
+
+
 async def settle(*ends: End) -> None:
-    """Turn the loop until every descriptor of these ends has been drained."""
+    """Turn the loop until every descriptor of these ends has been drained. Raises what a pump raised."""
     poll = select.poll()
     for end in ends:
         for descriptor in end.descriptors():
@@ -251,6 +261,8 @@ async def settle(*ends: End) -> None:
     for _ in range(10_000):
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        if _failures:
+            raise AssertionError("an exception left the data plane") from _failures.pop().get("exception")
         if not poll.poll(0):
             break
     else:

@@ -180,8 +180,8 @@ async def transfer(sender: Host, receiver: Host, size: int, family: socket.Addre
 @pytest.mark.parametrize("family", [4, 6], ids=["outer4", "outer6"])
 async def test_tcp_moves_in_superpackets_both_ways(netns, body, family, inner):
     async with link(netns, body, family=family) as (alice, bob):
-        await transfer(alice, bob, 8 << 20, inner)
-        await transfer(bob, alice, 8 << 20, inner)
+        await transfer(alice, bob, 3 << 20, inner)
+        await transfer(bob, alice, 3 << 20, inner)
         counters, there = alice.plane.counters(), bob.plane.counters()
         assert counters.tun_rx_packets / counters.tun_reads > 3, "superpackets from the TUN (TSO)"
         assert counters.udp_tx_datagrams / counters.udp_writes > 3, "runs on the wire (UDP GSO)"
