@@ -50,8 +50,6 @@ class Demo:
         self._throughput()
         self._tables()
 
-    # --- The steps ---------------------------------------------------------------------------------------------
-
     def _start_agents(self) -> None:
         with self._step("a key for every node, the same manifests on each"):
             self._agents.prepare()
@@ -155,8 +153,6 @@ class Demo:
             f"{shlex.join(pod.enter)} ping {other.v4}",
             f"{program} demo --remove",
         ]
-
-    # --- Means -------------------------------------------------------------------------------------------------
 
     def _two_regions(self) -> tuple[Pod, Pod]:
         first = self._lab.pods[0]
