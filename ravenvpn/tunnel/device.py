@@ -122,8 +122,6 @@ class Device:
     def remove_peer(self, name: str, now: float) -> None:
         peer = self._named(name)
         self._handshakes.drop_pending(peer)
-        for index in peer.keypairs:
-            self._indices.release(index, peer.id)
         self._peers.remove(peer)
         for key in peer.settings.public_keys:
             self._identity.forget(key)

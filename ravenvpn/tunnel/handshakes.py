@@ -26,6 +26,9 @@ from ravenvpn.tunnel.phases import Happening, OutOfTurn, after
 INITIATIONS_PER_SECOND: Final = 50  # accepted per peer, as the reference implementations have it
 STAMP_GRAIN_NS: Final = 1 << 24  # two initiations within one grain carry equal timestamps (crypto.tai64n)
 
+# What is no longer true once an initiation could be made.
+CURED_BY_CALLING: Final = (Failure.NO_PRIVATE_KEY, Failure.NO_ENDPOINT, Failure.OWN_KEY, Failure.UNUSABLE_KEY)
+
 
 class Handshakes:
     """Does handshakes for all peers of a device, with the data plane as its mouth and the keeper of its keys."""
@@ -74,9 +77,11 @@ class Handshakes:
         stamper = peer.stamper(theirs)
         peer.pending = Pending(index, initiation, own, theirs, stamper)
         peer.happened(Happening.INITIATION_SENT)
+        if peer.failure in CURED_BY_CALLING:
+            peer.failure = None
         peer.timers.handshake_initiated(now)
         message = stamper.stamp(wire.Initiation(index, suite, body).pack(), now)
-        self._send(peer, message, endpoint, peer.where.source_for(endpoint))
+        self._send(peer, message, endpoint, peer.where.source)
         return None
 
     def give_up(self, peer: Peer, now: float) -> None:

@@ -19,7 +19,8 @@ class Whereabouts:
         self._candidates: tuple[Endpoint, ...] = ()
         self._turn = 0
         self.confirmed: Endpoint | None = None  # the last authenticated packet came from here
-        self.source: Source | None = None  # and to this address of ours; None lets the kernel choose
+        # And to this address of ours; None lets the kernel choose. Set only while `current` is `confirmed`.
+        self.source: Source | None = None
 
     @property
     def candidates(self) -> tuple[Endpoint, ...]:
@@ -29,9 +30,6 @@ class Whereabouts:
         """Where the next initiation goes; None if nothing is known."""
         order = self._order()
         return order[self._turn % len(order)] if order else None
-
-    def source_for(self, endpoint: Endpoint) -> Source | None:
-        return self.source if endpoint == self.confirmed else None
 
     def retry(self) -> None:
         """No answer there: try the next one, and from any address of ours."""

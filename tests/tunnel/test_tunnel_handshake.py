@@ -14,7 +14,7 @@ from ravenvpn.crypto.tai64n import stamp
 from ravenvpn.dataplane.contract import Endpoint, Role
 from ravenvpn.tunnel import wire
 from ravenvpn.tunnel.gate import HandshakeDrop
-from ravenvpn.tunnel.peer import Failure
+from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Failure
 from ravenvpn.tunnel.phases import Phase
 from ravenvpn.tunnel.reports import SessionLost, SessionUp
 
@@ -255,10 +255,15 @@ def test_a_plain_wireguard_peer_never_sees_a_marker(world: World, lacking: str) 
     assert bob.delivered == [b"hello"]
 
 
-def test_a_suite_that_was_not_announced_is_refused(world: World) -> None:
-    bob = world.node("bob", suites=BOTH)
+@pytest.mark.parametrize(
+    ("ours", "the_peers"), [(BOTH, WIREGUARD_ONLY), (WIREGUARD_ONLY, BOTH)], ids=["by the peer", "by us"]
+)
+def test_a_suite_that_was_not_announced_is_refused(
+    world: World, ours: frozenset[Suite], the_peers: frozenset[Suite]
+) -> None:
+    bob = world.node("bob", suites=ours)
     alice = PrivateKey.generate(deterministic_random("alice"))
-    bob.device.set_peer(bob.settings(name="alice", public_keys=(alice.public,)), world.now)
+    bob.device.set_peer(bob.settings(name="alice", public_keys=(alice.public,), suites=the_peers), world.now)
     world.put(forged(alice, bob.key.public, 0, Suite.AES256GCM), EVE, bob.address)
     world.run(1.0)
     assert drops(bob) == {"SUITE_REFUSED": 1}
@@ -390,6 +395,39 @@ def test_a_peers_key_that_is_withdrawn_ends_the_session_made_with_it(world: Worl
     alice.sends(b"stale", bob)
     world.run(1.0)
     assert bob.delivered == [b"hello"]
+
+
+def test_a_response_must_be_addressed_to_the_key_that_called(world: World) -> None:
+    alice, bob = world.pair()
+    other = PrivateKey.generate(deterministic_random("alice's next"))
+    alice.device.set_next_private_key(other)
+    world.path = lambda flight: [] if flight.kind == "response" else [LATENCY]
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    response = the("response", world).data
+    world.path = lambda _: [LATENCY]
+    world.put(CookieStamper(other.public).stamp(response[:60], 0.0), bob.address, alice.address)
+    world.run(1.0)
+    assert drops(alice) == {"NOT_AUTHENTIC": 1}
+    world.put(response, bob.address, alice.address)
+    world.run(1.0)
+    assert bob.delivered == [b"hello"]
+
+
+def test_nothing_is_remembered_of_a_key_that_was_withdrawn(world: World) -> None:
+    """A node that was set up anew, with the old key and a clock behind, is welcome once it was configured anew."""
+    alice, bob = world.pair()
+    alice.sends(b"one", bob)
+    world.run(1.0)
+    other = PrivateKey.generate(deterministic_random("another"))
+    bob.knows(alice, public_keys=(other.public,))
+    world.wall_offset_ns = -3600 * 10**9
+    alice = world.restart(alice)
+    alice.knows(bob)
+    bob.knows(alice)
+    alice.sends(b"two", bob)
+    world.run(1.0)
+    assert bob.delivered == [b"one", b"two"]
 
 
 def test_without_a_private_key_we_are_silent(world: World) -> None:

@@ -198,6 +198,19 @@ async def test_keys_are_wiped_and_their_indices_free_after_nine_minutes(body: st
         assert bob.received() == ["hello", "again"]
 
 
+async def test_a_removed_peer_leaves_no_index_behind(body: str) -> None:
+    async with two(body) as scene:
+        alice, bob = scene.alice, scene.bob
+        alice.sends("hello", bob)
+        await scene.settle()
+        assert len(alice.device._indices) == 1
+        alice.device.initiate("bob", scene.clock())
+        await scene.run(5.0)
+        alice.device.remove_peer("bob", scene.clock())
+        await scene.settle()
+        assert len(alice.device._indices) == 0
+
+
 async def test_a_peer_that_restarts_is_back_within_22_seconds_of_traffic(body: str) -> None:
     async with two(body) as scene:
         alice, bob = scene.alice, scene.bob

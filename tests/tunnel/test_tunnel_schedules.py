@@ -61,8 +61,9 @@ def path(kind: int, seed: int) -> Callable[[Flight], list[float]]:
 
 
 class Schedule:
-    def __init__(self) -> None:
+    def __init__(self, **settings: object) -> None:
         self.world = World()
+        self.settings = settings
         self.ends = [self.world.node("alice"), self.world.node("bob")]
         self._introduce()
         self.sent: dict[str, list[bytes]] = {"alice": [], "bob": []}
@@ -72,8 +73,8 @@ class Schedule:
 
     def _introduce(self) -> None:
         alice, bob = self.ends
-        alice.knows(bob)
-        bob.knows(alice)
+        alice.knows(bob, **self.settings)
+        bob.knows(alice, **self.settings)
 
     def send(self, who: int) -> bytes:
         end, other = self.ends[who], self.ends[1 - who]
@@ -134,12 +135,13 @@ class Schedule:
     def check_indices(self, end: Node) -> None:
         """Every index is one of a session in its slot or of the one handshake that waits."""
         held = set(end.dataplane.sessions)
-        assert len(end.device._indices) - len(held) in (0, 1)
+        (status,) = end.device.peers(self.world.now)
+        assert len(end.device._indices) - len(held) == (1 if status.phase.pending else 0)
         assert all(end.device._indices.find(index) is not None for index in held)
 
 
-def run(steps: list[Step], talking: tuple[int, ...]) -> None:
-    schedule = Schedule()
+def run(steps: list[Step], talking: tuple[int, ...], **settings: object) -> None:
+    schedule = Schedule(**settings)
     for step in steps:
         schedule.do(step)
         schedule.check()
@@ -162,9 +164,15 @@ def test_whatever_happens_secrets_stay_and_the_pair_talks_again(steps: list[Step
     run(steps, talking)
 
 
+@settings(max_examples=30, deadline=None)
+@given(steps=STEPS, talking=TALKING, warm=st.booleans())
+def test_the_same_with_sessions_that_are_kept_up(steps: list[Step], talking: tuple[int, ...], warm: bool) -> None:
+    run(steps, talking, warm=warm, persistent_keepalive=25.0)
+
+
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
-@settings(max_examples=5000, deadline=None)
-@given(steps=STEPS, talking=TALKING)
-def test_the_same_for_long(steps: list[Step], talking: tuple[int, ...]) -> None:
-    run(steps, talking)
+@pytest.mark.timeout(3600)
+@settings(max_examples=10_000, deadline=None)
+@given(steps=STEPS, talking=TALKING, warm=st.booleans(), keepalive=st.sampled_from([0.0, 25.0]))
+def test_the_same_for_long(steps: list[Step], talking: tuple[int, ...], warm: bool, keepalive: float) -> None:
+    run(steps, talking, warm=warm, persistent_keepalive=keepalive)

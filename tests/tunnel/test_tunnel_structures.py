@@ -72,7 +72,7 @@ def test_a_source_has_five_at_once_and_twenty_a_second() -> None:
 
 def test_an_ipv6_host_is_its_64_bit_prefix() -> None:
     limiter = SourceLimiter()
-    assert [limiter.allow(f"2001:db8::{last:x}", 0.0) for last in range(6)] == [True] * 5 + [False]
+    assert [limiter.allow(f"2001:db8::{last:x}00:0:0:1", 0.0) for last in range(6)] == [True] * 5 + [False]
     assert limiter.allow("2001:db8:0:1::1", 0.0)
     assert limiter.allow("fe80::1%eth0", 0.0)
 

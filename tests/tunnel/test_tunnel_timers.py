@@ -89,6 +89,7 @@ def test_new_data_starts_the_ninety_seconds_afresh(world: World) -> None:
         world.run(1.0)
     assert alice.status(bob).phase is Phase.INITIATED
     assert moments(world, "initiation")[-1] > 190.0
+    assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 0
 
 
 def test_losing_a_peer_for_good_is_reported_once(world: World) -> None:
@@ -367,8 +368,28 @@ def test_an_endpoint_that_becomes_known_is_called_if_one_was_wanted(world: World
     world.run(10.0)
     assert world.kinds() == []
     alice.knows(bob)
+    world.run(0.0)
+    assert alice.status(bob).failure is None
     world.run(1.0)
     assert world.kinds() == ["initiation", "response", "keepalive"]
+
+
+def test_a_timer_that_is_due_asks_for_the_facts_before_it_strikes(world: World) -> None:
+    """The answer has arrived, but the data plane had no reason to report it by itself."""
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(20.0)
+    alice.sends(b"question", bob)
+    world.run(14.0)  # Bob's acknowledgement came after ten seconds
+    alice.sends(b"question", bob)
+    due = alice.device.deadline()
+    assert due is not None
+    bob.dataplane.send_keepalive(bob.status(alice).id)
+    world.now = due
+    alice.dataplane.receive(world.sent[-1].data, bob.address, None)
+    before = len(world.sent)
+    alice.device.tick(world.now, world.unix_ns)
+    assert len(world.sent) == before
 
 
 # Timers alone.
