@@ -64,12 +64,22 @@ class Outcome:
         values = [run.figures[figure] for run in self.runs if run.candidate == candidate and figure in run.figures]
         return Spread.of(values) if values else None
 
-    def ratio(self, candidate: str, figure: str, reference: str = REFERENCE) -> Spread | None:
-        """To the reference in the same turn; None if they never ran in one, or the reference did nothing."""
-        by_turn = {run.turn: run.figures.get(figure, 0.0) for run in self.runs if run.candidate == reference}
+    def ratio(self, candidate: str, figure: str, reference: str = REFERENCE, beyond: str = "") -> Spread | None:
+        """To the reference in the same turn; None if they never ran in one, or the reference did nothing.
+
+        With `beyond`, what that candidate had in the same turn is taken off both first: how much a tunnel adds.
+        """
+        ours, theirs, base = (self._by_turn(name, figure) for name in (candidate, reference, beyond))
+        if not beyond:
+            base = dict.fromkeys(ours, 0.0)
         ratios = [
-            run.figures[figure] / by_turn[run.turn]
-            for run in self.runs
-            if run.candidate == candidate and figure in run.figures and by_turn.get(run.turn)
+            (value - base[turn]) / (theirs[turn] - base[turn])
+            for turn, value in ours.items()
+            if turn in theirs and turn in base and theirs[turn] != base[turn]
         ]
         return Spread.of(ratios) if ratios else None
+
+    def _by_turn(self, candidate: str, figure: str) -> dict[int, float]:
+        return {
+            run.turn: run.figures[figure] for run in self.runs if run.candidate == candidate and figure in run.figures
+        }

@@ -184,9 +184,11 @@ MORE: tuple[Workload, ...] = (
     UdpRate("udp64-10k", "UDP, 64 B at 10 kpps", size=64, offered=10_000),
     UdpRate("udp64-20k", "UDP, 64 B at 20 kpps", size=64, offered=20_000),
     UdpRate("udp64-40k", "UDP, 64 B at 40 kpps", size=64, offered=40_000),
+    UdpRate("udp64-80k", "UDP, 64 B at 80 kpps", size=64, offered=80_000),
     UdpRate("udp64-flood", "UDP, 64 B, as many as can be sent", size=64, offered=0),
     UdpRate("udp1372-10k", "UDP, 1372 B at 10 kpps", size=1372, offered=10_000),
     UdpRate("udp1372-40k", "UDP, 1372 B at 40 kpps", size=1372, offered=40_000),
+    UdpRate("udp1372-80k", "UDP, 1372 B at 80 kpps", size=1372, offered=80_000),
     PingRtt("ping-idle", "ping, nothing else moving"),
     PingRtt("ping-bulk", "ping beside one TCP flow", under_bulk=True),
     TcpFlows(

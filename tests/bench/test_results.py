@@ -13,7 +13,7 @@ from bench import page, report
 from bench.bars import judge
 from bench.cpu import Usage
 from bench.results import Outcome, Run, Spread, figures_of
-from bench.workloads import TcpFlows
+from bench.workloads import PingRtt, TcpFlows
 
 US = "ravenvpn pure ChaCha"
 
@@ -39,6 +39,27 @@ def test_a_turn_without_the_reference_has_no_ratio(outcome: Outcome):
     outcome.runs.append(Run(US, 3, {"Gbit/s": 100.0}))
     assert outcome.ratio(US, "Gbit/s") == Spread(0.5, 0.5, 0.5)
     assert outcome.ratio(US, "Gbit/s", reference="plain veth") is None
+
+
+def test_what_a_tunnel_adds_is_compared_beyond_the_plain_wire():
+    ping = PingRtt("ping-idle", "")
+    times = {"plain veth": 20.0, "wireguard-go": 120.0, "ravenvpn native ChaCha": 70.0}
+    outcome = Outcome(ping, [Run(name, 0, {"p50 µs": time}) for name, time in times.items()])
+
+    assert outcome.ratio("ravenvpn native ChaCha", "p50 µs", beyond="plain veth") == Spread(0.5, 0.5, 0.5)
+    (verdict,) = judge([outcome])
+    assert (verdict.reached, verdict.met) == (0.5, True)
+
+
+def test_a_crowd_is_judged_by_the_same_candidate_alone():
+    name = "ravenvpn native ChaCha"
+    alone = Outcome(TcpFlows("tcp1", ""), [Run(name, 0, {"core-s/GB": 2.0})])
+    crowd = Outcome(TcpFlows("tcp1-1000-peers", ""), [Run(name, 0, {"core-s/GB": 2.2})])
+
+    (verdict,) = judge([alone, crowd])
+    assert verdict.reached == pytest.approx(1.1)
+    assert not verdict.met
+    assert judge([crowd]) == []
 
 
 def test_costs_are_per_gigabyte_delivered():
