@@ -63,7 +63,7 @@ soak: venv packages tools ## the long runs that `make test` leaves out
 .PHONY: clean
 clean: ## remove what the other targets made in this folder
 	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	rm -rf build dist *.egg-info bench/results rust/target
+	rm -rf build dist *.egg-info bench/results rust/target ravenvpn/dataplane/_native*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Tools built by make stay in $${XDG_CACHE_HOME:-$$HOME/.cache}/ravenvpn; remove that folder to build them anew."
 

@@ -47,4 +47,9 @@ echo "==> Installing ravenvpn and its development tools (a minute or two the fir
         "(pip config list) and a C compiler." >&2
     exit 1
 }
+if "$venv/bin/python" -c 'import ravenvpn.dataplane._native' 2>/dev/null; then
+    echo "    The data plane is the native one."
+else
+    echo "    The data plane is the Python one; the native one needs a Rust compiler (https://rustup.rs)."
+fi
 echo "$stamp" >"$venv/.stamp"
