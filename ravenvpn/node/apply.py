@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -73,6 +74,8 @@ class Host:
     def __init__(self, state_file: Path) -> None:
         self._pipe = Pipe()
         self._originals = sysctl.Originals(state_file)
+        # Process ids of our latest writes to nf_tables: notifications about them carry one.
+        self.nft_processes: deque[int] = deque(maxlen=64)
         # Elements of the filter's sets, since a delta holds only those that changed.
         self._local: set[Prefix] = set()
 
@@ -119,8 +122,8 @@ class Host:
     def apply_delta(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
         """Make a planned change, at the price of the change. The host has to be as it was planned before.
 
-        Nothing is observed, so after a failure or a change by others `apply` is due. Our devices and addresses are the
-        exception: where they change `wanted` is asked for the whole, and everything is looked at.
+        Nothing is observed, so after a failure or a change by others `apply` is due. Our devices and addresses are
+        the exception: where they change `wanted` is asked for the whole, and everything is looked at.
         """
         added, removed = delta.added, delta.removed
         if any((added.tun, added.vxlan, added.addresses, removed.tun, removed.vxlan, removed.addresses)):
@@ -243,11 +246,11 @@ class Host:
             case Sysctl():
                 self._set_sysctl(operation, thing)
             case nft.Ruleset():
-                nft.write(nft.replacement(thing))
+                nft.write(nft.replacement(thing), self.nft_processes.append)
             case LocalPrefixes():
-                nft.write(nft.refill(thing.prefixes))
+                nft.write(nft.refill(thing.prefixes), self.nft_processes.append)
             case Filter():
-                nft.remove()
+                nft.write(nft.removal(), self.nft_processes.append)
             case MisboundFlows():
                 sources = wanted.packet_filter.own_sources if wanted.packet_filter is not None else ()
                 conntrack.forget(thing.prefixes, sources)

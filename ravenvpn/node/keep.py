@@ -91,7 +91,7 @@ class Keeper:
         clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
         self._host, self._on_event, self._clock = host, on_event, clock
-        self._watch = Watch(host.port)
+        self._watch = Watch(host.port, host.nft_processes)
         self._wanted: Callable[[], HostState] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._fights = Fights()
@@ -171,7 +171,7 @@ class Keeper:
                 if change.gone:
                     self._on_event(DeviceGone(change.gone))
         if Part.DEVICES in parts or any(not address.present for address in addresses):
-            # IPv4 routes vanish with their device or preferred source, and nothing tells.
+            # IPv4 routes vanish with their device, IPv6 ones lose a preferred source that is gone; nothing tells.
             parts.add(Part.ROUTES)
         if parts and self._wanted is not None:
             self.look_again(parts)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Any
@@ -244,15 +244,15 @@ def _of_table(**rest: Any) -> Json:
 # --- The door --------------------------------------------------------------------------------------------------
 
 
-def write(commands: list[Json]) -> None:
-    """Run one transaction: all of it or nothing."""
-    _run(["-j", "-f", "-"], json.dumps({"nftables": commands}))
+def write(commands: list[Json], started: Callable[[int], None] = lambda _: None) -> None:
+    """Run one transaction: all of it or nothing. `started` hears the process id before anything is written."""
+    _run(["-j", "-f", "-"], json.dumps({"nftables": commands}), started)
 
 
-def remove() -> None:
-    """Delete our table; quietly if there is none."""
+def removal() -> list[Json]:
+    """One transaction that deletes our table; quietly if there is none."""
     table = {"family": FAMILY, "name": NFT_TABLE}
-    write([{"add": {"table": table}}, {"delete": {"table": table}}])
+    return [{"add": {"table": table}}, {"delete": {"table": table}}]
 
 
 def observe() -> FilterFacts | None:
@@ -323,17 +323,22 @@ def list_ruleset() -> Json:
     return listing
 
 
-def _run(arguments: list[str], text: str) -> str:
+def _run(arguments: list[str], text: str, started: Callable[[int], None] = lambda _: None) -> str:
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             ["nft", *arguments],
-            input=text,
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=TIMEOUT,
-            check=False,
             env={"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"},
-        )
+        ) as process:
+            started(process.pid)
+            try:
+                output, errors = process.communicate(text, timeout=TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
     except FileNotFoundError as error:
         raise HostError("nft is not installed", subject="nft", remedy="apt-get install nftables") from error
     except OSError as error:
@@ -342,9 +347,9 @@ def _run(arguments: list[str], text: str) -> str:
         raise HostError(
             f"no answer within {TIMEOUT:.0f} s", subject="nft", errno_name="ETIMEDOUT", remedy="it is retried"
         ) from error
-    if done.returncode == 0:
-        return done.stdout
-    said = " ".join(done.stderr.split())[:400]
+    if process.returncode == 0:
+        return output
+    said = " ".join(errors.split())[:400]
     if "No such file or directory" in said:
         raise HostError(said, subject="nft", errno_name="ENOENT", remedy="Linux ≥ 5.7 with nf_tables is needed")
     if "Operation not permitted" in said:

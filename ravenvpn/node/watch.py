@@ -3,8 +3,7 @@
 Two plain netlink sockets whose descriptors any event loop can watch. pyroute2's asynchronous sockets want asyncio's
 own loop (uvloop refuses the family), a thread would need a hand-over; here one `recv` a wake-up and a few bytes of
 each message are enough to know whether it concerns us. What exactly changed is not read from a notification: whoever
-is told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device or an address are
-never announced.
+is told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device are never announced.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
@@ -86,10 +85,15 @@ Change = AddressChange | Disturbance
 
 
 class Watch:
-    """Reads notifications while started. `own_port` is the netlink port of our own route and rule changes."""
+    """Reads notifications while started.
 
-    def __init__(self, own_port: int) -> None:
-        self._own_port = own_port
+    Our own changes are told apart by `own_port`, the netlink port of those of routes and rules, and by
+    `own_processes`, ids of the processes that wrote to nf_tables for us. In a process namespace of our own the kernel
+    tells other ids; that costs a look in vain.
+    """
+
+    def __init__(self, own_port: int, own_processes: Container[int]) -> None:
+        self._own_port, self._own_processes = own_port, own_processes
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._touched = False  # the nft transaction being read concerns our table
@@ -165,6 +169,8 @@ class Watch:
                 found = attributes(body, 4)
                 name = found.get(_GEN_PROCESS_NAME, b"").rstrip(b"\0").decode(errors="replace")
                 process = int.from_bytes(found.get(_GEN_PROCESS_ID, b""), "big")
+                if process in self._own_processes:
+                    continue
                 yield Disturbance(
                     Part.FILTER, f"nft table {NFT_TABLE}", f"{name} (process {process})" if name else ""
                 )
