@@ -37,7 +37,8 @@ class ConflictIndex:
         return self._refused.get(gateway, NOTHING_REFUSED)
 
     def conflicts(self) -> tuple[Conflict, ...]:
-        found = [*self._nodes.lost.values(), *self._keys.lost.values(), *self._prefixes.lost.values()]
+        found = [*self._nodes.lost.values(), *self._keys.lost.values()]
+        found += (conflict for lost in self._prefixes.lost.values() for conflict in lost.values())
         found += (conflict for clashes in self._vxlan.values() for conflict in clashes.values())
         return tuple(sorted(found, key=lambda c: (c.kind, c.loser, c.field, c.subject)))
 
@@ -88,24 +89,24 @@ class _PrefixOwners:
     """Each prefix to one region, and none to a region that would swallow what carries the tunnels."""
 
     def __init__(self, mesh: str, nodes: NodeOwners) -> None:
-        self.lost: dict[tuple[str, Prefix], Conflict] = {}  # by (Gateway, prefix)
+        # By Gateway, then prefix: most lose nothing, and looking for nothing must not hash twenty thousand prefixes.
+        self.lost: dict[str, dict[Prefix, Conflict]] = {}
         self._mesh = mesh
         self._nodes = nodes
         self._entries: dict[str, _Entry] = {}
         self._claims = PrefixClaims()
         self._dialled, self._lan = AddressIndex(), AddressIndex()
-        self._overlaps: dict[tuple[str, Prefix], tuple[Prefix, ...]] = {}
-        self._void: set[tuple[str, Prefix]] = set()  # refused for what they cover, whoever else claims them
+        self._overlaps: dict[str, dict[Prefix, tuple[Prefix, ...]]] = {}
+        self._void: dict[str, set[Prefix]] = {}  # refused for what they cover, whoever else claims them
 
     def refused(self, gateway: str) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
         """Prefixes the Gateway lost, and others' prefixes that overlap those."""
-        entry = self._entries.get(gateway, _Entry())
-        prefixes = frozenset(p for p in entry.claims if (gateway, p) in self.lost)
-        return prefixes, frozenset(o for p in prefixes for o in self._overlaps.get((gateway, p), ()))
+        overlaps = self._overlaps.get(gateway, {}).values()
+        return frozenset(self.lost.get(gateway, ())), frozenset(prefix for some in overlaps for prefix in some)
 
     def update(self, dirty: Set[str], world: World) -> set[str]:
         """Take in what these Gateways claim and where they are; returns Gateways that may have lost or regained."""
-        changed: set[Prefix] = set()
+        changed: list[Prefix] = []
         moved: set[Address] = set()
         fresh_claims: list[Claim] = []
         fresh_dialled: list[tuple[str, Address, str]] = []
@@ -113,11 +114,12 @@ class _PrefixOwners:
         for name in sorted(dirty):
             before, gateway = self._entries.pop(name, None) or _Entry(), world.gateways.get(name)
             after = self._entry(gateway, world.peers) if gateway else _Entry()
-            for prefix in before.claims.keys() - after.claims.keys():
+            gone = [prefix for prefix in before.claims if prefix not in after.claims]
+            for prefix in gone:
                 self._claims.remove(name, prefix)
                 self._forget(name, prefix)
             # A priority may have changed as well, and a field may have moved: all of them are settled anew.
-            changed |= before.claims.keys() | after.claims.keys()
+            changed += (*gone, *after.claims)
             fresh_claims += (Claim(name, announced) for announced in after.claims.values())
             moved |= self._move(self._dialled, name, before.dialled, after.dialled, fresh_dialled)
             moved |= self._move(self._lan, name, before.lan, after.lan, fresh_lan)
@@ -127,7 +129,7 @@ class _PrefixOwners:
         self._dialled.add(fresh_dialled)
         self._lan.add(fresh_lan)
         for address in moved:
-            changed.update(self._claims.covering(address))
+            changed += self._claims.covering(address)
         return self._settle(changed)
 
     def _entry(self, gateway: Gateway, peers: Mapping[str, Peer]) -> _Entry:
@@ -154,26 +156,35 @@ class _PrefixOwners:
         return {address for _, address, _ in came} | (before.keys() - after.keys())
 
     def _forget(self, region: str, prefix: Prefix) -> None:
-        self.lost.pop((region, prefix), None)
-        self._overlaps.pop((region, prefix), None)
-        self._void.discard((region, prefix))
+        for losses in (self.lost, self._overlaps):
+            if region in losses:
+                losses[region].pop(prefix, None)
+                if not losses[region]:
+                    del losses[region]
+        if region in self._void:
+            self._void[region].discard(prefix)
+            if not self._void[region]:
+                del self._void[region]
 
-    def _settle(self, changed: set[Prefix]) -> set[str]:
+    def _is_void(self, region: str, prefix: Prefix) -> bool:
+        return region in self._void and prefix in self._void[region]
+
+    def _settle(self, changed: list[Prefix]) -> set[str]:
         for region, announced in self._claims.claims(changed):
             self._forget(region, announced.prefix)
             refusal = self._covers(region, announced)
             if refusal is not None:
-                self.lost[region, announced.prefix] = refusal
-                self._void.add((region, announced.prefix))
-        considered, lost = self._claims.settle(changed, self._nodes.priority, lambda r, p: (r, p) in self._void)
-        for region, prefix in considered:
-            if (region, prefix) not in self._void:
-                self._forget(region, prefix)
+                self.lost.setdefault(region, {})[announced.prefix] = refusal
+                self._void.setdefault(region, set()).add(announced.prefix)
+        considered, lost = self._claims.settle(changed, self._nodes.priority, self._is_void)
+        for claim in considered:
+            if not self._is_void(claim.region, claim.announced.prefix):
+                self._forget(claim.region, claim.announced.prefix)
         for settled in lost:
-            at = (settled.claim.region, settled.claim.announced.prefix)
-            self.lost[at] = _overlap(settled)
-            self._overlaps[at] = settled.overlaps
-        return {region for region, _ in considered}
+            region, prefix = settled.claim.region, settled.claim.announced.prefix
+            self.lost.setdefault(region, {})[prefix] = _overlap(settled)
+            self._overlaps.setdefault(region, {})[prefix] = settled.overlaps
+        return {claim.region for claim in considered}
 
     def _covers(self, region: str, announced: Announced) -> Conflict | None:
         """Why nobody may route this prefix, whoever claims it: it would swallow what carries the tunnels."""

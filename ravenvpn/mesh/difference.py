@@ -2,16 +2,21 @@
 
 A change often moves a thing from one piece to another: a node changes its region, a hub takes over. What one piece
 gives up and another takes must cancel out, and a move must never pass through "gone".
+
+Hashing an ipaddress prefix runs Python code, and a first plan has tens of thousands: sets are built only where there
+is something on both sides to compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ravenvpn.mesh.hoststate import HostDelta, HostState, PacketFilter, Prefix, Route
 from ravenvpn.mesh.nodeplan import AcceptChange, PeerPlan, TunnelDelta, TunnelPlan
+
+Thing = TypeVar("Thing")
 
 
 class Piece(Protocol):
@@ -22,31 +27,37 @@ class Piece(Protocol):
     @property
     def routes(self) -> Mapping[Prefix, tuple[str, ...]]: ...
     @property
-    def accepts(self) -> frozenset[tuple[str, Prefix]]: ...
+    def accepts(self) -> Mapping[str, tuple[Prefix, ...]]: ...
     @property
     def host_routes(self) -> tuple[Route, ...]: ...
 
 
-def prefix_key(prefix: Prefix) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
+class PrefixOrder:
+    """Sort key of prefixes: family, network, length. Remembers by identity: drop it before the prefixes go."""
 
+    def __init__(self) -> None:
+        self._keys: dict[int, int] = {}
 
-def route_key(route: Route) -> tuple[Any, ...]:
-    return (*prefix_key(route.prefix), route.table, route.metric, route.kind, str(route.via), str(route.device))
+    def __call__(self, prefix: Prefix) -> int:
+        key = self._keys.get(id(prefix))
+        if key is None:
+            key = prefix.version << 140 | int(prefix.network_address) << 8 | prefix.prefixlen
+            self._keys[id(prefix)] = key
+        return key
 
 
 class Differences:
-    """Gathers `before` → `after` of any number of pieces. Every piece is named at most once."""
+    """Gathers `before` → `after` of any number of pieces. Every piece is named at most once, in a fixed order."""
 
     def __init__(self) -> None:
         self._peers_set: dict[str, PeerPlan] = {}
         self._peers_gone: dict[str, PeerPlan] = {}
         self._routes_set: dict[Prefix, tuple[str, ...]] = {}
         self._routes_gone: dict[Prefix, tuple[str, ...]] = {}
-        self._accepts_added: set[tuple[str, Prefix]] = set()
-        self._accepts_gone: set[tuple[str, Prefix]] = set()
-        self._host_added: dict[Route, Route] = {}
-        self._host_gone: set[Route] = set()
+        self._accepts_added: dict[str, list[Prefix]] = {}
+        self._accepts_gone: dict[str, list[Prefix]] = {}
+        self._host_added: list[Route] = []
+        self._host_gone: list[Route] = []
         self._remote_added: set[Prefix] = set()
         self._remote_gone: set[Prefix] = set()
 
@@ -57,72 +68,84 @@ class Differences:
             if before.peers.get(name) != peer:
                 self._peers_set[name] = peer
         self._peers_gone.update((name, peer) for name, peer in before.peers.items() if name not in after.peers)
-        for prefix, names in after.routes.items():
-            if before.routes.get(prefix) != names:
-                self._routes_set[prefix] = names
-        self._routes_gone.update((p, names) for p, names in before.routes.items() if p not in after.routes)
-        self._accepts_added |= after.accepts - before.accepts
-        self._accepts_gone |= before.accepts - after.accepts
-        old, new = set(before.host_routes), set(after.host_routes)
-        self._host_added.update((route, route) for route in after.host_routes if route not in old)
-        self._host_gone |= old - new
+        if before.routes:
+            for prefix, names in after.routes.items():
+                if before.routes.get(prefix) != names:
+                    self._routes_set[prefix] = names
+            self._routes_gone.update((p, names) for p, names in before.routes.items() if p not in after.routes)
+        else:
+            self._routes_set.update(after.routes)
+        for name in dict.fromkeys((*before.accepts, *after.accepts)):
+            old, new = before.accepts.get(name, ()), after.accepts.get(name, ())
+            if old != new:
+                self._accepts_added.setdefault(name, []).extend(without(new, old))
+                self._accepts_gone.setdefault(name, []).extend(without(old, new))
+        self._host_added += without(after.host_routes, before.host_routes)
+        self._host_gone += without(before.host_routes, after.host_routes)
 
     def remote(self, before: frozenset[Prefix], after: frozenset[Prefix]) -> None:
         self._remote_added |= after - before
         self._remote_gone |= before - after
-
-    def tunnel(self, before: TunnelPlan, after: TunnelPlan) -> TunnelDelta:
-        """`before` and `after` are the settings, without peers, routes and acceptances."""
-        # A peer that left one piece as it entered another has stayed; if it is unchanged there is nothing to say.
-        gone = self._peers_gone.keys() - self._peers_set.keys()
-        peers = [p for name, p in self._peers_set.items() if self._peers_gone.get(name) != p]
-        routes = {p: names for p, names in self._routes_set.items() if self._routes_gone.get(p) != names}
-        for prefix, names in self._routes_gone.items():
-            if prefix not in self._routes_set and not gone.issuperset(names):
-                routes[prefix] = ()
-        changes: dict[str, tuple[list[Prefix], list[Prefix]]] = {}
-        for name, prefix in self._accepts_added - self._accepts_gone:
-            changes.setdefault(name, ([], []))[0].append(prefix)
-        for name, prefix in self._accepts_gone - self._accepts_added:
-            if name not in gone:
-                changes.setdefault(name, ([], []))[1].append(prefix)
-        return TunnelDelta(
-            settings=after if before != after else None,
-            peers_set=tuple(sorted(peers, key=lambda p: p.name)),
-            peers_removed=tuple(sorted(gone)),
-            routes=tuple(sorted(routes.items(), key=lambda item: prefix_key(item[0]))),
-            accepts=tuple(
-                AcceptChange(name, tuple(sorted(add, key=prefix_key)), tuple(sorted(remove, key=prefix_key)))
-                for name, (add, remove) in sorted(changes.items())
-            ),
-        )
 
     def move_remote(self, remote: set[Prefix]) -> None:
         """Bring a set of all remote prefixes from before to after."""
         remote -= self._remote_gone
         remote |= self._remote_added
 
+    def tunnel(self, before: TunnelPlan, after: TunnelPlan) -> TunnelDelta:
+        """`before` and `after` are the settings, without peers, routes and acceptances."""
+        # A peer that left one piece as it entered another has stayed; if it is unchanged there is nothing to say.
+        gone = self._peers_gone.keys() - self._peers_set.keys()
+        peers = [p for name, p in self._peers_set.items() if self._peers_gone.get(name) != p]
+        routes = dict(self._routes_set)
+        for prefix, names in self._routes_gone.items():
+            if routes.get(prefix) == names:
+                del routes[prefix]
+            elif prefix not in routes and not gone.issuperset(names):
+                routes[prefix] = ()
+        changes: list[AcceptChange] = []
+        for name in sorted(self._accepts_added):
+            added, removed = self._accepts_added[name], self._accepts_gone[name]
+            change = AcceptChange(name, without(added, removed), () if name in gone else without(removed, added))
+            if change.add or change.remove:
+                changes.append(change)
+        return TunnelDelta(
+            settings=after if before != after else None,
+            peers_set=tuple(sorted(peers, key=lambda p: p.name)),
+            peers_removed=tuple(sorted(gone)),
+            routes=tuple(routes.items()),
+            accepts=tuple(changes),
+        )
+
     def host(self, before: HostState, after: HostState, remote: set[Prefix]) -> HostDelta:
         """`before` and `after` hold everything but the pieces' routes and the filter's remote prefixes; `remote`
         are the latter as they are now."""
-        added_routes = [r for r in self._host_added.values() if r not in self._host_gone]
-        gone_routes = self._host_gone - self._host_added.keys()
         old, new = before.packet_filter, after.packet_filter
         replaced = _frame(old) != _frame(new)
+        fresh, lapsed = self._remote_added - self._remote_gone, self._remote_gone - self._remote_added
         added_filter = removed_filter = None
         if replaced:
-            gone = self._remote_gone - self._remote_added
-            earlier = (remote - (self._remote_added - self._remote_gone)) | gone
-            added_filter = new and replace(new, remote=tuple(sorted(remote, key=prefix_key)))
-            removed_filter = old and replace(old, remote=tuple(sorted(earlier, key=prefix_key)))
+            earlier = (remote - fresh) | lapsed
+            added_filter = new and replace(new, remote=_sorted(remote))
+            removed_filter = old and replace(old, remote=_sorted(earlier))
         elif old is not None and new is not None:
-            added_filter = _elements(new, set(new.local) - set(old.local), self._remote_added - self._remote_gone)
-            removed_filter = _elements(new, set(old.local) - set(new.local), self._remote_gone - self._remote_added)
+            added_filter = _elements(new, without(new.local, old.local), fresh)
+            removed_filter = _elements(new, without(old.local, new.local), lapsed)
         return HostDelta(
-            added=_partial(after, before, tuple(sorted(added_routes, key=route_key)), added_filter),
-            removed=_partial(before, after, tuple(sorted(gone_routes, key=route_key)), removed_filter),
+            added=_partial(after, before, without(self._host_added, self._host_gone), added_filter),
+            removed=_partial(before, after, without(self._host_gone, self._host_added), removed_filter),
             filter_replaced=replaced,
         )
+
+
+def without(these: Sequence[Thing], others: Sequence[Thing]) -> tuple[Thing, ...]:
+    """`these`, in their order, less what is among `others`."""
+    known = set(others) if these else None
+    return tuple(one for one in these if one not in known) if known else tuple(these)
+
+
+def _sorted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
+    return tuple(sorted(prefixes, key=PrefixOrder()))
 
 
 def _frame(packet_filter: PacketFilter | None) -> tuple[Any, ...] | None:
@@ -130,16 +153,8 @@ def _frame(packet_filter: PacketFilter | None) -> tuple[Any, ...] | None:
     return None if packet_filter is None else (packet_filter.relays, tuple(packet_filter.own_sources))
 
 
-def _elements(frame: PacketFilter, local: set[Prefix], remote: set[Prefix]) -> PacketFilter | None:
-    if not local and not remote:
-        return None
-    return PacketFilter(
-        local=tuple(sorted(local, key=prefix_key)),
-        remote=tuple(sorted(remote, key=prefix_key)),
-        relays=frame.relays,
-        own_sources=frame.own_sources,
-        reason=frame.reason,
-    )
+def _elements(frame: PacketFilter, local: tuple[Prefix, ...], remote: set[Prefix]) -> PacketFilter | None:
+    return replace(frame, local=local, remote=_sorted(remote)) if local or remote else None
 
 
 def _partial(
@@ -149,16 +164,11 @@ def _partial(
     return HostState(
         tun=this.tun if this.tun != other.tun else None,
         vxlan=this.vxlan if this.vxlan != other.vxlan else None,
-        addresses=_without(this.addresses, other.addresses),
-        neighbours=_without(this.neighbours, other.neighbours),
-        forwarding=_without(this.forwarding, other.forwarding),
+        addresses=without(this.addresses, other.addresses),
+        neighbours=without(this.neighbours, other.neighbours),
+        forwarding=without(this.forwarding, other.forwarding),
         routes=routes,
-        rules=_without(this.rules, other.rules),
-        sysctls=_without(this.sysctls, other.sysctls),
+        rules=without(this.rules, other.rules),
+        sysctls=without(this.sysctls, other.sysctls),
         packet_filter=packet_filter,
     )
-
-
-def _without(these: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
-    known = set(others)
-    return tuple(one for one in these if one not in known)

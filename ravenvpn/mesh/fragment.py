@@ -22,7 +22,7 @@ from ravenvpn.mesh.topology import GatewayNode, Hub, Region, choose_hub, rendezv
 class Fragment:
     peers: Mapping[str, PeerPlan] = field(default_factory=dict)
     routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)
-    accepts: frozenset[tuple[str, Prefix]] = frozenset()  # (peer, prefix)
+    accepts: Mapping[str, tuple[Prefix, ...]] = field(default_factory=dict)
     host_routes: tuple[Route, ...] = ()
     remote: frozenset[Prefix] = frozenset()  # for the packet filter
     relay: str = ""  # region of the hub, where this region is met through one
@@ -37,13 +37,15 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
     """What `region`, which is not ours, asks of the node of `context`."""
     if context.role is Role.NONE or context.region is None:
         return EMPTY
-    announced = [a for a in region.announced if a.prefix not in context.shadowed]
-    notes = [
-        f"{a.prefix} of region {region.name} is not routed here: it overlaps prefixes of our own region"
-        for a in region.announced
-        if a.prefix in context.shadowed
-    ]
-    prefixes = [a.prefix for a in announced]
+    announced, notes = region.announced, list[str]()
+    if context.shadowed:
+        announced = tuple(a for a in region.announced if a.prefix not in context.shadowed)
+        notes = [
+            f"{a.prefix} of region {region.name} is not routed here: it overlaps prefixes of our own region"
+            for a in region.announced
+            if a.prefix in context.shadowed
+        ]
+    prefixes = tuple(a.prefix for a in announced)
     if not context.is_gateway:
         # A plain node holds no session with other regions; what is meant for them must not leave in clear.
         closed = tuple(fail_closed(a.prefix, a.reason) for a in announced)
@@ -51,12 +53,12 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
 
     direct = [g for g in region.gateways if g.dialable or context.dialable]
     peers = {g.node: _peer(g, region.name, context) for g in direct}
-    accepts = {(g.node, prefix) for g in direct for prefix in prefixes}
+    accepts: dict[str, tuple[Prefix, ...]] = {}
     routes: dict[Prefix, tuple[str, ...]] = {}
     for gateway in direct:
         tunnel = host_prefix(identity.tunnel_address(context.mesh, gateway.node))
         routes[tunnel] = (gateway.node,)
-        accepts.add((gateway.node, tunnel))
+        accepts[gateway.node] = (*prefixes, tunnel)
 
     carriers = _in_order([g.node for g in direct if g.active], context, liveness)
     hosts = tuple(c.host for g in direct if g.active for c in g.candidates)
@@ -64,9 +66,10 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
     hub: Hub | None = None
     if needs_hub:
         hub = choose_hub(context.region.name, region, context.hubs, liveness)
-        far = [host_prefix(identity.tunnel_address(context.mesh, g.node)) for g in region.active]
+        far = tuple(host_prefix(identity.tunnel_address(context.mesh, g.node)) for g in region.active)
         # Either end may have chosen another hub a moment ago, so all of them may bring this region's packets.
-        accepts.update((node, prefix) for h in context.hubs for node in h.nodes for prefix in (*prefixes, *far))
+        beyond = (*prefixes, *far)
+        accepts.update((node, beyond) for h in context.hubs for node in h.nodes)
         if hub is not None:
             carriers, hosts = _in_order(list(hub.active), context, liveness), hub.hosts
             routes.update((prefix, carriers) for prefix in far)
@@ -76,6 +79,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
         routes.update((prefix, carriers) for prefix in prefixes)
 
     way = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
+    mtu = context.facts.tunnel_mtu(hosts)
     host_routes: list[Route] = []
     for a in announced:
         if carriers and context.role is Role.ACTIVE:
@@ -85,7 +89,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
                     hoststate.TABLE_REMOTE,
                     device=hoststate.TUNNEL_DEVICE,
                     source=context.sources.get(a.prefix.version),
-                    mtu=context.facts.tunnel_mtu(hosts),
+                    mtu=mtu,
                     reason=f"{a.reason}, {way}",
                 )
             )
@@ -93,7 +97,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
     return Fragment(
         peers=peers,
         routes=routes,
-        accepts=frozenset(accepts),
+        accepts=accepts,
         host_routes=tuple(host_routes),
         remote=frozenset(prefixes) if context.role is Role.ACTIVE else frozenset(),
         relay=hub.region if hub else "",

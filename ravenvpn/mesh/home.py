@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ravenvpn.mesh import identity
+from ravenvpn.mesh.conflict import Refused
 from ravenvpn.mesh.context import ApiEndpoint, Context, LocalFacts, Settings
 from ravenvpn.mesh.fragment import fail_closed
 from ravenvpn.mesh.hoststate import (
@@ -46,7 +47,7 @@ class Home:
 
     peers: Mapping[str, PeerPlan] = field(default_factory=dict)
     routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)
-    accepts: frozenset[tuple[str, Prefix]] = frozenset()
+    accepts: Mapping[str, tuple[Prefix, ...]] = field(default_factory=dict)
     listen_port: int = DEFAULT_TUNNEL_PORT
     tun: TunDevice | None = None
     addresses: tuple[DeviceAddress, ...] = ()
@@ -112,21 +113,21 @@ def listen_port(node: str, gateway: Gateway | None, peer: Peer | None, settings:
     return settings.listen_port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
 
 
-def home(context: Context, gateway: Gateway | None, peers: Mapping[str, Peer], keyless: frozenset[str]) -> Home:
-    """The own part of the plan. `keyless` are nodes whose key is another's (`mesh.conflicts`)."""
+def home(context: Context, gateway: Gateway | None, peers: Mapping[str, Peer], refused: Refused) -> Home:
+    """The own part of the plan; `refused` is what our own region lost to others."""
     region = context.region
     if region is None or gateway is None:
         note = f"node {context.node} is in no region: nothing is set up here"
         return Home(notes=(note,))
     port = listen_port(context.node, gateway, peers.get(context.node), context.settings)
-    sessions = _sessions(context, gateway, peers, keyless)
+    sessions = _sessions(context, gateway, peers, refused)
     own = host_prefix(identity.tunnel_address(context.mesh, context.node))
     tunnels = {host_prefix(p.tunnel_address): (p.name,) for p in sessions.values()}
     reach_all = context.is_gateway
     return Home(
         peers=sessions,
         routes=tunnels,
-        accepts=frozenset((names[0], prefix) for prefix, names in tunnels.items()),
+        accepts={names[0]: (prefix,) for prefix, names in tunnels.items()},
         listen_port=port,
         tun=TunDevice(
             TUNNEL_DEVICE, context.facts.tunnel_mtu(), f"this node is {context.role} of region {region.name}"
@@ -146,9 +147,7 @@ def home(context: Context, gateway: Gateway | None, peers: Mapping[str, Peer], k
     )
 
 
-def _sessions(
-    context: Context, gateway: Gateway, peers: Mapping[str, Peer], keyless: frozenset[str]
-) -> dict[str, PeerPlan]:
+def _sessions(context: Context, gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> dict[str, PeerPlan]:
     """Sessions inside the region, over its own network: every node with every gateway node, for probes."""
     assert context.region is not None
     able = {g.node: g for g in context.region.gateways}
@@ -156,7 +155,9 @@ def _sessions(
     for info in gateway.status.nodes:
         peer = peers.get(info.node)
         entry = able.get(info.node)
-        if info.node == context.node or (entry is None and (not context.is_gateway or info.node in keyless)):
+        if info.node == context.node or info.node in refused.nodes:
+            continue
+        if entry is None and (not context.is_gateway or info.node in refused.keys):
             continue
         keys = entry.public_keys if entry else peer.public_keys if peer else ()
         if not keys:

@@ -128,23 +128,23 @@ class PrefixClaims:
         changed: Iterable[Prefix],
         priority: Callable[[str], Priority],
         void: Callable[[str, Prefix], bool],
-    ) -> tuple[set[tuple[str, Prefix]], list[Settled]]:
+    ) -> tuple[list[Claim], list[Settled]]:
         """Settle every range one of the changed prefixes lies in.
 
-        Returns all (region, prefix) claims of those ranges, and those among them that gave way. Claims for which
+        Returns all claims of those ranges, and those among them that gave way. Claims for which
         `void` is true count for nobody and give way to nobody here: they are refused for another reason.
         """
         ranges: dict[int, set[tuple[int, int]]] = {4: set(), 6: set()}
         for prefix in changed:
             root = self._families[prefix.version].root(int(prefix.network_address), prefix.prefixlen)
             ranges[prefix.version].add(root)
-        considered: set[tuple[str, Prefix]] = set()
+        considered: list[Claim] = []
         lost: list[Settled] = []
         for version, roots in ranges.items():
             family = self._families[version]
             for network, length in roots:
                 held = {key: family.claims[key] for key in family.within(network, length)}
-                considered.update((c.region, c.announced.prefix) for by in held.values() for c in by.values())
+                considered += (claim for by in held.values() for claim in by.values())
                 if len(held) > 1 or any(len(by) > 1 for by in held.values()):
                     lost += _settle(held, family.bits, priority, void)
         return considered, lost
@@ -233,12 +233,13 @@ class AddressIndex:
     def inside(self, prefix: Prefix, wanted: Callable[[str], bool]) -> tuple[Address, str, str] | None:
         """The lowest address in `prefix` held by a region that is `wanted`: address, region, field."""
         keys = self._keys[prefix.version]
-        first = bisect_left(keys, int(prefix.network_address))
-        last = int(prefix.broadcast_address)
+        network = int(prefix.network_address)
+        first = bisect_left(keys, network)
+        last = network | (1 << (prefix.max_prefixlen - prefix.prefixlen)) - 1
         for at in range(first, len(keys)):
             if keys[at] > last:
                 return None
-            address = prefix.network_address + (keys[at] - int(prefix.network_address))
+            address = prefix.network_address + (keys[at] - network)
             for region, where in sorted(self._holders[address].items()):
                 if wanted(region):
                     return address, region, where

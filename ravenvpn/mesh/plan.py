@@ -14,7 +14,7 @@ from dataclasses import replace
 from ravenvpn.mesh import identity
 from ravenvpn.mesh.conflicts import ConflictIndex
 from ravenvpn.mesh.context import Context, LocalFacts, Settings
-from ravenvpn.mesh.difference import Differences, prefix_key, route_key
+from ravenvpn.mesh.difference import Differences, PrefixOrder
 from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment
 from ravenvpn.mesh.home import Home, home, own_sources, role_of
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
@@ -76,7 +76,7 @@ class Planner:
             new_home = self._make_home(context)
             differences.piece(self._home, new_home)
             self._home = new_home
-        for name in stale:
+        for name in sorted(stale):
             self._fold(name, context, differences)
         differences.move_remote(self._remote)
         self._plan = None
@@ -190,7 +190,7 @@ class Planner:
     def _make_home(self, context: Context) -> Home:
         name = context.region.name if context.region else ""
         gateway = self._world.gateways.get(name)
-        made = home(context, gateway, self._world.peers, self._conflicts.refused(name).keys)
+        made = home(context, gateway, self._world.peers, self._conflicts.refused(name))
         info = next((i for i in gateway.status.nodes if i.node == self.me), None) if gateway else None
         _, notes = own_sources(info, self._world.peers.get(self.me), context.facts)
         return replace(made, notes=(*made.notes, *notes))
@@ -225,7 +225,7 @@ class Planner:
         packet_filter = None
         if self._context is not None and self._context.role is Role.ACTIVE:
             packet_filter = PacketFilter(
-                local=tuple(sorted(self._home.local, key=prefix_key)),
+                local=tuple(sorted(self._home.local, key=PrefixOrder())),
                 relays=self._context.relays,
                 own_sources=tuple(self._context.sources[family] for family in sorted(self._context.sources)),
                 reason="sources stay what they are on the way between regions",
@@ -240,14 +240,17 @@ class Planner:
 
     def _whole(self) -> NodePlan:
         pieces: list[Home | Fragment] = [self._home, *(self._fragments[name] for name in sorted(self._fragments))]
+        order = PrefixOrder()
         accepts: dict[str, list[Prefix]] = {}
         for piece in pieces:
-            for name, prefix in piece.accepts:
-                accepts.setdefault(name, []).append(prefix)
+            for name, prefixes in piece.accepts.items():
+                accepts.setdefault(name, []).extend(prefixes)
         frame = self._host_frame()
         if frame.packet_filter is not None:
-            remote = tuple(sorted(self._remote, key=prefix_key))
+            remote = tuple(sorted(self._remote, key=order))
             frame = replace(frame, packet_filter=replace(frame.packet_filter, remote=remote))
+        routes = [route for piece in pieces for route in piece.host_routes]
+        routes.sort(key=lambda route: (order(route.prefix), route.metric))
         context = self._context
         return NodePlan(
             node=self.me,
@@ -257,11 +260,11 @@ class Planner:
                 self._tunnel_settings(),
                 peers=tuple(sorted((p for piece in pieces for p in piece.peers.values()), key=lambda p: p.name)),
                 routes=tuple(
-                    sorted((r for piece in pieces for r in piece.routes.items()), key=lambda r: prefix_key(r[0]))
+                    sorted((r for piece in pieces for r in piece.routes.items()), key=lambda r: order(r[0]))
                 ),
-                accepts=tuple((n, tuple(sorted(p, key=prefix_key))) for n, p in sorted(accepts.items())),
+                accepts=tuple((name, tuple(sorted(held, key=order))) for name, held in sorted(accepts.items())),
             ),
-            host=replace(frame, routes=tuple(sorted((r for p in pieces for r in p.host_routes), key=route_key))),
+            host=replace(frame, routes=tuple(routes)),
             relays=tuple(
                 (name, self._fragments[name].relay) for name in sorted(self._relayed) if self._fragments[name].relay
             ),

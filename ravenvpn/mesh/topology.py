@@ -135,7 +135,8 @@ def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> Reg
 def _announced(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> tuple[Announced, ...]:
     found: dict[Prefix, Announced] = {}
     for claim in claims(gateway, peers):
-        if claim.node not in refused.nodes and claim.prefix not in refused.prefixes:
+        # (an empty set would still hash the prefix, and that is Python code)
+        if claim.node not in refused.nodes and not (refused.prefixes and claim.prefix in refused.prefixes):
             found.setdefault(claim.prefix, claim)
     return tuple(found.values())
 

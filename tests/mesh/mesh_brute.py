@@ -1,0 +1,286 @@
+"""A planner that is obvious instead of fast: what every node should do, from the whole world, with loops in loops.
+
+It shares the model and the names' hashes with the real one, and nothing else: conflicts, topology, routes and
+acceptances are written a second time here, straight from docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import math
+from dataclasses import dataclass, field
+
+from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World
+
+
+def tunnel_prefix(world: World, node: str):
+    mesh = 0xFD << 40 | int.from_bytes(hashlib.sha256(world.mesh.encode()).digest()[:5], "big")
+    tail = int.from_bytes(hashlib.sha256(node.encode()).digest()[:8], "big")
+    return ipaddress.IPv6Network((mesh << 80 | 1 << 64 | tail, 128))
+
+
+def mesh_prefix(world: World):
+    return ipaddress.IPv6Network((int(tunnel_prefix(world, "x").network_address) >> 80 << 80, 48))
+
+
+def priority(thing: Gateway | Peer):
+    return (math.inf if thing.created is None else thing.created, thing.name)
+
+
+def overlap(one, other) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def literal(text: str):
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+@dataclass
+class Ends:
+    """A gateway node as the others see it."""
+
+    node: str
+    region: str
+    active: bool
+    nat: bool
+    keys: tuple
+    candidates: tuple
+
+    @property
+    def dialable(self) -> bool:
+        return not self.nat and bool(self.candidates)
+
+
+@dataclass
+class Resolved:
+    """The world without what lost a conflict."""
+
+    members: dict[str, list[str]]
+    keyless: set[str]
+    prefixes: dict[str, set]
+    lost: dict[str, set]
+    shadowed: dict[str, set]
+    gateways: dict[str, list[Ends]] = field(default_factory=dict)
+
+
+def resolve(world: World) -> Resolved:
+    ordered = sorted(world.gateways.values(), key=priority)
+    owner: dict[str, str] = {}
+    for gateway in ordered:
+        for info in gateway.status.nodes:
+            owner.setdefault(info.node, gateway.name)
+    members = {g.name: [i.node for i in g.status.nodes if owner[i.node] == g.name] for g in ordered}
+
+    taken: set[bytes] = set()
+    keyless: set[str] = set()
+    for peer in sorted(world.peers.values(), key=priority):
+        if taken & set(peer.public_keys):
+            keyless.add(peer.name)
+        else:
+            taken |= set(peer.public_keys)
+
+    claimed: dict[str, list] = {}
+    dialled: list = []
+    lan: list[tuple[str, object]] = []
+    for gateway in ordered:
+        mine: list = []
+        able = {e.node for e in (*gateway.status.active, *gateway.endpoints) if e.type is EndpointType.TUNNEL}
+        for endpoint in (*gateway.status.active, *gateway.endpoints):
+            stolen = (
+                endpoint.node in owner
+                and owner[endpoint.node] != gateway.name
+                and any(i.node == endpoint.node for i in gateway.status.nodes)
+            )
+            if endpoint.type is EndpointType.TUNNEL and not stolen and literal(endpoint.public_ip):
+                dialled.append(literal(endpoint.public_ip))
+        for info in gateway.status.nodes:
+            if owner[info.node] != gateway.name:
+                continue
+            mine += info.subnets
+            peer = world.peers.get(info.node)
+            if info.private_ip:
+                lan.append((gateway.name, info.private_ip))
+            if peer:
+                lan += [(gateway.name, a) for a in peer.node_addresses]
+                if info.node in able:
+                    dialled += [literal(a.host) for a in peer.addresses if literal(a.host)]
+                for source in peer.sources:
+                    if not any(p.version == source.version and source in p for p in info.subnets):
+                        mine.append(ipaddress.ip_network(source))
+        claimed[gateway.name] = mine
+
+    kept: dict[str, set] = {}
+    void: dict[str, set] = {}
+    lost: dict[str, set] = {}
+    for gateway in ordered:
+        name = gateway.name
+        kept[name], lost[name], void[name] = set(), set(), set()
+        for prefix in sorted(claimed[name], key=lambda p: (p.version, int(p.network_address), p.prefixlen)):
+            swallows = any(a.version == prefix.version and a in prefix for a in dialled)
+            swallows |= any(r != name and a.version == prefix.version and a in prefix for r, a in lan)
+            if swallows or overlap(prefix, mesh_prefix(world)):
+                void[name].add(prefix)
+            elif any(overlap(prefix, p) for r, ps in kept.items() if r != name for p in ps):
+                lost[name].add(prefix)
+            else:
+                kept[name].add(prefix)
+    shadowed = {
+        name: {p for r, ps in kept.items() if r != name for p in ps if any(overlap(p, mine) for mine in lost[name])}
+        for name in lost
+    }
+    both = {name: lost[name] | void[name] for name in lost}
+    resolved = Resolved(members, keyless, kept, both, shadowed)
+    for gateway in ordered:
+        resolved.gateways[gateway.name] = ends(world, gateway, resolved)
+    return resolved
+
+
+def ends(world: World, gateway: Gateway, resolved: Resolved) -> list[Ends]:
+    found: dict[str, Ends] = {}
+    for active, endpoints in ((True, gateway.status.active), (False, gateway.endpoints)):
+        for e in endpoints:
+            if e.type is not EndpointType.TUNNEL or e.node in found:
+                continue
+            peer = world.peers.get(e.node)
+            if e.node not in resolved.members[gateway.name] or peer is None or e.node in resolved.keyless:
+                continue
+            listen = e.port or peer.listen_port or 4500
+            candidates = [] if e.under_nat or not e.public_ip else [(e.public_ip, e.public_port or listen)]
+            for host, port in peer.addresses:
+                at = (host, port or peer.listen_port or listen)
+                if at not in candidates:
+                    candidates.append(at)
+            found[e.node] = Ends(e.node, gateway.name, active, e.under_nat, peer.public_keys, tuple(candidates))
+    return list(found.values())
+
+
+def hubs(resolved: Resolved) -> list[str]:
+    able = [r for r, es in resolved.gateways.items() if any(e.active and e.dialable for e in es)]
+    return sorted(able, key=lambda r: (hashlib.sha256(b"hub\0" + r.encode()).digest()[:8], r))[:16]
+
+
+def weight(one: str, other: str, third: str) -> int:
+    pair = "\0".join([*sorted((one, other)), third])
+    return int.from_bytes(hashlib.sha256(pair.encode()).digest()[:8], "big")
+
+
+def hub_for(resolved: Resolved, me: str, other: str, liveness: Liveness) -> str | None:
+    order = sorted(hubs(resolved), key=lambda h: (-weight(me, other, h), h))
+    far = [e.node for e in resolved.gateways[other] if e.active]
+
+    def nodes(hub: str) -> list[str]:
+        return [e.node for e in resolved.gateways[hub] if e.active and e.dialable]
+
+    def dead(n: str) -> bool:
+        return liveness.verdicts.get(n) is Verdict.DEAD
+
+    for hub in order:
+        for n in nodes(hub):
+            if not dead(n) and any(f not in liveness.unreachable_via.get(n, ()) for f in far):
+                return hub
+    for hub in order:
+        if any(not dead(n) for n in nodes(hub)):
+            return hub
+    return order[0] if order else None
+
+
+@dataclass
+class BrutePlan:
+    role: str = "node without region"
+    region: str = ""
+    peers: dict = field(default_factory=dict)  # name → (keys, candidates, keepalive, warm)
+    routes: dict = field(default_factory=dict)  # prefix → names
+    accepts: set = field(default_factory=set)
+    tunnelled: set = field(default_factory=set)  # prefixes with a route into the tunnel
+    closed: set = field(default_factory=set)  # prefixes with an unreachable route
+    remote: set = field(default_factory=set)
+
+
+def brute_plan(world: World, liveness: Liveness, me: str) -> BrutePlan:
+    resolved = resolve(world)
+    home = next((r for r in sorted(resolved.members) if me in resolved.members[r]), None)
+    if home is None:
+        return BrutePlan()
+    mine = next((e for e in resolved.gateways[home] if e.node == me), None)
+    plan = BrutePlan("plain node" if mine is None else "active gateway" if mine.active else "standby gateway", home)
+    in_region(world, resolved, home, me, mine, plan)
+    for name in resolved.gateways:
+        if name != home:
+            towards(world, resolved, home, mine, name, liveness, plan)
+    if mine is not None:
+        plan.tunnelled.add(mesh_prefix(world))
+        plan.closed.add(mesh_prefix(world))
+    return plan
+
+
+def in_region(world: World, resolved: Resolved, home: str, me: str, mine: Ends | None, plan: BrutePlan) -> None:
+    able = {e.node: e for e in resolved.gateways[home]}
+    gateway = world.gateways[home]
+    for info in gateway.status.nodes:
+        peer = world.peers.get(info.node)
+        wanted = info.node in able or (mine is not None and peer is not None and info.node not in resolved.keyless)
+        if info.node == me or info.node not in resolved.members[home] or not wanted or peer is None:
+            continue
+        port = next(
+            (e.port for e in (*gateway.status.active, *gateway.endpoints) if e.node == info.node and e.port),
+            peer.listen_port or 4500,
+        )
+        addresses = [*peer.node_addresses]
+        if info.private_ip and info.private_ip not in addresses:
+            addresses.append(info.private_ip)
+        at = tuple((str(a), port) for a in addresses) or (able[info.node].candidates if info.node in able else ())
+        plan.peers[info.node] = (peer.public_keys, at, None, True)
+        plan.routes[tunnel_prefix(world, info.node)] = (info.node,)
+        plan.accepts.add((info.node, tunnel_prefix(world, info.node)))
+
+
+def towards(
+    world: World,
+    resolved: Resolved,
+    home: str,
+    mine: Ends | None,
+    name: str,
+    liveness: Liveness,
+    plan: BrutePlan,
+) -> None:
+    prefixes = resolved.prefixes[name] - resolved.shadowed[home]
+    plan.closed |= prefixes
+    if mine is None:
+        return
+    direct = [e for e in resolved.gateways[name] if e.dialable or mine.dialable]
+    for e in direct:
+        across = e.dialable != mine.dialable
+        keepalive = 25 if across and not mine.dialable else None
+        plan.peers[e.node] = (e.keys, e.candidates if e.dialable else (), keepalive, across)
+        plan.routes[tunnel_prefix(world, e.node)] = (e.node,)
+        plan.accepts |= {(e.node, p) for p in (*prefixes, tunnel_prefix(world, e.node))}
+
+    def ordered(nodes: list[str]) -> tuple[str, ...]:
+        return tuple(
+            sorted(
+                nodes,
+                key=lambda n: (liveness.verdicts.get(n) is Verdict.DEAD, -weight(mine.node, n, "carrier"), n),
+            )
+        )
+
+    carriers = ordered([e.node for e in direct if e.active])
+    far = [e for e in resolved.gateways[name] if e.active]
+    if far and not carriers:
+        hub = hub_for(resolved, home, name, liveness)
+        beyond = prefixes | {tunnel_prefix(world, e.node) for e in far}
+        for h in hubs(resolved):
+            plan.accepts |= {(e.node, p) for e in resolved.gateways[h] if e.dialable for p in beyond}
+        if hub is not None:
+            carriers = ordered([e.node for e in resolved.gateways[hub] if e.active and e.dialable])
+            plan.routes |= dict.fromkeys(beyond, carriers)
+    if carriers:
+        plan.routes |= dict.fromkeys(prefixes, carriers)
+    if mine.active:
+        plan.remote |= prefixes
+        if carriers:
+            plan.tunnelled |= prefixes

@@ -1,0 +1,179 @@
+"""Random worlds: small, quarrelsome, and drawn so that a failing one shrinks to something a person can read."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+
+from hypothesis import strategies as st
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+
+REGIONS = tuple(f"region-{letter}" for letter in "abcdefg")
+NODES_A_REGION = 3
+
+
+def node(region: int, number: int) -> str:
+    return f"{'abcdefg'[region]}{number}"
+
+
+def own_prefixes(region: int, number: int) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    """Prefixes nobody else has."""
+    return (
+        ipaddress.IPv4Network(f"10.{region}.{number}.0/24"),
+        ipaddress.IPv6Network(f"fd00:{region}:{number}::/64"),
+    )
+
+
+# Prefixes that meet each other, the own ones, gateways' addresses, and the mesh's.
+DISPUTED = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "10.1.1.0/24",
+        "10.1.1.128/25",
+        "10.2.0.0/15",
+        "172.16.0.0/12",
+        "192.0.2.0/24",
+        "192.0.2.1/32",
+        "198.51.100.0/24",
+        "fd00:1::/32",
+        "fd00:1:1::/64",
+        "fd00::/8",
+        "2001:db8::/32",
+    )
+)
+
+
+def gateway(
+    region: int,
+    nodes: tuple[str, ...],
+    prefixes: dict[str, tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]],
+    active: tuple[str, ...],
+    *,
+    nat: bool,
+    public: bool = True,
+    created: float | None = None,
+) -> Gateway:
+    endpoints = tuple(
+        Endpoint(
+            n,
+            port=4500,
+            under_nat=nat,
+            public_ip="" if nat or not public else f"192.0.2.{16 * region + i + 1}",
+        )
+        for i, n in enumerate(nodes)
+    )
+    infos = tuple(
+        NodeInfo(n, ipaddress.IPv4Address(f"172.16.{region}.{i + 1}"), prefixes.get(n, ()))
+        for i, n in enumerate(nodes)
+    )
+    return Gateway(
+        REGIONS[region],
+        endpoints,
+        tunnel_replicas=1,
+        created=created,
+        status=GatewayStatus(infos, tuple(e for e in endpoints if e.node in active)),
+    )
+
+
+@st.composite
+def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
+    count = draw(st.integers(1, NODES_A_REGION))
+    nodes = tuple(node(region, i) for i in range(count))
+    prefixes = {n: own_prefixes(region, i) for i, n in enumerate(nodes)}
+    if not peaceful:
+        for n in nodes:
+            prefixes[n] += tuple(draw(st.lists(st.sampled_from(DISPUTED), max_size=2, unique=True)))
+    active = draw(st.sets(st.sampled_from(nodes), max_size=2)) if not peaceful else {nodes[0]}
+    made = gateway(
+        region,
+        nodes,
+        prefixes,
+        tuple(active),
+        nat=draw(st.booleans()),
+        public=peaceful or draw(st.integers(0, 4)) > 0,
+        created=None if peaceful else draw(st.sampled_from((None, 1.0, 2.0))),
+    )
+    if not peaceful and draw(st.integers(0, 5)) == 0:  # somebody else's node
+        stranger = node(draw(st.integers(0, len(REGIONS) - 1)), 0)
+        if stranger not in nodes:
+            status = replace(made.status, nodes=(*made.status.nodes, NodeInfo(stranger)))
+            made = replace(made, status=status, endpoints=(*made.endpoints, Endpoint(stranger, EndpointType.TUNNEL)))
+    return made
+
+
+def peer(name: str, key: int, **fields: object) -> Peer:
+    return Peer(name, bytes([key % 251 + 1, key // 251 % 256]) + bytes(30), **fields)  # type: ignore[arg-type]
+
+
+def number_of(name: str) -> int:
+    return "abcdefg".index(name[0]) * NODES_A_REGION + int(name[1:])
+
+
+@st.composite
+def peers(draw: st.DrawFn, name: str, *, peaceful: bool) -> Peer:
+    key = number_of(name)
+    if peaceful:
+        return peer(name, key)
+    region = "abcdefg".index(name[0])
+    if draw(st.integers(0, 7)) == 0:
+        key = draw(st.integers(0, len(REGIONS) * NODES_A_REGION - 1))
+    return peer(
+        name,
+        key,
+        next_public_key=draw(st.sampled_from((None, None, None, bytes([key % 3]) * 31 + b"n"))),
+        created=draw(st.sampled_from((None, 1.0, 2.0))),
+        addresses=draw(
+            st.sampled_from(((), (), (HostPort("203.0.113.9"),), (HostPort(f"{name}.example.org", 4501),)))
+        ),
+        node_addresses=draw(
+            st.sampled_from(((), (ipaddress.ip_address("10.1.1.7"),), (ipaddress.ip_address(f"172.16.{region}.9"),)))
+        ),
+        sources=draw(
+            st.sampled_from(
+                (
+                    (),
+                    (),
+                    (ipaddress.ip_address(f"10.{region}.0.1"),),
+                    (ipaddress.ip_address(f"172.31.{region}.1"),),
+                    (ipaddress.ip_address("172.16.1.1"),),
+                )
+            )
+        ),
+        suites=draw(st.sampled_from(((Suite.CHACHA20POLY1305,), (Suite.CHACHA20POLY1305, Suite.AES256GCM)))),
+    )
+
+
+@st.composite
+def worlds(draw: st.DrawFn, *, peaceful: bool = False, least: int = 0) -> World:
+    count = draw(st.integers(least, len(REGIONS)))
+    made = [draw(gateways(region, peaceful=peaceful)) for region in range(count)]
+    names = sorted({info.node for g in made for info in g.status.nodes})
+    return World.of(made, [draw(peers(n, peaceful=peaceful)) for n in names if peaceful or draw(st.integers(0, 9))])
+
+
+@st.composite
+def edits(draw: st.DrawFn, world: World) -> World:
+    """One change of a kind a person makes."""
+    region = draw(st.integers(0, len(REGIONS) - 1))
+    name = node(draw(st.integers(0, len(REGIONS) - 1)), draw(st.integers(0, NODES_A_REGION - 1)))
+    kind = draw(st.sampled_from(("gateway", "gateway", "no gateway", "peer", "peer", "no peer")))
+    if kind == "gateway":
+        return world.with_gateway(draw(gateways(region, peaceful=False)))
+    if kind == "no gateway":
+        return world.without_gateway(REGIONS[region])
+    return world.with_peer(draw(peers(name, peaceful=False))) if kind == "peer" else world.without_peer(name)
+
+
+@st.composite
+def livenesses(draw: st.DrawFn) -> Liveness:
+    names = st.sampled_from([node(r, i) for r in range(len(REGIONS)) for i in range(2)])
+    verdicts = st.sampled_from((Verdict.ALIVE, Verdict.DEAD, Verdict.UNKNOWN))
+    return Liveness(
+        draw(st.dictionaries(names, verdicts, max_size=4)),
+        draw(st.dictionaries(names, st.frozensets(names, max_size=2), max_size=2)),
+    )

@@ -1,0 +1,155 @@
+"""The fast planner against the obvious one, and against itself from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mesh_brute import brute_plan
+from mesh_worlds import NODES_A_REGION, REGIONS, edits, livenesses, node, worlds
+
+from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.hoststate import HostDelta, HostState, PacketFilter, RouteKind
+from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.model import World
+from ravenvpn.mesh.nodeplan import NodePlan, TunnelDelta, TunnelPlan
+from ravenvpn.mesh.plan import Planner, plan
+
+names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A_REGION - 1))
+
+
+@given(worlds(), livenesses(), names)
+@settings(
+    max_examples=int(__import__("os").environ.get("N", "60")),
+    deadline=None,
+    phases=[__import__("hypothesis").Phase.generate],
+)
+def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str) -> None:
+    fast, slow = plan(world, liveness, me), brute_plan(world, liveness, me)
+
+    assert (fast.role, fast.region) == (slow.role, slow.region)
+    assert {
+        p.name: (p.public_keys, tuple((c.host, c.port) for c in p.candidates), p.keepalive, p.warm)
+        for p in fast.tunnel.peers
+    } == slow.peers
+    assert dict(fast.tunnel.routes) == slow.routes
+    assert {(name, prefix) for name, prefixes in fast.tunnel.accepts for prefix in prefixes} == slow.accepts
+    kinds = {kind: {r.prefix for r in fast.host.routes if r.kind is kind} for kind in RouteKind}
+    assert kinds[RouteKind.UNICAST] == slow.tunnelled
+    assert kinds[RouteKind.UNREACHABLE] == slow.closed
+    if fast.host.packet_filter is not None:
+        assert set(fast.host.packet_filter.remote) == slow.remote
+    assert len(fast.host.routes) == len(set(fast.host.routes))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[World, Liveness, LocalFacts]]:
+    world, liveness, facts = draw(worlds()), draw(livenesses()), LocalFacts()
+    history = [(world, liveness, facts)]
+    for _ in range(draw(st.integers(1, 6))):
+        for _ in range(draw(st.integers(1, 2))):
+            world = draw(edits(world))
+        if draw(st.integers(0, 3)) == 0:
+            liveness = draw(livenesses())
+        if draw(st.integers(0, 7)) == 0:
+            facts = LocalFacts(default_mtu=draw(st.sampled_from((1400, 1500))), ipv6=draw(st.booleans()))
+        history.append((world, liveness, facts))
+    return history
+
+
+@given(histories(), names)
+@settings(
+    max_examples=int(__import__("os").environ.get("N", "60")),
+    deadline=None,
+    phases=[__import__("hypothesis").Phase.generate],
+)
+def test_updates_end_where_a_fresh_plan_begins(history: list[tuple[World, Liveness, LocalFacts]], me: str) -> None:
+    planner = Planner(me)
+    before = planner.plan()
+    for world, liveness, facts in history:
+        delta = planner.update(world, liveness, facts)
+        after = planner.plan()
+
+        assert after == plan(world, liveness, me, facts)
+        assert reasons(after) == reasons(plan(world, liveness, me, facts))
+        assert apply_tunnel(before.tunnel, delta.tunnel) == after.tunnel
+        assert apply_host(before.host, delta.host) == after.host
+        assert bool(delta) == (before.tunnel != after.tunnel or before.host != after.host)
+        before = after
+
+
+def reasons(of: NodePlan) -> list[str]:
+    return [*(r.reason for r in of.host.routes), *(p.reason for p in of.tunnel.peers)]
+
+
+def apply_tunnel(before: TunnelPlan, delta: TunnelDelta) -> TunnelPlan:
+    """As an agent would do it, with dictionaries."""
+    peers = {p.name: p for p in before.peers} | {p.name: p for p in delta.peers_set}
+    accepts = {name: set(prefixes) for name, prefixes in before.accepts}
+    for change in delta.accepts:
+        assert change.peer in peers
+        have = accepts.setdefault(change.peer, set())
+        assert have.isdisjoint(change.add)
+        assert have.issuperset(change.remove)
+        have |= set(change.add)
+        have -= set(change.remove)
+    routes = dict(before.routes)
+    for prefix, carriers in delta.routes:
+        assert all(name in peers for name in carriers)
+        assert routes.get(prefix, ()) != carriers
+        routes[prefix] = carriers
+    for name in delta.peers_removed:
+        del peers[name]
+        accepts.pop(name, None)
+        routes = {p: tuple(n for n in carriers if n != name) for p, carriers in routes.items()}
+    order = lambda p: (p.version, int(p.network_address), p.prefixlen)  # noqa: E731
+    return replace(
+        delta.settings or replace(before, peers=(), routes=(), accepts=()),
+        peers=tuple(sorted(peers.values(), key=lambda p: p.name)),
+        routes=tuple(sorted(((p, c) for p, c in routes.items() if c), key=lambda item: order(item[0]))),
+        accepts=tuple((n, tuple(sorted(ps, key=order))) for n, ps in sorted(accepts.items()) if ps),
+    )
+
+
+def apply_host(before: HostState, delta: HostDelta) -> HostState:
+    changed = {}
+    for part in ("addresses", "neighbours", "forwarding", "routes", "rules", "sysctls"):
+        have = set(getattr(before, part))
+        gone, new = set(getattr(delta.removed, part)), set(getattr(delta.added, part))
+        assert have >= gone
+        assert (have - gone).isdisjoint(new)
+        changed[part] = have - gone | new
+    order = lambda r: (r.prefix.version, int(r.prefix.network_address), r.prefix.prefixlen, r.metric)  # noqa: E731
+    keep = {
+        name: tuple(v for v in (*getattr(before, name), *getattr(delta.added, name)) if v in values)
+        for name, values in changed.items()
+    }
+    rules = tuple(sorted(changed["rules"], key=lambda r: (r.family, r.preference, r.input_device != "lo")))
+    return HostState(
+        tun=delta.added.tun or (None if delta.removed.tun else before.tun),
+        addresses=keep["addresses"],
+        routes=tuple(sorted(changed["routes"], key=order)),
+        rules=rules,
+        sysctls=tuple(sorted(changed["sysctls"], key=lambda s: s.key)),
+        packet_filter=apply_filter(before.packet_filter, delta),
+    )
+
+
+def apply_filter(before: PacketFilter | None, delta: HostDelta) -> PacketFilter | None:
+    added, removed = delta.added.packet_filter, delta.removed.packet_filter
+    if delta.filter_replaced:
+        assert removed == before
+        return added
+    if before is None:
+        return None
+    empty = PacketFilter()
+    parts = {}
+    for part in ("local", "remote"):
+        gone, new = set(getattr(removed or empty, part)), set(getattr(added or empty, part))
+        have = set(getattr(before, part))
+        assert have >= gone
+        assert have.isdisjoint(new)
+        order = lambda p: (p.version, int(p.network_address), p.prefixlen)  # noqa: E731
+        parts[part] = tuple(sorted(have - gone | new, key=order))
+    return replace(before, **parts)

@@ -1,0 +1,187 @@
+"""What the plans of all nodes do together (issue: delivers, never loops, never leaves in clear, one hub for both)."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mesh_simulation import Fate, plans, send
+from mesh_worlds import REGIONS, edits, livenesses, worlds
+
+from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.model import World
+from ravenvpn.mesh.nodeplan import Role
+from ravenvpn.mesh.plan import plan
+
+QUICK = settings(max_examples=60, deadline=None)
+
+
+def pod(region: int, number: int = 0, family: int = 4):
+    text = f"10.{region}.{number}.9" if family == 4 else f"fd00:{region}:{number}::9"
+    return ipaddress.ip_address(text)
+
+
+def pairs(world: World) -> list[tuple[int, int]]:
+    present = [i for i, name in enumerate(REGIONS) if name in world.gateways]
+    return [(a, b) for a in present for b in present if a != b]
+
+
+def active(region: int) -> str:
+    return f"{'abcdefg'[region]}0"  # in a peaceful world
+
+
+def natted(world: World, region: int) -> bool:
+    return world.gateways[REGIONS[region]].endpoints[0].under_nat
+
+
+@given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
+@QUICK
+def test_any_two_healthy_regions_reach_each_other(world: World, family: int) -> None:
+    """A pair is healthy when one end can be dialled or somebody else can relay."""
+    all_plans = plans(world)
+    public = [r for r, _ in pairs(world) if not natted(world, r)]
+    for here, there in pairs(world):
+        journey = send(all_plans, active(here), pod(here, 0, family), pod(there, 0, family))
+        if natted(world, here) and natted(world, there) and not public:
+            assert journey.fate is Fate.REFUSED
+        else:
+            assert (journey.fate, journey.path[-1]) == (Fate.DELIVERED, active(there))
+            assert len(journey.path) == 2 + (natted(world, here) and natted(world, there))
+
+
+@given(worlds(), livenesses())
+@QUICK
+def test_nothing_loops_and_nothing_leaves_in_clear(world: World, liveness: Liveness) -> None:
+    """Whatever the world holds, and whoever is believed dead, from every node and to every prefix anybody routes."""
+    all_plans = plans(world, liveness)
+    everywhere = {
+        route.prefix.network_address + (route.prefix.num_addresses > 1)
+        for node_plan in all_plans.values()
+        for route in node_plan.host.routes
+    }
+    for name, node_plan in all_plans.items():
+        meant = [
+            a
+            for a in everywhere
+            if any(a in r.prefix for r in node_plan.host.routes if r.prefix.version == a.version)
+        ]
+        for destination in meant:
+            journey = send(all_plans, name, pod(0), destination)
+            assert journey.fate in (Fate.DELIVERED, Fate.REFUSED, Fate.DROPPED), (name, destination, journey)
+
+
+@given(worlds(), livenesses())
+@QUICK
+def test_every_accepted_prefix_of_others_is_closed_on_every_node_of_a_region(
+    world: World, liveness: Liveness
+) -> None:
+    """The unreachable route is there wherever a prefix is routed at all, so a dead agent leaks nothing."""
+    for node_plan in plans(world, liveness).values():
+        closed = {r.prefix for r in node_plan.host.routes if r.metric}
+        assert closed >= {r.prefix for r in node_plan.host.routes}
+        if node_plan.role is Role.ACTIVE:
+            carried = {p for p, _ in node_plan.tunnel.routes if p.version == 4 or p.prefixlen < 128}
+            assert closed >= carried
+
+
+@given(worlds(peaceful=True, least=3), livenesses())
+@QUICK
+def test_both_ends_pick_the_same_hub(world: World, liveness: Liveness) -> None:
+    relays = {
+        (node_plan.region, far): hub
+        for node_plan in plans(world, liveness).values()
+        if node_plan.role is Role.ACTIVE
+        for far, hub in node_plan.relays
+    }
+    for (here, there), hub in relays.items():
+        # Dead verdicts about the far end itself differ at its own place; both ends know the same of hubs.
+        ends = {active(REGIONS.index(here)), active(REGIONS.index(there))}
+        if not any(ends & set(unreachable) for unreachable in liveness.unreachable_via.values()):
+            assert relays[there, here] == hub
+
+
+@given(worlds(peaceful=True, least=3), st.data())
+@QUICK
+def test_dead_hubs_are_left_by_both_ends(world: World, data: st.DataObject) -> None:
+    """With any set of public gateways dead, relayed pairs still talk as long as one public gateway lives."""
+    public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
+    dead = data.draw(st.sets(st.sampled_from(public))) if public else set()
+    all_plans = plans(world, Liveness(dict.fromkeys(dead, Verdict.DEAD)))
+    for here, there in pairs(world):
+        if natted(world, here) and natted(world, there) and set(public) - dead:
+            journey = send(all_plans, active(here), pod(here), pod(there), dead=dead)
+            assert (journey.fate, journey.path[-1]) == (Fate.DELIVERED, active(there))
+
+
+@given(worlds(peaceful=True, least=3), st.data())
+@QUICK
+def test_a_cut_between_one_end_and_the_hub_moves_both_ends(world: World, data: st.DataObject) -> None:
+    """The end that is cut off sees it itself; the other learns it from the hub's probe."""
+    hidden = [(a, b) for a, b in pairs(world) if natted(world, a) and natted(world, b)]
+    public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
+    if not hidden or len(public) < 2:
+        return
+    here, there = data.draw(st.sampled_from(hidden))
+    cut = data.draw(st.sets(st.sampled_from(public), max_size=len(public) - 1))
+    views = {
+        name: Liveness(unreachable_via={hub: {active(here)} for hub in cut}) for name in (active(there), *public)
+    }
+    views[active(here)] = Liveness(dict.fromkeys(cut, Verdict.DEAD))
+    all_plans = plans(world, views)
+    broken = {frozenset((active(here), hub)) for hub in cut}
+    for one, other in ((here, there), (there, here)):
+        journey = send(all_plans, active(one), pod(one), pod(other), broken)
+        assert (journey.fate, journey.path[-1]) == (Fate.DELIVERED, active(other))
+
+
+@given(worlds(peaceful=True, least=3), st.data())
+@QUICK
+def test_ends_that_know_a_dead_hub_at_different_instants_lose_nothing_more(world: World, data: st.DataObject) -> None:
+    """While only one end has left the dead hub, what it sends arrives: the other accepts from any hub."""
+    hidden = [(a, b) for a, b in pairs(world) if natted(world, a) and natted(world, b)]
+    public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
+    if not hidden or len(public) < 2:
+        return
+    here, there = data.draw(st.sampled_from(hidden))
+    dead = {data.draw(st.sampled_from(public))}
+    all_plans = plans(world, {active(here): Liveness(dict.fromkeys(dead, Verdict.DEAD))})
+    journey = send(all_plans, active(here), pod(here), pod(there), dead=dead)
+    assert (journey.fate, journey.path[-1]) == (Fate.DELIVERED, active(there))
+
+
+@given(worlds(peaceful=True, least=3), st.data())
+@QUICK
+def test_a_hub_that_goes_moves_only_the_pairs_it_carried(world: World, data: st.DataObject) -> None:
+    public = [name for i, name in enumerate(REGIONS) if name in world.gateways and not natted(world, i)]
+    if len(public) < 2:
+        return
+    gone = data.draw(st.sampled_from(public))
+    for here, name in enumerate(REGIONS):
+        if name in world.gateways and natted(world, here):
+            before = dict(plan(world, me=active(here)).relays)
+            after = dict(plan(world.without_gateway(gone), me=active(here)).relays)
+            assert {pair for pair in before if before[pair] != after[pair]} == {
+                pair for pair, hub in before.items() if hub == gone
+            }
+
+
+@given(worlds(), st.data())
+@QUICK
+def test_equal_worlds_make_equal_plans_whatever_their_history(world: World, data: st.DataObject) -> None:
+    detour = world
+    for _ in range(3):
+        detour = data.draw(edits(detour))
+    back = World.of(detour.gateways.values(), detour.peers.values())
+    for name in detour.gateways.keys() - world.gateways.keys():
+        back = back.without_gateway(name)
+    for name in detour.peers.keys() - world.peers.keys():
+        back = back.without_peer(name)
+    for gateway in world.gateways.values():
+        back = back.with_gateway(gateway)
+    for peer in world.peers.values():
+        back = back.with_peer(peer)
+    assert back == world
+    for name in ("a0", "b0", "c1"):
+        assert plan(back, me=name) == plan(world, me=name)
+        assert repr(plan(back, me=name)) == repr(plan(world, me=name))

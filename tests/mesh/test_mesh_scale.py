@@ -1,0 +1,84 @@
+"""What planning costs in worlds of many regions. Limits are several times what a quiet machine needs."""
+
+from __future__ import annotations
+
+import ipaddress
+import statistics
+import time
+from dataclasses import replace
+
+import pytest
+
+from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.liveness import UNKNOWN
+from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.plan import Planner
+
+NODES = 10
+
+
+def region(number: int, *, moved: int = 0) -> Gateway:
+    name = f"region-{number:05}"
+    base = ipaddress.IPv4Address("10.0.0.0") + number * NODES * 16
+    infos = tuple(
+        NodeInfo(
+            f"{name}-{i}",
+            ipaddress.IPv4Address(f"172.16.{number % 256}.{i + 1}"),
+            (
+                ipaddress.IPv4Network((int(base) + (i + moved) * 16, 28)),
+                ipaddress.IPv6Network((0xFD00 << 112 | number << 80 | (i + moved) << 64, 64)),
+            ),
+        )
+        for i in range(NODES)
+    )
+    nat = number % 2 == 1
+    public = ipaddress.IPv4Address("192.0.2.0") if nat else ipaddress.IPv4Address("198.18.0.0") + number
+    endpoint = Endpoint(infos[0].node, under_nat=nat, public_ip="" if nat else str(public))
+    return Gateway(name, (endpoint,), 1, status=GatewayStatus(infos, (endpoint,)))
+
+
+def world_of(count: int) -> World:
+    gateways = [region(i) for i in range(count)]
+    peers = [
+        Peer(info.node, i.to_bytes(16, "big") + bytes(15) + b"\1")
+        for i, info in enumerate(info for g in gateways for info in g.status.nodes[:1])
+    ]
+    return World.of(gateways, peers)
+
+
+@pytest.mark.parametrize("me", ["region-00000-0", "region-00001-0"], ids=["public", "behind NAT"])
+def test_a_thousand_regions_are_planned_in_two_seconds(me: str) -> None:
+    world = world_of(1000)
+    began = time.process_time()
+
+    planner = Planner(me)
+    planner.update(world, UNKNOWN, LocalFacts())
+    made = planner.plan()
+
+    assert time.process_time() - began < 2.0
+    assert len(made.host.routes) == 2 * (2 * NODES * 999 + 1)
+
+
+@pytest.mark.parametrize("me", ["region-00000-0", "region-00001-0"], ids=["public", "behind NAT"])
+def test_one_changed_region_costs_the_same_in_any_world(me: str) -> None:
+    """Its prefixes move; the plan moves by as much, in time that the other regions have no part in."""
+    median = {count: one_change(world_of(count), me) for count in (100, 1000)}
+
+    assert median[1000] < 0.02
+    assert median[1000] < 3 * median[100] + 0.002
+
+
+def one_change(world: World, me: str) -> float:
+    planner = Planner(me)
+    planner.update(world)
+    spent = []
+    for turn in range(40):
+        number = 7 + turn % 10
+        changed = region(number, moved=turn % 2)
+        if changed == world.gateways[changed.name]:
+            changed = replace(changed, generation=turn)
+        world = world.with_gateway(changed)
+        began = time.process_time()
+        planner.update(world)
+        spent.append(time.process_time() - began)
+    return statistics.median(spent)
