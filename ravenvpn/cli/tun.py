@@ -2,6 +2,10 @@
 
 It goes into the background once it is ready, is configured by wg(8), and ends at SIGTERM or SIGINT, or when its
 device or its socket is deleted. wg-quick uses it with WG_QUICK_USERSPACE_IMPLEMENTATION=ravenvpn-tun.
+
+Where it differs from wireguard-go, on purpose: a set is applied whole or not at all; the outer port is bound from the
+start, so that one in use is refused at once and not when the device is set up; the parent waits until the background
+process is ready, and says why if it failed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ class End:
         self.program = program
         self.device = f"{prefix}{secrets.token_hex(3)}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 closed by `running`
         self.private = wg("genkey")
         self.public = wg("pubkey", stdin=self.private)
 
@@ -102,6 +104,7 @@ class End:
         self.process = subprocess.Popen(
             self.host.command(*self.program, self.device),
             stdin=subprocess.DEVNULL,
+            stderr=self.said,
             env=ENVIRONMENT,
         )
         until(self.answers, f"{self.device} answers wg")
@@ -191,14 +194,20 @@ def transfer(sender: Host, receiver: Host, address: str, size: int) -> None:
 
 @contextlib.contextmanager
 def running(*ends: End) -> Iterator[None]:
-    """Whatever happens, none of their processes or sockets outlives this."""
+    """Whatever happens, none of their processes or sockets outlives this; and none may have met a bug on the way."""
     try:
         yield
     finally:
+        said = ""
         for end in ends:
             if end.process is not None:
                 end.stop(signal.SIGKILL)
             end.socket.unlink(missing_ok=True)
+            with end.said:
+                end.said.seek(0)
+                said += end.said.read().decode()
+        print(said, file=sys.stderr)
+    assert "Traceback" not in said
 
 
 @contextlib.contextmanager
