@@ -28,7 +28,7 @@ from ravenvpn.dataplane.contract import (
 from ravenvpn.dataplane.egress import Egress
 from ravenvpn.dataplane.ingress import Ingress
 from ravenvpn.dataplane.outer import AF41, OuterSockets, Run
-from ravenvpn.dataplane.peers import Peer, Staged, socket_address, source_ancillary
+from ravenvpn.dataplane.peers import NO_LIMIT, Peer, Staged, socket_address, source_ancillary
 from ravenvpn.dataplane.prefixes import Acceptance, Routes
 from ravenvpn.dataplane.pump import Pump
 from ravenvpn.dataplane.reports import EventQueue, Tally, by_drop
@@ -154,9 +154,11 @@ class PureDataPlane:
     # Sessions.
 
     def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
+        self._refuse_if_frozen()
         owner = self._peers[peer]
         self._sessions.install(owner, keypair)
         owner.asked = -1.0
+        owner.gso_limit = NO_LIMIT  # the path may have become wider
         if keypair.role is Role.INITIATOR:
             now = self._clock()
             if not self._egress.send_staged(owner, now):
@@ -247,6 +249,7 @@ class PureDataPlane:
                 session = self._sessions.open(peer, one.keypair())
                 handover.revive_session(one, session, frozen_at=frozen.frozen_at, now=now)
                 setattr(peer, one.slot, session)
+            self._events.moved(peer)
 
     def _send(self, peer: Peer, staged: Staged) -> None:
         self._refuse_if_frozen()

@@ -42,7 +42,11 @@ class Endpoint(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Which of our own addresses, on which interface, a datagram was addressed to; answers leave from there."""
+    """Which of our own addresses, on which interface, a datagram was addressed to; answers leave from that address.
+
+    Routing chooses the interface, so that an operator's source rules for several uplinks apply; only a link-local
+    address is bound to its own.
+    """
 
     host: str
     ifindex: int
@@ -243,7 +247,8 @@ class DataPlane(Protocol):
 
     A body is made by `ravenvpn.dataplane.create(...)` with: `tun` (a non-blocking descriptor whose frames start with
     a 10-byte virtio-net header, or None: sessions and probes only), `offloads` (what the TUN was set up for and what
-    the sockets may use), `timing`, and `clock` (CLOCK_BOOTTIME seconds unless a test hands in another).
+    the sockets may use), `timing`, `clock` (CLOCK_BOOTTIME seconds unless a test hands in another), and `boot_id`
+    (marks hand-over blobs; this boot's unless a test hands in another).
     Unknown peer ids in mutators raise KeyError; everything else about arguments raises ValueError.
     """
 
@@ -334,5 +339,6 @@ class DataPlane(Protocol):
         counter can repeat. Descriptors stay open and belong to the caller. The blob is as secret as the keys."""
 
     def thaw(self, blob: bytes) -> None:
-        """Take over the sessions of a frozen body. Counters skip ahead. ValueError if the blob is not one of ours,
-        of another version or of another boot; nothing is changed then."""
+        """Take over the sessions of a frozen body; each peer's Traffic is reported. Counters skip ahead. ValueError
+        if the blob is not one of ours, of another version or boot, or if a peer or index of it is here already;
+        nothing is changed then."""

@@ -49,7 +49,7 @@ class Egress:
         self._timing = timing
         self._frame = bytearray(MAX_FRAME + PADDING)
         self._frame_view = memoryview(self._frame)
-        self._out = bytearray(1 << 16)
+        self._out = bytearray(MAX_FRAME + PADDING + OVERHEAD)
         self._out_view = memoryview(self._out)
         self._single = bytearray(MAX_FRAME + PADDING)  # a packet that does not come from the TUN
         self._single_view = memoryview(self._single)

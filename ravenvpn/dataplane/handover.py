@@ -107,6 +107,9 @@ class FrozenPeer(msgspec.Struct):
     staged: list[tuple[bytes, bool]]
     sessions: list[FrozenSession]
 
+    def __repr__(self) -> str:
+        return f"FrozenPeer({self.id}, {self.sessions})"
+
 
 class Frozen(msgspec.Struct):
     """The whole blob."""

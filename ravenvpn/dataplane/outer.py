@@ -74,7 +74,7 @@ class OuterSockets:
 
     def use(self, v4: int | None, v6: int | None) -> None:
         """Take these descriptors, and give back the ones before."""
-        self._waiting.clear()
+        self.abandon()
         self._release()
         for family, descriptor in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
             if descriptor is not None:

@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 from ravenvpn.dataplane.contract import Endpoint, PeerCounters, PeerId, Source, Traffic
 from ravenvpn.dataplane.sessions import Session
 
+NO_LIMIT: Final = 1 << 16  # bytes, more than any datagram has
+
 IP_PKTINFO: Final = 8  # socket.IP_PKTINFO appears in Python 3.14 only
 _IN_PKTINFO: Final = struct.Struct("=I4s4s")  # struct in_pktinfo: interface, local address, header destination
 _IN6_PKTINFO: Final = struct.Struct("=16sI")
@@ -52,7 +54,7 @@ class Peer:
         self.ancillary: Ancillary = []
         self.pktinfo = b""
         # Datagrams of this size or more were refused as UDP GSO segments on the present path (EMSGSIZE).
-        self.gso_limit = 1 << 16
+        self.gso_limit = NO_LIMIT
         # Facts for timers, as in Traffic.
         self.data_sent = self.any_sent = self.data_received = self.any_received = 0.0
         self.unanswered_since = self.unacknowledged_since = 0.0
@@ -70,7 +72,7 @@ class Peer:
         """Send there from now on, from whatever address the kernel chooses."""
         self.address, self.family = address, family
         self.reported_elsewhere = None
-        self.gso_limit = 1 << 16
+        self.gso_limit = NO_LIMIT
         self.set_source(None)
 
     def set_source(self, source: Source | None, pktinfo: bytes = b"") -> None:

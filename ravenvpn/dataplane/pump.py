@@ -1,4 +1,4 @@
-"""When the descriptors are served: readers on the loop, a budget of packets per call, a wait when a socket is full."""
+"""When the descriptors are served: readers on the loop, a budget of packets per call, patience with a full socket."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ class Pump:
             return
         for one in self._outer.sockets.values():
             self._loop.add_reader(one.fileno(), self._on_udp, one)
-        self._read_tun()
+        if self._outer.full:
+            self._outer.resume()
+        if not self._outer.full:
+            self._read_tun()
 
     def _on_tun(self) -> None:
         if not self._egress.pump(self._clock()):

@@ -290,3 +290,16 @@ async def test_nothing_leaks_a_descriptor(body):
         pair.alice.plane.freeze()
         assert sorted(os.listdir("/proc/self/fd")) == open_here
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("size", [65_475, 65_476, 65_535])
+async def test_a_packet_too_large_for_any_datagram_is_counted(body, size):
+    """65,507 bytes of UDP payload are the most over IPv4, 32 of them are ours. The TUN's MTU allows more."""
+    async with two(body) as pair:
+        await pair.connect()
+        pair.alice.plane.set_mtu(size)
+        pair.alice.put(udp(A, B, bytes(size - 28)))
+        await pair.settle()
+        fits = size == 65_475
+        assert len(pair.bob.packets()) == fits
+        assert pair.alice.drops() == ({} if fits else {"SEND_FAILED": 1})

@@ -11,7 +11,7 @@ from dataplane.packets import udp
 from dataplane.rig import ALICE, BOB, BOOT_ID, PREFIXES, End, Eve, Pair, keypairs, message, settle, two
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.dataplane.contract import SourceMoved, WantsHandshake
+from ravenvpn.dataplane.contract import SourceMoved, Traffic, WantsHandshake
 
 A, B = "10.1.0.1", "10.2.0.1"
 SKIP = 1 << 16
@@ -45,6 +45,20 @@ async def test_a_session_goes_on_in_the_next_process(body, suite):
             assert [packet[28:] for packet in heir.packets()] == [b"answer"]
             assert pair.bob.counters.peers[ALICE].endpoint == heir.endpoint()
             assert heir.happened(WantsHandshake) == []
+        finally:
+            heir.close()
+
+
+async def test_the_tunnel_hears_the_facts_again(body):
+    """So that the timers of the next process can be armed."""
+    async with two(body) as pair:
+        await pair.connect()
+        pair.alice.put(udp(A, B, b"unanswered"))
+        await pair.settle()
+        (before,) = pair.alice.happened(Traffic)
+        heir = successor(pair.alice, body, pair.alice.plane.freeze())
+        try:
+            assert heir.happened(Traffic) == [before]
         finally:
             heir.close()
 
@@ -164,6 +178,7 @@ async def test_a_frozen_body_is_silent(body):
             lambda plane: plane.send_keepalive(BOB),
             lambda plane: plane.send_inner(BOB, udp(A, B)),
             lambda plane: plane.send_datagram(b"x", pair.bob.endpoint()),
+            lambda plane: plane.install_keypair(BOB, keypairs(1.0)[0]),
             lambda plane: pair.alice.start(),
         ):
             with pytest.raises(ValueError, match="frozen"):

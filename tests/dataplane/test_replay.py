@@ -53,3 +53,12 @@ def test_the_bitmap_is_as_documented():
 def test_a_damaged_bitmap_is_refused(size):
     with pytest.raises(ValueError, match="1024"):
         ReplayWindow.thaw(5, bytes(size))
+
+
+def test_a_word_that_is_used_again_begins_empty():
+    """Word 1 of the ring holds counters 64 to 127, and later 8,256 to 8,319."""
+    window = ReplayWindow()
+    for counter in (70, 8195, 8256 + 60):
+        window.mark(counter)
+    assert window.fresh(8256 + 6)
+    assert not window.fresh(8195)
