@@ -64,7 +64,7 @@ def parse(document: object, *, by_hand: bool = False) -> Parsed:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     name = name if isinstance(name, str) else ""
-    report = Report(f"{kind} {name}" if name else kind)
+    report = Report(f"{_short(kind)} {_short(name)}" if name else _short(kind))
     struct = _WIRE.get((version, kind))
     if struct is None:
         _report_stranger(version, kind, report)
@@ -77,6 +77,11 @@ def parse(document: object, *, by_hand: bool = False) -> Parsed:
         check_name(report, "metadata.name", wired.metadata.name)  # type: ignore[attr-defined]
         value = _read(wired, report, by_hand)
     return Parsed(kind, name, None if report.fatal else value, tuple(report.problems))
+
+
+def _short(text: str) -> str:
+    """A kind or name for a message: as it is, unless it is long or no name at all."""
+    return text if len(text) <= 63 and text.isprintable() else shown(text)
 
 
 def _read(wired: msgspec.Struct, report: Report, by_hand: bool) -> Gateway | Node | Peer:
@@ -102,7 +107,7 @@ def _report_stranger(version: str, kind: str, report: Report) -> None:
     remedy = (
         f"did you mean {near[0]}?" if near else "Gateways, Nodes and Peers are read, everything else is left alone"
     )
-    report.warn("kind", f"{shown(kind)} of {shown(version)} is not read", remedy)
+    report.warn("kind", f"{shown(kind)} of {_short(version)} is not read", remedy)
 
 
 # "Expected `int`, got `str` - at `$.spec.endpoints[0].port`"

@@ -130,7 +130,7 @@ def read_host(report: Report, field: str, text: str) -> str | None:
     # All digits and dots is a mistyped address, never a name.
     if is_name(lowered) and not re.fullmatch(r"[0-9.]+", lowered):
         return lowered
-    if ":" not in text and not re.fullmatch(r"[0-9./]+", text):
+    if not re.fullmatch(r"[0-9./]+|[0-9a-fA-F:./%]*:[0-9a-fA-F:./%]*", text):
         report.error(
             field, f"{shown(text)} is neither an address nor a DNS name", "write it like 192.0.2.7 or vpn.example.org"
         )
