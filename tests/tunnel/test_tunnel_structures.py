@@ -38,11 +38,12 @@ def test_deadlines_agree_with_a_table_that_is_searched(steps: list[tuple[str, in
 
 def test_deadlines_do_not_grow_with_the_times_they_are_moved() -> None:
     deadlines = Deadlines()
-    for second in range(100_000):
+    deadlines.expect(BOB, 1e8)  # what lies behind him is not reached
+    for second in range(20_000):
         deadlines.expect(ALICE, 1e9)
         deadlines.expect(ALICE, second + 0.5)
         deadlines.take_due(second + 1.0)
-    assert len(deadlines._heap) <= 66
+    assert len(deadlines._heap) <= 68
 
 
 def test_an_index_is_never_given_twice_while_it_is_held() -> None:

@@ -214,6 +214,19 @@ def test_data_unanswered_for_fifteen_seconds_begins_a_new_handshake(world: World
     assert 35.0 <= sent[1] < 35.0 + JITTER
 
 
+def test_a_handshake_in_between_is_an_answer(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(20.0)
+    world.path = lost
+    alice.sends(b"into the void", bob)
+    world.path = open_path
+    world.run(2.0)
+    alice.device.initiate("bob", world.now)
+    world.run(60.0)
+    assert moments(world, "initiation") == [0.0, 22.0]
+
+
 def test_the_fifteen_seconds_count_from_the_first_unanswered_packet(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
@@ -301,6 +314,17 @@ def test_a_pending_handshake_is_wiped_too(world: World) -> None:
     assert alice.dataplane.sessions == {}
 
 
+def test_a_body_may_retire_old_keys_by_itself(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    alice.dataplane.drop_keypairs(alice.status(bob).id)
+    alice.turn()
+    assert alice.status(bob).phase is Phase.IDLE
+    assert len(alice.device._indices) == 0
+    assert alice.device.take_reports()[-1] == SessionLost("bob", None)
+
+
 # Warm sessions (ours).
 
 
@@ -378,12 +402,13 @@ def test_a_timer_that_is_due_asks_for_the_facts_before_it_strikes(world: World) 
     """The answer has arrived, but the data plane had no reason to report it by itself."""
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
-    world.run(20.0)
+    world.run(40.0)
+    world.path = lost
     alice.sends(b"question", bob)
-    world.run(14.0)  # Bob's acknowledgement came after ten seconds
-    alice.sends(b"question", bob)
+    world.run(14.9)
     due = alice.device.deadline()
     assert due is not None
+    assert 1055.0 <= due < 1055.0 + JITTER
     bob.dataplane.send_keepalive(bob.status(alice).id)
     world.now = due
     alice.dataplane.receive(world.sent[-1].data, bob.address, None)
