@@ -123,7 +123,7 @@ def _measure(room: Room, candidate: Candidate, outcome: Outcome, turn: int, seco
     try:
         with outcome.workload.condition(room, candidate):
             before = cpu.now(candidate.pids())
-            moved = outcome.workload.run(room, candidate.near, candidate.far, seconds)
+            moved = outcome.workload.run(room, candidate, seconds)
             usage = cpu.now(candidate.pids()) - before
     except HostError as error:
         outcome.failures[candidate.name] = str(error)

@@ -60,7 +60,7 @@ class Tunnel:
         self.name = name
         self.device = f"wg{number}"
         self.near, self.far = f"10.77.{number}.1", f"10.77.{number}.2"
-        self._port = 51820 + number
+        self.port = 51820 + number
         self._argv, self._env = argv, env or {}
         self._ends: list[tuple[subprocess.Popen[bytes], Path]] = []
 
@@ -104,8 +104,8 @@ class Tunnel:
     def _configure(self, machine: Machine, own: End, other: End, mtu: int) -> None:
         machine.write("/etc/wireguard/private.key", own.private_key, mode=0o600)
         peer = ["peer", _wg("pubkey", other.private_key), "allowed-ips", f"{other.inside}/32"]
-        interface = ["listen-port", str(self._port), "private-key", "/etc/wireguard/private.key"]
-        machine.run(["wg", "set", self.device, *interface, *peer, "endpoint", f"{other.outside}:{self._port}"])
+        interface = ["listen-port", str(self.port), "private-key", "/etc/wireguard/private.key"]
+        machine.run(["wg", "set", self.device, *interface, *peer, "endpoint", f"{other.outside}:{self.port}"])
         machine.run(["ip", "address", "add", f"{own.inside}/24", "dev", self.device])
         machine.run(["ip", "link", "set", self.device, "mtu", str(mtu), "up"])
 

@@ -17,12 +17,15 @@ from bench.results import REFERENCE, Outcome, Spread
 SHOWN = (
     "Gbit/s",
     "kpps",
+    "handshakes/s",
+    "refused %",
     "p50 µs",
     "p99 µs",
     "p99.9 µs",
     "lost %",
     "core-s/GB",
     "core-s/Mpkt",
+    "core-s/1000",
     "cores, whole machine",
     "MB, both ends",
 )
@@ -40,7 +43,7 @@ def with_spread(spread: Spread) -> str:
 def print_outcome(console: Console, outcome: Outcome, known: Collection[str] = ()) -> None:
     """`known` are candidates whose failure was told before."""
     figures = [name for name in SHOWN if name in outcome.names()]
-    cost = next((name for name in ("core-s/GB", "core-s/Mpkt") if name in figures), None)
+    cost = next((name for name in ("core-s/GB", "core-s/Mpkt", "core-s/1000") if name in figures), None)
     table = Table(title=outcome.workload.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("")
     for name in figures:

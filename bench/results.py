@@ -37,7 +37,7 @@ def figures_of(moved: Figures, usage: Usage, resident: float) -> Figures:
     costs = {"cores, whole machine": usage.machine / usage.elapsed, "cores stolen": usage.stolen / usage.elapsed}
     if resident:
         costs["MB, both ends"] = resident / 1e6
-    for what, count, unit in (("bytes", 1e9, "GB"), ("packets", 1e6, "Mpkt")):
+    for what, count, unit in (("bytes", 1e9, "GB"), ("packets", 1e6, "Mpkt"), ("handshakes", 1e3, "1000")):
         if moved.get(what):
             if resident:
                 costs[f"core-s/{unit}"] = usage.processes / (moved[what] / count)

@@ -1,11 +1,12 @@
 """What is measured: one small class each, which moves traffic from near to far and says what came of it.
 
-A workload is told where to run and between which addresses, not through what; the caller accounts for processor time.
+Most need no more of a candidate than the addresses of its ends. Whoever runs them accounts for processor time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import time
@@ -14,9 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bench.conditions import USUAL, Condition, Crowd, OffloadsOff
-from bench.room import Room
+from bench.candidates import Candidate, Tunnel
+from bench.conditions import USUAL, Condition, Crowd, OffloadsOff, crowd_key
+from bench.room import FAR, Room
+from ravenvpn.crypto import tai64n
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.cookie import CookieStamper
+from ravenvpn.crypto.handshake import initiate
+from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.errors import HostError
+from ravenvpn.tunnel.wire import COOKIE_REPLY_BYTES, RESPONSE_BYTES, Initiation
 
 # A run's figures by name. "bytes" and "packets" say what was delivered, for figures per GB and per million packets.
 Figures = dict[str, float]
@@ -41,7 +49,7 @@ class Workload(Protocol):
     def condition(self) -> Condition:
         """What holds meanwhile."""
 
-    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures: ...
+    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +64,9 @@ class TcpFlows:
     condition: Condition = USUAL
     headline: str = field(default="Gbit/s", init=False)
 
-    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
+    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
         options = ["-P", str(self.flows), *(["--bidir"] if self.both_ways else [])]
-        end = iperf(room, far, seconds, options)
+        end = iperf(room, candidate.far, seconds, options)
         moved = end["sum_received"]["bytes"] + (end["sum_received_bidir_reverse"]["bytes"] if self.both_ways else 0)
         return {"Gbit/s": moved * 8 / end["sum_received"]["seconds"] / 1e9, "bytes": moved}
 
@@ -75,9 +83,9 @@ class UdpRate:
     condition: Condition = USUAL
     headline: str = field(default="kpps", init=False)
 
-    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
+    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
         rate = self.offered * self.size * 8
-        end = iperf(room, far, seconds, ["-u", "-l", str(self.size), "-b", str(rate)])["sum"]
+        end = iperf(room, candidate.far, seconds, ["-u", "-l", str(self.size), "-b", str(rate)])["sum"]
         delivered = end["packets"] - end["lost_packets"]
         return {
             "kpps": delivered / end["seconds"] / 1e3,
@@ -99,18 +107,18 @@ class PingRtt:
 
     INTERVAL = 0.002  # seconds; ping's shortest for root without flooding
 
-    def run(self, room: Room, near: str, far: str, seconds: float) -> Figures:
+    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
         if not self.under_bulk:
-            return self._ping(room, far, seconds)
-        with iperf_server(room, far):
+            return self._ping(room, candidate.far, seconds)
+        with iperf_server(room, candidate.far):
             bulk = room.near.popen(
-                ["iperf3", "-c", far, "-t", str(int(seconds) + 5)],
+                ["iperf3", "-c", candidate.far, "-t", str(int(seconds) + 5)],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
             try:
                 time.sleep(0.5)  # past slow start
-                return self._ping(room, far, seconds)
+                return self._ping(room, candidate.far, seconds)
             finally:
                 bulk.kill()
                 bulk.wait()
@@ -174,6 +182,62 @@ def iperf(room: Room, far: str, seconds: float, options: list[str]) -> dict[str,
     return end
 
 
+@dataclass(frozen=True, slots=True)
+class Handshakes:
+    """How many handshakes a second the far end answers: each from another peer, 32 at a time so that none waits long
+    enough for it to ask for cookies."""
+
+    name: str
+    title: str
+    callers: int
+    underlay_mtu: int = 1500
+    headline: str = field(default="handshakes/s", init=False)
+
+    @property
+    def condition(self) -> Condition:
+        return Crowd(self.callers, self.callers)
+
+    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
+        if not isinstance(candidate, Tunnel):
+            raise HostError("there is nobody to shake hands with")
+        theirs = PublicKey.from_base64(room.far.run(["wg", "show", candidate.device, "public-key"]).stdout.strip())
+        waiting = [self._initiation(number, theirs) for number in range(self.callers)]
+        answered = refused = 0
+        with room.near.socket() as caller:
+            caller.connect((FAR, candidate.port))
+            caller.settimeout(1)
+            began = last = time.monotonic()
+            for message in waiting[:IN_FLIGHT]:
+                caller.send(message)
+            for following in range(IN_FLIGHT, self.callers + IN_FLIGHT):
+                try:
+                    answer = caller.recv(2048)
+                except TimeoutError:
+                    break  # lost; what follows would not say how fast it is
+                last = time.monotonic()
+                answered += len(answer) == RESPONSE_BYTES
+                refused += len(answer) == COOKIE_REPLY_BYTES
+                if following < self.callers:
+                    caller.send(waiting[following])
+        if not answered:
+            raise HostError("no handshake was answered")
+        return {
+            "handshakes/s": answered / (last - began),
+            "refused %": 100 * refused / self.callers,
+            "handshakes": answered,
+        }
+
+    @staticmethod
+    def _initiation(number: int, theirs: PublicKey) -> bytes:
+        ours = crowd_key(number)
+        timestamp = tai64n.stamp(time.time_ns())
+        body, pending = initiate(ours, theirs, Suite.CHACHA20POLY1305, timestamp, PrivateKey.generate(os.urandom))
+        pending.wipe()
+        return CookieStamper(theirs).stamp(Initiation(number, Suite.CHACHA20POLY1305, body).pack(), 0.0)
+
+
+IN_FLIGHT = 32
+
 FIRST: tuple[Workload, ...] = (TcpFlows("tcp1", "one TCP flow"),)
 MORE: tuple[Workload, ...] = (
     TcpFlows("tcp16", "16 TCP flows", flows=16),
@@ -191,6 +255,7 @@ MORE: tuple[Workload, ...] = (
     UdpRate("udp1372-80k", "UDP, 1372 B at 80 kpps", size=1372, offered=80_000),
     PingRtt("ping-idle", "ping, nothing else moving"),
     PingRtt("ping-bulk", "ping beside one TCP flow", under_bulk=True),
+    Handshakes("handshakes", "handshakes answered, each of another peer", callers=1000),
     TcpFlows(
         "tcp1-no-device-offload",
         "one TCP flow, no segmentation offload on the tunnel's device",
