@@ -9,16 +9,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 
 from ravenvpn.mesh.context import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Interface, Prefix
 from ravenvpn.node import rtnetlink, sysctl
-from ravenvpn.node.netlink import Netlink
+from ravenvpn.node.netlink import LinkFacts, Netlink
 from ravenvpn.node.rtnetlink import Pipe
 
 _MAIN_TABLE = 254
+# Stand for the outside: documentation addresses (RFC 5737, RFC 3849), so no region can own them.
+_OUTSIDE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 _PROTOCOL_RA = 9  # RTPROT_RA: learnt from a router advertisement
 
 
@@ -69,21 +72,36 @@ def look(
     listen_port: int = 4500,
 ) -> HostFacts:
     """`destinations` are addresses of peers, `pods` the prefixes of the pods of this node."""
-    names = {link.index: link.name for link in netlink.links()}
+    links = netlink.links()
+    names = {link.index: link.name for link in links}
     ipv6 = ipv6_present()
-    default = netlink.way_out()
-    default_mtu = default.mtu if default is not None else 1500
-    hops = ((str(address), netlink.hop(address, listen_port)) for address in destinations)
+    default_mtu = way_out(pipe, links) or 1500
+    mtus = ((str(address), path_mtu(pipe, links, address, listen_port)) for address in destinations)
     return HostFacts(
         addresses=_addresses(netlink, names),
         default_mtu=default_mtu,
-        mtus=MappingProxyType({name: hop.mtu for name, hop in hops if hop is not None and hop.mtu != default_mtu}),
+        mtus=MappingProxyType({name: mtu for name, mtu in mtus if mtu is not None and mtu != default_mtu}),
         ipv6=ipv6,
         ipv6_disabled=sysctl.read("net/ipv6/conf/all/disable_ipv6") == "1",
         force_forwarding=sysctl.read("net/ipv6/conf/all/force_forwarding") is not None,
         pod_devices=tuple(sorted(_pod_devices(pipe, names, remembered, tuple(pods)))),
         advertised=tuple(sorted(_advertised(pipe, names, remembered))) if ipv6 else (),
     )
+
+
+def path_mtu(pipe: Pipe, links: Iterable[LinkFacts], destination: Address, udp_port: int = 0) -> int | None:
+    """MTU of the route to `destination` for UDP from that port; None if there is none."""
+    found = rtnetlink.route_to(pipe, destination, udp_port)
+    if found is None:
+        return None
+    index, mtu = found
+    return mtu or next((link.mtu for link in links if link.index == index), None)
+
+
+def way_out(pipe: Pipe, links: Iterable[LinkFacts]) -> int | None:
+    """MTU of the way to the outside, by IPv4 if it has a route; None if there is no way."""
+    found = (path_mtu(pipe, links, address) for address in _OUTSIDE)
+    return next((mtu for mtu in found if mtu is not None), None)
 
 
 def ipv6_present() -> bool:

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from ravenvpn.errors import HostError
 from ravenvpn.node import nft, sysctl
 from ravenvpn.node.check import CheckFacts, PortFact, reverse_path_rules
-from ravenvpn.node.facts import ipv6_present
+from ravenvpn.node.facts import ipv6_present, way_out
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.rtnetlink import Pipe, dump_routes
 
@@ -132,19 +133,14 @@ def _reverse_path_filters() -> tuple[str, ...] | None:
 
 
 def _mtu() -> int | None:
-    with contextlib.suppress(HostError), Netlink() as netlink:
-        hop = netlink.way_out()
-        return hop.mtu if hop is not None else None
+    with contextlib.suppress(HostError), Netlink() as netlink, closing(Pipe()) as pipe:
+        return way_out(pipe, netlink.links())
     return None
 
 
 def _upstream() -> bool:
-    with contextlib.suppress(HostError):
-        pipe = Pipe()
-        try:
-            return bool(dump_routes(pipe, socket.AF_INET, table=_UPSTREAM_TABLE))
-        finally:
-            pipe.close()
+    with contextlib.suppress(HostError), closing(Pipe()) as pipe:
+        return bool(dump_routes(pipe, socket.AF_INET, table=_UPSTREAM_TABLE))
     return False
 
 

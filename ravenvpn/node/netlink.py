@@ -1,4 +1,4 @@
-"""The only door to pyroute2: links, addresses, neighbours, forwarding entries, and where a packet would go.
+"""The only door to pyroute2: links, addresses, neighbours and forwarding entries.
 
 Everything here is synchronous and by the dozen; routes, rules and flows, which come by the thousand, are packed in
 `rtnetlink`. pyroute2's exceptions end here.
@@ -26,10 +26,7 @@ _NTF_SELF = 2  # the VXLAN's own forwarding table, not a bridge's above it
 _IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
 _IFA_F_TENTATIVE, _IFA_F_DADFAILED = 0x40, 0x08
 _IFF_UP = 1
-_IPPROTO_UDP = 17
 _SCOPE_LINK = 253
-# Stand for the outside: documentation addresses (RFC 5737, RFC 3849), so no region can own them.
-_OUTSIDE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
 _NO_MAC = "00:00:00:00:00:00"
 
 
@@ -51,15 +48,6 @@ class LinkFacts:
     up: bool
     mac: str = ""
     vxlan: VxlanFacts | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """Where the kernel would send a packet: the device, the source it would take, and the path MTU it knows."""
-
-    device: str
-    source: Address | None
-    mtu: int
 
 
 class Netlink:
@@ -135,33 +123,6 @@ class Netlink:
                 for entry in self._ipr.fdb("dump", ifindex=index)
                 if entry["ifindex"] == index and entry.get("NDA_DST") is not None
             ]
-
-    def hop(self, destination: Address, source_port: int = 0) -> Hop | None:
-        """What the route to `destination` is now, for packets that start here; None if there is none.
-
-        With a port it is the route of UDP from that port, which our rules treat apart.
-        """
-        family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-        with _refusals(f"route to {destination}"):
-            try:
-                values: dict[str, int] = {"ip_proto": _IPPROTO_UDP, "sport": source_port} if source_port else {}
-                found = next(iter(self._ipr.route("get", dst=str(destination), family=family, **values)))
-            except NetlinkError as error:
-                if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EAFNOSUPPORT, errno.EACCES):
-                    return None
-                raise
-            oif = found.get("RTA_OIF")
-            if oif is None or found["type"] not in (1, 2):  # neither unicast nor local
-                return None
-            link = _link(next(iter(self._ipr.get_links(oif))))
-        metrics = found.get("RTA_METRICS")
-        mtu = metrics.get("RTAX_MTU") if metrics is not None else None
-        source = found.get("RTA_PREFSRC")
-        return Hop(link.name, ip_address(source) if source else None, int(mtu or link.mtu))
-
-    def way_out(self) -> Hop | None:
-        """Where packets to the outside go, by IPv4 if it has a route."""
-        return next((hop for hop in map(self.hop, _OUTSIDE) if hop is not None), None)
 
     # --- Changing ----------------------------------------------------------------------------------------------
 

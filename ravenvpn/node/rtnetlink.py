@@ -17,7 +17,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import NamedTuple
 
 from ravenvpn.errors import HostError
-from ravenvpn.mesh.hoststate import PROTOCOL, Prefix, Route, RouteKind, Rule, RuleAction
+from ravenvpn.mesh.hoststate import PROTOCOL, Address, Prefix, Route, RouteKind, Rule, RuleAction
 from ravenvpn.node.reasons import host_error
 
 # linux/netlink.h
@@ -31,8 +31,9 @@ SO_RCVBUFFORCE = 33
 # linux/rtnetlink.h
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 24, 25, 26, 32, 33, 34
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 7, 8, 15, 18
+RTA_IP_PROTO, RTA_SPORT = 27, 28
 RTAX_MTU, RTNH_F_ONLINK = 2, 4
-RTN_UNICAST, RTN_UNREACHABLE = 1, 7
+RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_NOWHERE = 0, 253, 255
 RT_TABLE_COMPAT = 252  # "look at RTA_TABLE", for ids above 255
 IP6_RT_PRIO_USER = 1024  # what the kernel writes where an IPv6 route names no metric
@@ -117,6 +118,15 @@ class Pipe:
                     replies[place] = _reply(flags, body)
                     missing -= 1
         return [reply for reply in replies if reply is not None]
+
+    def ask(self, kind: int, body: bytes) -> bytes | Reply:
+        """The one message that answers a question, or the refusal."""
+        self._sequence = (self._sequence + 1) & 0x7FFFFFFF
+        self._send(message(kind, 0, body, sequence=self._sequence))
+        while True:
+            for type_, flags, sequence, content in _messages(self._receive()):
+                if sequence == self._sequence:
+                    return _reply(flags, content) if type_ == NLMSG_ERROR else content
 
     def dump(self, kind: int, body: bytes, keep: Callable[[bytes], bool] = lambda _: True) -> list[tuple[int, bytes]]:
         """What the kernel answers to a dump, as far as `keep` wants it: (message type, body).
@@ -310,6 +320,29 @@ def read_route(body: bytes, devices: dict[int, str]) -> tuple[Route, bool] | Str
         ),
         protocol == PROTOCOL,
     )
+
+
+def route_to(pipe: Pipe, destination: Address, udp_port: int = 0) -> tuple[int, int | None] | None:
+    """(device index, MTU of the route) of what starts here and goes there; None if it can't go.
+
+    With a port it is the way of UDP from that port, which our rules treat apart (pyroute2 can't ask that).
+    """
+    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+    body = RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    body += attribute(RTA_DST, destination.packed)
+    if udp_port:
+        body += attribute(RTA_IP_PROTO, bytes([socket.IPPROTO_UDP])) + attribute(
+            RTA_SPORT, struct.pack("!H", udp_port)
+        )
+    answer = pipe.ask(RTM_GETROUTE, body)
+    if isinstance(answer, Reply) or RTMSG.unpack_from(answer)[7] not in (RTN_UNICAST, RTN_LOCAL):
+        return None
+    found = attributes(answer, RTMSG.size)
+    if RTA_OIF not in found:
+        return None
+    metrics = attributes(found.get(RTA_METRICS, b""))
+    mtu = _U32.unpack(metrics[RTAX_MTU])[0] if RTAX_MTU in metrics else None
+    return _U32.unpack(found[RTA_OIF])[0], mtu
 
 
 def read_destination(body: bytes) -> list[tuple[Prefix, int]]:

@@ -1,0 +1,153 @@
+"""What a host that is fit looks like, and what is said about one that is not."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from node.box import Box
+
+from ravenvpn.node.check import CheckFacts, PortFact, Verdict, judge, reverse_path_rules, worst
+from ravenvpn.node.gather import gather
+
+FIT = CheckFacts(
+    kernel=(6, 12),
+    capabilities=1 << 12,
+    nft="nftables v1.0.6 (Lester Gooch #5)",
+    vxlan=True,
+    udp_gso=True,
+    udp_gro=True,
+    wall_clock=1.8e9,
+    clock_synchronised=True,
+    sysctls={
+        "net/ipv4/ip_forward": "1",
+        "net/netfilter/nf_conntrack_max": "1000",
+        "net/netfilter/nf_conntrack_count": "7",
+    },
+    mtu=1500,
+    ports=(PortFact("udp", 4500), PortFact("tcp", 10275)),
+)
+
+
+def test_a_fit_host_has_nothing_to_mend() -> None:
+    findings = judge(FIT)
+
+    assert worst(findings) is Verdict.OK
+    assert [finding for finding in findings if finding.remedy] == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "verdict", "words"),
+    [
+        (replace(FIT, kernel=(5, 4)), "kernel", Verdict.FAIL, "Linux ≥ 5.7"),
+        (replace(FIT, tun="/dev/net/tun: No such file or directory"), "tun", Verdict.FAIL, "modprobe tun"),
+        (replace(FIT, capabilities=0), "capabilities", Verdict.FAIL, "CAP_NET_ADMIN"),
+        (replace(FIT, nft=None), "nft", Verdict.FAIL, "apt-get install nftables"),
+        (replace(FIT, vxlan=False), "vxlan", Verdict.WARN, "regions of one node do without"),
+        (replace(FIT, udp_gro=False), "offloads", Verdict.WARN, "more slowly"),
+        (replace(FIT, kernel=(6, 1)), "offloads", Verdict.WARN, "newer kernel"),
+        (replace(FIT, wall_clock=0.0), "clock", Verdict.FAIL, "NTP"),
+        (replace(FIT, clock_synchronised=False), "clock", Verdict.WARN, "NTP"),
+        (replace(FIT, reverse_path_filters=("nft inet firewalld raw",)), "reverse path", Verdict.WARN, "ravenvpn0"),
+        (replace(FIT, reverse_path_filters=None), "reverse path", Verdict.WARN, "run as root"),
+        (replace(FIT, mtu=1340), "mtu", Verdict.WARN, "1360"),
+        (replace(FIT, mtu=None), "mtu", Verdict.WARN, "default route"),
+        (replace(FIT, ipv6=False), "ipv6", Verdict.WARN, "ipv6.disable=1"),
+        (
+            replace(FIT, ports=(PortFact("udp", 4500, "charon (process 812)"),)),
+            "udp port 4500",
+            Verdict.FAIL,
+            "listen_port",
+        ),
+        (replace(FIT, sysctls={"net/ipv4/ip_forward": "0"}), "forwarding", Verdict.WARN, "net.ipv4.ip_forward=1"),
+        (
+            replace(
+                FIT,
+                sysctls={"net/netfilter/nf_conntrack_max": "1000", "net/netfilter/nf_conntrack_count": "900"},
+            ),
+            "conntrack",
+            Verdict.WARN,
+            "nf_conntrack_max",
+        ),
+        (replace(FIT, upstream=True), "upstream raven", Verdict.WARN, "one agent per node"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_said_with_its_remedy(facts: CheckFacts, name: str, verdict: Verdict, words: str) -> None:
+    findings = judge(facts)
+    (finding,) = [finding for finding in findings if finding.name == name]
+
+    assert finding.verdict is verdict is worst(findings)
+    assert words in finding.remedy
+
+
+def test_the_agent_itself_may_hold_its_ports() -> None:
+    held = replace(FIT, ports=(PortFact("udp", 4500, "raven-vpn (process 9)"),))
+
+    assert worst(judge(held)) is Verdict.OK
+
+
+def test_reverse_path_rules_are_found_in_every_notation() -> None:
+    """As nft 1.0.6 lists them: firewalld's own, and those of iptables-nft."""
+    fib = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
+    ours = {"fib": {"result": "type", "flags": ["saddr"]}}
+    listing = {
+        "nftables": [
+            {"rule": {"family": "inet", "table": "firewalld", "chain": "pre", "expr": [{"match": {"left": fib}}]}},
+            {
+                "rule": {
+                    "family": "ip",
+                    "table": "mangle",
+                    "chain": "PREROUTING",
+                    "expr": [{"xt": {"name": "rpfilter"}}],
+                }
+            },
+            {
+                "rule": {
+                    "family": "inet",
+                    "table": "ravenvpn",
+                    "chain": "leaving",
+                    "expr": [{"match": {"left": ours}}],
+                }
+            },
+        ]
+    }
+    saved = {"iptables-legacy-save": "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m rpfilter --invert -j DROP\n"}
+
+    assert reverse_path_rules(listing, saved) == (
+        "nft inet firewalld pre",
+        "nft ip mangle PREROUTING",
+        "iptables-legacy-save raw PREROUTING",
+    )
+
+
+@pytest.mark.root
+@pytest.mark.needs("nft", "iptables-nft")
+def test_a_host_is_looked_at_without_being_changed(box: Callable[[], Box]) -> None:
+    one = box()
+    one.sh(
+        """
+        ip link add eth0 type veth peer name uplink; ip link set eth0 up mtu 1400; ip link set uplink up
+        ip addr add 10.0.0.5/24 dev eth0; ip route add default via 10.0.0.1
+        iptables-nft -t mangle -A PREROUTING -m rpfilter --invert -j DROP
+        ip route add 10.9.0.0/16 dev eth0 table 9027
+        """
+    )
+    before = one.dump()
+
+    def busy() -> CheckFacts:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+            holder.bind(("0.0.0.0", 4500))
+            return gather()
+
+    facts = one.call(busy)
+
+    assert one.dump() == before
+    assert facts.mtu == 1400
+    assert facts.reverse_path_filters == ("nft ip mangle PREROUTING",)
+    assert facts.upstream
+    assert facts.tun == ""
+    assert facts.ports[0].holder.startswith(("pytest (process", "__main__.py (process", "python", "?", "-m"))
+    assert facts.ports[1] == PortFact("tcp", 10275)

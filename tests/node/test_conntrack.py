@@ -1,0 +1,67 @@
+"""Which live flows are judged anew: only those bound to a source that our chain would not have given them."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravenvpn.node.conntrack import Flow, PrefixSet, misbound
+
+POD, OTHER_POD, FAR, NODE, OWN, SERVICE, OUTSIDE = (
+    ip_address(text).packed
+    for text in ("10.244.1.9", "10.244.1.8", "10.244.2.9", "10.0.0.5", "10.244.1.1", "10.96.0.10", "192.0.2.1")
+)
+REMOTE = PrefixSet([ip_network("10.244.2.0/24"), ip_network("fd00:2::/64")])
+
+
+def flow(
+    source: bytes, destination: bytes, reply_source: bytes, reply_destination: bytes, dnat: bool = False
+) -> Flow:
+    return Flow(2, source, destination, reply_source, reply_destination, dnat, b"")
+
+
+@pytest.mark.parametrize(
+    ("what", "one", "expected"),
+    [
+        ("masqueraded by the CNI", flow(POD, FAR, FAR, NODE), True),
+        ("a Service's, masqueraded by the CNI", flow(POD, SERVICE, FAR, NODE, dnat=True), True),
+        ("with its own source", flow(POD, FAR, FAR, POD), False),
+        ("with our own source", flow(POD, SERVICE, FAR, OWN, dnat=True), False),
+        ("from another region, masqueraded by flannel", flow(FAR, POD, POD, NODE), True),
+        ("from another region, as it came", flow(FAR, POD, POD, FAR), False),
+        ("from another region to a NodePort, kube-proxy's", flow(FAR, NODE, POD, OWN, dnat=True), False),
+        ("to the outside", flow(POD, OUTSIDE, OUTSIDE, NODE), False),
+        ("inside the region", flow(POD, OTHER_POD, OTHER_POD, NODE), False),
+    ],
+)
+def test_misbound(what: str, one: Flow, expected: bool) -> None:
+    assert misbound(one, REMOTE, {OWN}) is expected, what
+
+
+networks = st.builds(
+    lambda address, length: IPv4Network((address, length), strict=False),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 32),
+) | st.builds(
+    lambda address, length: IPv6Network((address, length), strict=False),
+    st.integers(0, 2**128 - 1),
+    st.integers(0, 128),
+)
+
+
+@given(st.lists(networks, max_size=20), st.data())
+def test_a_prefix_set_agrees_with_a_slow_search(
+    prefixes: list[IPv4Network | IPv6Network], data: st.DataObject
+) -> None:
+    inside = [prefix.network_address.packed for prefix in prefixes]
+    address = data.draw(
+        st.binary(min_size=4, max_size=4)
+        | st.binary(min_size=16, max_size=16)
+        | st.sampled_from(inside or [bytes(4)])
+    )
+    slow = any(ip_address(address) in prefix for prefix in prefixes)
+
+    assert (address in PrefixSet(prefixes)) is slow

@@ -1,0 +1,264 @@
+"""The order of changes, on a model of a host: on the way from plan to plan nothing leaks and nothing breaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from node.worlds import gateway, lan_gateway
+
+from ravenvpn.mesh.hoststate import (
+    FAIL_CLOSED_METRIC,
+    TABLE_REMOTE,
+    DeviceAddress,
+    HostState,
+    Neighbour,
+    Prefix,
+    Route,
+    RouteKind,
+    Rule,
+    RuleAction,
+    Sysctl,
+)
+from ravenvpn.node.delta import between, difference
+from ravenvpn.node.diff import assumed, diff
+from ravenvpn.node.netlink import LinkFacts, VxlanFacts
+from ravenvpn.node.operations import Device, Observed, Operation, Verb
+from ravenvpn.node.rtnetlink import route_key
+from ravenvpn.node.sysctl import Remembered
+from ravenvpn.node.words import words
+
+PREFIXES = [ip_network(text) for text in ("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/24", "fd01::/64", "fd02::/64")]
+
+
+def observed_as(wanted: HostState) -> Observed:
+    """A host on which `wanted` is in force, devices included."""
+    observed = assumed(wanted)
+    if wanted.tun is not None:
+        observed.links[wanted.tun.name] = LinkFacts(wanted.tun.name, 7, "tun", wanted.tun.mtu, True)
+    if wanted.vxlan is not None:
+        vxlan = wanted.vxlan
+        facts = VxlanFacts(vxlan.vni, vxlan.port, vxlan.local, False, 3)
+        observed.links[vxlan.name] = LinkFacts(vxlan.name, 8, "vxlan", vxlan.mtu, True, vxlan.mac, facts)
+        observed.underlay = 3
+    observed.remembered = {item.key: Remembered("0", item.value) for item in wanted.sysctls if not item.ours}
+    return observed
+
+
+def said(operations: list[Operation]) -> list[str]:
+    return [f"{operation.verb} {words(operation.thing)}" for operation in operations]
+
+
+def test_nothing_to_do_where_everything_is_there() -> None:
+    assert diff(observed_as(lan_gateway()), lan_gateway()) == []
+
+
+def test_coming_up_closes_first_and_sends_traffic_last() -> None:
+    wanted = replace(gateway(families=(4,)), sysctls=())
+
+    assert said(diff(Observed(), wanted)) == [
+        "add route unreachable 10.244.2.0/24 table 9127 metric 4278198272",
+        "add route unreachable 10.244.3.0/24 table 9127 metric 4278198272",
+        "change device ravenvpn0 mtu 1420 up",
+        "add nft table ravenvpn",
+        "add route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+        "add route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+        "add rule 98 IPv4 iif ravenvpn0 ipproto 17 sport 4500 nop",
+        "add rule 102 IPv4 nop",
+        "add rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
+        "add rule 99 IPv4 iif ravenvpn0 lookup 9129",
+        "add rule 100 IPv4 lookup 9127",
+        "remove flows bound before us, with 2 prefixes",
+    ]
+
+
+def test_going_down_is_mirrored() -> None:
+    before = observed_as(
+        replace(gateway(families=(4,)), sysctls=(Sysctl("net/ipv4/conf/cni0/forwarding", "1", False),))
+    )
+
+    assert said(diff(before, HostState())) == [
+        "remove rule 100 IPv4 lookup 9127",
+        "remove rule 99 IPv4 iif ravenvpn0 lookup 9129",
+        "remove rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
+        "remove rule 102 IPv4 nop",
+        "remove rule 98 IPv4 iif ravenvpn0 ipproto 17 sport 4500 nop",
+        "remove route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+        "remove route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+        "remove device ravenvpn0",
+        "remove route unreachable 10.244.2.0/24 table 9127 metric 4278198272",
+        "remove route unreachable 10.244.3.0/24 table 9127 metric 4278198272",
+        "remove nft table ravenvpn",
+        "remove sysctl net/ipv4/conf/cni0/forwarding=0",
+    ]
+
+
+def test_a_vxlan_with_another_port_is_made_anew_with_all_that_hangs_on_it() -> None:
+    wanted = lan_gateway()
+    assert wanted.vxlan is not None
+    before = observed_as(replace(wanted, vxlan=replace(wanted.vxlan, port=4789)))
+
+    operations = diff(before, wanted)
+
+    assert said(operations) == [
+        "remove device raven0",
+        "add device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1370",
+        "add address 240.0.0.5/8 dev raven0",
+        "add address fdaa:0:0:2::5/64 dev raven0",
+        "add neighbour 240.0.0.6 at aa:0f:0a:00:00:06 dev raven0",
+        "add neighbour fdaa:0:0:2::6 at aa:0f:0a:00:00:06 dev raven0",
+        "add forwarding entry aa:0f:0a:00:00:06 to 10.0.0.6 dev raven0",
+        "add route 10.244.4.0/24 table 9129 via 240.0.0.6 dev raven0 mtu 1370",
+        "add route fd00:4::/64 table 9129 via fdaa:0:0:2::6 dev raven0 mtu 1370",
+    ]
+
+
+def test_another_mtu_keeps_the_vxlan() -> None:
+    wanted = lan_gateway()
+    assert wanted.vxlan is not None
+    before = observed_as(replace(wanted, vxlan=replace(wanted.vxlan, mtu=1300)))
+
+    assert [operation.verb for operation in diff(before, wanted)] == [Verb.CHANGE]
+
+
+def test_a_neighbour_that_moved_is_changed_and_not_removed() -> None:
+    wanted = lan_gateway()
+    moved = Neighbour("raven0", wanted.neighbours[0].address, "aa:0f:0a:00:00:99")
+
+    operations = diff(observed_as(wanted), replace(wanted, neighbours=(moved, wanted.neighbours[1])))
+
+    assert said(operations) == ["change neighbour 240.0.0.6 at aa:0f:0a:00:00:99 dev raven0"]
+    assert operations[0].before == wanted.neighbours[0]
+
+
+def test_losing_the_last_ipv4_address_puts_the_ipv4_routes_back_after() -> None:
+    """The kernel flushes a device's IPv4 routes with its last IPv4 address."""
+    wanted = gateway()
+    before = observed_as(wanted)
+    before.addresses.add(DeviceAddress("ravenvpn0", ip_interface("192.0.2.7/32")))
+
+    assert said(diff(before, wanted)) == [
+        "remove address 192.0.2.7/32 dev ravenvpn0",
+        "add route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+        "add route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+    ]
+
+
+def test_a_reason_is_no_difference() -> None:
+    wanted = gateway()
+    other = replace(wanted, routes=tuple(replace(route, reason="another reason") for route in wanted.routes))
+
+    assert diff(observed_as(wanted), other) == []
+
+
+def test_ipv6_routes_of_metric_1024_and_of_none_are_the_same() -> None:
+    route = Route(ip_network("fd01::/64"), TABLE_REMOTE, device="ravenvpn0", metric=1024)
+
+    assert diff(assumed(HostState(routes=(replace(route, metric=0),))), HostState(routes=(route,))) == []
+
+
+# --- Any plan to any other --------------------------------------------------------------------------------------
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> HostState:
+    """Prefixes with a way and a fail-closed route, or with the latter alone; with rules or without."""
+    routes: list[Route] = []
+    for prefix in draw(st.lists(st.sampled_from(PREFIXES), unique=True)):
+        device = draw(st.sampled_from(["ravenvpn0", "raven0", None]))
+        if device is not None:
+            routes.append(Route(prefix, TABLE_REMOTE, device=device, mtu=draw(st.sampled_from([1400, 1420]))))
+        routes.append(Route(prefix, TABLE_REMOTE, RouteKind.UNREACHABLE, metric=FAIL_CLOSED_METRIC))
+    wanted = replace(lan_gateway(), routes=tuple(routes))
+    if draw(st.booleans()):
+        wanted = replace(wanted, rules=())
+    return wanted
+
+
+def ways(routes: dict[object, Route], prefix: Prefix) -> set[RouteKind]:
+    return {route.kind for route in routes.values() if route.prefix == prefix}
+
+
+def steps(observed: Observed, operations: list[Operation]) -> Iterator[tuple[dict[object, Route], set[Rule]]]:
+    """Routes and rules after each operation, as a kernel would have them."""
+    routes: dict[object, Route] = dict(observed.routes)
+    rules = set(observed.rules)
+    for operation in operations:
+        thing = operation.thing
+        if isinstance(thing, Route) and operation.verb is Verb.REMOVE:
+            assert routes.pop(route_key(thing)) == thing
+        elif isinstance(thing, Route):
+            routes[route_key(thing)] = thing
+        elif isinstance(thing, Rule) and operation.verb is Verb.REMOVE:
+            rules.remove(thing)
+        elif isinstance(thing, Rule):
+            rules.add(thing)
+        elif isinstance(thing, Device):
+            routes = {key: route for key, route in routes.items() if route.device != thing.name}
+        yield routes, rules
+
+
+@given(plans(), plans())
+@settings(max_examples=150, deadline=None)
+def test_from_any_plan_to_any_other_nothing_leaks_and_nothing_breaks(before: HostState, after: HostState) -> None:
+    observed = observed_as(before)
+    operations = diff(observed, after)
+    both = {route.prefix for route in before.routes} & {route.prefix for route in after.routes}
+    carried = [
+        prefix
+        for prefix in both
+        if all(any(r.prefix == prefix and r.device for r in plan.routes) for plan in (before, after))
+    ]
+    routes: dict[object, Route] = dict(observed.routes)
+    rules = set(observed.rules)
+    for routes, rules in steps(observed, operations):
+        if any(rule.action is RuleAction.LOOKUP and rule.target == TABLE_REMOTE for rule in rules):
+            for prefix in {route.prefix for route in routes.values()}:
+                assert RouteKind.UNREACHABLE in ways(routes, prefix), "a way without its fail-closed route"
+            assert both <= {route.prefix for route in routes.values()}
+        for prefix in carried:
+            assert RouteKind.UNICAST in ways(routes, prefix), "a way went before the new one was there"
+        gotos = {(rule.family, rule.target) for rule in rules if rule.action is RuleAction.GOTO}
+        assert gotos <= {(rule.family, rule.preference) for rule in rules if rule.action is RuleAction.NOP}
+
+    assert set(routes.values()) == set(after.routes)
+    assert rules == set(after.rules)
+
+
+@given(plans(), plans())
+@settings(max_examples=100, deadline=None)
+def test_a_delta_makes_the_same_changes_as_a_look(before: HostState, after: HostState) -> None:
+    delta = between(before, after)
+
+    changed = diff(assumed(delta.removed), delta.added)
+
+    assert sorted(said(changed)) == sorted(said(diff(observed_as(before), after)))
+
+
+@given(st.lists(st.integers(0, 30), max_size=200), st.lists(st.integers(0, 30), max_size=200))
+@settings(max_examples=150, deadline=None)
+def test_difference_agrees_with_a_slow_one(before: list[int], after: list[int]) -> None:
+    """Elements are told by identity, so shared ones are the same objects here."""
+    pool = [object() for _ in range(31)]
+    old = tuple(dict.fromkeys(pool[number] for number in before))
+    new = tuple(dict.fromkeys(pool[number] for number in after))
+
+    removed, added = difference(old, new)
+
+    # What moved may be on both sides; nothing else may be too much, and nothing missing.
+    assert set(removed) - set(added) == set(old) - set(new)
+    assert set(added) - set(removed) == set(new) - set(old)
+    assert set(removed) & set(added) <= set(old) & set(new)
+
+
+def test_difference_of_a_large_plan_finds_the_few() -> None:
+    old = tuple(object() for _ in range(50_000))
+    new = (*old[:100], object(), *old[101:30_000], *old[30_005:])
+
+    removed, added = difference(old, new)
+
+    assert removed == (old[100], *old[30_000:30_005])
+    assert added == (new[100],)
