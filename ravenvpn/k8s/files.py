@@ -79,8 +79,10 @@ class FileSource:
         return Snapshot(self._manifests.world, self._manifests.problems)
 
     def reload(self) -> None:
-        """Look again now and trust no stamp (SIGHUP). To be called on the loop that runs `snapshots`."""
+        """Look again now and trust no stamp (SIGHUP); a snapshot follows even if nothing differs. To be called on the
+        loop that runs `snapshots`."""
         self._stamps = dict.fromkeys(self._stamps)
+        self._last = None
         self._wake.set()
 
     async def snapshots(self) -> AsyncIterator[Snapshot]:
