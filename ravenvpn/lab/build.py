@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -22,6 +22,7 @@ from ravenvpn.errors import HostError
 from ravenvpn.lab import holder, manifests, nft
 from ravenvpn.lab.command import ip_batch, require, run
 from ravenvpn.lab.host import Host, Node, Pod, Router
+from ravenvpn.lab.manifests import WIREGUARD_SUITE
 from ravenvpn.lab.ownership import NAMESPACES, Record, remove, sweep
 from ravenvpn.lab.topology import Nat, Networks, Region, RegionPlan, lay_out
 
@@ -126,13 +127,17 @@ class Lab:
 
     # Manifests.
 
-    def manifests(self, public_keys: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Gateways and Nodes, and a Peer for every node whose public key is given."""
-        return manifests.of_lab(self.plans, self.nodes, public_keys)
+    def manifests(
+        self, public_keys: Mapping[str, str], suites: Sequence[str] = WIREGUARD_SUITE
+    ) -> list[dict[str, Any]]:
+        """Gateways and Nodes, and a Peer that announces these suites for every node whose public key is given."""
+        return manifests.of_lab(self.plans, self.nodes, public_keys, suites)
 
-    def write_manifests(self, folder: Path, public_keys: Mapping[str, str]) -> None:
+    def write_manifests(
+        self, folder: Path, public_keys: Mapping[str, str], suites: Sequence[str] = WIREGUARD_SUITE
+    ) -> None:
         """The same as YAML, a file for each object; other files in the folder are left alone."""
-        manifests.write(folder, self.manifests(public_keys))
+        manifests.write(folder, self.manifests(public_keys, suites))
 
     # Building.
 

@@ -12,17 +12,20 @@ from ravenvpn.lab.host import Node
 from ravenvpn.lab.topology import Nat, RegionPlan
 
 LISTEN_PORT = 4500
+WIREGUARD_SUITE = ("chacha20poly1305",)
 LABEL = "raven.openyurt.io/gateway"
 Manifest = dict[str, Any]
 
 
-def of_lab(plans: Sequence[RegionPlan], nodes: Sequence[Node], public_keys: Mapping[str, str]) -> list[Manifest]:
+def of_lab(
+    plans: Sequence[RegionPlan], nodes: Sequence[Node], public_keys: Mapping[str, str], suites: Sequence[str]
+) -> list[Manifest]:
     """One Gateway per region, one Node per node, one Peer per node in `public_keys` (name → base64)."""
     gateways = []
     for plan in plans:
         candidates = [node for node in nodes if node.region is plan.region][: plan.region.gateways]
         gateways.append(_gateway(plan, candidates))
-    peers = [_peer(node, public_keys[node.name]) for node in nodes if node.name in public_keys]
+    peers = [_peer(node, public_keys[node.name], suites) for node in nodes if node.name in public_keys]
     return [*gateways, *(_node(node) for node in nodes), *peers]
 
 
@@ -66,7 +69,7 @@ def _node(node: Node) -> Manifest:
     }
 
 
-def _peer(node: Node, public_key: str) -> Manifest:
+def _peer(node: Node, public_key: str, suites: Sequence[str]) -> Manifest:
     own = node.bridge_addresses if node.pods else (node.v4, node.v6)
     return {
         "apiVersion": "ravenvpn.io/v1alpha1",
@@ -78,7 +81,7 @@ def _peer(node: Node, public_key: str) -> Manifest:
             "addresses": [str(node.v4), str(node.v6)] if node.region.nat is Nat.NONE else [],
             "nodeAddresses": [str(node.v4), str(node.v6)],
             "sources": [str(address) for address in own],
-            "suites": ["chacha20poly1305"],
+            "suites": list(suites),
         },
     }
 
