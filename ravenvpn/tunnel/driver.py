@@ -98,7 +98,7 @@ class Tunnel:
         self._bind = functools.partial(udp.bind, gso=offloads.udp_gso, gro=offloads.udp_gro)
         self._sockets: udp.UdpSockets | None = None
         self._pulse = Pulse(self._beat)
-        self._links = LinkWatch(self._look_at_link)
+        self._links = LinkWatch(self._links_changed)
         self._mtu = 0
         self._up = False
 
@@ -109,12 +109,12 @@ class Tunnel:
         loop = asyncio.get_running_loop()
         self._sockets = self._bind(self._port, mark=self.fwmark)
         self._dataplane.set_sockets(*self._sockets.descriptors)
+        self._links.start(loop)
         if self._tun is None:
             self._up = True
             self._device.set_up(boottime())
         else:
-            self._links.start(loop)
-            self._look_at_link()
+            self._look_at_own(self._tun)
         self._dataplane.start(loop, self._pulse.wake)
         self._pulse.start(loop)
 
@@ -223,6 +223,11 @@ class Tunnel:
     def counters(self) -> Counters:
         return self._dataplane.counters()
 
+    @property
+    def usable(self) -> bool:
+        """Whether packets can pass: the TUN, if one is wanted, is there and up."""
+        return self._up and (self._tun is None or self._tun.exists)
+
     def status(self) -> TunnelStatus:
         return TunnelStatus(
             device=self._tun.name if self._tun is not None and self._tun.exists else None,
@@ -253,17 +258,30 @@ class Tunnel:
                 self._listeners.on_inner(name, report.packet, report.outer_ce)
         return self._device.deadline()
 
-    def _look_at_link(self) -> None:
-        """Some device of this host changed; take over what is true of ours now."""
-        assert self._tun is not None
-        if not self._tun.exists:
+    def _links_changed(self) -> None:
+        """Some device of this host changed: look at those that matter to us."""
+        sources: dict[int, list[PeerId]] = {}
+        for peer, counters in self._dataplane.counters().peers.items():
+            if counters.source is not None:
+                sources.setdefault(counters.source.ifindex, []).append(peer)
+        for index, peers in sources.items():
+            if not self._links.is_up(index):
+                # An address of an uplink that went is no place to be answered at, even while the host still has it.
+                for peer in peers:
+                    self._dataplane.forget_source(peer)
+        if self._tun is not None:
+            self._look_at_own(self._tun)
+
+    def _look_at_own(self, tun: Tun) -> None:
+        """Take over what is true of our own device now."""
+        if not tun.exists:
             self._links.stop()
             self._dataplane.stop()
             self._up = False
             self._listeners.on_gone()
             return
         try:
-            mtu, up = self._tun.mtu, self._tun.is_up
+            mtu, up = tun.mtu, tun.is_up
         except HostError:  # deleted in this moment; the next message says so
             return
         if mtu != self._mtu:

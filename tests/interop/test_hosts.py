@@ -354,3 +354,23 @@ def test_a_path_narrower_than_the_tunnel_is_slow_not_dead(outer: int):
             a.run("ping", "-n", "-c", "5", "-i", "0.01", "-s", "1392", INNER[4][1])
             transfer(a, b, INNER[4][1], 1_000_000)
             transfer(b, a, INNER[6][0], 1_000_000)
+
+
+@pytest.mark.parametrize("what", [("delete", "second"), ("set", "second", "down")], ids=["deleted", "down"])
+def test_an_uplink_that_goes_is_not_clung_to(what: tuple[str, ...]):
+    """A gateway with two uplinks: its answers leave by the one that was called, until that is no more."""
+    with namespaces(2) as (a, b):
+        wire(a, b, "first", ("192.0.2.1/24", "192.0.2.2/24"))
+        wire(a, b, "second", ("198.51.100.1/24", "198.51.100.2/24"))
+        b.ip("address", "add", "203.0.113.2/32", "dev", "lo")
+        a.ip("route", "add", "203.0.113.2", "via", "198.51.100.2", "metric", "10")
+        a.ip("route", "add", "203.0.113.2", "via", "192.0.2.2", "metric", "20")
+        pair = ends(a, b)
+        with running(*pair):
+            bring_up(pair, f"198.51.100.1:{PORTS[0]}")
+            pair.us.wg("set", "peer", pair.them.public, "endpoint", f"203.0.113.2:{PORTS[1]}")
+            pair.us.host.pings(INNER[4][1])
+            assert pair.them.show("endpoints") == f"198.51.100.1:{PORTS[0]}"
+            a.ip("link", *what)
+            pair.us.host.pings(INNER[4][1], 10, within=3)
+            assert pair.them.show("endpoints") == f"192.0.2.1:{PORTS[0]}"

@@ -9,10 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
+import os
 import socket
+import struct
 from collections.abc import Callable
 
 RTMGRP_LINK = 0x1  # include/uapi/linux/rtnetlink.h
+SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
+IFF_UP = 0x1  # include/uapi/linux/if.h
+_IFREQ = struct.Struct("16sH22x")
 READ_SIZE = 64 << 10
 
 
@@ -36,6 +42,15 @@ class LinkWatch:
             self._loop.remove_reader(self._socket)
             self._socket.close()
             self._loop = self._socket = None
+
+    def is_up(self, index: int) -> bool:
+        """Whether the device of this index is there and set up; asked only while started."""
+        assert self._socket is not None
+        try:
+            name = os.fsencode(socket.if_indextoname(index))
+            return bool(_IFREQ.unpack(fcntl.ioctl(self._socket, SIOCGIFFLAGS, _IFREQ.pack(name, 0)))[1] & IFF_UP)
+        except OSError:
+            return False
 
     def _readable(self) -> None:
         assert self._socket is not None
