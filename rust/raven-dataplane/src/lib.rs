@@ -9,6 +9,8 @@ mod body;
 pub mod checksum;
 pub mod coalesce;
 mod counters;
+#[cfg(test)]
+mod craft;
 mod events;
 mod handover;
 mod inbound;

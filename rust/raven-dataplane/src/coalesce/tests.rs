@@ -1,1 +1,217 @@
+use super::*;
+use crate::craft::{ACK, Flow, PSH, checks_out};
+use crate::split::Plan;
+use proptest::prelude::*;
 
+const V4: Flow = Flow { v6: false, port: 1 };
+const V6: Flow = Flow { v6: true, port: 2 };
+
+/// Frames for these packets: (virtio-net header, IP packet).
+fn join(packets: &[Vec<u8>]) -> Vec<(vnet::Header, Vec<u8>)> {
+    let mut coalescer = Coalescer::new(true, true);
+    let arena = packets.concat();
+    let mut at = 0;
+    for packet in packets {
+        coalescer.push(&arena, at, packet.len());
+        at += packet.len();
+    }
+    let frames = coalescer.outputs().map(|output| frame(&arena, &output)).collect();
+    coalescer.clear();
+    assert!(coalescer.is_empty());
+    frames
+}
+
+fn frame(arena: &[u8], output: &Output<'_>) -> (vnet::Header, Vec<u8>) {
+    if output.count() == 1 {
+        let (at, length) = output.packets().next().expect("one packet");
+        return (vnet::Header::default(), arena[at..at + length].to_vec());
+    }
+    let mut header = [0; HEADER_ROOM];
+    let length = output.write_header(arena, &mut header);
+    let mut packet = header[vnet::LEN..length].to_vec();
+    for (at, length) in output.payloads() {
+        packet.extend_from_slice(&arena[at..at + length]);
+    }
+    (vnet::Header::parse(header.first_chunk().expect("its header")), packet)
+}
+
+/// How many packets went into each frame.
+fn counts(packets: &[Vec<u8>]) -> Vec<usize> {
+    join(packets).iter().map(|(header, frame)| Plan::new(header, frame).expect("a frame").count()).collect()
+}
+
+fn apart(frames: &[(vnet::Header, Vec<u8>)]) -> Vec<Vec<u8>> {
+    let mut packets = Vec::new();
+    for (header, frame) in frames {
+        let plan = Plan::new(header, frame).expect("a frame that can be cut");
+        for index in 0..plan.count() {
+            let mut packet = vec![0; plan.packet_length(index)];
+            plan.write(index, frame, &mut packet);
+            packets.push(packet);
+        }
+    }
+    packets
+}
+
+#[test]
+fn neighbours_join() {
+    for flow in [V4, V6] {
+        let packets = [flow.tcp(1, ACK, &[1; 100]), flow.tcp(101, ACK, &[2; 100]), flow.tcp(201, ACK | PSH, &[3; 7])];
+        assert_eq!(counts(&packets), [3]);
+        let frames = join(&packets);
+        assert_eq!(frames[0].0.gso_size, 100);
+        assert_eq!(frames[0].0.flags, vnet::NEEDS_CSUM);
+        assert!(apart(&frames).iter().all(|packet| checks_out(packet)));
+    }
+}
+
+#[test]
+fn sixteen_flows_join_each_for_itself() {
+    let mut packets = Vec::new();
+    for step in 0..20 {
+        for port in 0..16 {
+            packets.push(Flow { v6: false, port }.tcp(1 + step * 100, ACK, &[0; 100]));
+        }
+    }
+    assert_eq!(counts(&packets), [20; 16]);
+}
+
+#[test]
+fn datagrams_join_while_their_size_stays() {
+    let packets = [V4.udp(1, &[1; 60]), V4.udp(2, &[2; 60]), V4.udp(3, &[3; 50]), V4.udp(4, &[4; 50])];
+    assert_eq!(counts(&packets), [3, 1]);
+    assert_eq!(apart(&join(&packets)), packets);
+}
+
+#[test]
+fn what_differs_starts_anew() {
+    let first = V4.tcp(1, ACK, &[0; 100]);
+    let gap = V4.tcp(102, ACK, &[0; 100]);
+    let longer = V4.tcp(101, ACK, &[0; 101]);
+    let foreign = Flow { port: 7, ..V4 }.tcp(101, ACK, &[0; 100]);
+    let mut other_ecn = V4.tcp(101, ACK, &[0; 100]);
+    packet::set_ecn(&mut other_ecn, packet::CE);
+    let mut broken = V4.tcp(101, ACK, &[0; 100]);
+    broken[60] ^= 1;
+    let mut broken_ip = V4.tcp(101, ACK, &[0; 100]);
+    broken_ip[10] ^= 1;
+    for second in [gap, longer, foreign, other_ecn, broken, broken_ip, V4.tcp(101, 0x11, &[0; 100])] {
+        assert_eq!(counts(&[first.clone(), second]), [1, 1]);
+    }
+}
+
+#[test]
+fn nothing_follows_a_push_or_a_short_one() {
+    assert_eq!(counts(&[V4.tcp(1, ACK | PSH, &[0; 9]), V4.tcp(10, ACK, &[0; 9])]), [1, 1]);
+    let packets = [V4.tcp(1, ACK, &[0; 9]), V4.tcp(10, ACK, &[0; 5]), V4.tcp(15, ACK, &[0; 5])];
+    assert_eq!(counts(&packets), [2, 1]);
+}
+
+#[test]
+fn a_pure_ack_keeps_its_place() {
+    let packets = [V4.tcp(1, ACK, &[0; 9]), V4.tcp(10, ACK, &[]), V4.tcp(10, ACK, &[0; 9])];
+    assert_eq!(join(&packets).into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), packets);
+}
+
+#[test]
+fn a_fragment_seals_every_flow() {
+    let mut fragment = V4.udp(9, &[0; 30]);
+    fragment[6] = 0x20;
+    let packets = [V4.tcp(1, ACK, &[0; 9]), fragment, V4.tcp(10, ACK, &[0; 9])];
+    assert_eq!(counts(&packets), [1, 1, 1]);
+}
+
+#[test]
+fn without_df_identifications_must_count_up() {
+    let clear_df = |mut packet: Vec<u8>| {
+        packet[6] = 0;
+        packet[10..12].fill(0);
+        let field = checksum::finish(sum(&packet[..20]));
+        packet[10..12].copy_from_slice(&field);
+        packet
+    };
+    let [one, two, four] = [1, 2, 4].map(|id| clear_df(V4.udp(id, &[0; 30])));
+    assert_eq!(counts(&[one.clone(), two]), [2]);
+    assert_eq!(counts(&[one, four]), [1, 1]);
+}
+
+#[test]
+fn superpackets_keep_their_limits() {
+    let many: Vec<_> = (0..130).map(|n| V4.udp(n, &[0; 10])).collect();
+    assert_eq!(counts(&many), [64, 64, 2]);
+    let large: Vec<_> = (0..60).map(|n| V4.tcp(n * 1400, ACK, &[0; 1400])).collect();
+    assert_eq!(counts(&large), [46, 14], "64 KiB");
+}
+
+#[test]
+fn a_checksum_that_is_absent_is_not_invented() {
+    let mut packets = [V4.udp(1, &[1; 60]), V4.udp(2, &[2; 60])];
+    for packet in &mut packets {
+        packet[26..28].fill(0);
+    }
+    assert_eq!(counts(&packets), [1, 1]);
+}
+
+fn one_packet() -> impl Strategy<Value = (u16, bool, u8, u8, bool)> {
+    (0u16..4, any::<bool>(), 0u8..4, prop::sample::select(vec![ACK, ACK, ACK, ACK | PSH, 0x11]), any::<bool>())
+}
+
+proptest! {
+    /// Cut again, superpackets are the very packets that went in: each flow's in order, nothing lost or changed.
+    #[test]
+    fn joining_loses_and_reorders_nothing(steps in prop::collection::vec(one_packet(), 1..120), sizes in any::<u64>()) {
+        let mut sequence = [1u32; 4];
+        let mut sent: Vec<Vec<u8>> = Vec::new();
+        for (n, (port, udp, kind, flags, v6)) in steps.into_iter().enumerate() {
+            let flow = Flow { v6: v6 && port > 1, port };
+            let size = [0usize, 20, 20, 33][usize::from(kind)] + usize::from(sizes >> (n % 60) & 15 == 0);
+            let data: Vec<u8> = (0..size).map(|at| (at + n) as u8).collect();
+            sent.push(if udp {
+                flow.udp(n as u16, &data)
+            } else {
+                let at = &mut sequence[usize::from(port)];
+                let packet = flow.tcp(*at, flags, &data);
+                *at = at.wrapping_add(size as u32);
+                packet
+            });
+        }
+        let got = apart(&join(&sent));
+        prop_assert_eq!(got.len(), sent.len());
+        let key = |packet: &[u8]| {
+            let at = if packet::is_v6(packet) { 40 } else { 20 };
+            (packet[0], packet[if at == 40 { 6 } else { 9 }], packet[at..at + 4].to_vec())
+        };
+        let forget_id = |mut packet: Vec<u8>| {
+            // With DF set the identification means nothing, and cutting numbers anew (RFC 6864 §4.1).
+            if !packet::is_v6(&packet) {
+                packet[4..6].fill(0);
+                packet[10..12].fill(0);
+            }
+            packet
+        };
+        for one in &sent {
+            let of = |all: &[Vec<u8>]| -> Vec<Vec<u8>> {
+                all.iter().filter(|other| key(other) == key(one)).cloned().map(forget_id).collect()
+            };
+            prop_assert_eq!(of(&got), of(&sent));
+        }
+    }
+
+    #[test]
+    fn no_packet_is_too_strange(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 40..90), 1..20)) {
+        let packets: Vec<_> = packets
+            .into_iter()
+            .map(|mut packet| {
+                packet[0] = if packet[0] & 1 == 0 { 0x45 } else { 0x60 };
+                let length = packet.len() as u16;
+                if packet[0] == 0x45 { packet[2..4].copy_from_slice(&length.to_be_bytes()) }
+                else { packet[4..6].copy_from_slice(&(length - 40).to_be_bytes()) }
+                let at = if packet[0] == 0x45 { 9 } else { 6 };
+                packet[at] = if packet[at] & 1 == 0 { TCP } else { UDP };
+                packet
+            })
+            .collect();
+        let frames: Vec<_> = join(&packets).into_iter().map(|(_, packet)| packet).collect();
+        prop_assert_eq!(frames, packets);
+    }
+}

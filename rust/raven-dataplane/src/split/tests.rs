@@ -1,1 +1,149 @@
+use super::*;
+use crate::craft::{ACK, Flow, PSH, checks_out};
+use proptest::prelude::*;
 
+const FIN_PSH_CWR: u8 = 0x89;
+
+fn cut(header: &vnet::Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, BadOffload> {
+    let plan = Plan::new(header, frame)?;
+    Ok((0..plan.count())
+        .map(|index| {
+            let mut packet = vec![0xaa; plan.packet_length(index)];
+            plan.write(index, frame, &mut packet);
+            packet
+        })
+        .collect())
+}
+
+fn payload(length: usize) -> Vec<u8> {
+    (0..length).map(|n| (n * 7 % 251) as u8).collect()
+}
+
+#[test]
+fn a_tcp_superpacket_is_its_segments() {
+    for v6 in [false, true] {
+        let flow = Flow { v6, port: 1 };
+        let data = payload(2500);
+        let whole = flow.tcp(0xffff_ff00, ACK | FIN_PSH_CWR, &data);
+        let (header, frame) = flow.superpacket(whole, TCP, 1000);
+        let segments = cut(&header, &frame).expect("a superpacket");
+        let expected = [
+            flow.tcp(0xffff_ff00, ACK | 0x80, &data[..1000]),
+            flow.tcp(0xffff_ff00u32.wrapping_add(1000), ACK, &data[1000..2000]),
+            flow.tcp(0xffff_ff00u32.wrapping_add(2000), ACK | 0x09, &data[2000..]),
+        ];
+        for (index, (mut segment, mut wanted)) in segments.into_iter().zip(expected).enumerate() {
+            assert!(checks_out(&segment), "{v6} {index}");
+            if !v6 {
+                assert_eq!(segment[4..6], 0xff00u16.wrapping_add(index as u16).to_be_bytes(), "identification");
+                for packet in [&mut segment, &mut wanted] {
+                    packet[4..6].fill(0);
+                    packet[10..12].fill(0);
+                }
+            }
+            assert_eq!(segment, wanted, "{v6} {index}");
+        }
+    }
+}
+
+#[test]
+fn a_udp_superpacket_is_its_datagrams() {
+    for v6 in [false, true] {
+        let flow = Flow { v6, port: 1 };
+        let data = payload(450);
+        let (header, frame) = flow.superpacket(flow.udp(7, &data), UDP, 200);
+        let expected = [flow.udp(7, &data[..200]), flow.udp(8, &data[200..400]), flow.udp(9, &data[400..])];
+        assert_eq!(cut(&header, &frame), Ok(expected.to_vec()));
+    }
+}
+
+#[test]
+fn an_exact_multiple_has_no_tail() {
+    let flow = Flow { v6: false, port: 1 };
+    let (header, frame) = flow.superpacket(flow.tcp(1, ACK, &payload(3000)), TCP, 1000);
+    assert_eq!(Plan::new(&header, &frame).map(|plan| (plan.count(), plan.packet_length(2))), Ok((3, 1052)));
+}
+
+#[test]
+fn a_partial_checksum_is_completed() {
+    let flow = Flow { v6: true, port: 1 };
+    let whole = flow.udp(0, b"odd number of bytes");
+    let (header, frame) = flow.superpacket(whole.clone(), UDP, 100);
+    let header = vnet::Header { gso_type: vnet::GSO_NONE, gso_size: 0, ..header };
+    assert_eq!(cut(&header, &frame), Ok(vec![whole]));
+}
+
+#[test]
+fn a_plain_packet_passes_untouched() {
+    let frame = payload(77);
+    assert_eq!(cut(&vnet::Header::default(), &frame), Ok(vec![frame]));
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let flow = Flow { v6: false, port: 1 };
+    let (good, frame) = flow.superpacket(flow.tcp(1, ACK, &payload(3000)), TCP, 1000);
+    let bad = [
+        vnet::Header { gso_size: 0, ..good },
+        vnet::Header { gso_size: 1, ..good },
+        vnet::Header { flags: 0, ..good },
+        vnet::Header { gso_type: 3, ..good },
+        vnet::Header { gso_type: vnet::GSO_TCPV6, ..good },
+        vnet::Header { gso_type: vnet::GSO_UDP_L4, ..good },
+        vnet::Header { csum_start: 24, ..good },
+        vnet::Header { csum_start: 65000, ..good },
+        vnet::Header { csum_offset: 6, ..good },
+        vnet::Header { gso_type: vnet::GSO_NONE, csum_start: 3050, ..good },
+        vnet::Header { gso_type: vnet::GSO_NONE, csum_start: 8, ..good },
+    ];
+    for header in bad {
+        assert_eq!(cut(&header, &frame), Err(BadOffload), "{header:?}");
+    }
+    assert!(cut(&vnet::Header { gso_type: good.gso_type | vnet::GSO_ECN, ..good }, &frame).is_ok());
+    assert_eq!(cut(&good, &frame[..frame.len() - 1]), Err(BadOffload), "the length in the header is another");
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_header_says_nothing_breaks(
+        bytes in any::<[u8; vnet::LEN]>(),
+        kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81]),
+        frame in prop::collection::vec(any::<u8>(), 40..400),
+        plausible in any::<bool>(),
+    ) {
+        let mut header = vnet::Header::parse(&bytes);
+        header.gso_type = kind;
+        let mut frame = frame;
+        if plausible {
+            header.flags = vnet::NEEDS_CSUM;
+            header.gso_size %= 300;
+            header.csum_start = if kind == 4 { 40 } else { 20 };
+            header.csum_offset = if kind == 5 { 6 } else { 16 };
+            frame[0] = if kind == 4 { 0x60 } else { 0x45 };
+            let length = frame.len() as u16;
+            frame[2..4].copy_from_slice(&length.to_be_bytes());
+            frame[6..8].fill(if kind == 4 { TCP } else { 0 });
+            if kind == 4 {
+                frame[4..6].copy_from_slice(&(length - 40).to_be_bytes());
+            } else {
+                frame[9] = if kind == 5 { UDP } else { TCP };
+            }
+        }
+        prop_assume!(packet::is_ip(&frame));
+        if let Ok(packets) = cut(&header, &frame) {
+            prop_assert!(packets.iter().all(|packet| packet.len() <= frame.len()));
+        }
+    }
+
+    #[test]
+    fn segments_hold_the_payload_once_and_in_order(v6 in any::<bool>(), length in 1usize..9000, size in 48u16..2000) {
+        let flow = Flow { v6, port: 9 };
+        let data = payload(length);
+        let (header, frame) = flow.superpacket(flow.tcp(5, ACK | PSH, &data), TCP, size);
+        let segments = cut(&header, &frame).expect("a superpacket");
+        prop_assert!(segments.iter().all(|segment| checks_out(segment)));
+        let skip = flow.transport() + 32;
+        let joined: Vec<u8> = segments.iter().flat_map(|segment| segment[skip..].to_vec()).collect();
+        prop_assert_eq!(joined, data);
+    }
+}
