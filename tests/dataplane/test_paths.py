@@ -396,6 +396,19 @@ async def test_congestion_outside_is_marked_inside(  # noqa: PLR0917
                 assert is_valid(marked)
 
 
+async def test_bulk_takes_no_short_way_past_congestion(body):
+    """The second packet of a flow arrives with CE outside, in the same batch as the first."""
+    async with two(body) as pair:
+        with Eve() as eve:
+            _, yours = await pair.connect()
+            for inner, expected in ((ECT_0, [ECT_0, CE]), (NOT_ECT, [NOT_ECT])):
+                for n, outer in enumerate((NOT_ECT, CE)):
+                    packet = tcp(A, B, bytes(100), ports=(inner, 1), sequence=1 + 100 * n, tos=inner)
+                    eve.send(message(yours, 100 + 10 * inner + n, packet), pair.bob.endpoint(), ds_field=outer)
+                await pair.settle()
+                assert [packet[1] for packet in pair.bob.packets()] == expected
+
+
 # --- Everything that is not type 4 ----------------------------------------------------------------
 
 
