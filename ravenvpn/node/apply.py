@@ -39,8 +39,9 @@ from ravenvpn.node.facts import HostFacts, look
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.observe import ALL, Part, observe, underlay
 from ravenvpn.node.operations import Device, Filter, LocalPrefixes, MisboundFlows, Observed, Operation, Verb
+from ravenvpn.node.pipe import Pipe, Reply
 from ravenvpn.node.reasons import host_error
-from ravenvpn.node.rtnetlink import Pipe, Reply, Stray
+from ravenvpn.node.rtnetlink import Stray
 from ravenvpn.node.words import words
 
 _NOTHING = HostState()

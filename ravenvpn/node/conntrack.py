@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Address, Prefix
-from ravenvpn.node.rtnetlink import NETLINK_NETFILTER, NLM_F_ACK, Pipe, attribute, attributes, message
+from ravenvpn.node.pipe import NETLINK_NETFILTER, NLM_F_ACK, Pipe, attribute, attributes, message
 
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18

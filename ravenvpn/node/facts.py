@@ -17,7 +17,7 @@ from ravenvpn.mesh.context import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Interface, Prefix
 from ravenvpn.node import rtnetlink, sysctl
 from ravenvpn.node.netlink import LinkFacts, Netlink
-from ravenvpn.node.rtnetlink import Pipe
+from ravenvpn.node.pipe import Pipe
 
 _MAIN_TABLE = 254
 # Stand for the outside: documentation addresses (RFC 5737, RFC 3849), so no region can own them.

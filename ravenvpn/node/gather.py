@@ -19,7 +19,8 @@ from ravenvpn.node import nft, sysctl
 from ravenvpn.node.check import CheckFacts, PortFact, reverse_path_rules
 from ravenvpn.node.facts import ipv6_present, way_out
 from ravenvpn.node.netlink import Netlink
-from ravenvpn.node.rtnetlink import Pipe, dump_routes
+from ravenvpn.node.pipe import Pipe
+from ravenvpn.node.rtnetlink import dump_routes
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised

@@ -117,6 +117,13 @@ class Keeper:
         async with self._one_at_a_time:  # a thread at work can't be cancelled
             pass
 
+    async def ended(self) -> None:
+        """Return when repairing has stopped; raise the defect that stopped it."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+            if not self._task.cancelled() and (error := self._task.exception()) is not None:
+                raise error
+
     @property
     def fights(self) -> list[Fight]:
         """Fights going on now: the host is not reliably as it is wanted."""

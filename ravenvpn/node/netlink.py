@@ -1,7 +1,7 @@
 """The only door to pyroute2: links, addresses, neighbours and forwarding entries.
 
-Everything here is synchronous and by the dozen; routes, rules and flows, which come by the thousand, are packed in
-`rtnetlink`. pyroute2's exceptions end here.
+Everything here is synchronous and by the dozen; routes, rules and flows, which come by the thousand, go through
+`pipe`. pyroute2's exceptions end here.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from ravenvpn.node import nft, rtnetlink, sysctl
 from ravenvpn.node.diff import assumed
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.operations import Observed
-from ravenvpn.node.rtnetlink import Pipe, Stray, route_key
+from ravenvpn.node.pipe import Pipe
+from ravenvpn.node.rtnetlink import Stray, route_key
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _TABLES = (TABLE_REMOTE, TABLE_LOCAL)

@@ -28,20 +28,9 @@ from ravenvpn.mesh.hoststate import (
     Address,
 )
 from ravenvpn.node.observe import ALL, Part
+from ravenvpn.node.pipe import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, SO_RCVBUFFORCE, attributes
 from ravenvpn.node.reasons import host_error
-from ravenvpn.node.rtnetlink import (
-    HEADER,
-    NETLINK_NETFILTER,
-    NETLINK_ROUTE,
-    RTM_DELROUTE,
-    RTM_DELRULE,
-    RTM_NEWROUTE,
-    RTM_NEWRULE,
-    RTMSG,
-    SO_RCVBUFFORCE,
-    attributes,
-    route_owner,
-)
+from ravenvpn.node.rtnetlink import RTM_DELROUTE, RTM_DELRULE, RTM_NEWROUTE, RTM_NEWRULE, RTMSG, route_owner
 
 # Bits of sockaddr_nl.nl_groups: 1 << (RTNLGRP_* - 1), linux/rtnetlink.h.
 _LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1 << 0, 1 << 4, 1 << 6, 1 << 7

@@ -9,18 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.mesh.hoststate import Route, RouteKind, Rule, RuleAction
-from ravenvpn.node.rtnetlink import (
-    RTMSG,
-    Stray,
-    attribute,
-    attributes,
-    message,
-    number,
-    read_route,
-    read_rule,
-    route_body,
-    rule_body,
-)
+from ravenvpn.node.pipe import attribute, attributes, message, number
+from ravenvpn.node.rtnetlink import RTMSG, Stray, read_route, read_rule, route_body, rule_body
 
 
 def prefixes(version: int) -> st.SearchStrategy[IPv4Network | IPv6Network]:
