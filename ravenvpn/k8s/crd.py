@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args
 
 import msgspec
@@ -177,7 +178,7 @@ _OPAQUE = {"metadata", "status", "nodeSelector", "config"}
 
 def _report_unknown(document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, report: Report) -> None:
     """Fields nobody reads: in a manifest written by hand they are mistyped more often than meant."""
-    fields = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    fields = _fields(struct)
     strict = struct is not wire.NodeSpec and bool(at)  # a Node's spec holds much that is not for us
     for key, value in document.items():
         if not isinstance(key, str) or (key not in fields and strict):
@@ -185,18 +186,27 @@ def _report_unknown(document: Mapping[Any, Any], struct: type[msgspec.Struct], a
             near = difflib.get_close_matches(str(key), fields, 1, 0.6)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
             report.warn(where, "is not a field of this object and is passed over", remedy)
-        elif key in fields and key not in _OPAQUE and value is not None:
-            _descend(value, fields[key], f"{at}.{key}" if at else key, report)
+        elif key in fields and key not in _OPAQUE:
+            inner = fields[key]
+            if inner is not None:
+                _descend(value, inner, f"{at}.{key}" if at else key, report)
 
 
-def _descend(value: object, hint: Any, at: str, report: Report) -> None:
-    hints = [hint, *get_args(hint), *(inner for outer in get_args(hint) for inner in get_args(outer))]
-    struct = next((h for h in hints if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)
-    if struct is None:
-        return
+def _descend(value: object, struct: type[msgspec.Struct], at: str, report: Report) -> None:
     if isinstance(value, Mapping):
         _report_unknown(value, struct, at, report)
     elif isinstance(value, list):
         for i, one in enumerate(value):
             if isinstance(one, Mapping):
                 _report_unknown(one, struct, f"{at}[{i}]", report)
+
+
+@cache
+def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
+    """Names on the wire, each with the structure its value (or each item of it) has, if any."""
+    return {field.encode_name: _structure(field.type) for field in msgspec.structs.fields(struct)}
+
+
+def _structure(hint: Any) -> type[msgspec.Struct] | None:
+    hints = [hint, *get_args(hint), *(inner for outer in get_args(hint) for inner in get_args(outer))]
+    return next((h for h in hints if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)
