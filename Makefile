@@ -8,6 +8,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
+# Where administrators' programs live; root by way of a plain `su` lacks it.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 ifdef PYTHON
 override PYTHON := $(shell PYTHON='$(PYTHON)' tools/python.sh)
