@@ -34,7 +34,7 @@ class Subject(Protocol):
     def peers(self) -> list[PeerReport]: ...
     def plan(self) -> list[PlanLine]: ...
     async def plan_diff(self) -> list[PlanLine]: ...
-    def reload(self) -> None: ...
+    async def reload(self) -> None: ...
 
 
 def application(subject: Subject) -> web.Application:
@@ -55,8 +55,8 @@ def application(subject: Subject) -> web.Application:
         return _json(await subject.plan_diff() if request.query.get("diff") else subject.plan())
 
     async def reload(_: web.Request) -> web.Response:
-        subject.reload()
-        return _json({"reloading": True})
+        await subject.reload()
+        return _json({"reloaded": True})
 
     app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_guard])
     app.router.add_get(f"{API}/status", status)

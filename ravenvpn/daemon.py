@@ -7,14 +7,13 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import uvloop
-from aiohttp import web
 
-from ravenvpn import logs, metrics
+from ravenvpn import logs
 from ravenvpn.agent.agent import Agent
 from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.report import PeerReport, PlanLine, StatusReport
@@ -23,8 +22,9 @@ from ravenvpn.config import AgentConfig
 from ravenvpn.control import ControlSocket
 from ravenvpn.crypto import keyfile
 from ravenvpn.crypto.aead import Suite, cpu_accelerates_aes
-from ravenvpn.errors import ConfigError, HostError
+from ravenvpn.errors import ConfigError, RavenError
 from ravenvpn.health import judged, unready_reasons
+from ravenvpn.httpd import HealthServer
 from ravenvpn.k8s.files import FileSource
 from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.plan import Planner
@@ -36,7 +36,8 @@ STATUS_INTERVAL = 2.0  # seconds between looks at what systemd is to be told
 
 
 def run(config: AgentConfig) -> None:
-    """Run the agent until SIGTERM or SIGINT. ConfigError and HostError say what is missing."""
+    """Run the agent until SIGTERM or SIGINT. ConfigError and HostError say what is missing; a defect of ours is
+    logged with its traceback and ends in SystemExit(1)."""
     logs.set_up(config.log_level, config.log_format)
     state = Path(config.state_dir)
     try:
@@ -44,25 +45,42 @@ def run(config: AgentConfig) -> None:
     except OSError as error:
         raise ConfigError(error.strerror or str(error), where=config.state_dir, field="state_dir") from error
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, state))
+        try:
+            runner.run(_serve(config, state))
+        except BaseExceptionGroup as group:
+            first = next(_leaves(group))
+            if isinstance(first, RavenError):
+                raise first from group
+            log.critical("a defect ends this agent: %s: %s", type(first).__name__, first, exc_info=first)
+            raise SystemExit(1) from group
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 class JudgedAgent:
-    """The agent as the control socket and the scrapers see it: with the verdict of `health`."""
+    """The agent as the control socket, the probes and the scrapers see it: with the verdict of `health`."""
 
     def __init__(self, agent: Agent, notifier: Notifier) -> None:
         self._agent, self._notifier = agent, notifier
-        self.peers: Callable[[], list[PeerReport]] = agent.peers
-        self.plan: Callable[[], list[PlanLine]] = agent.plan
-        self.plan_diff: Callable[[], Coroutine[Any, Any, list[PlanLine]]] = agent.plan_diff
+        self.vitals = agent.account.vitals
+        self.peers: Callable[[], list[PeerReport]] = agent.account.peers
+        self.plan: Callable[[], list[PlanLine]] = agent.account.plan
+        self.plan_diff: Callable[[], Coroutine[Any, Any, list[PlanLine]]] = agent.account.plan_diff
 
     def status(self) -> StatusReport:
-        return judged(self._agent.status())
+        return judged(self._agent.account.status(), self.vitals())
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
+        """Returns when what was read is in force, and systemd knows."""
         self._notifier.reloading()
         log.info("reloading")
-        self._agent.reload()
+        await self._agent.reload()
         self._notifier.ready()
 
 
@@ -71,29 +89,35 @@ async def _serve(config: AgentConfig, state: Path) -> None:
     notifier = Notifier()
     agent = _assemble(config, state)
     subject = JudgedAgent(agent, notifier)
-    control = ControlSocket(subject, config.control_socket)
-    await control.start()
-    health = await _serve_http(config, subject)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, subject.reload)
-    log.info("agent of node %s starts, world from %s", config.node_name, config.source)
-    running = asyncio.create_task(agent.run(), name="agent")
-    telling = asyncio.create_task(_tell_systemd(subject, agent, notifier), name="sd_notify")
-    try:
-        await asyncio.wait((running, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        notifier.stopping()
-        telling.cancel()
-        if config.cleanup_on_exit and not running.done():
-            await agent.cleanup()
-        running.cancel()
-        await control.stop()
-        if health is not None:
-            await health.cleanup()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running  # what ended it, if it was not us, comes up here
+    async with contextlib.AsyncExitStack() as stack:
+        control = ControlSocket(subject, config.control_socket)
+        await control.start()
+        stack.push_async_callback(control.stop)
+        if config.http_endpoint is not None:
+            health = HealthServer(subject, *config.http_endpoint)
+            await health.start()
+            stack.push_async_callback(health.stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        log.info("agent of node %s starts, world from %s", config.node_name, config.source)
+        children: list[asyncio.Task[None]] = []
+        try:
+            async with asyncio.TaskGroup() as tasks:
+
+                def spawn(work: Coroutine[Any, Any, None], name: str) -> None:
+                    children.append(tasks.create_task(work, name=name))
+
+                spawn(agent.run(cleanup=config.cleanup_on_exit), "agent")
+                spawn(_tell_systemd(subject, agent, notifier), "sd_notify")
+                loop.add_signal_handler(signal.SIGHUP, lambda: spawn(subject.reload(), "reload"))
+                await stop.wait()
+                loop.add_signal_handler(signal.SIGHUP, lambda: None)
+                notifier.stopping()
+                for child in children:
+                    child.cancel()
+        finally:
+            notifier.stopping()
     log.info("agent stopped")
 
 
@@ -126,50 +150,20 @@ def _assemble(config: AgentConfig, state: Path) -> Agent:
     )
 
 
-async def _serve_http(config: AgentConfig, subject: JudgedAgent) -> web.AppRunner | None:
-    """/livez, /readyz and /metrics. HostError where the address cannot be had."""
-    if config.http_endpoint is None:
-        return None
-
-    async def livez(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        reasons = unready_reasons(subject.status())
-        return web.Response(status=503 if reasons else 200, text="".join(f"{r}\n" for r in reasons) or "ok\n")
-
-    async def scrape(_: web.Request) -> web.Response:
-        body = metrics.exposition(lambda: (subject.status(), subject.peers()))
-        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
-
-    app = web.Application()
-    app.router.add_get("/livez", livez)
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/metrics", scrape)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
-    await runner.setup()
-    host, port = config.http_endpoint
-    try:
-        await web.TCPSite(runner, host, port).start()
-    except OSError as error:
-        await runner.cleanup()
-        raise HostError(
-            f"cannot listen on {config.http_address}: {error.strerror or error}; choose another --http-address"
-        ) from error
-    return runner
-
-
 async def _tell_systemd(subject: JudgedAgent, agent: Agent, notifier: Notifier) -> None:
     """READY=1 once the first world is in force; STATUS and WATCHDOG as long as the loop turns."""
+    if not notifier.heard:
+        return
     interval = min(notifier.watchdog_interval or STATUS_INTERVAL, STATUS_INTERVAL)
     ready = False
     while True:
         if not ready and agent.converged.is_set():
             ready = True
             notifier.ready()
-        report = subject.status()
-        sessions = f"{report.sessions_up} of {report.sessions_wanted} sessions up"
-        notifier.status(f"{report.role}, {sessions}" + (f"; {report.reasons[0]}" if report.reasons else ""))
+        vitals = subject.vitals()
+        reasons = unready_reasons(vitals)
+        sessions = f"{vitals.sessions_up} of {vitals.sessions_wanted} sessions up"
+        notifier.status(f"{vitals.role}, {sessions}" + (f"; {reasons[0]}" if reasons else ""))
         notifier.watchdog()
         if ready:
             await asyncio.sleep(interval)

@@ -6,46 +6,55 @@ among several is not healthy, but taking the node out of service for it would he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-from ravenvpn.agent.report import StatusReport
+from ravenvpn.agent.report import ProblemReport, StatusReport, Vitals
 
 # A heartbeat this late, in seconds, means packets wait as long.
 LOOP_LAG_LIMIT = 1.0
 
 
-def unready_reasons(report: StatusReport) -> list[str]:
+def unready_reasons(vitals: Vitals) -> list[str]:
     """Why the data path of this node does not work; empty when it does."""
     reasons = []
-    if report.world_at is None:
-        reasons.append(f"no world has been read yet from {report.source}")
-    if report.source_error:
-        reasons.append(f"the source cannot be read: {report.source_error}")
-    if not report.device_up:
+    if vitals.world_at is None:
+        reasons.append(f"no world has been read yet from {vitals.source}")
+    elif vitals.applied_at is None:
+        reasons.append("this host is still being brought to its first plan")
+    if vitals.source_error:
+        reasons.append(f"the source cannot be read: {vitals.source_error}")
+    if not vitals.device_up:
         reasons.append("the tunnel device is missing or down")
-    if report.host_missing:
-        reasons.append(f"{report.host_missing} of our routes, rules or devices are missing on this host")
-    if report.loop_lag > LOOP_LAG_LIMIT:
-        reasons.append(f"the event loop was blocked for {report.loop_lag:.1f} s")
-    unreachable = [region for region in report.regions if not region.ok]
-    if unreachable and len(unreachable) == len(report.regions):
-        reasons.append(f"no other region can be reached ({_causes(report)})")
+    if vitals.host_missing:
+        reasons.append(f"{vitals.host_missing} of our routes, rules or devices are missing on this host")
+    if vitals.loop_lag > LOOP_LAG_LIMIT:
+        reasons.append(f"the event loop was blocked for {vitals.loop_lag:.1f} s")
+    if vitals.regions and len(vitals.unreachable) == vitals.regions:
+        reasons.append(f"no other region can be reached ({_causes(vitals)})")
     return reasons
 
 
-def judged(report: StatusReport) -> StatusReport:
-    """The report with its verdict filled in."""
-    reasons = unready_reasons(report)
-    unreachable = [region for region in report.regions if not region.ok]
-    if unreachable and len(unreachable) < len(report.regions):
-        reasons.append(f"{len(unreachable)} of {len(report.regions)} regions cannot be reached ({_causes(report)})")
-    if report.problems:
-        first = report.problems[0]
-        more = f", and {len(report.problems) - 1} more" if len(report.problems) > 1 else ""
+def unhealthy_reasons(vitals: Vitals, problems: Sequence[ProblemReport]) -> list[str]:
+    """Everything that is wrong, what makes the node unready first."""
+    reasons = unready_reasons(vitals)
+    if 0 < len(vitals.unreachable) < vitals.regions:
+        reasons.append(f"{len(vitals.unreachable)} of {vitals.regions} regions cannot be reached ({_causes(vitals)})")
+    if problems:
+        first = problems[0]
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
         reasons.append(f"{first.kind} {first.where}: {first.message}{more}")
+    return reasons
+
+
+def judged(report: StatusReport, vitals: Vitals) -> StatusReport:
+    """The report with its verdict filled in."""
+    reasons = unhealthy_reasons(vitals, report.problems)
     return msgspec.structs.replace(report, healthy=not reasons, reasons=tuple(reasons))
 
 
-def _causes(report: StatusReport) -> str:
-    bad = [f"{region.name}: {region.why or 'no path'}" for region in report.regions if not region.ok]
-    return "; ".join(bad[:3]) + (f"; {len(bad) - 3} more" if len(bad) > 3 else "")
+def _causes(vitals: Vitals) -> str:
+    told = "; ".join(f"{name}: {why or 'no path'}" for name, why in vitals.unreachable[:3])
+    more = len(vitals.unreachable) - 3
+    return f"{told}; {more} more" if more > 0 else told

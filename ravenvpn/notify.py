@@ -16,6 +16,11 @@ class Notifier:
         self._status = ""
 
     @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(os.environ.get("NOTIFY_SOCKET"))
+
+    @property
     def watchdog_interval(self) -> float | None:
         """How often to say WATCHDOG=1, in seconds: half of what systemd waits. None where it does not wait."""
         usec, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")

@@ -7,7 +7,6 @@ are planned together and no two convergences cross. The loop never waits for the
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import time
@@ -16,12 +15,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
-import ravenvpn
-from ravenvpn import dataplane
+from ravenvpn.agent.account import Account
 from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.probing import Probing, subject
-from ravenvpn.agent.report import DataPlaneReport, PeerReport, PeerState, PlanLine, ProblemReport, StatusReport
-from ravenvpn.agent.reporting import Rates, peer_reports, plan_lines, region_reports
 from ravenvpn.agent.resolve import is_literal
 from ravenvpn.agent.sessions import Sessions
 from ravenvpn.agent.upkeep import Upkeep
@@ -32,17 +28,18 @@ from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
 from ravenvpn.mesh.identity import tunnel_address
 from ravenvpn.mesh.model import EndpointType, World
-from ravenvpn.mesh.nodeplan import NodePlan, Role
+from ravenvpn.mesh.nodeplan import Role
 from ravenvpn.mesh.plan import Planner
-from ravenvpn.tunnel.driver import Listeners, TunnelStatus
+from ravenvpn.tunnel.driver import Listeners
 from ravenvpn.tunnel.reports import SessionLost, SessionUp
 
 log = logging.getLogger(__name__)
 
 # Seconds.
 HEARTBEAT = 0.5  # how often the loop is felt; a heartbeat that comes late is how blocking shows
-SAVE_INTERVAL = 30.0
+SAVE_INTERVAL = 1.0  # between writes of where peers were last seen: an agent that is killed forgets no more than that
 RETRY = 2.0  # after a tunnel could not be opened
+LOOK_SHARE = 0.01  # of the loop's time may go into looking at all peers; a thousand of them are looked at less often
 
 
 # What docs/protocol.md calls a node's role.
@@ -56,7 +53,7 @@ class Source(Protocol):
         """The present one first, then each that differs."""
 
     def reload(self) -> None:
-        """Look again now."""
+        """Look again now, and yield a snapshot even if nothing differs."""
 
 
 class Agent:
@@ -84,42 +81,51 @@ class Agent:
         )
         self._probing = Probing(*probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of)
         self._probe_timer: asyncio.TimerHandle | None = None
+        self.account = Account(
+            node, str(source), planner=planner, sessions=self._sessions, probing=self._probing, upkeep=self._upkeep
+        )
         self._snapshot: Snapshot | None = None
-        self._world_at: float | None = None  # Unix seconds
-        self._facts: LocalFacts | None = None  # None: to be read before planning
+        self._facts: LocalFacts | None = None
+        self._facts_due = True  # to be read before planning
         self._resolved = False
         self._reopen = False
-        self._tunnel_problem = ""
-        self._rates = Rates()
-        self._started = time.time()
-        self._lag = 0.0
+        self._reloads: list[asyncio.Future[None]] = []  # wait for a snapshot
+        self._reloaded: list[asyncio.Future[None]] = []  # wait until it is in force
         self.converged = asyncio.Event()  # set once the first world is in force
 
     # Life.
 
-    async def run(self) -> None:
-        """Until cancelled. The host's routes stay, so that nothing leaves in clear until the next start."""
+    async def run(self, *, cleanup: bool = False) -> None:
+        """Until cancelled, or until a defect ends one of its tasks, which ends all.
+
+        At the end the host's routes stay, so that nothing leaves in clear until the next start; with `cleanup` an
+        agent that is cancelled takes all of them along."""
         self._upkeep.start()
+        leaving = False
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._follow_source())
-                tasks.create_task(self._converge_forever())
-                tasks.create_task(self._beat())
+                tasks.create_task(self._follow_source(), name="follow source")
+                tasks.create_task(self._converge_forever(), name="converge")
+                tasks.create_task(self._beat(), name="heartbeat")
+                tasks.create_task(self._upkeep.ended(), name="watch upkeep")
+        except asyncio.CancelledError:
+            leaving = cleanup
+            raise
         finally:
+            if self._probe_timer is not None:
+                self._probe_timer.cancel()
             self._last_seen.save()
             await self._sessions.close()
+            if leaving:
+                await self._upkeep.cleanup()
             await self._upkeep.stop()
 
-    async def cleanup(self) -> None:
-        """Remove everything of ours from the host. The agent is of no use afterwards."""
-        await self._sessions.close()
-        await self._upkeep.cleanup()
-
-    def reload(self) -> None:
-        """Read the source again, and this host's facts."""
-        self._facts = None
+    async def reload(self) -> None:
+        """Read the source and this host's facts again; returns when what was read is in force."""
+        done = asyncio.get_running_loop().create_future()
+        self._reloads.append(done)
         self._source.reload()
-        self._work.set()
+        await done
 
     # What wakes it.
 
@@ -129,9 +135,13 @@ class Agent:
             for problem in snapshot.problems:
                 if problem not in before:
                     log.warning("%s", problem)
-            self._snapshot = snapshot
+            self._snapshot = self.account.snapshot = snapshot
             if snapshot.readable:
-                self._world_at = time.time()
+                self.account.world_at = time.time()
+            if self._reloads:
+                self._facts_due = True
+                self._reloaded += self._reloads
+                self._reloads.clear()
             self._work.set()
 
     def _names_resolved(self) -> None:
@@ -139,7 +149,7 @@ class Agent:
         self._work.set()
 
     def _addresses_changed(self) -> None:
-        self._facts = None
+        self._facts_due = True
         self._work.set()
 
     def _device_gone(self, name: str) -> None:
@@ -206,51 +216,65 @@ class Agent:
                 retry = None
             if self._snapshot is None:
                 continue
+            answered, self._reloaded = self._reloaded, []
             await self._converge(self._snapshot.world)
-            if self._tunnel_problem:
+            if self.account.tunnel_problem:
                 retry = asyncio.get_running_loop().call_later(RETRY, self._work.set)
             self.converged.set()
+            for done in answered:
+                if not done.done():
+                    done.set_result(None)
 
     async def _converge(self, world: World) -> None:
-        if self._facts is None:
+        if self._facts_due:
+            self._facts_due = False  # before looking: what changes meanwhile is looked at again
             self._facts = await self._look_around(world)
         delta = self._planner.update(world, self._probing.liveness, self._facts)
         if self._reopen:
             self._reopen = False
             await self._sessions.close()
+        opened = False
         try:
-            await self._sessions.prepare(self._planner.plan, delta.tunnel)
+            opened = await self._sessions.prepare(self._planner.plan, delta.tunnel)
         except HostError as error:
-            if str(error) != self._tunnel_problem:
+            if str(error) != self.account.tunnel_problem:
                 log.error("no tunnel: %s", error)
-            self._tunnel_problem = str(error)
+            self.account.tunnel_problem = str(error)
         else:
-            self._tunnel_problem = ""
+            self.account.tunnel_problem = ""
         if self._resolved:
             self._resolved = False
             self._sessions.refresh()
-        await self._upkeep.apply(delta.host, lambda: self._planner.plan().host)
+        await self._upkeep.apply(delta.host, lambda: self._planner.plan().host, whole=opened)
         self._sessions.finish(delta.tunnel)
+        if delta.tunnel.peers_removed:
+            self._last_seen.keep_only(self._sessions.probed())
         self._probe()
 
     async def _beat(self) -> None:
         """Feel the loop, and do what is due now and then."""
         loop = asyncio.get_running_loop()
-        saved = expected = loop.time()
+        saved = expected = look = loop.time()
         while True:
             expected += HEARTBEAT
             await asyncio.sleep(max(0.0, expected - loop.time()))
             now = loop.time()
-            self._lag = max(0.0, now - expected)
+            self.account.lag.felt(expected, now)
             expected = max(expected, now)
-            statuses = self._sessions.statuses()
-            self._rates.update(statuses, now)
-            self._probing.look(statuses, boottime())
-            self._ask()
-            if now - saved >= SAVE_INTERVAL:
+            if now >= look:
+                self._look(now)
+                look = now + (loop.time() - now) / LOOK_SHARE
+            if now - saved >= SAVE_INTERVAL and self._last_seen.unsaved:
                 saved = now
-                self._last_seen.learn(statuses)
                 await asyncio.to_thread(self._last_seen.save)
+
+    def _look(self, now: float) -> None:
+        """Take in what the data plane has counted."""
+        statuses = self._sessions.statuses()
+        self.account.rates.update(statuses, now)
+        self._last_seen.learn(statuses)
+        self._probing.look(statuses, boottime())
+        self._ask()
 
     async def _look_around(self, world: World) -> LocalFacts:
         """This host's facts, with the MTU towards every address that the world names for a gateway."""
@@ -263,100 +287,3 @@ class Agent:
             [prefix for info in own for prefix in info.subnets],
             self._planner.plan().tunnel.listen_port,
         )
-
-    # Saying how it is.
-
-    def peers(self) -> list[PeerReport]:
-        plan = self._planner.plan()
-        return peer_reports(
-            plan,
-            self._sessions.statuses(),
-            liveness=self._probing.liveness,
-            quality=self._probing.quality(),
-            rates=self._rates,
-        )
-
-    def status(self) -> StatusReport:
-        """Facts; `ravenvpn.health` judges them."""
-        plan = self._planner.plan()
-        peers = self.peers()
-        tunnel = self._sessions.tunnel
-        running = tunnel.status() if tunnel is not None else None
-        wanted = {peer.name for peer in plan.tunnel.peers if peer.warm}
-        return StatusReport(
-            version=ravenvpn.__version__,
-            node=self._node,
-            region=plan.region,
-            role=plan.role.value,
-            started=self._started,
-            public_key=str(running.public_key) if running and running.public_key else "",
-            listen_port=running.listen_port if running else 0,
-            source=str(self._source),
-            world_at=self._world_at,
-            applied_at=self._upkeep.applied_at,
-            source_error=self._source_error(),
-            device_up=not plan.tunnel.device or (running is not None and running.device is not None and running.up),
-            host_missing=self._upkeep.missing,
-            loop_lag=self._lag,
-            regions=tuple(region_reports(plan, self._snapshot.world, peers)) if self._snapshot else (),
-            sessions_wanted=len(wanted),
-            sessions_up=sum(peer.state is PeerState.UP for peer in peers if peer.name in wanted),
-            problems=self._problems(plan),
-            data_plane=_data_plane(running),
-        )
-
-    def _source_error(self) -> str:
-        if self._snapshot is None or self._snapshot.readable:
-            return ""
-        return str(self._snapshot.problems[0])
-
-    def plan(self) -> list[PlanLine]:
-        return plan_lines(self._planner.plan())
-
-    async def plan_diff(self) -> list[PlanLine]:
-        return await self._upkeep.differences(self._planner.plan().host)
-
-    def _problems(self, plan: NodePlan) -> tuple[ProblemReport, ...]:
-        problems = [
-            ProblemReport(
-                kind="manifest",
-                where=": ".join(filter(None, (found.file + (f":{found.line}" if found.line else ""), found.field))),
-                message=" ".join(filter(None, (found.subject, found.message))),
-                remedy=found.remedy,
-            )
-            for found in (self._snapshot.problems if self._snapshot else ())
-        ]
-        problems += [
-            ProblemReport(
-                kind="conflict",
-                where=f"{conflict.loser}, {conflict.field}",
-                message=f"{conflict.kind}: {conflict.subject} is held by {conflict.winner}",
-                remedy=conflict.remedy,
-            )
-            for conflict in plan.conflicts
-        ]
-        if self._tunnel_problem:
-            problems.append(ProblemReport(kind="tunnel", where="open", message=self._tunnel_problem))
-        problems += [
-            ProblemReport(kind="tunnel", where=name, message=why) for name, why in self._sessions.refused.items()
-        ]
-        problems += [
-            ProblemReport(kind="tunnel", where=name, message="cannot be resolved", remedy="check DNS on this host")
-            for name in self._sessions.unresolved()
-        ]
-        return (*problems, *self._upkeep.problems)
-
-
-def _data_plane(running: TunnelStatus | None) -> DataPlaneReport:
-    if running is None:
-        return DataPlaneReport(body="none", offloads=(), fallbacks={}, drops={})
-    counters = running.counters
-    drops = {cause.name.lower(): count for cause, count in counters.drops.items() if count}
-    drops |= {f"handshake_{cause.name.lower()}": count for cause, count in running.handshake_drops.items() if count}
-    return DataPlaneReport(
-        body=running.body,
-        offloads=tuple(name for name, on in dataclasses.asdict(running.offloads).items() if on),
-        fallbacks={name: count for name, count in counters.fallbacks.items() if count},
-        drops=drops,
-        why_pure=dataplane.native_absence() if running.body == "pure" else "",
-    )

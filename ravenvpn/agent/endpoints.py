@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -37,6 +37,7 @@ class LastSeen(dict[str, Endpoint]):
         super().__init__(_read(path))
         self._path = path
         self._written = dict(self)
+        self._failing = False
 
     def learn(self, statuses: Iterable[PeerStatus]) -> None:
         """Remember the endpoint of every peer that has a session."""
@@ -44,25 +45,32 @@ class LastSeen(dict[str, Endpoint]):
             if status.endpoint is not None and status.session_age is not None:
                 self[status.settings.name] = status.endpoint
 
-    def keep_only(self, names: Iterable[str]) -> None:
+    def keep_only(self, names: Collection[str]) -> None:
         """Forget peers that are no longer planned."""
-        for name in self.keys() - set(names):
+        for name in [name for name in self if name not in names]:
             del self[name]
+
+    @property
+    def unsaved(self) -> bool:
+        return self != self._written
 
     def save(self) -> None:
         """Write the file if something changed, in one step and for the owner only. Failure is logged, not raised."""
-        if dict(self) == self._written:
+        now = dict(self)  # in one step: the loop may learn while a thread saves
+        if now == self._written:
             return
-        content = _File(VERSION, {name: _Seen(where.host, where.port) for name, where in sorted(self.items())})
+        content = _File(VERSION, {name: _Seen(where.host, where.port) for name, where in sorted(now.items())})
         scratch = self._path.with_name(f".{self._path.name}.new")
         try:
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
                 stream.write(msgspec.json.encode(content))
             scratch.replace(self._path)
         except OSError as error:
-            log.warning("cannot keep the peers' endpoints in %s: %s", self._path, error)
+            if not self._failing:
+                log.warning("cannot keep the peers' endpoints in %s: %s", self._path, error)
+            self._failing = True
         else:
-            self._written = dict(self)
+            self._written, self._failing = now, False
 
 
 def _read(path: Path) -> dict[str, Endpoint]:

@@ -15,6 +15,7 @@ from ravenvpn.agent.reporting import Quality
 from ravenvpn.dataplane.contract import PeerId
 from ravenvpn.mesh.liveness import Liveness, PeerFacts, Verdict, judge, next_judgement
 from ravenvpn.mesh.nodeplan import PeerPlan
+from ravenvpn.tunnel.deadlines import Deadlines
 from ravenvpn.tunnel.driver import Tunnel
 from ravenvpn.tunnel.peer import PeerStatus
 from ravenvpn.tunnel.probe import MAX_VERDICTS, Forwarding
@@ -61,6 +62,8 @@ class Probing:
         self._probers: Probers | None = None
         self._peers: dict[str, _Watched] = {}
         self._names: dict[PeerId, str] = {}
+        self._judgements = Deadlines()  # when silence alone will change a verdict
+        self._changed = False  # since `liveness` was last made
         self._introduction = (0, 0)  # our role and epoch
         self._refused_by: dict[str, frozenset[str]] = {}  # hub → nodes it says it does not carry to
         self.liveness = Liveness()
@@ -74,6 +77,8 @@ class Probing:
         self._peers.clear()
         self._names.clear()
         self._refused_by.clear()
+        self._judgements = Deadlines()
+        self._changed = True
         self._publish()
 
     def introduce(self, role: int, epoch: int) -> None:
@@ -91,7 +96,9 @@ class Probing:
             peer = self._peers.pop(name).peer
             del self._names[peer]
             self._refused_by.pop(name, None)
+            self._judgements.forget(peer)
             probers.forget(peer)
+            self._changed = True
         for name, plan in plans.items():
             known = self._peers.get(name)
             if known is not None:
@@ -101,11 +108,16 @@ class Probing:
             self._peers[name] = _Watched(plan, peer)
             self._names[peer] = name
             probers.watch(peer, plan.tunnel_address, None, now)
+            self._changed = True
+        self._publish()
 
     def given_up(self, name: str, now: float) -> None:
         """The tunnel gave a handshake with this peer up."""
-        if name in self._peers:
-            self._peers[name].given_up = now
+        watched = self._peers.get(name)
+        if watched is not None and self._probers is not None:
+            watched.given_up = now
+            self._judge(self._probers, watched, now)
+            self._publish()
 
     def receive(self, name: str, packet: bytes, now: float) -> None:
         """An inner packet for the probe port came from this peer."""
@@ -119,6 +131,8 @@ class Probing:
             watched.probes += 1
             tunnel.send_inner(name, reply)
         self._hear(name, probers.facts(watched.peer).verdicts)
+        self._judge(probers, watched, now)
+        self._publish()
 
     def tick(self, now: float) -> float | None:
         """Send what is due, judge; returns when to come back."""
@@ -126,12 +140,14 @@ class Probing:
         if tunnel is None or probers is None:
             return None
         for peer, packet in probers.tick(now):
-            name = self._names[peer]
-            self._peers[name].probes += 1
-            tunnel.send_inner(name, packet)
-        deadlines = [self._judge(probers, watched, now) for watched in self._peers.values()]
+            watched = self._peers[self._names[peer]]
+            watched.probes += 1
+            tunnel.send_inner(watched.plan.name, packet)
+            self._judge(probers, watched, now)
+        for peer in self._judgements.take_due(now):
+            self._judge(probers, self._peers[self._names[peer]], now)
         self._publish()
-        return min((at for at in (*deadlines, probers.due()) if at is not None and at > now), default=None)
+        return min((at for at in (self._judgements.next(), probers.due()) if at is not None), default=None)
 
     def look(self, statuses: Sequence[PeerStatus], now: float) -> None:
         """Take in what the data plane has counted: who has traffic, who was heard from."""
@@ -146,8 +162,10 @@ class Probing:
                 watched.busy_until = now + BUSY_FOR
             if status.rx_bytes != watched.octets:
                 watched.heard_at = now
+                self._judge(self._probers, watched, now)
             watched.packets, watched.octets, watched.probes = packets, status.rx_bytes, 0
             self._pace(self._probers, watched, status, now)
+        self._publish()
 
     def quality(self) -> dict[str, Quality]:
         """Round trip and loss of every peer that ever answered."""
@@ -169,8 +187,8 @@ class Probing:
             watched.interval = wanted
             probers.watch(watched.peer, watched.plan.tunnel_address, wanted, now)
 
-    def _judge(self, probers: Probers, watched: _Watched, now: float) -> float | None:
-        """Renew the verdict; the instant at which silence alone would change it."""
+    def _judge(self, probers: Probers, watched: _Watched, now: float) -> None:
+        """Renew the verdict, and come back when silence alone would change it."""
         path = probers.facts(watched.peer)
         facts = PeerFacts(
             last_received=watched.heard_at,
@@ -179,8 +197,13 @@ class Probing:
             answered_in_row=path.answered_in_row,
             handshake_given_up=watched.given_up,
         )
-        watched.verdict = judge(watched.verdict, facts, now)
-        return next_judgement(facts)
+        verdict = judge(watched.verdict, facts, now)
+        if verdict is not watched.verdict:
+            watched.verdict = verdict
+            self._changed = True
+        silence = next_judgement(facts)
+        if silence is not None and silence > now:
+            self._judgements.expect(watched.peer, silence)
 
     def _hear(self, hub: str, verdicts: Sequence[ForwardingVerdict]) -> None:
         refused = frozenset(
@@ -190,10 +213,13 @@ class Probing:
         )
         if refused != self._refused_by.get(hub, frozenset()):
             self._refused_by[hub] = refused
-            self._publish()
+            self._changed = True
 
     def _publish(self) -> None:
         """Make a new Liveness if anything of it changed, tell the peers, and tell whoever plans."""
+        if not self._changed:
+            return
+        self._changed = False
         verdicts = {name: watched.verdict for name, watched in self._peers.items()}
         refused = {hub: nodes for hub, nodes in self._refused_by.items() if nodes}
         if verdicts == self.liveness.verdicts and refused == self.liveness.unreachable_via:

@@ -51,6 +51,23 @@ class RegionReport(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: tuple[str, ...] = ()
 
 
+class Vitals(msgspec.Struct, frozen=True, kw_only=True):
+    """What `ravenvpn.health` judges: cheap enough to be asked for every second, however large the world."""
+
+    role: str
+    source: str
+    world_at: float | None  # when the last good world was read
+    applied_at: float | None  # when the host was last brought to the plan
+    source_error: str  # why the source cannot be read right now; empty when it can
+    device_up: bool  # the tunnel device is there and up, or none is wanted here
+    host_missing: int  # things of ours the host should have and does not
+    loop_lag: float  # how late the event loop ran a heartbeat, the worst of the last seconds
+    regions: int  # other regions that this node should reach
+    unreachable: tuple[tuple[str, str], ...]  # of those, the ones that cannot be: name and why
+    sessions_wanted: int
+    sessions_up: int
+
+
 class ProblemReport(msgspec.Struct, frozen=True, kw_only=True):
     """Something a person should mend: a broken manifest, a conflict, a route the kernel refused."""
 
@@ -84,7 +101,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     source_error: str  # why the source cannot be read right now; empty when it can
     device_up: bool  # the tunnel device is there and up, or none is wanted here
     host_missing: int  # things of ours the host should have and does not
-    loop_lag: float  # how late the event loop ran its last heartbeat
+    loop_lag: float  # how late the event loop ran a heartbeat, the worst of the last seconds
     regions: tuple[RegionReport, ...]
     sessions_wanted: int
     sessions_up: int

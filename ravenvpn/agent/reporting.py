@@ -21,7 +21,7 @@ from ravenvpn.mesh.hoststate import (
 )
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import EndpointType, World
-from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, PeerPlan, Role
+from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, PeerPlan
 from ravenvpn.node.words import words
 from ravenvpn.tunnel.peer import PeerStatus
 
@@ -147,44 +147,73 @@ def _peer_path(plan: NodePlan, peer: PeerPlan | None, beyond: Sequence[str]) -> 
     return f"direct, hub for {', '.join(beyond)}" if beyond else "direct"
 
 
-def region_reports(plan: NodePlan, world: World, peers: Sequence[PeerReport]) -> list[RegionReport]:
-    """How every other region is reached. A cold session is no fault: it comes up with the first packet."""
-    states = {peer.name: peer for peer in peers}
-    relays = dict(plan.relays)
-    carriers = {
-        peer.region: peer.name
-        for peer in reversed(plan.tunnel.peers)
-        if peer.region != plan.region and peer.kind is PeerKind.ACTIVE
-    }
-    reports = []
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How another region is reached. A cold session is no fault: it comes up with the first packet."""
+
+    gateway: str  # active gateway node of the region; empty for none
+    path: str  # "direct", "via NAME", or "none"
+    ok: bool
+    why: str = ""
+
+
+def reaches(
+    plans: Mapping[str, PeerPlan],
+    statuses: Mapping[str, PeerStatus],
+    world: World,
+    *,
+    own_region: str,
+    relays: Mapping[str, str],
+    liveness: Liveness,
+) -> dict[str, Reach]:
+    """Every region but `own_region`, sorted by name. Costs a step per peer and region, none per prefix."""
+    carriers: dict[str, str] = {}
+    for plan in plans.values():
+        if plan.kind is PeerKind.ACTIVE and plan.region != own_region:
+            carriers[plan.region] = min(plan.name, carriers.get(plan.region, plan.name))
+    found = {}
     for name in sorted(world.gateways):
-        if name == plan.region or plan.role not in (Role.ACTIVE, Role.STANDBY):
+        if name == own_region:
             continue
-        gateway = world.gateways[name]
-        active = [endpoint.node for endpoint in gateway.status.active if endpoint.type is EndpointType.TUNNEL]
-        prefixes = sorted((p for info in gateway.status.nodes for p in info.subnets), key=_prefix_key)
+        endpoints = world.gateways[name].status.active
+        gateway = next((endpoint.node for endpoint in endpoints if endpoint.type is EndpointType.TUNNEL), "")
         hub = relays.get(name)
-        carrier = states.get(carriers.get(hub or name, ""))
-        ok = carrier is not None and carrier.state in (PeerState.UP, PeerState.COLD)
-        reports.append(
-            RegionReport(
-                name=name,
-                gateway=active[0] if active else "",
-                path=f"via {hub}" if hub else ("direct" if carrier else "none"),
-                ok=ok,
-                why="" if ok else _why(active, carrier),
-                prefixes=tuple(map(str, prefixes)),
+        carrier = carriers.get(hub or name, "")
+        path = f"via {hub}" if hub else ("direct" if carrier else "none")
+        status = statuses.get(carrier)
+        if status is None:
+            why = (
+                "there is no path to its gateway: both are behind NAT and there is no public hub, or it has no Peer"
+                if gateway
+                else "it has no active gateway"
             )
+            found[name] = Reach(gateway, path, ok=False, why=why)
+            continue
+        state, cause = peer_state(plans.get(carrier), status, liveness.of(carrier))
+        ok = state in (PeerState.UP, PeerState.COLD)
+        why = "" if ok else f"{carrier} is {state}" + (f", {cause}" if cause else "")
+        found[name] = Reach(gateway, path, ok, why)
+    return found
+
+
+def region_reports(reached: Mapping[str, Reach], world: World) -> list[RegionReport]:
+    """The same for people, with the prefixes of each region."""
+    return [
+        RegionReport(
+            name=name,
+            gateway=reach.gateway,
+            path=reach.path,
+            ok=reach.ok,
+            why=reach.why,
+            prefixes=tuple(
+                map(
+                    str,
+                    sorted((p for info in world.gateways[name].status.nodes for p in info.subnets), key=_prefix_key),
+                )
+            ),
         )
-    return reports
-
-
-def _why(active: Sequence[str], carrier: PeerReport | None) -> str:
-    if not active:
-        return "it has no active gateway"
-    if carrier is None:
-        return "there is no path to its gateway: both are behind NAT and there is no public hub, or it has no Peer"
-    return f"{carrier.name} is {carrier.state}" + (f", {carrier.why}" if carrier.why else "")
+        for name, reach in reached.items()
+    ]
 
 
 def _prefix_key(prefix: Prefix) -> tuple[int, int, int]:

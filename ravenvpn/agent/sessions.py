@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from ravenvpn.agent.resolve import Resolver
 from ravenvpn.agent.translate import peer_settings
@@ -50,25 +51,26 @@ class Sessions:
         self._resolver = Resolver(on_resolved)
         self._body, self._listeners = body, listeners
         self._plans: dict[str, PeerPlan] = {}
-        self._settings: TunnelPlan | None = None
+        self._wanted: TunnelPlan | None = None  # port, own address and so on, without peers
+        self._settled: TunnelPlan | None = None  # of those, what is in force
         self.tunnel: Tunnel | None = None
         self._wg: UapiServer | None = None
         self.refused: dict[str, str] = {}  # peers the tunnel would not take, and why
 
-    async def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> None:
-        """Open what is new. HostError where the device or the port cannot be had; call again to try again."""
-        if delta.settings is not None and self.tunnel is not None:
-            whole = plan()
+    async def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> bool:
+        """Open what is new; says whether a whole tunnel was opened. HostError where the device or the port cannot be
+        had; what does not depend on it is done, and a call with whatever delta comes next tries the rest again."""
+        if delta.settings is not None:
+            self._wanted = delta.settings
             # A port is bound once only, so where another kind of tunnel is needed the old one goes first.
-            if whole.role is Role.NONE or self._settings is None or whole.tunnel.device != self._settings.device:
+            if self.tunnel is not None and self._settled is not None and self._kind(plan) != self._settled.device:
                 await self.close()
-            else:
-                self._settle(delta.settings)
         if self.tunnel is None:
             whole = plan()
             if whole.role is not Role.NONE:
                 await self._open(whole)
-            return
+                return True
+            return False
         for peer in delta.peers_set:
             self._set_peer(peer)
         for change in delta.accepts:
@@ -76,6 +78,15 @@ class Sessions:
         for prefix, names in delta.routes:
             self._route(prefix, names)
         self._watch_names()
+        if self._wanted is not None and self._wanted != self._settled:
+            self._settle(self._wanted)
+        return False
+
+    @staticmethod
+    def _kind(plan: Callable[[], NodePlan]) -> bool | None:
+        """With a device or without, None for no tunnel at all."""
+        whole = plan()
+        return None if whole.role is Role.NONE else whole.tunnel.device
 
     def finish(self, delta: TunnelDelta) -> None:
         """Close what is no longer wanted."""
@@ -103,7 +114,7 @@ class Sessions:
             self._wg = None
         if self.tunnel is not None:
             self.tunnel.stop()
-            self.tunnel = None
+            self.tunnel = self._settled = None
         self._resolver.close()
 
     def statuses(self) -> list[PeerStatus]:
@@ -119,12 +130,9 @@ class Sessions:
     # Inside.
 
     async def _open(self, plan: NodePlan) -> None:
-        settings = plan.tunnel
-        tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
-        if tun is not None:
-            tun.mtu = settings.mtu
-        tunnel = Tunnel(tun, suites=self._suites, listeners=self._listeners, body=self._body)
-        self.tunnel, self._settings = tunnel, None
+        settings = replace(plan.tunnel, peers=(), routes=(), accepts=())
+        tunnel = self._make_tunnel(settings)
+        self.tunnel, self._settled, self._wanted = tunnel, None, settings
         self._plans, self.refused = {}, {}
         try:
             self._settle(settings)
@@ -138,12 +146,23 @@ class Sessions:
             tunnel.start()
         except BaseException:
             tunnel.stop()
-            self.tunnel, self._settings = None, None
+            self.tunnel, self._settled = None, None
             raise
         self._watch_names()
         if settings.device:
             await self._show_to_wg(tunnel)
         log.info("tunnel up on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
+
+    def _make_tunnel(self, settings: TunnelPlan) -> Tunnel:
+        tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
+        try:
+            if tun is not None:
+                tun.mtu = settings.mtu
+            return Tunnel(tun, suites=self._suites, listeners=self._listeners, body=self._body)
+        except BaseException:
+            if tun is not None:
+                tun.close()
+            raise
 
     async def _show_to_wg(self, tunnel: Tunnel) -> None:
         """Let wg(8) read the device; what it would write is answered with EPERM. Nice to have, never fatal."""
@@ -159,7 +178,7 @@ class Sessions:
         assert self.tunnel is not None
         self.tunnel.listen(port=settings.listen_port)
         self.tunnel.set_own_address(settings.own_address, PROBE_PORT)
-        self._settings = settings
+        self._settled = settings
 
     def _set_peer(self, plan: PeerPlan) -> None:
         assert self.tunnel is not None

@@ -42,9 +42,15 @@ class Upkeep:
         await self._keeper.stop()
         self._host.close()
 
-    async def apply(self, delta: HostDelta, wanted: Callable[[], HostState]) -> None:
-        """Bring the host to the plan; what the kernel refuses is tried again, and told in `problems`."""
-        if not self._known:
+    async def ended(self) -> None:
+        """Return when the keeper has stopped; raise what stopped it, if that was not `stop`."""
+        await self._keeper.ended()
+
+    async def apply(self, delta: HostDelta, wanted: Callable[[], HostState], *, whole: bool = False) -> None:
+        """Bring the host to the plan; what the kernel refuses is tried again, and told in `problems`.
+
+        `whole`: something outside the plan changed what is there, such as a new TUN device: look at everything."""
+        if whole or not self._known:
             self._note(await self._keeper.want(wanted()))
             self._known = True
         elif delta:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-# Ours. A hub must be replaced within 3 s of its death: probes go out once a second to hubs that carry traffic,
-# so two of them unanswered and this much silence leave half a second to plan and move the routes.
-DEAD_AFTER = 2.5  # seconds without anything authenticated, while probes ask
+# Ours. A hub must be replaced within 3 s of its death: probes go out once a second to hubs that carry traffic, and
+# the agent learns up to half a second late what the data plane last received, so two probes unanswered and this much
+# silence leave half a second to plan and move the routes.
+DEAD_AFTER = 2.0  # seconds without anything authenticated, while probes ask
 MIN_UNANSWERED = 2  # one lost probe proves nothing
 GRACE = 1.4  # seconds the first open question may wait: longer than any path's round trip, shorter than two intervals
 # A peer that was dead has to answer this often in a row before it is trusted again, or a path with heavy loss

@@ -98,6 +98,12 @@ class Planner:
         """The tunnel's own part of the plan, without peers and prefixes: what costs nothing to ask for."""
         return self._tunnel_settings()
 
+    def relays(self) -> tuple[tuple[str, str], ...]:
+        """(far region, hub region) of every region that is met through a hub."""
+        return tuple(
+            (name, self._fragments[name].relay) for name in sorted(self._relayed) if self._fragments[name].relay
+        )
+
     def plan(self) -> NodePlan:
         """The whole plan as of the last update."""
         if self._plan is None:
@@ -265,9 +271,7 @@ class Planner:
                 accepts=tuple((name, tuple(sorted(held, key=order))) for name, held in sorted(accepts.items())),
             ),
             host=replace(frame, routes=tuple(routes)),
-            relays=tuple(
-                (name, self._fragments[name].relay) for name in sorted(self._relayed) if self._fragments[name].relay
-            ),
+            relays=self.relays(),
             conflicts=self._conflicts.conflicts(),
             notes=tuple(dict.fromkeys(note for piece in pieces for note in piece.notes)),
         )
