@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,8 +111,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     # A demo or another test run on the same machine has a record of its labs that names a living process.
     others = [record.prefix for record in records() if record.owner != os.getpid() and not record.is_left_over()]
     left -= {name for name in left for prefix in others if name.startswith(f"{prefix}-")}
+    # What is without a record may be another run's too, and then it goes soon.
+    deadline = time.monotonic() + 5
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left &= our_namespaces()
     session.config.stash[_LEFT] = left
-    # Outside CI what has no record may be another test run's.
     if left and CI and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
