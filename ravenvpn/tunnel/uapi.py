@@ -19,9 +19,9 @@ from ravenvpn.errors import ConfigError
 
 PROTOCOL_VERSION = 1
 
-# Ours. A line is read whole, and a set is kept whole: 65,536 peers with two addresses each still fit.
+# Ours. A line is read whole, and a set is kept whole: 65,536 peers with an address each still fit.
 MAX_LINE = 64 << 10  # bytes, as wireguard-go's scanner
-MAX_SET = 16 << 20  # bytes
+MAX_SET = 8 << 20  # bytes
 
 
 class UapiError(Exception):

@@ -20,6 +20,7 @@ SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFREQ = struct.Struct("16sH22x")
 READ_SIZE = 64 << 10
+MAX_READS = 64
 
 
 class LinkWatch:
@@ -55,7 +56,8 @@ class LinkWatch:
     def _readable(self) -> None:
         assert self._socket is not None
         with contextlib.suppress(BlockingIOError):
-            while True:
+            # Bounded, so that a host that changes all the time does not keep us here; what is left calls again.
+            for _ in range(MAX_READS):
                 try:
                     self._socket.recv(READ_SIZE)
                 except OSError as error:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SOCKET_FOLDER = Path("/var/run/wireguard")
 
 # Beyond it the client that has been silent longest is hung up on, so that an operator always gets in.
-MAX_CLIENTS = 32
+MAX_CLIENTS = 16
 READ_SIZE = 64 << 10
 
 # include/uapi/linux/inotify.h
