@@ -336,8 +336,8 @@ class DataPlane(Protocol):
     # Hand-over.
     def freeze(self) -> bytes:
         """Stop, and give out sessions as a blob (docs/architecture.md). Nothing is sent after it, so no counter can
-        repeat: `start`, `thaw`, `install_keypair` and everything that sends raise ValueError. Descriptors stay open and
-        belong to the caller. The blob is as secret as the keys."""
+        repeat: `start`, `thaw`, `install_keypair` and everything that sends raise ValueError. Descriptors stay open
+        and belong to the caller. The blob is as secret as the keys."""
 
     def thaw(self, blob: bytes) -> None:
         """Take over the sessions of a frozen body; each peer's Traffic is reported. Counters skip ahead. ValueError
