@@ -79,9 +79,8 @@ class Tunnel:
         `body` forces a data plane (see `dataplane.create`)."""
         timing, offloads = timing or Timing(), offloads or Offloads()
         if tun is not None:
-            offloads = dataclasses.replace(
-                offloads, tun_tso=offloads.tun_tso and tun.tso, tun_uso=offloads.tun_uso and tun.uso
-            )
+            tun.offload(tso=offloads.tun_tso, uso=offloads.tun_uso)
+            offloads = dataclasses.replace(offloads, tun_tso=tun.tso, tun_uso=tun.uso)
         self.settings: dict[str, PeerSettings] = {}  # to be read; `set_peer` and `remove_peer` write
         self.allowed_ips = AllowedIPs()
         self.private_key: PrivateKey | None = None

@@ -140,6 +140,8 @@ from ravenvpn.tunnel.linux.tun import Tun
 whole, plain = Tun.open("rvx"), Tun.open("rvy", tso=False, uso=False)
 print(whole.name, os.get_blocking(whole.fd), os.get_inheritable(whole.fd), whole.tso, whole.is_up, whole.exists)
 print(plain.tso, plain.uso)
+plain.offload(tso=True, uso=False)
+print(plain.tso, plain.uso)
 whole.mtu = 1300
 whole.set_up()
 print(whole.mtu, whole.is_up)
@@ -161,6 +163,7 @@ def test_a_tun_device_tells_the_truth_about_itself(netns):
     assert done.stdout.splitlines() == [
         "rvx False False True False True",
         "False False",
+        "True False",
         "1300 True",
         "rvz False",
         "False False",

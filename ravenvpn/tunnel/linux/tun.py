@@ -77,6 +77,13 @@ class Tun:
             ) from error
         return cls(device, tso=tso, uso=uso)
 
+    def offload(self, *, tso: bool, uso: bool) -> None:
+        """Ask the kernel for superpackets of TCP and UDP, or for none; `tso` and `uso` say what came of it."""
+        try:
+            self.tso, self.uso = _set_offloads(self.fd, tso=tso, uso=uso)
+        except OSError as error:
+            raise HostError(f"the offloads of the TUN device can not be set: {error.strerror}") from error
+
     @property
     def name(self) -> str:
         """Its name right now: devices can be renamed. Raises HostError when the device is gone."""
