@@ -364,6 +364,18 @@ async def test_the_outer_header_gets_the_inner_ecn_and_no_dscp(body, family, inn
             assert ds_field == codepoint
 
 
+async def test_each_packet_of_a_batch_has_its_own_ecn(body):
+    """Messages that leave in one call share one outer header's codepoint, so these may not."""
+    async with two(body) as pair:
+        with Eve() as eve:
+            await pair.connect()
+            pair.alice.plane.set_endpoint(BOB, eve.endpoint)
+            codepoints = [ECT_0, ECT_0, NOT_ECT, CE, ECT_1, ECT_1]
+            pair.alice.put(*[udp(A, B, tos=codepoint) for codepoint in codepoints])
+            await pair.settle()
+            assert [ds_field for _, ds_field in eve.captured_with_ds()] == codepoints
+
+
 @pytest.mark.parametrize(
     ("inner", "outer", "combined"),
     [
