@@ -72,7 +72,7 @@ def own_sources(info: NodeInfo | None, peer: Peer | None, facts: LocalFacts) -> 
     """The address that what starts on this node leaves with, one a family, and what a person should know about it.
 
     Best is what the Peer announces, then an address inside the node's own pod prefixes, then its InternalIP; only
-    addresses that are present count. The far side accepts the first two.
+    addresses that are present count (where nobody looked, what is announced). The far side accepts the first two.
     """
     if info is None:
         return {}, []
@@ -94,7 +94,7 @@ def own_sources(info: NodeInfo | None, peer: Peer | None, facts: LocalFacts) -> 
         if version in found:
             continue
         for address in internal:
-            if address.version == version and (present is None or address in present):
+            if address.version == version and address in (present or ()):
                 found.setdefault(version, address)
         if version in found:
             notes.append(

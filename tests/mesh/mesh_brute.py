@@ -179,8 +179,13 @@ def hub_for(resolved: Resolved, me: str, other: str, liveness: Liveness) -> str 
     def dead(n: str) -> bool:
         return liveness.verdicts.get(n) is Verdict.DEAD
 
-    for hub in order:
+    def alive(n: str) -> bool:
+        return liveness.verdicts.get(n) is Verdict.ALIVE
+
+    for hub, proven in [(h, True) for h in order] + [(h, False) for h in order]:
         for n in nodes(hub):
+            if proven and not alive(n):
+                continue
             if not dead(n) and any(f not in liveness.unreachable_via.get(n, ()) for f in far):
                 return hub
     for hub in order:
@@ -208,17 +213,17 @@ def brute_plan(world: World, liveness: Liveness, me: str) -> BrutePlan:
         return BrutePlan()
     mine = next((e for e in resolved.gateways[home] if e.node == me), None)
     plan = BrutePlan("plain node" if mine is None else "active gateway" if mine.active else "standby gateway", home)
-    in_region(world, resolved, home, me, mine, plan)
+    in_region(world, resolved, home, me=me, mine=mine, plan=plan)
     for name in resolved.gateways:
         if name != home:
-            towards(world, resolved, home, mine, name, liveness, plan)
+            towards(world, resolved, home, mine=mine, name=name, liveness=liveness, plan=plan)
     if mine is not None:
         plan.tunnelled.add(mesh_prefix(world))
         plan.closed.add(mesh_prefix(world))
     return plan
 
 
-def in_region(world: World, resolved: Resolved, home: str, me: str, mine: Ends | None, plan: BrutePlan) -> None:
+def in_region(world: World, resolved: Resolved, home: str, *, me: str, mine: Ends | None, plan: BrutePlan) -> None:
     able = {e.node: e for e in resolved.gateways[home]}
     gateway = world.gateways[home]
     for info in gateway.status.nodes:
@@ -243,6 +248,7 @@ def towards(
     world: World,
     resolved: Resolved,
     home: str,
+    *,
     mine: Ends | None,
     name: str,
     liveness: Liveness,

@@ -45,6 +45,7 @@ def send(
     start: str,
     source: Address,
     destination: Address,
+    *,
     broken: Set[frozenset[str]] = frozenset(),
     dead: Set[str] = frozenset(),
 ) -> Journey:
@@ -71,7 +72,7 @@ def send(
         if chosen is None:
             return Journey(Fate.DROPPED, tuple(path))
         peer = carriers[chosen][0]
-        if not arrives(all_plans, path[-1], peer, source, broken, dead):
+        if not arrives(all_plans, path[-1], peer, source=source, broken=broken, dead=dead):
             return Journey(Fate.DROPPED, (*path, peer))
         path.append(peer)
     return Journey(Fate.LOOPED, tuple(path))
@@ -81,6 +82,7 @@ def arrives(
     all_plans: Mapping[str, NodePlan],
     sender: str,
     receiver: str,
+    *,
     source: Address,
     broken: Set[frozenset[str]],
     dead: Set[str],

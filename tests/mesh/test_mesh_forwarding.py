@@ -131,7 +131,7 @@ def test_a_cut_between_one_end_and_the_hub_moves_both_ends(world: World, data: s
     all_plans = plans(world, views)
     broken = {frozenset((active(here), hub)) for hub in cut}
     for one, other in ((here, there), (there, here)):
-        journey = send(all_plans, active(one), pod(one), pod(other), broken)
+        journey = send(all_plans, active(one), pod(one), pod(other), broken=broken)
         assert (journey.fate, journey.path[-1]) == (Fate.DELIVERED, active(other))
 
 

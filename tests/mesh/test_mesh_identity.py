@@ -1,0 +1,40 @@
+"""Derived addresses, against SHA-256 sums computed with sha256sum(1)."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
+
+import pytest
+
+from ravenvpn.mesh import identity
+
+# printf ravenvpn | sha256sum → 6f8e5ed3a7 702dc8…; printf edge-1 | sha256sum → df594d71a145abdc 3d2b8d6c…
+
+
+def test_the_mesh_has_a_48_of_its_name() -> None:
+    assert identity.mesh_network("ravenvpn") == IPv6Network("fd6f:8e5e:d3a7::/48")
+
+
+def test_a_node_has_a_tunnel_address_of_its_name() -> None:
+    assert identity.tunnel_address("ravenvpn", "edge-1") == IPv6Address("fd6f:8e5e:d3a7:1:df59:4d71:a145:abdc")
+
+
+def test_a_node_has_an_ipv6_next_hop_of_its_name() -> None:
+    assert identity.vxlan_next_hop("ravenvpn", "edge-1") == IPv6Address("fd6f:8e5e:d3a7:2:df59:4d71:a145:abdc")
+
+
+@pytest.mark.parametrize(
+    ("private", "vxlan", "mac"),
+    [
+        ("10.1.2.3", "240.1.2.3", "aa:0f:f0:01:02:03"),  # upstream's own example
+        ("192.168.255.254", "240.168.255.254", "aa:0f:f0:a8:ff:fe"),
+    ],
+)
+def test_the_vxlan_address_and_mac_are_upstreams(private: str, vxlan: str, mac: str) -> None:
+    assert identity.vxlan_address(IPv4Address(private)) == IPv4Address(vxlan)
+    assert identity.vxlan_mac("edge-1", IPv4Address(private)) == mac
+
+
+def test_a_node_of_ipv6_alone_has_a_mac_of_its_name() -> None:
+    assert identity.vxlan_mac("edge-1", IPv6Address("2001:db8::1")) == "aa:0f:df:59:4d:71"
+    assert identity.vxlan_mac("edge-1", None) == "aa:0f:df:59:4d:71"
