@@ -7,7 +7,7 @@
 The device speaks through the data plane it was given and returns nothing but reports. It reads no clock and rolls no
 dice: `now` is CLOCK_BOOTTIME in seconds, `unix_ns` the wall clock in nanoseconds, `random(n)` gives n bytes.
 Handshakes cost a millisecond, so they are queued and worked off within a budget per call; while work waits,
-`deadline()` lies in the past.
+`deadline()` lies in the past (under load: in the near future, since packets come first).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ravenvpn.tunnel.gate import Gate, HandshakeDrop, Refused
 from ravenvpn.tunnel.handshakes import Handshakes
 from ravenvpn.tunnel.identity import Identity
 from ravenvpn.tunnel.indices import IndexTable
+from ravenvpn.tunnel.load import REFUSAL, Pace
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Peer, PeerSettings, PeerStatus, status_of
 from ravenvpn.tunnel.peers import PeerTable
 from ravenvpn.tunnel.reports import Report, SessionLost, SessionUp
@@ -53,7 +54,9 @@ class Device:
         self._identity = Identity(random, self._timing)
         self._peers = PeerTable()
         self._indices = IndexTable(random)
-        self._gate = Gate(self._identity, self._send_cookie_reply)
+        self._gate = Gate(self._identity, self._indices.find, self._send_cookie_reply)
+        self._pace = Pace()
+        self._paced_until = DUE_NOW
         self._handshakes = Handshakes(
             dataplane, self._identity, self._peers, self._indices, random=random, suites=suites
         )
@@ -152,7 +155,7 @@ class Device:
         for event in events:
             if isinstance(event, Datagram):
                 if up and self._identity.current is not None:
-                    self._gate.admit(event)
+                    self._gate.admit(event, now)
                 else:
                     self._gate.drop(HandshakeDrop.NOT_LISTENING)
             elif isinstance(event, Inner):
@@ -180,9 +183,10 @@ class Device:
         self.work(now, unix_ns)
 
     def work(self, now: float, unix_ns: int, budget: int = WORK_BUDGET) -> bool:
-        """Do up to `budget` handshake messages and initiations; says whether more wait.
+        """Do up to `budget` handshakes' worth of messages and initiations; says whether more wait.
 
-        Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse.
+        Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse. Under
+        load the messages get a share of time (`load.Pace`), whatever the budget.
         """
         calling = self._sessions.to_call
         calls = min(len(calling), max(1, budget // 2))
@@ -192,19 +196,26 @@ class Device:
             peer = self._peers.get(peer_id)
             if peer is not None:
                 self._sessions.call(peer, now, unix_ns)
-        for _ in range(min(len(self._gate), max(1, budget - calls))):
-            try:
-                waiting = self._gate.take(now)
-                self._sessions.settle(self._handshakes.receive(waiting, now, unix_ns))
-            except Refused as refused:
-                self._gate.drop(refused.reason)
+        paced = self._gate.loaded(now)
+        left = float(max(1, budget - calls))
+        if paced:
+            left = min(left, self._pace.available(now))
+        while len(self._gate) and left >= REFUSAL:
+            cost = self._handle_one(now, unix_ns)
+            left -= cost
+            if paced:
+                self._pace.spend(cost)
+        self._paced_until = self._pace.resumes() if paced else DUE_NOW
         return bool(calling) or len(self._gate) > 0
 
     def deadline(self) -> float | None:
-        """When to call `tick` at the latest; in the past while work waits; None if nothing is expected."""
-        if self._sessions.to_call or len(self._gate):
+        """When to call `tick` at the latest; in the past while work may be done; None if nothing is expected."""
+        if self._sessions.to_call:
             return DUE_NOW
-        return self._sessions.deadlines.next()
+        due = self._sessions.deadlines.next()
+        if len(self._gate):
+            return self._paced_until if due is None else min(due, self._paced_until)
+        return due
 
     def initiate(self, name: str, now: float) -> None:
         """Begin a handshake with the peer as soon as the limit of one per REKEY_TIMEOUT lets us."""
@@ -255,6 +266,19 @@ class Device:
             self._sessions.settle(peer)
 
     # Inside.
+
+    def _handle_one(self, now: float, unix_ns: int) -> float:
+        """Take one message from the gate; what it cost, in handshakes."""
+        try:
+            waiting = self._gate.take(now)
+        except Refused as refused:
+            self._gate.drop(refused.reason)
+            return REFUSAL
+        try:
+            self._sessions.settle(self._handshakes.receive(waiting, now, unix_ns))
+        except Refused as refused:
+            self._gate.drop(refused.reason)
+        return 1.0
 
     def _jitter(self) -> float:
         return int.from_bytes(self._random(2), "little") / 65536 * self._timing.max_jitter

@@ -1,7 +1,7 @@
 """What a handshake message must pass before it costs us anything (whitepaper §5.3).
 
-In this order: form, mac1 (a hash), room in the queue; and, when its turn comes, while under load: mac2 or it gets a
-cookie reply instead, then the limit of its source. Only what is left may cause a Diffie-Hellman.
+In this order: form, room in the queue, mac1 (a hash); and, while under load, mac2 or it gets a cookie reply instead,
+then the limit of its source. Only what is left may cause a Diffie-Hellman.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ravenvpn.crypto.cookie import packed_source
+from ravenvpn.crypto.cookie import MAC_BYTES, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram
 from ravenvpn.errors import MalformedMessage
 from ravenvpn.tunnel import wire
 from ravenvpn.tunnel.identity import Identity, OwnKey
+from ravenvpn.tunnel.indices import Entry
 from ravenvpn.tunnel.load import Load
 from ravenvpn.tunnel.ratelimit import SourceLimiter
+
+MAX_PROVEN = MAX_DATAGRAMS // 8
+_NO_MAC = bytes(MAC_BYTES)
 
 
 class HandshakeDrop(enum.IntEnum):
@@ -57,51 +61,97 @@ class Waiting(NamedTuple):
 
 
 class Gate:
-    """The queue of handshake messages and its guards."""
+    """Two queues of handshake messages and their guards.
 
-    def __init__(self, identity: Identity, reply: Callable[[bytes, Datagram], None]) -> None:
+    A message that proved itself waits apart, so that a flood fills only the other queue: one with a cookie of ours,
+    while we are under load, and one that names an index of ours (32 random bits, known only on the path).
+    """
+
+    def __init__(
+        self, identity: Identity, find: Callable[[int], Entry | None], reply: Callable[[bytes, Datagram], None]
+    ) -> None:
         self._identity = identity
+        self._find = find  # whose an index of ours is
         self._reply = reply  # sends a cookie reply to where a datagram came from
         self._queue: deque[Waiting] = deque()
+        self._proven: deque[Waiting] = deque()
         self._load = Load()
         self._limiter = SourceLimiter()
         self.drops = dict.fromkeys(HandshakeDrop, 0)
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._proven)
 
     def drop(self, reason: HandshakeDrop) -> None:
         self.drops[reason] += 1
 
-    def admit(self, datagram: Datagram) -> None:
+    def loaded(self, now: float) -> bool:
+        return self._load.observe(len(self._queue), now)
+
+    def admit(self, datagram: Datagram, now: float) -> None:
         """Queue it, or count why not."""
         try:
-            message = wire.parse(datagram.data)
-        except MalformedMessage:
-            self.drop(HandshakeDrop.MALFORMED)
-            return
-        own = None if isinstance(message, wire.CookieReply) else self._identity.addressee(datagram.data)
-        if own is None and not isinstance(message, wire.CookieReply):
-            self.drop(HandshakeDrop.BAD_MAC1)
-        elif len(self._queue) >= MAX_DATAGRAMS:
-            self.drop(HandshakeDrop.QUEUE_FULL)
-        else:
-            self._queue.append(Waiting(message, own, datagram))
+            self._admit(datagram, now)
+        except Refused as refused:
+            self.drop(refused.reason)
 
     def take(self, now: float) -> Waiting:
         """The next message, if it may cost something; Refused if it may not. IndexError if none waits."""
-        loaded = self._load.observe(len(self._queue), now)
+        if self._proven:
+            return self._proven.popleft()
+        loaded = self.loaded(now)
         waiting = self._queue.popleft()
         if loaded and waiting.own is not None:
-            datagram, checker = waiting.datagram, waiting.own.checker
+            checker, datagram = waiting.own.checker, waiting.datagram
             source = packed_source(datagram.endpoint.host, datagram.endpoint.port)
-            if not checker.mac2_is_valid(datagram.data, source, now):
+            if not self._is_proven(waiting, source, now):
                 self._reply(checker.reply(datagram.data, source, now), datagram)
                 raise Refused(HandshakeDrop.COOKIE_SENT)
-            if not self._limiter.allow(datagram.endpoint.host, now):
-                raise Refused(HandshakeDrop.RATE_LIMITED)
         return waiting
 
     def clear(self) -> None:
         """Forget what waits: it was addressed to who we were."""
         self._queue.clear()
+        self._proven.clear()
+
+    def _admit(self, datagram: Datagram, now: float) -> None:
+        try:
+            message = wire.parse(datagram.data)
+        except MalformedMessage:
+            raise Refused(HandshakeDrop.MALFORMED) from None
+        if isinstance(message, wire.CookieReply):
+            # It has no mac1; what it has is an index of ours, or it is nothing.
+            if self._find(message.receiver) is None:
+                raise Refused(HandshakeDrop.BAD_COOKIE)
+            return self._append(Waiting(message, None, datagram), proven=True)
+        proven = False
+        if isinstance(message, wire.Response):
+            entry = self._find(message.receiver)
+            if entry is None or entry.keypair:
+                raise Refused(HandshakeDrop.STALE_RESPONSE)
+            proven = True
+        tries_to_prove = not proven and datagram.data[-MAC_BYTES:] != _NO_MAC and self.loaded(now)
+        if not proven and not tries_to_prove and len(self._queue) >= MAX_DATAGRAMS:
+            raise Refused(HandshakeDrop.QUEUE_FULL)  # before the hash: a flood makes this the common case
+        own = self._identity.addressee(datagram.data)
+        if own is None:
+            raise Refused(HandshakeDrop.BAD_MAC1)
+        waiting = Waiting(message, own, datagram)
+        if tries_to_prove:
+            proven = self._is_proven(waiting, packed_source(datagram.endpoint.host, datagram.endpoint.port), now)
+        return self._append(waiting, proven=proven)
+
+    def _append(self, waiting: Waiting, *, proven: bool) -> None:
+        queue, room = (self._proven, MAX_PROVEN) if proven else (self._queue, MAX_DATAGRAMS)
+        if len(queue) >= room:
+            raise Refused(HandshakeDrop.QUEUE_FULL)
+        queue.append(waiting)
+
+    def _is_proven(self, waiting: Waiting, source: bytes, now: float) -> bool:
+        """Whether mac2 shows that the source is where it says; Refused if it is, and asks too often."""
+        own, datagram = waiting.own, waiting.datagram
+        if own is None or not own.checker.mac2_is_valid(datagram.data, source, now):
+            return False
+        if not self._limiter.allow(datagram.endpoint.host, now):
+            raise Refused(HandshakeDrop.RATE_LIMITED)
+        return True

@@ -7,10 +7,11 @@ from fake_dataplane import deterministic_random
 from test_tunnel_handshake import drops, the
 from tunnel_world import Flight, Node, World
 
-from ravenvpn.crypto.cookie import CookieStamper
-from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint
+from ravenvpn.crypto.cookie import CookieStamper, packed_source
+from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint, Timing
 from ravenvpn.tunnel import wire
 from ravenvpn.tunnel.device import WORK_BUDGET
+from ravenvpn.tunnel.gate import MAX_PROVEN
 from ravenvpn.tunnel.peer import Failure
 from ravenvpn.tunnel.phases import Phase
 
@@ -37,15 +38,20 @@ def work_off(bob: Node, world: World) -> None:
         pass
 
 
-def test_messages_wait_in_a_bounded_queue_and_are_worked_off_within_a_budget(world: World) -> None:
+def test_messages_are_worked_off_within_a_budget(world: World) -> None:
+    bob = world.node("bob")
+    receive(bob, world, flood(bob, 100))
+    assert bob.device.work(world.now, world.unix_ns, budget=10)
+    assert drops(bob) == {"NOT_AUTHENTIC": 10}
+    assert bob.device.deadline() == 0.0  # come back at once
+    bob.device.tick(world.now, world.unix_ns)
+    assert drops(bob) == {"NOT_AUTHENTIC": 10 + WORK_BUDGET}
+
+
+def test_they_wait_in_a_queue_that_has_an_end(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, MAX_DATAGRAMS + 10))
     assert drops(bob) == {"QUEUE_FULL": 10}
-    assert bob.device.work(world.now, world.unix_ns, budget=100)
-    assert sum(drops(bob).values()) == 110
-    bob.device.tick(world.now, world.unix_ns)
-    assert sum(drops(bob).values()) == 110 + WORK_BUDGET
-    assert bob.device.deadline() == 0.0
 
 
 def test_messages_without_a_valid_mac1_do_not_even_wait(world: World) -> None:
@@ -60,8 +66,9 @@ def test_under_load_a_message_without_a_cookie_gets_one_and_nothing_else(world: 
     datagrams = flood(bob, 600)
     receive(bob, world, datagrams)
     bob.device.work(world.now, world.unix_ns, budget=1)
-    assert drops(bob) == {"COOKIE_SENT": 1}
-    (reply,) = world.sent
+    # Sixteen replies cost what one handshake does.
+    assert drops(bob) == {"COOKIE_SENT": 16}
+    reply = world.sent[0]
     assert reply.to == datagrams[0].endpoint
     assert len(reply.data) == 64  # less than what asked for it: no amplification
     assert reply.data[:4] == b"\x03\0\0\0"
@@ -121,7 +128,97 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
             proven.append(Datagram(message, node.address, None))
     receive(bob, world, proven + flood(bob, 600))
     bob.device.work(world.now, world.unix_ns, budget=len(proven))
-    assert drops(bob) == {"NOT_AUTHENTIC": 5 + 1, "RATE_LIMITED": 3}
+    assert drops(bob)["NOT_AUTHENTIC"] == 5 + 1
+    assert drops(bob)["RATE_LIMITED"] == 3
+
+
+def test_a_cookie_is_a_ticket_past_a_full_queue(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lambda _: []
+    receive(bob, world, flood(bob, MAX_DATAGRAMS))
+    alice.sends(b"hello", bob)
+    message = the("initiation", world).data
+    receive(bob, world, [Datagram(message, alice.address, None)])
+    assert drops(bob) == {"QUEUE_FULL": 1}
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    reply = checker.reply(message, packed_source(alice.address.host, alice.address.port), world.now)
+    receive(alice, world, [Datagram(reply, bob.address, None)])
+    work_off(alice, world)
+    world.now += 5.4
+    alice.turn()
+    message = the("initiation", world).data
+    receive(bob, world, [Datagram(message[:-1] + b"x", alice.address, None)])
+    assert drops(bob) == {"QUEUE_FULL": 2}
+    receive(bob, world, [Datagram(message, alice.address, None)])
+    bob.device.work(world.now, world.unix_ns, budget=1)
+    assert world.kinds(sender=bob) == ["response"]
+
+
+def test_the_queue_of_proven_sources_has_an_end_too(world: World) -> None:
+    bob = world.node("bob")
+    receive(bob, world, flood(bob, MAX_DATAGRAMS))
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    proven = []
+    for number, datagram in enumerate(flood(bob, MAX_PROVEN + 3)):
+        endpoint = Endpoint(f"10.0.{number // 250}.{number % 250}", 51820)
+        stamper = CookieStamper(bob.key.public)
+        message = stamper.stamp(datagram.data[:116], world.now)
+        reply = checker.reply(message, packed_source(endpoint.host, endpoint.port), world.now)
+        stamper.receive_reply(reply, world.now)
+        proven.append(Datagram(stamper.stamp(datagram.data[:116], world.now), endpoint, None))
+    receive(bob, world, proven)
+    assert drops(bob) == {"QUEUE_FULL": 3}
+
+
+def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_gets_through(world: World) -> None:
+    """Five thousand a second from sources that do not exist: at most 250 handshakes' worth of work a second."""
+    world.timing = Timing(rekey_timeout=1.0)
+    alice, bob = world.pair()
+    work: list[float] = []
+    pool = flood(bob, 600)
+    receive(bob, world, pool)
+
+    def second() -> None:
+        for _ in range(16):
+            receive(bob, world, pool[:313])
+            world.run(0.0625)
+        counted = drops(bob)
+        work.append(counted.get("COOKIE_SENT", 0) / 16 + counted.get("NOT_AUTHENTIC", 0))
+
+    second()
+    alice.sends(b"hello", bob)
+    second()
+    second()
+    assert 249 <= work[2] - work[1] <= 251
+    second()
+    assert bob.delivered == [b"hello"]
+
+
+def test_a_response_we_wait_for_passes_a_full_queue(world: World) -> None:
+    alice, bob = world.pair()
+    world.path = lambda _: [0.0]
+    receive(alice, world, flood(alice, MAX_DATAGRAMS))
+    alice.sends(b"hello", bob)
+    world.run(0.01)
+    assert bob.delivered == [b"hello"]
+
+
+def test_a_response_nobody_waits_for_costs_not_even_a_hash(world: World) -> None:
+    alice, bob = world.pair()
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    bogus = wire.Response(1, 2, bytes(48)).pack() + bytes(32)
+    receive(alice, world, [Datagram(bogus, bob.address, None)])
+    assert drops(alice) == {"STALE_RESPONSE": 1}
+    assert alice.device.work(world.now, world.unix_ns, budget=0) is False
+
+
+def test_cookie_replies_to_nothing_of_ours_fill_no_queue(world: World) -> None:
+    """They carry no mac1: who sends them need not even know our public key."""
+    bob = world.node("bob")
+    receive(bob, world, [Datagram(b"\x03\0\0\0" + noise(60), Endpoint("198.51.100.1", 1), None)] * 600)
+    assert drops(bob) == {"BAD_COOKIE": 600}
+    assert bob.device.deadline() is None
 
 
 def test_a_cookie_reply_does_not_move_the_endpoint(world: World) -> None:
@@ -181,7 +278,9 @@ def test_a_flood_does_not_keep_us_from_calling(world: World) -> None:
     receive(alice, world, flood(alice, MAX_DATAGRAMS))
     alice.sends(b"hello", bob)  # one turn: the queue is still nearly full
     assert "initiation" in world.kinds(sender=alice)
-    assert alice.device.deadline() == 0.0
+    deadline = alice.device.deadline()
+    assert deadline is not None
+    assert world.now < deadline < world.now + 0.01  # packets come first, but work is not forgotten
 
 
 def test_many_calls_do_not_keep_us_from_answering(world: World) -> None:
