@@ -73,7 +73,7 @@ class Fighting:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A repair that the kernel refused, at least in part; it is tried again."""
+    """A repair that the kernel refused, at least in part; it is tried again. Told once, not at every trial."""
 
     failed: tuple[Failure, ...]
 
@@ -209,6 +209,7 @@ class Keeper:
             if self._wanted is None:
                 return
             wanted = self._wanted()
+            refused_before = set(map(str, self.failed))
             try:
                 result = await asyncio.to_thread(self._host.apply, wanted, parts)
             except HostError as error:
@@ -224,20 +225,30 @@ class Keeper:
         fights = tuple(fight for fight in self._fights.current(now) if fight.part in parts)
         if fights and restored:
             self._on_event(Fighting(fights, max(self._fights.delay(fight.part, now) for fight in fights)))
-        if result.failed:
+        if not refused_before.issuperset(map(str, result.failed)):
             self._on_event(Refused(result.failed))
 
     def _noted(self, result: ApplyResult, parts: frozenset[Part]) -> ApplyResult:
-        """Remember what was refused, and try that again later."""
-        self.failed = result.failed
+        """Remember what was refused, and try that again later. Of parts that were not looked at nothing is new."""
+        known = tuple(failure for failure in self.failed if not _parts(failure) <= parts)
+        self.failed = (*known, *result.failed)
         if result.failed:
             due = self._clock() + self._retry
-            self._due.update((part, due) for part in ALL)
+            for part in frozenset[Part]().union(*map(_parts, result.failed)):
+                self._due[part] = min(self._due.get(part, due), due)
             self._retry = min(self._retry * 2, LAST_RETRY)
             self._wake.set()
-        elif parts == ALL:
+        elif not self.failed:
             self._retry = FIRST_RETRY
         return result
+
+
+def _parts(failure: Failure) -> frozenset[Part]:
+    """What to look at again after a refusal."""
+    if failure.operation is None:
+        return ALL
+    part = _part(failure.operation)
+    return frozenset((part, Part.ROUTES)) if part is Part.DEVICES else frozenset((part,))
 
 
 def _part(operation: Operation) -> Part:

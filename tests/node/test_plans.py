@@ -1,0 +1,51 @@
+"""What the planner asks for, done to a real kernel: from world to world by deltas, never different from a look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mesh.mesh_worlds import edits, worlds
+from node.box import Box, open_tun
+
+from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.model import World
+from ravenvpn.mesh.plan import Planner
+from ravenvpn.node.apply import ApplyResult, Host
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
+
+# No address is present, so that no plan prefers a source that the namespace lacks.
+FACTS = LocalFacts(addresses=frozenset())
+
+
+@given(data=st.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+def test_deltas_lead_where_a_look_would(data: st.DataObject, box: Callable[[], Box], state_file: Path) -> None:
+    """Random worlds and edits, seen by a node that may be gateway, standby or neither."""
+    world: World = data.draw(worlds(least=2))
+    course = [world]
+    for _ in range(3):
+        course.append(data.draw(edits(course[-1])))
+    node = box()
+
+    def play() -> None:
+        planner = Planner("a0")
+        with Host(state_file) as host, ExitStack() as devices:
+            for turn, world in enumerate(course):
+                before = planner.plan().host
+                delta = planner.update(world, facts=FACTS)
+                wanted = planner.plan().host
+                if wanted.tun is not None and before.tun is None:
+                    devices.enter_context(open_tun())
+                result = host.apply_delta(delta.host, lambda: planner.plan().host)
+                assert [str(failure) for failure in result.failed] == []
+                assert host.apply(wanted) == ApplyResult(), f"after turn {turn}"
+            assert host.cleanup().failed == ()
+            assert host.cleanup() == ApplyResult()
+
+    node.call(play)
