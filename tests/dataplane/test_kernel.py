@@ -233,6 +233,20 @@ async def test_udp_moves_in_superpackets(netns, body, inner):
             assert after.tun_writes - there.tun_writes <= 3
 
 
+async def test_segmentation_is_not_blamed_for_a_route_that_leads_nowhere(netns, body):
+    """A blackhole answers EINVAL, as a kernel without UDP GSO does; but to single messages too."""
+    async with link(netns, body) as (alice, bob):
+        alice.ip("route", "add", "blackhole", "198.51.100.0/24")
+        alice.plane.set_endpoint(BOB, Endpoint("198.51.100.1", PORT))
+        with alice.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendmsg([bytes(12_000)], [(17, 103, struct.pack("=H", 1200))], 0, (bob.address(socket.AF_INET), 9))
+            async with asyncio.timeout(5):
+                while alice.drops() != {"SEND_FAILED": 10}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        assert alice.plane.offloads().udp_gso
+        assert alice.plane.counters().fallbacks == {}
+
+
 @pytest.mark.parametrize("family", [4, 6], ids=["outer4", "outer6"])
 async def test_an_underlay_smaller_than_the_tunnel_fragments(netns, body, family):
     """UDP GSO does not fragment (EMSGSIZE): one by one, which may. Slow, not dead, and GSO stays for others."""

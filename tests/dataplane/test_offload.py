@@ -262,6 +262,17 @@ class TestJoin:
         ]
         assert join(packets) == [bytes(10) + packet for packet in packets]
 
+    @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
+    @pytest.mark.parametrize("at", [0, 1])
+    def test_other_timestamps_are_not_joined(self, addresses, at):
+        options = [bytes.fromhex(f"0101080a0000000{n}00000002") for n in (1, 1, 1)]
+        options[at + 1 :] = [bytes.fromhex("0101080a0000000100000003")] * (2 - at)
+        packets = [
+            tcp(*addresses, payload(10), sequence=1 + 10 * n, identification=n, tcp_options=option)
+            for n, option in enumerate(options)
+        ]
+        assert [cut(frame) for frame in join(packets)] == [packets[: at + 1], packets[at + 1 :]]
+
     @pytest.mark.parametrize("change", [{"label": 5}, {"tos": 0x20}], ids=str)
     def test_ipv6_labels_and_classes_are_compared(self, change):
         packets = [tcp(*V6, payload(9), sequence=1), tcp(*V6, payload(9), sequence=10, **change)]
