@@ -41,7 +41,9 @@ have=$("$venv/bin/python" -c 'import platform; print(platform.python_version())'
 if [ "$have" != "$version" ]; then
     "$python" -m venv --clear "$venv"
 fi
-echo "==> Installing ravenvpn and its development tools (a minute or two the first time)"
+compiling=
+! command -v cargo >/dev/null 2>&1 || compiling=", compiling the native data plane"
+echo "==> Installing ravenvpn and its development tools$compiling (a few minutes the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]' || {
     echo "    pip could not install ravenvpn into $venv: its reason is above. It needs a package index" \
         "(pip config list) and a C compiler." >&2
