@@ -97,7 +97,7 @@ class Host:
     def observe(self, wanted: HostState = _NOTHING, parts: frozenset[Part] = ALL) -> Observed:
         """What is there of ours (see `observe.observe`)."""
         with Netlink() as netlink:
-            return observe(netlink, self._pipe, self._originals, wanted, parts)
+            return observe(netlink, self._pipe, self._originals.load(), wanted, parts)
 
     def facts(
         self, destinations: Iterable[Address] = (), pods: Iterable[Prefix] = (), listen_port: int = 4500
@@ -116,9 +116,11 @@ class Host:
     def apply(self, wanted: HostState, parts: frozenset[Part] = ALL) -> ApplyResult:
         """Look at everything of ours, or at some parts, and bring it to `wanted`."""
         self._local = set(wanted.packet_filter.local) if wanted.packet_filter is not None else set()
+        remembered, unreadable = self._remembered()
         with Netlink() as netlink:
-            observed = observe(netlink, self._pipe, self._originals, wanted, parts)
-            return self._execute(diff(observed, wanted), wanted, netlink)
+            observed = observe(netlink, self._pipe, remembered, wanted, parts)
+            result = self._execute(diff(observed, wanted), wanted, netlink)
+        return replace(result, failed=(*unreadable, *result.failed))
 
     def apply_delta(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
         """Make a planned change, at the price of the change. The host has to be as it was planned before.
@@ -133,7 +135,7 @@ class Host:
         observed = assumed(removed)
         if removed.sysctls:
             gone = {item.key for item in removed.sysctls}
-            observed.remembered = {key: entry for key, entry in self._originals.load().items() if key in gone}
+            observed.remembered = {key: entry for key, entry in self._remembered()[0].items() if key in gone}
         with Netlink() as netlink:
             return self._execute(diff(observed, added), added, netlink)
 
@@ -145,6 +147,13 @@ class Host:
     def cleanup(self) -> ApplyResult:
         """Remove everything of ours, found by its marks, and put back the sysctls of others' devices."""
         return self.apply(_NOTHING)
+
+    def _remembered(self) -> tuple[dict[str, sysctl.Remembered], tuple[Failure, ...]]:
+        """What sysctls of others were before us. A file that can't be read is reported, and stops nothing else."""
+        try:
+            return self._originals.load(), ()
+        except HostError as error:
+            return {}, (Failure(None, error),)
 
     def _with_whole_filter(self, delta: HostDelta) -> tuple[HostState, HostState]:
         """Both sides of a delta, with all local prefixes where it holds only those that changed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from enum import StrEnum
 
 from ravenvpn.errors import HostError
@@ -44,13 +45,13 @@ ALL = frozenset(Part)
 def observe(
     netlink: Netlink,
     pipe: Pipe,
-    originals: sysctl.Originals,
+    remembered: Mapping[str, sysctl.Remembered],
     wanted: HostState,
     parts: frozenset[Part] = ALL,
 ) -> Observed:
     """`wanted` says which sysctls and which underlay address to look at; parts not asked for are taken from it."""
     observed = assumed(wanted)
-    observed.remembered = originals.load()
+    observed.remembered = dict(remembered)
     names = _devices(observed, netlink, wanted)
     if Part.DEVICES in parts:
         _what_hangs_on_devices(observed, netlink, names, wanted)

@@ -186,9 +186,12 @@ def read_destination(body: bytes) -> list[tuple[Prefix, int]]:
 
 
 def dump_routes(pipe: Pipe, family: int, *, table: int = 0, protocol: int = 0) -> list[bytes]:
-    """Bodies of the routes of one table or of one protocol, filtered by the kernel (strict checking)."""
+    """Bodies of the routes of one table or of one protocol, filtered by the kernel (strict checking).
+
+    A kernel without IPv6 answers a question about its routes with those of all families it has.
+    """
     body = RTMSG.pack(family, 0, 0, 0, 0, protocol, 0, 0, 0) + (number(RTA_TABLE, table) if table else b"")
-    return [content for kind, content in pipe.dump(RTM_GETROUTE, body) if kind == RTM_NEWROUTE]
+    return [content for _, content in pipe.dump(RTM_GETROUTE, body, lambda content: content[0] == family)]
 
 
 def route_owner(body: bytes) -> tuple[int, int]:
@@ -286,4 +289,4 @@ def read_rule(body: bytes) -> Rule | Stray | None:
 
 def dump_rules(pipe: Pipe, family: int) -> list[bytes]:
     body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    return [content for kind, content in pipe.dump(RTM_GETRULE, body) if kind == RTM_NEWRULE]
+    return [content for _, content in pipe.dump(RTM_GETRULE, body, lambda content: content[0] == family)]

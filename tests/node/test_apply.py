@@ -249,6 +249,18 @@ def test_one_refusal_stops_nothing_else(gateway_node: Box, state_file: Path) -> 
     assert "unreachable 10.244.2.0/24" in routes
 
 
+def test_a_lost_memory_of_sysctls_stops_nothing_else(gateway_node: Box, state_file: Path) -> None:
+    gateway_node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
+    state_file.write_text("not what we wrote")
+
+    result = gateway_node.call(apply, state_file, gateway())
+
+    assert [failure.error.subject for failure in result.failed] == [str(state_file), str(state_file)]
+    assert "10.244.2.0/24 dev ravenvpn0" in gateway_node.sh("ip route show table 9127")
+    # Nothing is changed that could not be put back.
+    assert gateway_node.sh("sysctl -n net.ipv4.conf.cni0.forwarding").strip() == "0"
+
+
 def test_without_the_tunnel_device_everything_is_closed(node: Box, state_file: Path) -> None:
     """The agent died and its device with it; or it has not opened it yet."""
     result = node.call(apply, state_file, gateway())
@@ -330,7 +342,7 @@ def test_a_change_touches_what_changed(gateway_node: Box, state_file: Path) -> N
 
 def test_thousands_of_prefixes(gateway_node: Box, state_file: Path) -> None:
     """A world of hundreds of Gateways: a second at once, milliseconds for a change of it."""
-    prefixes = [f"{10 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24" for number in range(5_000)]
+    prefixes = [f"{10 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24" for number in range(3_000)]
     base = replace(gateway(), routes=remote_routes(*prefixes))
     assert base.packet_filter is not None
     base = replace(base, packet_filter=PacketFilter(base.packet_filter.local, tuple(map(ip_network, prefixes))))
@@ -467,7 +479,7 @@ for line in sys.stdin:
                 host.cleanup()
                 tun = open_tun()
     os.setpgid(child, child)
-    time.sleep(chance.uniform(0.001, 0.25))
+    time.sleep(chance.uniform(0.001, 0.15))
     os.killpg(child, signal.SIGKILL)  # and an nft under way: it would hold the TUN, and write, a moment longer
     os.waitpid(child, 0)
     tun.close()

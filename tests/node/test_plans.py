@@ -24,7 +24,7 @@ FACTS = LocalFacts(addresses=frozenset())
 
 
 @given(data=st.data())
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_deltas_lead_where_a_look_would(data: st.DataObject, box: Callable[[], Box], state_file: Path) -> None:
     """Random worlds and edits, seen by a node that may be gateway, standby or neither."""
     world: World = data.draw(worlds(least=2))
