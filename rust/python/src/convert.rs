@@ -7,8 +7,8 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use raven_dataplane::{
-    Counters, Event, Fallbacks, Misuse, NewKeypair, Offloads, PeerCounters, PeerId, Prefix, Role, Source, Suite, Timing,
-    socket_address,
+    Counters, Event, Fallbacks, Misuse, NewKeypair, Offloads, PeerCounters, PeerId, Prefix, Role, Source, Suite,
+    Timing, socket_address,
 };
 use zeroize::Zeroizing;
 
@@ -50,7 +50,11 @@ impl Contract {
                 offloads: class("Offloads")?,
                 peer_counters: class("PeerCounters")?,
                 counters: class("Counters")?,
-                drops: module.getattr("Drop")?.try_iter()?.map(|one| one.map(Bound::unbind)).collect::<PyResult<_>>()?,
+                drops: module
+                    .getattr("Drop")?
+                    .try_iter()?
+                    .map(|one| one.map(Bound::unbind))
+                    .collect::<PyResult<_>>()?,
                 suite: class("Suite")?,
             })
         })
@@ -267,7 +271,8 @@ impl Keypair {
         let key = |name: &str| {
             let value = keypair.getattr(name)?;
             let bytes = value.cast::<PyBytes>()?.as_bytes();
-            let raw = <[u8; 32]>::try_from(bytes).map_err(|_| invalid(format!("a key has 32 bytes, not {}", bytes.len())))?;
+            let raw =
+                <[u8; 32]>::try_from(bytes).map_err(|_| invalid(format!("a key has 32 bytes, not {}", bytes.len())))?;
             PyResult::Ok(Zeroizing::new(raw))
         };
         Ok(Self {

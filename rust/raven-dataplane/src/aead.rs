@@ -64,11 +64,7 @@ impl Key {
             Suite::Aes256Gcm => &AES_256_GCM,
         };
         let unbound = UnboundKey::new(algorithm, raw).expect("32 bytes fit both suites");
-        Self {
-            suite,
-            raw: Zeroizing::new(*raw),
-            expanded: Box::new(ManuallyDrop::new(LessSafeKey::new(unbound))),
-        }
+        Self { suite, raw: Zeroizing::new(*raw), expanded: Box::new(ManuallyDrop::new(LessSafeKey::new(unbound))) }
     }
 
     #[must_use]
@@ -88,10 +84,7 @@ impl Key {
 
     /// Decrypts `buffer`, ciphertext and tag, in place.
     pub fn open(&self, counter: u64, buffer: &mut [u8]) -> Result<(), BadTag> {
-        self.expanded
-            .open_in_place(self.suite.nonce(counter), Aad::empty(), buffer)
-            .map(|_| ())
-            .map_err(|_| BadTag)
+        self.expanded.open_in_place(self.suite.nonce(counter), Aad::empty(), buffer).map(|_| ()).map_err(|_| BadTag)
     }
 }
 
@@ -137,12 +130,12 @@ mod tests {
     }
 
     const CHACHA: [u8; 32] = [
-        60, 59, 186, 175, 251, 67, 47, 130, 16, 252, 76, 159, 92, 18, 254, 210,
-        63, 88, 185, 217, 4, 76, 76, 220, 221, 244, 84, 247, 94, 145, 71, 7,
+        60, 59, 186, 175, 251, 67, 47, 130, 16, 252, 76, 159, 92, 18, 254, 210, 63, 88, 185, 217, 4, 76, 76, 220, 221,
+        244, 84, 247, 94, 145, 71, 7,
     ];
     const AES: [u8; 32] = [
-        95, 149, 20, 95, 201, 233, 224, 123, 121, 186, 186, 163, 18, 35, 141, 161,
-        246, 180, 182, 125, 164, 183, 133, 237, 3, 243, 250, 200, 47, 189, 181, 31,
+        95, 149, 20, 95, 201, 233, 224, 123, 121, 186, 186, 163, 18, 35, 141, 161, 246, 180, 182, 125, 164, 183, 133,
+        237, 3, 243, 250, 200, 47, 189, 181, 31,
     ];
 
     #[test]

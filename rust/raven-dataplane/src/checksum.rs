@@ -5,16 +5,14 @@
 //! as it lies. The loops are written so that the compiler vectorises them; on x86-64 a copy compiled for AVX2 is
 //! chosen at run time, on aarch64 NEON is always there.
 
-/// Longest input of one call; keeps the 32-bit lanes below from overflowing.
-const MAX_LEN: usize = 1 << 20;
-const LANES: usize = 16;
-const BLOCK: usize = LANES * 4;
+/// From here on wide registers pay.
+const LONG: usize = 64;
 
 /// Sum of the 16-bit words of `bytes`; an odd last byte counts as if a zero followed it.
 #[must_use]
 pub fn sum(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if bytes.len() >= BLOCK && std::arch::is_x86_feature_detected!("avx2") {
+    if bytes.len() > LONG && std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the feature was found at run time.
         return unsafe { sum_avx2(bytes) };
     }
@@ -28,7 +26,7 @@ pub fn sum(bytes: &[u8]) -> u64 {
 #[must_use]
 pub fn copy_and_sum(target: &mut [u8], source: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if source.len() >= BLOCK && std::arch::is_x86_feature_detected!("avx2") {
+    if source.len() > LONG && std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the feature was found at run time.
         return unsafe { copy_and_sum_avx2(target, source) };
     }
@@ -77,50 +75,65 @@ fn copy_and_sum_avx2(target: &mut [u8], source: &[u8]) -> u64 {
     copy_and_sum_anywhere(target, source)
 }
 
+/// The two halves of eight bytes: a sum of 32-bit words folds to that of 16-bit words, as 2^16 ≡ 1 (mod 65535).
 #[inline(always)]
-fn add_block(lanes: &mut [u32; LANES], block: &[u8; BLOCK]) {
-    for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<4>().0) {
-        let pair = u32::from_ne_bytes(*word);
-        *lane += (pair & 0xffff) + (pair >> 16);
-    }
+fn halves(word: [u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(word);
+    (word & 0xffff_ffff) + (word >> 32)
 }
 
+/// Of up to seven bytes, in steps that need no call.
 #[inline(always)]
-fn add_rest(mut total: u64, rest: &[u8]) -> u64 {
-    let (words, last) = rest.as_chunks::<2>();
-    for word in words {
-        total += u64::from(u16::from_ne_bytes(*word));
+fn sum_of_rest(rest: &[u8]) -> u64 {
+    let (fours, rest) = rest.as_chunks::<4>();
+    let (twos, rest) = rest.as_chunks::<2>();
+    let mut total = 0;
+    for four in fours {
+        total += u64::from(u32::from_ne_bytes(*four));
     }
-    if let [byte] = last {
-        total += u64::from(u16::from_ne_bytes([*byte, 0]));
+    for two in twos {
+        total += u64::from(u16::from_ne_bytes(*two));
+    }
+    if let [last] = rest {
+        total += u64::from(u16::from_ne_bytes([*last, 0]));
     }
     total
 }
 
 #[inline(always)]
-fn sum_anywhere(bytes: &[u8]) -> u64 {
-    debug_assert!(bytes.len() <= MAX_LEN);
-    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
-    let mut lanes = [0u32; LANES];
-    for block in blocks {
-        add_block(&mut lanes, block);
+fn copy_rest(target: &mut [u8], rest: &[u8]) {
+    let (fours, rest) = rest.as_chunks::<4>();
+    let (target_fours, target) = target.as_chunks_mut::<4>();
+    for (to, from) in target_fours.iter_mut().zip(fours) {
+        *to = *from;
     }
-    add_rest(lanes.iter().map(|lane| u64::from(*lane)).sum(), rest)
+    let (twos, rest) = rest.as_chunks::<2>();
+    let (target_twos, target) = target.as_chunks_mut::<2>();
+    for (to, from) in target_twos.iter_mut().zip(twos) {
+        *to = *from;
+    }
+    if let ([to], [from]) = (target, rest) {
+        *to = *from;
+    }
+}
+
+#[inline(always)]
+fn sum_anywhere(bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().map(|word| halves(*word)).sum::<u64>() + sum_of_rest(rest)
 }
 
 #[inline(always)]
 fn copy_and_sum_anywhere(target: &mut [u8], source: &[u8]) -> u64 {
-    debug_assert!(source.len() <= MAX_LEN);
-    let target = &mut target[..source.len()];
-    let (blocks, rest) = source.as_chunks::<BLOCK>();
-    let (target_blocks, target_rest) = target.as_chunks_mut::<BLOCK>();
-    let mut lanes = [0u32; LANES];
-    for (to, from) in target_blocks.iter_mut().zip(blocks) {
+    let (words, rest) = source.as_chunks::<8>();
+    let (target_words, target_rest) = target[..source.len()].as_chunks_mut::<8>();
+    let mut total = 0;
+    for (to, from) in target_words.iter_mut().zip(words) {
         *to = *from;
-        add_block(&mut lanes, from);
+        total += halves(*from);
     }
-    target_rest.copy_from_slice(rest);
-    add_rest(lanes.iter().map(|lane| u64::from(*lane)).sum(), rest)
+    copy_rest(target_rest, rest);
+    total + sum_of_rest(rest)
 }
 
 #[cfg(test)]

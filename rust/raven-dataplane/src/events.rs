@@ -116,7 +116,7 @@ impl Queue {
 
     /// Whether to call back, if something waits of which that was not said yet. `now` is real time.
     pub fn announce(&mut self, now: f64) -> Announcement {
-        if self.announced || !(self.urgent || !self.waiting.is_empty()) {
+        if self.announced || (!self.urgent && self.waiting.is_empty()) {
             return Announcement::Nothing;
         }
         if self.waiting.is_empty() {

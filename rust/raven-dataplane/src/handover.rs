@@ -273,11 +273,9 @@ fn thaw_peer(frozen: &FrozenPeer) -> Result<Peer, String> {
     (peer.rx_bytes, peer.tx_bytes) = (frozen.rx_bytes, frozen.tx_bytes);
     (peer.rx_packets, peer.tx_packets) = (frozen.rx_packets, frozen.tx_packets);
     let [data_sent, any_sent, data_received, any_received, unanswered_since, unacknowledged_since] = frozen.facts;
-    peer.traffic =
-        Traffic { data_sent, any_sent, data_received, any_received, unanswered_since, unacknowledged_since };
-    peer.staged.extend(
-        frozen.staged.iter().map(|(packet, outer_df)| Staged { packet: packet.to_vec(), outer_df: *outer_df }),
-    );
+    peer.traffic = Traffic { data_sent, any_sent, data_received, any_received, unanswered_since, unacknowledged_since };
+    peer.staged
+        .extend(frozen.staged.iter().map(|(packet, outer_df)| Staged { packet: packet.to_vec(), outer_df: *outer_df }));
     Ok(peer)
 }
 

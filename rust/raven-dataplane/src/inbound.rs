@@ -327,4 +327,3 @@ fn give_up_joining(state: &mut State, tcp: bool) {
         state.counters.fallbacks.tun_gro_udp += 1;
     }
 }
-

@@ -58,8 +58,7 @@ impl Outbound {
     }
 
     fn forward(&self, state: &mut State, transmitter: &mut Transmitter, end: usize, now: f64) {
-        let Some((header, frame)) =
-            self.frame[..end].split_first_chunk().filter(|(_, frame)| packet::is_ip(frame))
+        let Some((header, frame)) = self.frame[..end].split_first_chunk().filter(|(_, frame)| packet::is_ip(frame))
         else {
             state.counters.drop(Drop::NotIp, 1);
             return;

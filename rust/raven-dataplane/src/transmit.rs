@@ -310,7 +310,8 @@ impl Transmitter {
 
     /// The kernel refused a batch: sends it another way, or counts it as lost. False if it has to wait.
     fn recover(&mut self, state: &mut State, fd: RawFd, mut batch: Batch, mut code: i32) -> bool {
-        if batch.source.is_some() && matches!(code, libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENODEV | libc::ENETUNREACH)
+        if batch.source.is_some()
+            && matches!(code, libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENODEV | libc::ENETUNREACH)
         {
             self.forget_source(state, &batch);
             batch.source = None;
@@ -398,11 +399,8 @@ impl Batch {
 
 /// Sends with DF set; IPv4 has no control message for that, so the socket's setting changes for one call.
 fn with_df(fd: RawFd, v6: bool, send: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
-    let (level, option) = if v6 {
-        (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)
-    } else {
-        (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER)
-    };
+    let (level, option) =
+        if v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
     let before = sys::option(fd, level, option)?;
     sys::set_option(fd, level, option, PMTUDISC_PROBE)?;
     let sent = send();

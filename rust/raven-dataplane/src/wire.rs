@@ -19,7 +19,10 @@ pub fn pack(receiver: u32, counter: u64) -> [u8; HEADER] {
 /// What a datagram claims to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    Transport { receiver: u32, counter: u64 },
+    Transport {
+        receiver: u32,
+        counter: u64,
+    },
     /// Of type 4, but too short, or with reserved bits set.
     Malformed,
     /// For the tunnel to judge.

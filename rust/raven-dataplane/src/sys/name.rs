@@ -40,7 +40,7 @@ impl From<SocketAddr> for Name {
 impl Name {
     /// None if it is of another family. The scope is only kept where it means something: for link-local addresses.
     #[must_use]
-    pub fn to_socket_addr(&self) -> Option<SocketAddr> {
+    pub fn to_socket_addr(self) -> Option<SocketAddr> {
         let port = u16::from_be_bytes([self.bytes[2], self.bytes[3]]);
         let family = i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]]));
         if family == libc::AF_INET {

@@ -79,13 +79,13 @@ impl Receiver {
         }
         let first = headers.as_mut_ptr().cast();
         // SAFETY: the first `limit` headers are initialised; all they point to outlives the call and is ours to write.
-        let result =
-            unsafe { libc::recvmmsg(fd, first, limit as _, libc::MSG_DONTWAIT as _, std::ptr::null_mut()) };
+        let result = unsafe { libc::recvmmsg(fd, first, limit as _, libc::MSG_DONTWAIT as _, std::ptr::null_mut()) };
         let count = check(result as isize)?;
         for (index, header) in headers.iter().take(count).enumerate() {
             // SAFETY: `count` is at most `limit`, and those were initialised above.
             let header = unsafe { header.assume_init_ref() };
-            let control = &self.controls[index].0[..(header.msg_hdr.msg_controllen as usize).min(CONTROL)];
+            let control =
+                &self.controls[index].0[..usize::try_from(header.msg_hdr.msg_controllen).unwrap_or(0).min(CONTROL)];
             let meta = &mut self.metas[index];
             *meta = Meta {
                 name: self.names[index],
@@ -221,8 +221,7 @@ fn write_control(control: &mut [u8; CONTROL], outgoing: &Outgoing<'_>) -> usize 
         _ => {}
     }
     if outgoing.traffic_class != 0 {
-        let (level, kind) =
-            if v6 { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) } else { (libc::IPPROTO_IP, libc::IP_TOS) };
+        let (level, kind) = if v6 { (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) } else { (libc::IPPROTO_IP, libc::IP_TOS) };
         let class = i32::from(outgoing.traffic_class).to_ne_bytes();
         at += add_control(&mut control[at..], level, kind, &class);
     }
