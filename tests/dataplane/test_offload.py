@@ -111,6 +111,14 @@ class TestSplit:
         (packet,) = cut(superpacket(udp(*addresses, chosen), 2))
         assert packet[-4:] == b"\xff\xff" + chosen
 
+    @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
+    def test_a_tcp_checksum_of_zero_stays_zero(self, addresses):
+        transport = 20 if addresses is V4 else 40
+        missing = tcp(*addresses, bytes(2))[transport + 16 : transport + 18]
+        whole = tcp(*addresses, missing)
+        assert whole[transport + 16 : transport + 18] == b"\0\0"
+        assert cut(superpacket(whole, 2)) == [whole]
+
     def test_the_ecn_bit_of_the_type_changes_nothing(self):
         whole = tcp(*V4, payload(300))
         assert cut(superpacket(whole, 100, gso_type=0x81)) == cut(superpacket(whole, 100))
