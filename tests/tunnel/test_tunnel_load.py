@@ -132,6 +132,22 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
     assert drops(bob)["RATE_LIMITED"] == 3
 
 
+def test_not_under_load_a_proven_source_has_no_limit(world: World) -> None:
+    bob = world.node("bob")
+    address = Endpoint("192.0.2.77", 51820)
+    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    stamper = CookieStamper(bob.key.public)
+    proven = []
+    for datagram in flood(bob, 8):
+        message = stamper.stamp(datagram.data[:116], world.now)
+        reply = checker.reply(message, packed_source(address.host, address.port), world.now)
+        stamper.receive_reply(reply, world.now)
+        proven.append(Datagram(stamper.stamp(datagram.data[:116], world.now), address, None))
+    receive(bob, world, proven)
+    work_off(bob, world)
+    assert drops(bob) == {"NOT_AUTHENTIC": 8}
+
+
 def test_a_cookie_is_a_ticket_past_a_full_queue(world: World) -> None:
     alice, bob = world.pair()
     world.path = lambda _: []
@@ -208,9 +224,10 @@ def test_a_response_nobody_waits_for_costs_not_even_a_hash(world: World) -> None
     alice.sends(b"hello", bob)
     world.run(1.0)
     bogus = wire.Response(1, 2, bytes(48)).pack() + bytes(32)
-    receive(alice, world, [Datagram(bogus, bob.address, None)])
-    assert drops(alice) == {"STALE_RESPONSE": 1}
-    assert alice.device.work(world.now, world.unix_ns, budget=0) is False
+    replayed = the("response", world).data
+    receive(alice, world, [Datagram(data, bob.address, None) for data in (bogus, replayed)])
+    assert drops(alice) == {"STALE_RESPONSE": 2}
+    assert alice.device.deadline() != 0.0
 
 
 def test_cookie_replies_to_nothing_of_ours_fill_no_queue(world: World) -> None:
