@@ -20,7 +20,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.mesh.claims import Announced, claims
 from ravenvpn.mesh.conflict import Refused
 from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, Endpoint, EndpointType, Gateway, Peer
 from ravenvpn.mesh.nodeplan import Candidate
 
@@ -56,6 +56,7 @@ class Region:
     gateways: tuple[GatewayNode, ...]  # active ones first, each part sorted by name
     announced: tuple[Announced, ...]  # accepted prefixes, each once
     notes: tuple[str, ...] = ()
+    torn: bool = False  # lost prefixes to others, which its nodes therefore leave to their own network
 
     @property
     def active(self) -> tuple[GatewayNode, ...]:
@@ -63,7 +64,8 @@ class Region:
 
     @property
     def serves_as_hub(self) -> bool:
-        return any(g.active and g.dialable for g in self.gateways)
+        """A torn region relays nothing: some of what it would have to pass on it takes for its own."""
+        return not self.torn and any(g.active and g.dialable for g in self.gateways)
 
 
 class Hub(NamedTuple):
@@ -129,7 +131,8 @@ def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> Reg
     if not any(n.active for n in nodes):
         notes.append(f"Gateway {gateway.name}: no active tunnel endpoint, its pods cannot be reached")
     nodes.sort(key=lambda n: (not n.active, n.node))
-    return Region(gateway.name, tuple(nodes), _announced(gateway, peers, refused), tuple(notes))
+    announced = _announced(gateway, peers, refused)
+    return Region(gateway.name, tuple(nodes), announced, tuple(notes), torn=bool(refused.shadowed))
 
 
 def _announced(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> tuple[Announced, ...]:
@@ -145,12 +148,6 @@ def _announced(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) ->
 def hub_rank(region: str) -> int:
     """The lower, the sooner a dialable region serves as a hub. Any hash will do, as long as all use the same."""
     return int.from_bytes(hashlib.sha256(b"hub\0" + region.encode()).digest()[:8], "big")
-
-
-def choose_hubs(regions: Iterable[Region]) -> tuple[Hub, ...]:
-    """The hubs of a mesh, at most MAX_HUBS, from all its regions. See `mesh.plan` for the incremental way."""
-    able = sorted((r for r in regions if r.serves_as_hub), key=lambda r: (hub_rank(r.name), r.name))
-    return tuple(as_hub(r) for r in able[:MAX_HUBS])
 
 
 def as_hub(region: Region) -> Hub:
@@ -176,13 +173,17 @@ def hub_order(one: str, other: str, hubs: Iterable[Hub]) -> list[Hub]:
 def choose_hub(one: str, other: Region, hubs: Iterable[Hub], liveness: Liveness) -> Hub | None:
     """The hub that carries between our region `one` and `other` now.
 
-    The first in rendezvous order that carries to an active gateway of the other end; if none does, the first whose
-    gateway lives; if none lives, the first at all, so that the path is the agreed one when it comes back.
+    The first in rendezvous order that carries to an active gateway of the other end: one that is proven alive before
+    one that nothing is known of, or a hub whose manifest came before its agent would cut the pairs it is to serve. If
+    none carries, the first whose gateway lives; if none lives, the first at all, so that the path is the agreed one
+    when it comes back.
     """
     order = hub_order(one, other.name, hubs)
     far = [g.node for g in other.gateways if g.active]
-    for hub in order:
-        if any(liveness.carries(node, end) for node in hub.active for end in far):
-            return hub
+    carrying = [(h, [n for n in h.active if any(liveness.carries(n, end) for end in far)]) for h in order]
+    able = [h for h, nodes in carrying if nodes]
+    proven = (h for h, nodes in carrying if any(liveness.of(node) is Verdict.ALIVE for node in nodes))
+    if able:
+        return next(proven, able[0])
     alive = (hub for hub in order if any(not liveness.dead(node) for node in hub.active))
     return next(alive, order[0] if order else None)

@@ -160,7 +160,11 @@ def ends(world: World, gateway: Gateway, resolved: Resolved) -> list[Ends]:
 
 
 def hubs(resolved: Resolved) -> list[str]:
-    able = [r for r, es in resolved.gateways.items() if any(e.active and e.dialable for e in es)]
+    able = [
+        r
+        for r, es in resolved.gateways.items()
+        if any(e.active and e.dialable for e in es) and not resolved.shadowed[r]
+    ]
     return sorted(able, key=lambda r: (hashlib.sha256(b"hub\0" + r.encode()).digest()[:8], r))[:16]
 
 
