@@ -69,8 +69,8 @@ def print_outcome(console: Console, outcome: Outcome, known: Collection[str] = (
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
-        word = "[green]met[/]" if verdict.met else "[red]missed[/]"
-        console.print(f"{word:>8}  {verdict.bar}: {number(verdict.reached)}×", highlight=False)
+        colour, word = ("green", "met") if verdict.met else ("red", "missed")
+        console.print(f"[{colour}]{word:>6}[/]  {verdict.bar}: {number(verdict.reached)}×", highlight=False)
 
 
 def as_json(
