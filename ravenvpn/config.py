@@ -16,12 +16,14 @@ from typing import Any
 
 import yaml
 
+from ravenvpn.dataplane.contract import Offloads
 from ravenvpn.errors import ConfigError
 
 CONFIG_FILE = Path("/etc/ravenvpn/config.yaml")
 RUN_DIRECTORY = Path("/run/ravenvpn")
 STATE_DIRECTORY = Path("/var/lib/ravenvpn")
 MAX_CONFIG_BYTES = 1 << 20
+OFFLOADS = tuple(field.name for field in dataclasses.fields(Offloads))
 
 
 def _setting(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 (click's word for it)
@@ -52,6 +54,9 @@ class AgentConfig:
     dataplane: str = _setting(
         "auto", "The data plane's body.", choices=("auto", "native", "pure"), env="RAVENVPN_DATAPLANE"
     )
+    without: str = _setting(
+        "", "Offloads to do without, separated by commas: tun_tso, tun_uso, tun_gro, tun_gro_udp, udp_gso, udp_gro."
+    )
     aes: bool = _setting(True, "Announce AES-256-GCM where the CPU accelerates it.")
     cleanup_on_exit: bool = _setting(False, "Remove everything from the host at exit, not only the tunnel device.")
     log_level: str = _setting("info", "How much to log.", choices=("debug", "info", "warning", "error"))
@@ -68,6 +73,18 @@ class AgentConfig:
     @property
     def control_socket(self) -> Path:
         return Path(self.run_dir) / "agent.sock"
+
+    @property
+    def offloads(self) -> Offloads:
+        names = [name.strip() for name in self.without.split(",") if name.strip()]
+        try:
+            return Offloads(**dict.fromkeys(names, False))
+        except TypeError as error:
+            raise ConfigError(
+                f"{self.without!r} names something that is no offload",
+                field="without",
+                remedy=f"choose from {', '.join(OFFLOADS)}",
+            ) from error
 
     @property
     def http_endpoint(self) -> tuple[str, int] | None:
@@ -120,7 +137,7 @@ def build(values: Mapping[str, Any], *, where: str = "") -> AgentConfig:
         raise ConfigError(
             f"unknown source {config.source!r}", where=where, field="source", remedy="use file:DIRECTORY"
         )
-    _ = config.http_endpoint
+    _ = config.http_endpoint, config.offloads  # parsed for their complaints
     return config
 
 

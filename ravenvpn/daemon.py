@@ -144,6 +144,7 @@ def _assemble(config: AgentConfig, state: Path) -> Agent:
             suites=frozenset(suites),
             last_seen=last_seen,
             body=None if config.dataplane == "auto" else config.dataplane,
+            offloads=config.offloads,
             on_resolved=on_resolved,
             listeners=listeners,
         ),

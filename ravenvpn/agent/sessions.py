@@ -14,7 +14,7 @@ from ravenvpn.agent.resolve import Resolver
 from ravenvpn.agent.translate import peer_settings
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
-from ravenvpn.dataplane.contract import Endpoint
+from ravenvpn.dataplane.contract import Endpoint, Offloads
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
 from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, PeerPlan, Role, TunnelDelta, TunnelPlan
@@ -41,15 +41,16 @@ class Sessions:
         suites: frozenset[Suite],
         last_seen: Mapping[str, Endpoint],
         body: str | None = None,
+        offloads: Offloads | None = None,
         on_resolved: Callable[[], None],
         listeners: Listeners,
     ) -> None:
-        """`body` forces a data plane ("pure", "native"); `on_resolved` is called when a peer's name means another
-        address; `listeners` hear every tunnel that is opened."""
+        """`body` forces a data plane ("pure", "native"); `offloads` forbids some. `on_resolved` is called when a
+        peer's name means another address; `listeners` hear every tunnel that is opened."""
         self._key, self._preshared_key, self._suites = key, preshared_key, suites
         self._last_seen = last_seen
         self._resolver = Resolver(on_resolved)
-        self._body, self._listeners = body, listeners
+        self._body, self._offloads, self._listeners = body, offloads, listeners
         self._plans: dict[str, PeerPlan] = {}
         self._wanted: TunnelPlan | None = None  # port, own address and so on, without peers
         self._settled: TunnelPlan | None = None  # of those, what is in force
@@ -158,7 +159,9 @@ class Sessions:
         try:
             if tun is not None:
                 tun.mtu = settings.mtu
-            return Tunnel(tun, suites=self._suites, listeners=self._listeners, body=self._body)
+            return Tunnel(
+                tun, suites=self._suites, offloads=self._offloads, listeners=self._listeners, body=self._body
+            )
         except BaseException:
             if tun is not None:
                 tun.close()

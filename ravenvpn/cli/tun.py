@@ -25,13 +25,15 @@ from ravenvpn.errors import RavenError
 
 if TYPE_CHECKING:
     from ravenvpn.crypto.aead import Suite
-    from ravenvpn.dataplane.contract import Timing
+    from ravenvpn.dataplane.contract import Offloads, Timing
+    from ravenvpn.tunnel.driver import Listeners, Tunnel
     from ravenvpn.tunnel.linux.tun import Tun
     from ravenvpn.tunnel.linux.uapi_socket import UapiSocket
 
 READY = "ready"
 DEFAULT_MTU = 1420  # 1500 less IPv6, UDP and WireGuard's own 32 bytes
 SUITES = ("chacha20poly1305", "aes256gcm")
+OFFLOADS = ("tun_tso", "tun_uso", "tun_gro", "tun_gro_udp", "udp_gso", "udp_gro")
 # The names of wireguard-go, and what they come to here.
 LOG_LEVELS = {
     "silent": logging.CRITICAL + 1,
@@ -52,13 +54,21 @@ LOG_LEVELS = {
     help="aes256gcm needs the same at the other end, so it is no WireGuard any more.",
 )
 @click.option(
+    "--without",
+    type=click.Choice(OFFLOADS),
+    multiple=True,
+    metavar="OFFLOAD",
+    help=f"Do without this offload; may be given several times. One of {', '.join(OFFLOADS)}.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(list(LOG_LEVELS)),
     help="Or the variable LOG_LEVEL. In the background nothing is logged without either.  [default: error]",
 )
-def tun(iface: str, foreground: bool, suite: str, log_level: str | None) -> None:
+def tun(iface: str, foreground: bool, suite: str, without: tuple[str, ...], log_level: str | None) -> None:
     """Just a tunnel, configured by wg(8), as wireguard-go would be."""
     from ravenvpn.crypto.aead import Suite
+    from ravenvpn.dataplane.contract import Offloads
 
     # A variable of that name may be meant for others and say what it likes.
     if log_level is None and (inherited := os.environ.get("LOG_LEVEL")):
@@ -70,7 +80,13 @@ def tun(iface: str, foreground: bool, suite: str, log_level: str | None) -> None
     device, uapi = open_device(iface)
     outcome = _nobody_waits if foreground else _go_to_background(keep_output=log_level not in {None, "silent"})
     try:
-        run(device, uapi, suites=frozenset({Suite.CHACHA20POLY1305, chosen}), on_ready=lambda: outcome(READY))
+        run(
+            device,
+            uapi,
+            suites=frozenset({Suite.CHACHA20POLY1305, chosen}),
+            offloads=Offloads(**dict.fromkeys(without, False)),
+            on_ready=lambda: outcome(READY),
+        )
     except RavenError as error:
         outcome(str(error))
         raise
@@ -105,23 +121,38 @@ def run(
     *,
     timing: Timing | None = None,
     suites: frozenset[Suite] | None = None,
+    offloads: Offloads | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Run the tunnel until it is told to end; closes both. `timing` is for tests. Raises HostError."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(device, uapi, timing, suites, on_ready))
+        tunnel = functools.partial(_tunnel, device, timing=timing, suites=suites, offloads=offloads)
+        runner.run(_serve(tunnel, uapi, suites, on_ready))
+
+
+def _tunnel(
+    device: Tun,
+    listeners: Listeners,
+    *,
+    timing: Timing | None,
+    suites: frozenset[Suite] | None,
+    offloads: Offloads | None,
+) -> Tunnel:
+    from ravenvpn.tunnel.driver import Tunnel
+    from ravenvpn.tunnel.peer import WIREGUARD_ONLY
+
+    return Tunnel(device, timing=timing, suites=suites or WIREGUARD_ONLY, offloads=offloads, listeners=listeners)
 
 
 async def _serve(
-    device: Tun,
+    make_tunnel: Callable[[Listeners], Tunnel],
     uapi: UapiSocket,
-    timing: Timing | None,
     suites: frozenset[Suite] | None,
     on_ready: Callable[[], None],
 ) -> None:
-    from ravenvpn.tunnel.driver import Listeners, Tunnel
+    from ravenvpn.tunnel.driver import Listeners
     from ravenvpn.tunnel.linux.uapi_socket import UapiServer
     from ravenvpn.tunnel.peer import WIREGUARD_ONLY
     from ravenvpn.tunnel.wg_view import apply, state_of
@@ -131,7 +162,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    tunnel = Tunnel(device, timing=timing, suites=suites, listeners=Listeners(on_gone=end.set))
+    tunnel = make_tunnel(Listeners(on_gone=end.set))
     server = UapiServer(uapi, functools.partial(state_of, tunnel), lambda change: apply(tunnel, change, suites))
     try:
         tunnel.start()

@@ -128,6 +128,10 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
         ("listen_port: 65536\n", "listen_port: 65536 is not within 0..65535"),
         ("log_format: xml\n", "log_format: 'xml' is not one of auto, human, json"),
         ("aes: 1\n", "aes: 1 is no bool"),
+        (
+            "without: udp_gso,tso\n",
+            "without: 'udp_gso,tso' names something that is no offload (choose from tun_tso, ",
+        ),
         ("source: http://example.org\n", "source: unknown source 'http://example.org' (use file:DIRECTORY)"),
         (
             "http_address: localhost\n",
