@@ -15,7 +15,7 @@ from ravenvpn.mesh.claims import Announced, claims
 from ravenvpn.mesh.conflict import NOTHING_REFUSED, Conflict, ConflictKind, Refused
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World, address_of
-from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled
+from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled, overlap
 from ravenvpn.mesh.ownership import Derive, KeyOwners, NodeOwners
 
 
@@ -190,7 +190,7 @@ class _PrefixOwners:
         """Why nobody may route this prefix, whoever claims it: it would swallow what carries the tunnels."""
         prefix = announced.prefix
         reserved = identity.mesh_network(self._mesh)
-        if prefix.version == 6 and prefix.overlaps(reserved):
+        if overlap(prefix, reserved):
             return Conflict(
                 ConflictKind.RESERVED,
                 str(prefix),

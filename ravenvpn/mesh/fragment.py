@@ -6,8 +6,9 @@ union of its fragments, and a change of one region is the difference of two frag
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ravenvpn.mesh import hoststate, identity
 from ravenvpn.mesh.context import Context
@@ -18,6 +19,14 @@ from ravenvpn.mesh.nodeplan import PeerKind, PeerPlan, Role
 from ravenvpn.mesh.topology import GatewayNode, Hub, Region, choose_hub, rendezvous
 
 
+class Way(NamedTuple):
+    """How a region is reached: the peers that carry it, best first, and the hub they belong to, if it is one."""
+
+    carriers: tuple[str, ...] = ()
+    hub: Hub | None = None
+    needs_hub: bool = False  # met through a hub, or would be if there were one
+
+
 @dataclass(frozen=True, slots=True)
 class Fragment:
     peers: Mapping[str, PeerPlan] = field(default_factory=dict)
@@ -25,12 +34,27 @@ class Fragment:
     accepts: Mapping[str, tuple[Prefix, ...]] = field(default_factory=dict)
     host_routes: tuple[Route, ...] = ()
     remote: frozenset[Prefix] = frozenset()  # for the packet filter
-    relay: str = ""  # region of the hub, where this region is met through one
-    needs_hub: bool = False  # met through a hub, or would be if there were one
+    way: Way = field(default_factory=Way)
     notes: tuple[str, ...] = ()
+
+    @property
+    def relay(self) -> str:
+        """Region of the hub, where this region is met through one."""
+        return self.way.hub.region if self.way.hub else ""
 
 
 EMPTY = Fragment()
+
+
+def way_to(region: Region, context: Context, liveness: Liveness) -> Way:
+    """How a gateway reaches `region`. All that liveness decides is here."""
+    if not context.is_gateway or context.region is None or not region.active:
+        return Way()
+    direct = [g.node for g in region.active if g.dialable or context.dialable]
+    if direct:
+        return Way(_in_order(direct, context, liveness))
+    hub = choose_hub(context.region.name, region, context.hubs, liveness)
+    return Way(_in_order(hub.active, context, liveness) if hub else (), hub, needs_hub=True)
 
 
 def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fragment:
@@ -60,25 +84,22 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
         routes[tunnel] = (gateway.node,)
         accepts[gateway.node] = (*prefixes, tunnel)
 
-    carriers = _in_order([g.node for g in direct if g.active], context, liveness)
-    hosts = tuple(c.host for g in direct if g.active for c in g.candidates)
-    needs_hub = not carriers and bool(region.active)
-    hub: Hub | None = None
+    way = way_to(region, context, liveness)
+    carriers, hub, needs_hub = way
+    hosts = hub.hosts if hub else tuple(c.host for g in direct if g.active for c in g.candidates)
     if needs_hub:
-        hub = choose_hub(context.region.name, region, context.hubs, liveness)
         far = tuple(host_prefix(identity.tunnel_address(context.mesh, g.node)) for g in region.active)
         # Either end may have chosen another hub a moment ago, so all of them may bring this region's packets.
         beyond = (*prefixes, *far)
         accepts.update((node, beyond) for h in context.hubs for node in h.nodes)
         if hub is not None:
-            carriers, hosts = _in_order(list(hub.active), context, liveness), hub.hosts
             routes.update((prefix, carriers) for prefix in far)
         else:
             notes.append(f"region {region.name} is not reached: both ends are behind NAT and no region serves as hub")
     if carriers:
         routes.update((prefix, carriers) for prefix in prefixes)
 
-    way = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
+    through = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
     mtu = context.facts.tunnel_mtu(hosts)
     host_routes: list[Route] = []
     for a in announced:
@@ -90,7 +111,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
                     device=hoststate.TUNNEL_DEVICE,
                     source=context.sources.get(a.prefix.version),
                     mtu=mtu,
-                    reason=f"{a.reason}, {way}",
+                    reason=f"{a.reason}, {through}",
                 )
             )
         host_routes.append(fail_closed(a.prefix, a.reason))
@@ -100,8 +121,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
         accepts=accepts,
         host_routes=tuple(host_routes),
         remote=frozenset(prefixes) if context.role is Role.ACTIVE else frozenset(),
-        relay=hub.region if hub else "",
-        needs_hub=needs_hub,
+        way=way,
         notes=(*notes, *region.notes),
     )
 
@@ -117,7 +137,7 @@ def fail_closed(prefix: Prefix, reason: str) -> Route:
     )
 
 
-def _in_order(nodes: list[str], context: Context, liveness: Liveness) -> tuple[str, ...]:
+def _in_order(nodes: Sequence[str], context: Context, liveness: Liveness) -> tuple[str, ...]:
     """Carriers, best first: those not proven dead, then by a hash that spreads the senders over several."""
     return tuple(sorted(nodes, key=lambda n: (liveness.dead(n), -rendezvous(context.node, n, "carrier"), n)))
 

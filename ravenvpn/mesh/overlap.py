@@ -23,6 +23,14 @@ def _key(network: int, length: int) -> _Key:
     return network << 8 | length
 
 
+def overlap(one: Prefix, other: Prefix) -> bool:
+    """Whether two prefixes share an address. As their own method says, without making two addresses to compare."""
+    if one.version != other.version:
+        return False
+    apart = int(one.network_address) ^ int(other.network_address)
+    return apart >> (one.max_prefixlen - min(one.prefixlen, other.prefixlen)) == 0
+
+
 class Claim(NamedTuple):
     region: str
     announced: Announced

@@ -15,7 +15,7 @@ from ravenvpn.mesh import identity
 from ravenvpn.mesh.conflicts import ConflictIndex
 from ravenvpn.mesh.context import Context, LocalFacts, Settings
 from ravenvpn.mesh.difference import Differences, PrefixOrder
-from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment
+from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment, way_to
 from ravenvpn.mesh.home import Home, home, own_sources, role_of
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
@@ -63,13 +63,14 @@ class Planner:
         before = self._context
         known = before.facts if before else LocalFacts()
         context = self._make_context(known if facts is None else facts)
-        stale = touched | self._touched_by(liveness)
+        stale, doubtful = set(touched), self._touched_by(liveness)
         self._liveness = liveness
         if before is None or replace(context, hubs=before.hubs) != before:
             stale |= self._regions.keys() | self._fragments.keys()
         elif context.hubs != before.hubs:
             stale |= self._relayed
         self._context = context
+        stale |= {name for name in doubtful - stale if self._way_changed(name, context)}
 
         differences = Differences()
         if context != before or (context.region is not None and context.region.name in touched):
@@ -201,6 +202,10 @@ class Planner:
         _, notes = own_sources(info, self._world.peers.get(self.me), context.facts)
         return replace(made, notes=(*made.notes, *notes))
 
+    def _way_changed(self, name: str, context: Context) -> bool:
+        region, fragment = self._regions.get(name), self._fragments.get(name)
+        return region is not None and fragment is not None and fragment.way != way_to(region, context, self._liveness)
+
     def _fold(self, name: str, context: Context, differences: Differences) -> None:
         before = self._fragments.pop(name, EMPTY)
         region = self._regions.get(name)
@@ -209,7 +214,7 @@ class Planner:
             after = remote_fragment(region, context, self._liveness)
         if region is not None:
             self._fragments[name] = after
-        (self._relayed.add if after.needs_hub else self._relayed.discard)(name)
+        (self._relayed.add if after.way.needs_hub else self._relayed.discard)(name)
         differences.piece(before, after)
         differences.remote(before.remote, after.remote)
 

@@ -20,7 +20,7 @@ names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A
 
 
 @given(worlds(), livenesses(), names)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str) -> None:
     fast, slow = plan(world, liveness, me), brute_plan(world, liveness, me)
 
@@ -55,7 +55,7 @@ def histories(draw: st.DrawFn) -> list[tuple[World, Liveness, LocalFacts]]:
 
 
 @given(histories(), names)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_updates_end_where_a_fresh_plan_begins(history: list[tuple[World, Liveness, LocalFacts]], me: str) -> None:
     planner = Planner(me)
     before = planner.plan()
