@@ -24,7 +24,7 @@ from ravenvpn.errors import HostError, RavenError
 log = logging.getLogger(__name__)
 
 API = "/v1"
-MAX_REQUEST_BYTES = 64 * 1024
+SHUTDOWN_TIMEOUT = 1.0  # seconds that requests may still take when the agent stops
 
 
 class Subject(Protocol):
@@ -58,7 +58,7 @@ def application(subject: Subject) -> web.Application:
         await subject.reload()
         return _json({"reloaded": True})
 
-    app = web.Application(client_max_size=MAX_REQUEST_BYTES, middlewares=[_guard])
+    app = web.Application(middlewares=[_guard])
     app.router.add_get(f"{API}/status", status)
     app.router.add_get(f"{API}/peers", peers)
     app.router.add_get(f"{API}/peers/{{name}}", peer)
@@ -78,7 +78,11 @@ class ControlSocket:
         """Raises HostError where another agent answers there, or the path cannot be used."""
         if _answers(self._path):
             raise HostError(f"another agent is listening on {self._path}; stop it first, or choose another --run-dir")
-        self._runner = web.AppRunner(application(self._subject), access_log=None, handle_signals=False)
+        if self._path.exists() and not self._path.is_socket():
+            raise HostError(f"{self._path} is no socket; remove it, or choose another --run-dir")
+        self._runner = web.AppRunner(
+            application(self._subject), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT
+        )
         await self._runner.setup()
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -109,6 +113,8 @@ async def _guard(
 ) -> web.StreamResponse:
     if request.method not in ("GET", "HEAD") and _caller(request) not in (0, os.geteuid()):
         return _error(403, "only root may change something")
+    if request.can_read_body:
+        return _error(413, "requests of this API carry no body")
     try:
         return await handler(request)
     except web.HTTPException as error:

@@ -15,6 +15,8 @@ from ravenvpn.agent.report import PeerReport, StatusReport, Vitals
 from ravenvpn.errors import HostError
 from ravenvpn.health import unready_reasons
 
+SHUTDOWN_TIMEOUT = 1.0  # seconds that requests may still take when the agent stops
+
 
 class Subject(Protocol):
     """What is looked at."""
@@ -57,7 +59,9 @@ class HealthServer:
 
     async def start(self) -> None:
         """Raises HostError where the address cannot be had."""
-        runner = web.AppRunner(application(self._subject), access_log=None, handle_signals=False)
+        runner = web.AppRunner(
+            application(self._subject), access_log=None, handle_signals=False, shutdown_timeout=1.0
+        )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         try:

@@ -131,13 +131,18 @@ class Agent:
 
     async def _follow_source(self) -> None:
         async for snapshot in self._source.snapshots():
-            before = self._snapshot.problems if self._snapshot else ()
+            before = self.account.snapshot.problems if self.account.snapshot else ()
             for problem in snapshot.problems:
                 if problem not in before:
                     log.warning("%s", problem)
-            self._snapshot = self.account.snapshot = snapshot
+            self.account.snapshot = snapshot
             if snapshot.readable:
                 self.account.world_at = time.time()
+                self._snapshot = snapshot
+            elif self._snapshot is None:
+                # A source that can not be read says nothing: what an earlier agent left on the host, the routes that
+                # keep traffic from leaving in clear above all, stays until there is a world.
+                log.warning("no world yet; the host stays as it is")
             if self._reloads:
                 self._facts_due = True
                 self._reloaded += self._reloads
@@ -214,13 +219,12 @@ class Agent:
             if retry is not None:
                 retry.cancel()
                 retry = None
-            if self._snapshot is None:
-                continue
             answered, self._reloaded = self._reloaded, []
-            await self._converge(self._snapshot.world)
-            if self.account.tunnel_problem:
-                retry = asyncio.get_running_loop().call_later(RETRY, self._work.set)
-            self.converged.set()
+            if self._snapshot is not None:
+                await self._converge(self._snapshot.world)
+                if self.account.tunnel_problem:
+                    retry = asyncio.get_running_loop().call_later(RETRY, self._work.set)
+                self.converged.set()
             for done in answered:
                 if not done.done():
                     done.set_result(None)

@@ -1,4 +1,4 @@
-"""An agent killed at any moment leaves a host that leaks nothing, and the next start finds everything in its place."""
+"""An agent killed at any moment leaves a host that leaks nothing; the next start finds all in its place."""
 
 from __future__ import annotations
 

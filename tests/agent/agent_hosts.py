@@ -1,0 +1,49 @@
+"""What an agent may change on a host, as dumps that can be compared; and what a process costs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from ravenvpn.lab.host import Node
+
+DUMPS = (
+    "ip -j link",
+    "ip -j address",
+    "ip -j -4 route show table all",
+    "ip -j -6 route show table all",
+    "ip -j rule",
+    "ip -j -6 rule",
+    "nft -j list ruleset",
+    "sysctl -a --pattern ^net\\.(ipv4|ipv6)\\.conf",
+)
+# What the kernel counts or what comes and goes by itself.
+VOLATILE = {"valid_life_time", "preferred_life_time", "expires", "metainfo", "stats64", "operstate", "pref"}
+
+
+def dump(node: Node) -> dict[str, object]:
+    """Everything of the host's network that an agent could have changed."""
+    found: dict[str, object] = {}
+    for command in DUMPS:
+        text = node.run(command.split()).stdout
+        found[command] = steady(json.loads(text or "[]")) if " -j " in f" {command} " else sorted(text.splitlines())
+    return found
+
+
+def steady(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: steady(inner) for key, inner in value.items() if key not in VOLATILE}
+    return [steady(inner) for inner in value] if isinstance(value, list) else value
+
+
+def resident(pid: int) -> float:
+    """RSS of a process in MB (10⁶ bytes)."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

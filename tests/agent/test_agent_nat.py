@@ -1,0 +1,78 @@
+"""NATs forget, gateways restart: who finds whom again, and how soon."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from agent_traffic import Traffic
+from conftest import Measured, Mesh
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.needs("ip", "nft", "nsenter", "ss", "conntrack"),
+    pytest.mark.timeout(180),
+]
+
+IDLE_BAR = 30.0  # seconds, while only the far side sends
+RESTART_BAR = 6.0
+AT_ONCE = 0.5
+
+
+def test_a_new_mapping_is_followed_while_only_the_far_side_sends(mesh: Mesh, measured: Measured) -> None:
+    far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
+    with Traffic([(far, near)], rate=50) as traffic:
+        time.sleep(1)
+        rebound = time.monotonic()
+        mesh.lab.rebind("factory", binding=2)
+        flow = traffic.flows[0]
+        while (len(flow.sent) - 1) not in flow.arrived and time.monotonic() < rebound + IDLE_BAR:
+            time.sleep(0.05)
+        time.sleep(1)
+    measured("outage, s", flow.outage(rebound - 0.5))
+    assert flow.outage(rebound - 0.5) <= IDLE_BAR
+    assert max(flow.arrived) > len(flow.sent) - 10, "it flows again"
+
+
+def test_a_new_mapping_is_followed_at_once_when_the_near_side_sends(mesh: Mesh, measured: Measured) -> None:
+    far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
+    with Traffic([(near, far), (far, near)], rate=50) as traffic:
+        time.sleep(1)
+        rebound = time.monotonic()
+        mesh.lab.rebind("factory", binding=3)
+        time.sleep(2)
+    for flow in traffic.flows:
+        measured(f"outage {flow}, s", flow.outage(rebound - 0.5))
+        assert flow.outage(rebound - 0.5) <= AT_ONCE, flow
+
+
+@pytest.mark.parametrize("restarted", ["cloud-1", "factory-1"])
+def test_a_gateway_that_is_killed_and_started_carries_again_within_6_s(
+    mesh: Mesh, restarted: str, measured: Measured
+) -> None:
+    """From the start of the new agent; only the side sends that cannot be called."""
+    far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
+    with Traffic([(far, near), (near, far)], rate=50) as traffic:
+        time.sleep(1.5)  # where peers were seen is saved once a second
+        mesh.agents.end(mesh.node(restarted), signal.SIGKILL)
+        time.sleep(1)
+        started = time.monotonic()
+        mesh.start(restarted)
+        time.sleep(RESTART_BAR + 1.5)
+    for flow in traffic.flows:
+        lost = flow.lost(started)
+        took = (lost[-1] - started) if lost else 0.0
+        measured(f"{flow} after start of {restarted}, s", took)
+        assert took <= RESTART_BAR, flow
+
+
+def test_a_public_gateway_that_restarts_calls_its_natted_peers_where_it_last_saw_them(mesh: Mesh) -> None:
+    """Nobody behind NAT sends anything: the gateway has to find them by itself, from its file."""
+    node = mesh.node("cloud-1")
+    mesh.agents.end(node, signal.SIGKILL)
+    seen = node.read("/var/lib/ravenvpn/endpoints")
+    assert str(mesh.lab.router("factory").v4) in seen
+    mesh.start("cloud-1")
+    mesh.well("cloud-1")
+    assert "session with factory-1 is up" in mesh.agents.log(node, 12)
