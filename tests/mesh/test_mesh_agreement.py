@@ -16,7 +16,8 @@ from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, TunnelDelta, TunnelPlan
 from ravenvpn.mesh.plan import Planner, plan
 
-names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A_REGION - 1))
+# Gateways more often than not: plain nodes have little to disagree about.
+names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.sampled_from((0, 0, 0, *range(NODES_A_REGION))))
 
 
 @given(worlds(), livenesses(), names)

@@ -359,3 +359,42 @@ def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
     (peer,) = plan(World.of([CLOUD, old], peers("cloud-1")), me="cloud-1").tunnel.peers
 
     assert (peer.public_keys, peer.suites) == ((bytes([1]) + bytes(31),), (Suite.CHACHA20POLY1305,))
+
+
+def test_hubs_that_come_and_go_are_followed() -> None:
+    """Regions that did not change themselves still have another way afterwards."""
+    hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in range(1, 5)]
+    names = ("edge-1", "ship-1", *(f"hub{i}-1" for i in range(1, 5)))
+    world = World.of([FACTORY, SHIP], peers(*names))
+    planner = Planner("edge-1")
+    planner.update(world)
+    seen = []
+    for hub in (*hubs, *hubs[:3]):
+        known = hub.name in world.gateways
+        world = world.without_gateway(hub.name) if known else world.with_gateway(hub)
+        planner.update(world)
+        assert planner.plan() == plan(world, me="edge-1")
+        seen.append(planner.plan().relays)
+
+    assert seen[0] == (("ship", "hub1"),)
+    assert seen[-1] == (("ship", "hub4"),)
+
+
+def test_a_region_that_lost_a_prefix_relays_nothing() -> None:
+    """It takes packets for that prefix for its own network's, so it must not be handed any."""
+    torn = region("torn", ("torn-1", "10.244.3.0/24"), public="203.0.113.77")  # the ship's, which sorts first
+    world = World.of([torn, FACTORY, SHIP], peers("edge-1", "ship-1", "torn-1"))
+
+    made = plan(world, me="edge-1")
+
+    assert (made.relays, len(made.conflicts)) == ((), 1)
+    assert {r.kind for r in made.host.routes if r.prefix == net("10.244.3.0/24")} == {RouteKind.UNREACHABLE}
+
+
+def test_every_hub_may_bring_what_either_end_sent_through_it() -> None:
+    """The far end may have left a hub that this end still uses, and the other way round."""
+    hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in (1, 2, 3)]
+    world = World.of([*hubs, FACTORY, SHIP], peers("edge-1", "ship-1", "hub1-1", "hub2-1", "hub3-1"))
+    accepts = dict(plan(world, me="edge-1").tunnel.accepts)
+
+    assert all(net("10.244.3.0/24") in accepts[f"hub{i}-1"] for i in (1, 2, 3))
