@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv6Address, ip_network
 
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 from dataplane.packets import ACK, FIN, PSH, apart, ip, superpacket, tcp, udp
 from dataplane.rig import ALICE, BODIES, CAROL, PREFIXES, Clock, End, Eve, message, settle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
@@ -51,9 +52,10 @@ class World:
         """Everything this step brought, in words that do not depend on port numbers or batch boundaries."""
         events = []
         for event in self.end.plane.take_events():
-            if isinstance(event, Datagram | SourceMoved):
-                event = (type(event).__name__, *event[:-2], self.name_of(event.endpoint), event.source)
-            events.append(event)
+            located = isinstance(event, Datagram | SourceMoved)
+            events.append(
+                (type(event), *event[:-2], self.name_of(event.endpoint), event.source) if located else event
+            )
         flows = defaultdict(list)
         for frame in self.end.frames():
             for packet in apart(frame):
@@ -83,7 +85,20 @@ def without_id(packet: bytes) -> bytes:
     return packet
 
 
-# --- Steps: each a function of one world, made of drawn values only ------------------------------------------------
+class Step:
+    """What to do in each world: a function of the world, made of drawn values only. `repr` is for failures."""
+
+    def __init__(self, text: str, work: Callable[[World], object]) -> None:
+        self.text, self.work = text, work
+
+    def __call__(self, world: World) -> None:
+        self.work(world)
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+# --- Steps ------------------------------------------------------------------------------------------
 
 peers = st.sampled_from([ALICE, CAROL])
 places = st.sampled_from(PLACES)
@@ -120,7 +135,7 @@ def packets(draw, outwards: bool) -> bytes:
 @st.composite
 def put(draw):
     frames = [b"\0" * 10 + packet for packet in draw(st.lists(packets(True), min_size=1, max_size=6))]
-    return lambda world: [world.end.wire.send(frame) for frame in frames]
+    return Step(f"put {frames}", lambda world: [world.end.wire.send(frame) for frame in frames])
 
 
 @st.composite
@@ -128,10 +143,12 @@ def put_superpacket(draw):
     v6, is_tcp = draw(st.booleans()), draw(st.booleans())
     ends = ("fd02::1", draw(inside6)) if v6 else ("10.2.0.1", draw(inside))
     data = bytes(range(256)) * draw(st.integers(1, 30))
-    whole = tcp(*ends, data, flags=draw(flags), tos=draw(ds_fields)) if is_tcp else udp(*ends, data, tos=draw(ds_fields))
+    whole = (
+        tcp(*ends, data, flags=draw(flags), tos=draw(ds_fields)) if is_tcp else udp(*ends, data, tos=draw(ds_fields))
+    )
     changes = draw(st.sampled_from([{}, {}, {}, {"gso_type": 0}, {"csum_start": 8}, {"flags": 0}, {"gso_type": 3}]))
     frame = superpacket(whole, draw(st.sampled_from([0, 48, 500, 1200, 1368])), **changes)
-    return lambda world: world.end.wire.send(frame)
+    return Step(f"superpacket {frame[:80].hex()}", lambda world: world.end.wire.send(frame))
 
 
 @st.composite
@@ -157,13 +174,18 @@ def hear(draw):
                 data = b"\4\0\1\0" + data[4:]
             world.places[place].send(data, world.end.endpoint(6 if place == "six" else 4), ds_field=ds_field)
 
-    return step
+    return Step(
+        f"messages {counters} of session {which} from {place}, damage {damage}, ECN {ds_field}: {inners}", step
+    )
 
 
 @st.composite
 def hear_other(draw):
     place, data = draw(places), draw(st.sampled_from([b"", b"\1\0\0\0" + bytes(144), b"\2", b"\4", b"\xff" * 40]))
-    return lambda world: world.places[place].send(data, world.end.endpoint(6 if place == "six" else 4))
+    return Step(
+        f"hear {data!r} from {place}",
+        lambda world: world.places[place].send(data, world.end.endpoint(6 if place == "six" else 4)),
+    )
 
 
 @st.composite
@@ -177,16 +199,19 @@ def session(draw):
         world.end.plane.install_keypair(peer, keypair)
         world.sessions["all"].append(keypair)
 
-    return step
+    return Step(f"{role.name} {suite.name} session {indices} of {peer}", step)
 
 
 def call(name: str, *arguments):
-    return lambda world: getattr(world.end.plane, name)(*arguments)
+    return Step(f"{name}{arguments}", lambda world: getattr(world.end.plane, name)(*arguments))
 
 
 def endpoint_call(peer, place, source):
-    return lambda world: world.end.plane.set_endpoint(
-        peer, None if place is None else world.places[place].endpoint, source
+    return Step(
+        f"set_endpoint{peer, place, source}",
+        lambda world: world.end.plane.set_endpoint(
+            peer, None if place is None else world.places[place].endpoint, source
+        ),
     )
 
 
@@ -195,10 +220,7 @@ def route(prefix, to):
 
 
 def advance(seconds):
-    def step(world: World) -> None:
-        world.clock.advance(seconds)
-
-    return step
+    return Step(f"{seconds} seconds", lambda world: world.clock.advance(seconds))
 
 
 per_peer = ("set_peer", "remove_peer", "forget_source", "expire_keypairs", "drop_keypairs", "flush_staged",
@@ -213,7 +235,7 @@ steps = st.one_of(
     hear_other(),
     session(),
     session(),
-    st.builds(lambda name, peer: call(name, peer), st.sampled_from(per_peer), peers),
+    st.builds(call, st.sampled_from(per_peer), peers),
     st.builds(
         endpoint_call,
         peers,
@@ -234,7 +256,12 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes: ask for it when one fails
+)
 @given(st.lists(steps, min_size=3, max_size=30))
 def test_both_bodies_do_the_same(schedule):
     asyncio.run(side_by_side(schedule))
@@ -273,5 +300,3 @@ def thawed(world: World) -> dict[str, object]:
         peer["endpoint"] = None if peer["endpoint"] is None else world.names[Endpoint(*peer["endpoint"])]
     blob["peers"].sort(key=lambda peer: peer["id"])
     return blob
-
-

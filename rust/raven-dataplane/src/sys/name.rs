@@ -62,6 +62,14 @@ impl Name {
         i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]])) == libc::AF_INET6
     }
 
+    /// The first `length` bytes, which the kernel wrote; behind them may be what a longer address left.
+    pub(super) fn cut(mut self, length: libc::socklen_t) -> Self {
+        if let Some(rest) = self.bytes.get_mut(length as usize..) {
+            rest.fill(0);
+        }
+        self
+    }
+
     pub(super) fn as_mut_ptr(&mut self) -> *mut libc::c_void {
         self.bytes.as_mut_ptr().cast()
     }
@@ -90,6 +98,15 @@ mod tests {
             let address: SocketAddr = text.parse().expect("an address");
             assert_eq!(Name::from(address).to_socket_addr(), Some(address));
         }
+    }
+
+    #[test]
+    fn what_a_longer_address_left_is_cut_off() {
+        let (v4, v6) = ("192.0.2.1:4500", "[2001:db8::1]:1");
+        let [v4, v6] = [v4, v6].map(|text| Name::from(text.parse::<SocketAddr>().expect("an address")));
+        let mut slot = v6;
+        slot.bytes[..V4].copy_from_slice(&v4.bytes[..V4]);
+        assert_eq!(slot.cut(V4 as libc::socklen_t), v4);
     }
 
     #[test]

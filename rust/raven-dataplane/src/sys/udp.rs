@@ -85,10 +85,10 @@ impl Receiver {
             // SAFETY: `count` is at most `limit`, and those were initialised above.
             let header = unsafe { header.assume_init_ref() };
             let control =
-                &self.controls[index].0[..usize::try_from(header.msg_hdr.msg_controllen).unwrap_or(0).min(CONTROL)];
+                &self.controls[index].0[..header.msg_hdr.msg_controllen.min(CONTROL as _) as usize];
             let meta = &mut self.metas[index];
             *meta = Meta {
-                name: self.names[index],
+                name: self.names[index].cut(header.msg_hdr.msg_namelen),
                 length: (header.msg_len as usize).min(SLOT),
                 truncated: header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0,
                 ..Meta::default()
