@@ -144,6 +144,21 @@ def test_single_sources_that_meet_are_refused_for_both_and_the_rest_goes_on() ->
     assert said[0].startswith("Peer a1, spec.sources[0]: prefix covers a gateway's address: 192.168.1.10/32")
 
 
+def test_a_prefix_that_arrives_under_a_much_wider_one_is_settled_with_it() -> None:
+    """An update looks up from what changed to the shortest prefix that covers it, and down from there."""
+    world = World.of([gateway("a", info("a1", "10.0.0.0/8")), gateway("c", info("c1", "11.0.0.0/8"))])
+    index = ConflictIndex("ravenvpn")
+    index.update({"a", "c"}, set(), world)
+
+    world = world.with_gateway(gateway("b", info("b1", "10.1.0.0/16", "10.2.3.0/24")))
+    assert index.update({"b"}, set(), world) == {"b"}
+    assert index.refused("b").prefixes == {net("10.1.0.0/16"), net("10.2.3.0/24")}
+
+    world = world.with_gateway(gateway("a", info("a1", "10.2.0.0/16")))
+    assert index.update({"a"}, set(), world) == {"b"}
+    assert index.refused("b").prefixes == {net("10.2.3.0/24")}
+
+
 def test_an_underlay_address_that_appears_later_takes_the_prefix_away() -> None:
     world = World.of([gateway("a", info("a1", "203.0.113.0/24"))])
     index = ConflictIndex("ravenvpn")
