@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ravenvpn.crypto.aead import Suite, cpu_accelerates_aes
 from ravenvpn.errors import HostError
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.host import Host, Node
@@ -37,11 +39,13 @@ class Agents:
     # Life.
 
     def prepare(self) -> None:
-        """A key for every node, and the same manifests on each."""
+        """A key for every node, and the same manifests on each; the suites are those this CPU is good at."""
+        accelerated = cpu_accelerates_aes(Path("/proc/cpuinfo").read_text())
+        suites = [suite.value for suite in Suite if accelerated or suite is not Suite.AES256GCM]
         for node in self._lab.nodes:
             self.public_keys[node.name] = self.cli(node, "keygen", f"{STATE}/private.key")
         for node in self._lab.nodes:
-            self._lab.write_manifests(node.path(WORLD), self.public_keys)
+            self._lab.write_manifests(node.path(WORLD), self.public_keys, suites)
 
     def start_all(self) -> None:
         """Those that can be called first: a call to one that does not listen yet is repeated after 5 s only."""
