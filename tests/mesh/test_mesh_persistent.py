@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.mesh.persistent import PersistentMap
 
-names = st.sampled_from([f"n{i}" for i in range(40)])
+# Some that are spread, and some that share one of the 1,024 places.
+CROWDED = [f"n{i}" for i in range(6000) if crc32(f"n{i}".encode()) & 1023 == 0]
+names = st.sampled_from([f"n{i}" for i in range(30)] + CROWDED)
 steps = st.lists(st.tuples(names, st.none() | st.integers(0, 3)), max_size=60)
 
 
@@ -40,6 +44,7 @@ def test_order_depends_on_names_alone(edits: list) -> None:
     walked = walk(PersistentMap(), model, edits)
 
     assert list(walked) == list(PersistentMap(reversed(model.items())))
+    assert len(CROWDED) > 3
 
 
 def test_putting_an_equal_value_keeps_the_old_object() -> None:
