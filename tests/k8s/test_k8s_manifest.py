@@ -1,0 +1,103 @@
+"""YAML and JSON as people write them, and as nobody should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ravenvpn.k8s.directory import Manifests
+from ravenvpn.k8s.manifest import load
+
+EXAMPLES = [path.read_bytes() for path in sorted(Path(__file__).parents[2].glob("examples/two-regions/*.yaml"))]
+
+
+def values(text: str) -> list[object]:
+    loaded = load(text.encode(), "f.yaml")
+    assert loaded.problems == ()
+    return [document.value for document in loaded.documents]
+
+
+def test_scalars_follow_yaml_1_2() -> None:
+    """By YAML 1.1, which PyYAML speaks, five of these would be something else."""
+    assert values("[on, no, 012, 1:30, 2026-01-31, =, ~, true, -7, 0x1F, 1.5e3, .inf, '5']") == [
+        ["on", "no", 12, "1:30", "2026-01-31", "=", None, True, -7, 31, 1500.0, ".inf", "5"]
+    ]
+
+
+def test_keys_are_text() -> None:
+    assert values("{1: a, true: b, null: c}") == [{"1": "a", "true": "b", "null": "c"}]
+
+
+def test_documents_and_separators_too_many() -> None:
+    assert values("---\n---\na: 1\n---\n# nothing\n---\nb: 2\n...\n") == [{"a": 1}, {"b": 2}]
+
+
+def test_anchors_are_a_convenience() -> None:
+    assert values("a: &x [1, 2]\nb: *x\n") == [{"a": [1, 2], "b": [1, 2]}]
+
+
+def test_json_is_read() -> None:
+    assert values('{"a": [1, 2.5, null, true, "x\\n\\u00e9"], "b": {}}') == [
+        {"a": [1, 2.5, None, True, "x\né"], "b": {}}
+    ]
+
+
+def test_lines_are_those_of_the_key_and_of_the_innermost_part_there_is() -> None:
+    (document,) = load(b"a:\n  b:\n  - x\n  - c: 1\n    d: 2\n", "f.yaml").documents
+
+    assert [document.marks.find(path) for path in ("", "a", "a.b", "a.b[1]", "a.b[1].d", "a.b[1].e", "z")] == [
+        1,
+        1,
+        2,
+        4,
+        5,
+        4,
+        1,
+    ]
+
+
+def test_documents_before_a_mistake_are_kept() -> None:
+    loaded = load(b"a: 1\n---\nb: [\n", "f.yaml")
+
+    assert [document.value for document in loaded.documents] == [{"a": 1}]
+    assert [(p.file, p.line) for p in loaded.problems] == [("f.yaml", 4)]
+
+
+def test_the_examples_are_without_fault() -> None:
+    manifests = Manifests()
+    manifests.update({f"{i}.yaml": content for i, content in enumerate(EXAMPLES)})
+
+    assert manifests.problems == ()
+    assert set(manifests.world.gateways) == {"cloud", "factory"}
+
+
+@given(st.binary(max_size=200) | st.text(alphabet="{}[]:,-&*!|>'\"?#%@ \n\tab01<=~", max_size=80).map(str.encode))
+@example(b"\xef\xbb\xbfa: 1")
+@example(b"%YAML 9.9\n---\na")
+@example(b"&a &b c")
+@example(b"*")
+@settings(max_examples=300)
+def test_no_bytes_raise(data: bytes) -> None:
+    loaded = load(data, "f.yaml")
+
+    assert all(p.file == "f.yaml" and p.remedy and "\n" not in str(p) for p in loaded.problems)
+
+
+@given(st.sampled_from(EXAMPLES), st.lists(st.tuples(st.integers(0, 1500), st.binary(max_size=3)), max_size=4))
+@settings(max_examples=150)
+def test_a_file_with_flipped_bytes_never_takes_the_agent_down(text: bytes, flips: list[tuple[int, bytes]]) -> None:
+    """Nor does it take away what the file said before, unless it still parses."""
+    manifests = Manifests()
+    manifests.update({"a.yaml": text})
+    before = manifests.world
+    broken = bytearray(text)
+    for at, instead in flips:
+        broken[at : at + 1] = instead
+
+    manifests.update({"a.yaml": bytes(broken)})
+
+    if any(p.fatal and not p.subject for p in manifests.problems):
+        assert set(manifests.world.gateways) >= set(before.gateways)
+    assert all("\n" not in str(p) and len(str(p)) < 1000 for p in manifests.problems)
