@@ -106,8 +106,7 @@ pub fn send_or_stage(state: &mut State, transmitter: &mut Transmitter, peer: usi
         return;
     };
     let packet = &staged.packet;
-    let ecn = if packet.is_empty() { packet::NOT_ECT } else { packet::ecn(packet) };
-    let envelope = Envelope { peer, keypair, ecn, outer_df: staged.outer_df };
+    let envelope = Envelope { peer, keypair, ecn: packet::ecn(packet), outer_df: staged.outer_df };
     transmitter.seal(state, envelope, packet.len(), now, |target| target.copy_from_slice(packet));
     state.renew_after_sending(peer, keypair, now);
 }

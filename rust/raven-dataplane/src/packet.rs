@@ -71,10 +71,14 @@ fn address(packet: &[u8], v4: usize, v6: usize) -> IpAddr {
     }
 }
 
-/// The ECN field. `packet` has passed [`is_ip`].
+/// The ECN field; nothing for what is too short to have one.
 #[must_use]
 pub fn ecn(packet: &[u8]) -> u8 {
-    if is_v6(packet) { packet[1] >> 4 & 3 } else { packet[1] & 3 }
+    match packet {
+        [first, second, ..] if first >> 4 == 4 => second & 3,
+        [_, second, ..] => second >> 4 & 3,
+        _ => NOT_ECT,
+    }
 }
 
 /// Sets the ECN field, and mends the IPv4 header checksum (RFC 1624, equation 3).
