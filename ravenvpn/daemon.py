@@ -21,7 +21,6 @@ from ravenvpn.agent.sessions import Sessions
 from ravenvpn.config import AgentConfig
 from ravenvpn.control import ControlSocket
 from ravenvpn.crypto import keyfile
-from ravenvpn.crypto.aead import Suite, cpu_accelerates_aes
 from ravenvpn.errors import ConfigError, RavenError
 from ravenvpn.health import judged, unready_reasons
 from ravenvpn.httpd import HealthServer
@@ -29,6 +28,8 @@ from ravenvpn.k8s.files import FileSource
 from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.notify import Notifier
+from ravenvpn.tunnel.linux.cpu import own_suites
+from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ async def _serve(config: AgentConfig, state: Path) -> None:
     subject = JudgedAgent(agent, notifier)
     stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(notifier.close)
         control = ControlSocket(subject, config.control_socket)
         await control.start()
         stack.push_async_callback(control.stop)
@@ -124,9 +126,7 @@ async def _serve(config: AgentConfig, state: Path) -> None:
 def _assemble(config: AgentConfig, state: Path) -> Agent:
     key = keyfile.load_or_create(config.private_key_path, os.urandom)
     preshared = keyfile.load_preshared(Path(config.preshared_key_file)) if config.preshared_key_file else None
-    suites = {Suite.CHACHA20POLY1305}
-    if config.aes and cpu_accelerates_aes(Path("/proc/cpuinfo").read_text()):
-        suites.add(Suite.AES256GCM)
+    suites = own_suites() if config.aes else WIREGUARD_ONLY
     last_seen = LastSeen(state / "endpoints")
     source = FileSource(Path(config.source.removeprefix("file:")), config.mesh)
     planner = Planner(config.node_name, Settings(listen_port=config.listen_port or None))

@@ -112,6 +112,8 @@ def _objects(
     own: list[str],
     sources: list[str],
 ) -> list[dict[str, Any]]:
+    from ravenvpn.tunnel.linux.cpu import own_suites
+
     labels = {LABEL: region}
     endpoint: dict[str, Any] = {"nodeName": node, "type": "tunnel", "port": port}
     endpoint |= {"publicIP": public[0]} if public else {"underNAT": True}
@@ -139,7 +141,7 @@ def _objects(
                 "addresses": [address for address in public if _is_address(address)],
                 "nodeAddresses": list(own),  # copies: YAML would write a shared list as an alias
                 "sources": list(sources),
-                "suites": _suites(),
+                "suites": [suite.value for suite in own_suites()],
             },
         },
     ]
@@ -151,12 +153,3 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _suites() -> list[str]:
-    from ravenvpn.crypto.aead import Suite, cpu_accelerates_aes
-
-    names = [Suite.CHACHA20POLY1305.value]
-    if cpu_accelerates_aes(Path("/proc/cpuinfo").read_text()):
-        names.append(Suite.AES256GCM.value)
-    return names

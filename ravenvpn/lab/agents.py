@@ -9,15 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ravenvpn.crypto.aead import Suite, cpu_accelerates_aes
 from ravenvpn.errors import HostError
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.host import Host, Node
 from ravenvpn.lab.manifests import LISTEN_PORT
 from ravenvpn.lab.topology import Nat
+from ravenvpn.tunnel.linux.cpu import own_suites
 
 WORLD = "/etc/ravenvpn/world"
 STATE = "/var/lib/ravenvpn"
@@ -40,8 +39,7 @@ class Agents:
 
     def prepare(self) -> None:
         """A key for every node, and the same manifests on each; the suites are those this CPU is good at."""
-        accelerated = cpu_accelerates_aes(Path("/proc/cpuinfo").read_text())
-        suites = [suite.value for suite in Suite if accelerated or suite is not Suite.AES256GCM]
+        suites = [suite.value for suite in own_suites()]
         for node in self._lab.nodes:
             self.public_keys[node.name] = self.cli(node, "keygen", f"{STATE}/private.key")
         for node in self._lab.nodes:
