@@ -84,8 +84,9 @@ impl Receiver {
         for (index, header) in headers.iter().take(count).enumerate() {
             // SAFETY: `count` is at most `limit`, and those were initialised above.
             let header = unsafe { header.assume_init_ref() };
-            let control =
-                &self.controls[index].0[..header.msg_hdr.msg_controllen.min(CONTROL as _) as usize];
+            #[allow(clippy::unnecessary_cast)] // it has 32 bits with musl
+            let control_length = header.msg_hdr.msg_controllen as usize;
+            let control = &self.controls[index].0[..control_length.min(CONTROL)];
             let meta = &mut self.metas[index];
             *meta = Meta {
                 name: self.names[index].cut(header.msg_hdr.msg_namelen),

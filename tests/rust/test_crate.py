@@ -1,0 +1,70 @@
+"""The native body's crate by its own means: its tests, its lints, and the licences of what it brings along."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUST = Path(__file__).parents[2] / "rust"
+
+pytestmark = pytest.mark.timeout(900)  # a cold build compiles everything
+
+
+def cargo(*words: str) -> None:
+    """Run cargo in the workspace; fails with what it said."""
+    done = subprocess.run(["cargo", *words], cwd=RUST, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def licences():
+    spec = importlib.util.spec_from_file_location("licences", RUST / "licences.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.needs("cargo")
+def test_the_crate_passes_its_own_tests():
+    cargo("test", "--locked", "--quiet", "--package", "raven-dataplane")
+
+
+@pytest.mark.needs("cargo-fmt")
+def test_the_crate_is_formatted():
+    cargo("fmt", "--check")
+
+
+@pytest.mark.needs("cargo-clippy")
+def test_the_crate_has_no_lint():
+    cargo("clippy", "--locked", "--quiet", "--all-targets", "--", "--deny", "warnings")
+
+
+@pytest.mark.needs("cargo")
+def test_all_that_is_shipped_may_be_shipped():
+    done = subprocess.run(
+        [sys.executable, RUST / "licences.py"], cwd=RUST, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ring 0.17" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("expression", "fine"),
+    [
+        ("MIT", True),
+        ("GPL-3.0-only", False),
+        ("GPL-2.0 OR MIT", True),
+        ("GPL-2.0 AND MIT", False),
+        ("MIT/Apache-2.0", True),
+        ("MPL-2.0", False),
+        ("Apache-2.0 WITH LLVM-exception OR MPL-2.0", True),
+        ("(MIT OR GPL-3.0-only) AND ISC", True),
+        ("MIT AND (GPL-3.0-only OR LGPL-2.1)", False),
+        ("none", False),
+    ],
+)
+def test_a_licence_is_judged_by_the_choice_it_leaves(expression, fine):
+    assert licences().may_ship(expression) == fine
