@@ -59,6 +59,7 @@ class FileSource:
         self.directory = Path(directory)
         self._manifests = Manifests(mesh, gates)
         self._stamps: dict[str, _Stamp | None] = {}  # None: looked at while hot, or not read
+        self._trust_stamps = True
         self._now_ns = now_ns
         self._last: Snapshot | None = None
         self._wake = asyncio.Event()
@@ -83,7 +84,7 @@ class FileSource:
     def reload(self) -> None:
         """Look again now and trust no stamp (SIGHUP); a snapshot follows even if nothing differs. To be called on the
         loop that runs `snapshots`."""
-        self._stamps = dict.fromkeys(self._stamps)
+        self._trust_stamps = False  # a flag, since a look may be under way in its thread
         self._last = None
         self._wake.set()
 
@@ -109,11 +110,12 @@ class FileSource:
     def _changed(self) -> dict[str, bytes | Problem | None]:
         """What differs from the last look, by file name."""
         names = _names(self.directory)
+        trusted, self._trust_stamps = self._trust_stamps, True
         changed: dict[str, bytes | Problem | None] = dict.fromkeys(self._stamps.keys() - names)
         stamps: dict[str, _Stamp | None] = {}
         for name in names:
             path = self.directory / name
-            known = self._stamps.get(name)
+            known = self._stamps.get(name) if trusted else None
             try:
                 stamp = _stamp(os.stat(path))
                 if known is not None and known == stamp:
