@@ -1,0 +1,118 @@
+"""What an agent costs when nothing happens: memory, processor, and the time it takes to begin."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_hosts import cpu_seconds, resident
+from agent_worlds import prefix, write, write_region
+from conftest import PATIENCE, Measured, Mesh
+from test_agent_edits import RouteWatch, percentile
+from test_agent_ready import get
+
+from ravenvpn.lab import Lab, Region
+from ravenvpn.lab.agents import WORLD, Agents, wait_until
+from ravenvpn.lab.host import Node
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(300)]
+
+REST = 20.0  # seconds looked at
+MEMORY_BAR, CORE_BAR = 75.0, 0.005  # MB; share of a core
+THOUSAND_MEMORY_BAR, THOUSAND_START_BAR = 130.0, 3.0  # MB; seconds
+LARGE_MEMORY_BAR, LARGE_CHANGE_BAR = 200.0, 0.05  # MB; seconds
+WATCHING = 0.1  # seconds that the file watcher may wait for more changes before it tells
+
+
+def test_an_idle_agent_with_three_peers(mesh: Mesh, measured: Measured) -> None:
+    node = mesh.node("cloud-1")
+    assert mesh.agents.status(node)["sessions_up"] >= 2
+    process = mesh.agents.process(node).pid
+    begin, spent = time.monotonic(), cpu_seconds(process)
+    time.sleep(REST)
+    share = (cpu_seconds(process) - spent) / (time.monotonic() - begin)
+    memory = resident(process)
+    get(node, "/metrics")
+    measured("memory, MB", memory)
+    measured("memory after a scrape, MB", resident(process))
+    measured("share of a core, %", share * 100)
+    assert memory <= MEMORY_BAR
+    assert share < CORE_BAR
+
+
+def start(agents: Agents, node: Node) -> tuple[int, float, float]:
+    """Start until the whole plan is in force, which the log says: pid, seconds, CPU seconds."""
+    begin = time.monotonic()
+    pid = agents.start(node).pid
+    wait_until(lambda: "host: add " in agents.log(node, 30), "the plan is in force", PATIENCE)
+    return pid, time.monotonic() - begin, cpu_seconds(pid)
+
+
+def until_at_rest(pid: int) -> float:
+    """Wait until a second passes with little work, and return how many that took."""
+    begin = time.monotonic()
+    spent = cpu_seconds(pid)
+    while time.monotonic() - begin < PATIENCE:
+        time.sleep(1)
+        before, spent = spent, cpu_seconds(pid)
+        if spent - before < 0.1:
+            break
+    return time.monotonic() - begin
+
+
+def threads(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+@pytest.fixture
+def single() -> Iterator[tuple[Lab, Agents]]:
+    with Lab(Region("cloud", pods=1)) as lab:
+        agents = Agents(lab)
+        agents.prepare()
+        yield lab, agents
+
+
+@pytest.mark.slow
+def test_a_thousand_peers(single: tuple[Lab, Agents], measured: Measured) -> None:
+    lab, agents = single
+    node = lab.node("cloud-1")
+    write(node.path(WORLD), 1000, 1)
+    pid, seconds, processor = start(agents, node)
+    measured("start, s", seconds)
+    measured("start, CPU seconds", processor)
+    assert agents.status(node)["problems"] == []
+    assert len(agents.peers(node)) == 1000
+    time.sleep(5)
+    measured("memory, MB", resident(pid))
+    spent = cpu_seconds(pid)
+    time.sleep(10)
+    measured("share of a core at rest, %", (cpu_seconds(pid) - spent) * 10)
+    measured("threads", threads(pid))
+    assert processor <= THOUSAND_START_BAR
+    assert resident(pid) <= THOUSAND_MEMORY_BAR
+
+
+@pytest.mark.soak
+def test_a_thousand_regions_of_ten_nodes(single: tuple[Lab, Agents], measured: Measured) -> None:
+    lab, agents = single
+    node = lab.node("cloud-1")
+    write(node.path(WORLD), 1000, 10)
+    pid, seconds, processor = start(agents, node)
+    measured("start, s", seconds)
+    measured("start, CPU seconds", processor)
+    measured("until at rest, s", until_at_rest(pid))
+    took = []
+    with RouteWatch([node]) as watch:
+        for change in range(60):
+            number = change * 7 % 1000
+            begin = time.monotonic()
+            write_region(node.path(WORLD), number, 10, generation=1)
+            took.append(watch.wait(node.name, prefix(number, 9, 1), True, begin))
+            time.sleep(0.3)
+    measured("one Gateway changed, median s", percentile(took, 0.5))
+    measured("one Gateway changed, p99 s", percentile(took, 0.99))
+    measured("memory, MB", resident(pid))
+    assert percentile(took, 0.99) <= LARGE_CHANGE_BAR + WATCHING
+    assert resident(pid) <= LARGE_MEMORY_BAR

@@ -1,0 +1,199 @@
+"""What keeps an agent from starting, or ends it: one clear line, an exit code, and never a half-dead process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import yaml
+from agent_hosts import dump
+from conftest import Mesh
+
+from ravenvpn.errors import HostError
+from ravenvpn.lab.agents import RAVEN_VPN, WORLD, wait_until
+from ravenvpn.lab.host import Node
+from ravenvpn.lab.manifests import LABEL
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "sysctl"), pytest.mark.timeout(180)]
+
+NODE = "harbour-1"
+
+
+@contextmanager
+def stopped(mesh: Mesh) -> Iterator[Node]:
+    """The node without its agent."""
+    node = mesh.node(NODE)
+    mesh.agents.end(node)
+    try:
+        yield node
+    finally:
+        mesh.start(NODE)
+
+
+def agent(node: Node, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """An agent that is expected to end by itself."""
+    command = [*before, *RAVEN_VPN, "agent", "--node", node.name, "--log-format", "human", *arguments]
+    return node.run(command, check=False, timeout=60)
+
+
+def complaints(mesh: Mesh) -> str:
+    """Everything the node says is wrong; empty while it says nothing at all."""
+    try:
+        return " ".join(mesh.agents.status(mesh.node(NODE))["reasons"])
+    except HostError:
+        return ""
+
+
+def test_a_taken_http_port(mesh: Mesh) -> None:
+    with stopped(mesh) as node, node.socket() as _:
+        holder = node.popen(
+            [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "10275"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: "10275" in node.run(["ss", "-Hltn"]).stdout, "the port is taken")
+        done = agent(node)
+        holder.kill()
+        holder.wait()
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith("raven-vpn: cannot listen on 127.0.0.1, TCP port 10275: ")
+    assert told.endswith(" (choose another --http-address)")
+
+
+def test_without_the_capability(mesh: Mesh) -> None:
+    with stopped(mesh) as node:
+        done = agent(node, before=("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("raven-vpn: ")
+    assert "CAP_NET_ADMIN" in last
+
+
+def test_a_run_directory_that_cannot_be_written(mesh: Mesh) -> None:
+    with stopped(mesh) as node:
+        done = agent(node, "--run-dir", "/sys/ravenvpn")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("raven-vpn: /sys/ravenvpn/agent.sock: ")
+
+
+def test_a_private_key_that_others_may_read(mesh: Mesh) -> None:
+    with stopped(mesh) as node:
+        key = node.path("/var/lib/ravenvpn/private.key")
+        key.chmod(0o644)
+        done = agent(node)
+        key.chmod(0o600)
+    assert done.returncode == 2
+    assert "chmod" in done.stderr.splitlines()[-1]
+
+
+def test_a_taken_tunnel_port_is_waited_for(mesh: Mesh) -> None:
+    """Somebody else's socket may go away; the agent says what is wrong meanwhile, and heals."""
+    with stopped(mesh) as node:
+        holder = node.socket()
+        wait_until(lambda: ":4500" not in node.run(["ss", "-Hlun"]).stdout, "the port is free")
+        holder.bind(("0.0.0.0", 4500))
+    try:
+        wait_until(lambda: "4500" in complaints(mesh), "it says so", 60)
+        assert not mesh.agents.status(node)["device_up"]
+    finally:
+        holder.close()
+    mesh.well(NODE)
+    assert "ravenvpn0" in node.ip("route show table 9127")
+
+
+def test_without_nft_everything_else_works_and_the_reason_is_told(mesh: Mesh) -> None:
+    with stopped(mesh) as node:
+        node.run(["nft", "delete", "table", "inet", "ravenvpn"])
+        lame = node.popen(
+            ["env", "PATH=/nonexistent", *RAVEN_VPN, "agent", "--node", NODE],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(lambda: "nft" in complaints(mesh), "it says so", 60)
+            assert "ravenvpn0" in node.ip("route show table 9127")
+        finally:
+            lame.terminate()
+            lame.wait(timeout=10)
+
+
+def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
+    node = mesh.node(NODE)
+    mesh.agents.end(node)
+    mesh.agents.start(node, "--cleanup-on-exit")
+    mesh.well(NODE)
+    with stopped(mesh):
+        assert dump(node) == mesh.before[NODE]
+
+
+def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
+    """What an earlier agent closed stays closed until there is a world that says otherwise."""
+    node = mesh.node(NODE)
+    mesh.agents.end(node)
+    closed = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
+    assert len(closed) == 3
+    mesh.agents.start(node, "--source", "file:/etc/ravenvpn/nowhere")
+    try:
+        wait_until(lambda: "no world has been read yet" in complaints(mesh), "it says so", 60)
+        time.sleep(0.5)
+        kept = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
+        assert kept == closed
+    finally:
+        mesh.agents.end(node)
+        mesh.start(NODE)
+
+
+def test_a_defect_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh) -> None:
+    """A task that dies must not leave the others pretending: systemd starts all of it anew."""
+    defect = (
+        "import sys; from ravenvpn.agent.probing import Probing;"
+        "Probing.look = lambda *_: 1 // 0;"
+        "from ravenvpn.cli import main; main(sys.argv[1:])"
+    )
+    with stopped(mesh) as node:
+        done = node.run(
+            [sys.executable, "-c", defect, "agent", "--node", NODE, "--log-format", "json"], check=False, timeout=60
+        )
+    assert done.returncode == 1
+    last = yaml.safe_load(done.stderr.splitlines()[-1])
+    assert last["level"] == "critical"
+    assert last["message"] == ("a defect ends this agent: ZeroDivisionError: integer division or modulo by zero")
+    assert "Traceback" in last["exception"]
+
+
+def test_a_node_takes_and_leaves_roles_as_manifests_say(mesh: Mesh) -> None:
+    """Gateway, plain node, no region at all, and gateway again; what a role needs comes and goes with it."""
+    node = mesh.node(NODE)
+    gateway_file, node_file = f"{WORLD}/gateway-harbour.yaml", f"{WORLD}/node-{NODE}.yaml"
+    gateway, itself = node.read(gateway_file), node.read(node_file)
+
+    def is_role(role: str) -> None:
+        wait_until(lambda: mesh.agents.status(node)["role"] == role, f"it is {role}", 30)
+
+    def routes(kind: str) -> int:
+        return sum(line.startswith(kind) for line in node.ip("route show table 9127").splitlines())
+
+    plain = yaml.safe_load(gateway)
+    plain["spec"]["endpoints"] = []
+    node.write(gateway_file, yaml.safe_dump(plain))
+    is_role("plain node")
+    wait_until(lambda: "ravenvpn0" not in node.ip("-br link"), "the tunnel's device is gone")
+    wait_until(lambda: routes("unreachable") == 3, "what no gateway carries is closed")
+
+    homeless = yaml.safe_load(itself)
+    del homeless["metadata"]["labels"][LABEL]
+    node.write(node_file, yaml.safe_dump(homeless))
+    is_role("node without region")
+    wait_until(lambda: routes("unreachable") == 0, "nothing of ours is left")
+    assert dump(node) == mesh.before[NODE]
+
+    node.write(gateway_file, gateway)
+    node.write(node_file, itself)
+    is_role("active gateway")
+    mesh.well(NODE)
+    assert routes("10.244") == 3

@@ -1,0 +1,133 @@
+"""From facts to words: states of peers, ways to regions, rates, and the verdict on a node."""
+
+from __future__ import annotations
+
+import pytest
+from agent_reports import status, vitals
+from test_agent_probing import end, plan
+
+from ravenvpn.agent.lag import Lag
+from ravenvpn.agent.report import PeerState, ProblemReport
+from ravenvpn.agent.reporting import Rates, peer_state, reaches
+from ravenvpn.health import judged, unhealthy_reasons, unready_reasons
+from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, World
+
+EDGE = end("edge", "hub")
+
+
+def world(*regions: str) -> World:
+    made = World()
+    for name in regions:
+        active = (Endpoint(node=name, type=EndpointType.TUNNEL),)
+        made = made.with_gateway(Gateway(name=name, status=GatewayStatus(active=active)))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("session", "verdict", "warm", "expected"),
+    [
+        (True, Verdict.ALIVE, True, (PeerState.UP, "")),
+        (True, Verdict.DEAD, True, (PeerState.DOWN, "it answers no probe")),
+        (False, Verdict.UNKNOWN, True, (PeerState.DOWN, "no handshake yet")),
+        (False, Verdict.UNKNOWN, False, (PeerState.COLD, "")),
+    ],
+)
+def test_how_a_session_is(session: bool, verdict: Verdict, warm: bool, expected: tuple[PeerState, str]) -> None:
+    assert peer_state(plan("hub", warm=warm), EDGE.status("hub", session=session), verdict) == expected
+
+
+def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
+    dead = Liveness({"hub": Verdict.DEAD})
+    for liveness, ok in ((Liveness(), True), (dead, False)):
+        reached = reaches(
+            {"hub": plan("hub")},
+            {"hub": EDGE.status("hub")},
+            world("edge", "hub", "island"),
+            own_region="edge",
+            relays={"island": "hub"},
+            liveness=liveness,
+        )
+        assert {name: (reach.path, reach.ok) for name, reach in reached.items()} == {
+            "hub": ("direct", ok),
+            "island": ("via hub", ok),
+        }
+
+
+def test_a_region_without_way_says_why() -> None:
+    nobody = World().with_gateway(Gateway(name="empty"))
+    reached = reaches({}, {}, nobody, own_region="edge", relays={}, liveness=Liveness())
+    assert (reached["empty"].path, reached["empty"].why) == ("none", "it has no active gateway")
+    hidden = reaches({}, {}, world("island"), own_region="edge", relays={}, liveness=Liveness())
+    assert hidden["island"].why.startswith("there is no path to its gateway")
+
+
+def test_rates_are_means_over_the_window() -> None:
+    rates = Rates()
+    rates.update([EDGE.status("hub", octets=0)], 10.0)
+    rates.update([EDGE.status("hub", octets=9_000)], 11.0)
+    assert rates.of("hub") == (0.0, 0.0), "a second is too short to say anything"
+    rates.update([EDGE.status("hub", octets=10_000)], 12.0)
+    assert rates.of("hub") == (5_000.0, 0.0)
+    rates.update([], 13.0)
+    assert rates.of("hub") == (0.0, 0.0)
+
+
+def test_a_block_of_the_loop_is_held_against_us_for_five_seconds() -> None:
+    lag = Lag()
+    lag.felt(1.0, 1.01)
+    lag.felt(1.5, 4.5)
+    lag.felt(5.0, 5.0)
+    assert lag.worst == 3.0
+    lag.felt(9.4, 9.5)
+    assert lag.worst == 3.0
+    lag.felt(9.9, 9.9)
+    assert lag.worst == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        ({"world_at": None}, "no world has been read yet from file:/w"),
+        ({"applied_at": None}, "this host is still being brought to its first plan"),
+        ({"source_error": "gone"}, "the source cannot be read: gone"),
+        ({"device_up": False}, "the tunnel device is missing or down"),
+        ({"host_missing": 2}, "2 of our routes, rules or devices are missing on this host"),
+        ({"loop_lag": 1.5}, "the event loop was blocked for 1.5 s"),
+        (
+            {"unreachable": (("cloud", "x is down"), ("ship", ""))},
+            "no other region can be reached (cloud: x is down; ship: no path)",
+        ),
+    ],
+)
+def test_what_makes_a_node_unready(cause: dict[str, object], reason: str) -> None:
+    assert unready_reasons(vitals()) == []
+    assert unready_reasons(vitals(**cause)) == [reason]
+
+
+def test_one_unreachable_region_of_two_is_not_healthy_but_ready() -> None:
+    partly = vitals(unreachable=(("ship", "ship-1 is down"),))
+    assert unready_reasons(partly) == []
+    assert unhealthy_reasons(partly, ()) == ["1 of 2 regions cannot be reached (ship: ship-1 is down)"]
+
+
+def test_a_node_alone_in_its_mesh_is_ready() -> None:
+    assert unready_reasons(vitals(regions=0)) == []
+
+
+def test_many_unreachable_regions_are_told_in_one_line() -> None:
+    dead = tuple((f"r{number}", "down") for number in range(9))
+    assert unready_reasons(vitals(regions=9, unreachable=dead)) == [
+        "no other region can be reached (r0: down; r1: down; r2: down; 6 more)"
+    ]
+
+
+def test_the_worst_comes_first_and_problems_are_counted() -> None:
+    problem = ProblemReport(kind="manifest", where="a.yaml:3", message="no name")
+    report = judged(status(problems=(problem, problem)), vitals(device_up=False))
+    assert not report.healthy
+    assert report.reasons == (
+        "the tunnel device is missing or down",
+        "manifest a.yaml:3: no name, and 1 more",
+    )
+    assert judged(status(), vitals()).healthy

@@ -1,0 +1,66 @@
+"""Keys stay where they are: nothing an agent says, writes or is started with holds one."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from conftest import Mesh
+from test_agent_ready import get
+
+from ravenvpn.lab.agents import LOG, STATE
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "wg"), pytest.mark.timeout(180)]
+
+
+def forms(secret: str) -> set[bytes]:
+    """A key as base64, in both cases of hex, raw, and as Python would print its bytes."""
+    raw = base64.b64decode(secret)
+    return {secret.encode(), secret.rstrip("=").encode(), raw.hex().encode(), raw.hex().upper().encode(), raw,
+            repr(raw)[2:-1].encode()}  # fmt: skip
+
+
+def test_no_secret_in_anything_an_agent_says(mesh: Mesh) -> None:
+    node = mesh.node("cloud-1")
+    private_key = node.read(f"{STATE}/private.key").strip()
+    process = mesh.agents.process(node)
+    said = {
+        "log": node.path(LOG).read_bytes(),
+        "command line": Path(f"/proc/{process.pid}/cmdline").read_bytes(),
+        "environment": Path(f"/proc/{process.pid}/environ").read_bytes(),
+        "endpoints": node.path(f"{STATE}/endpoints").read_bytes(),
+        "metrics": get(node, "/metrics")[1].encode(),
+        "readyz": get(node, "/readyz")[1].encode(),
+        **{
+            " ".join(words): mesh.agents.cli(node, *words).encode()
+            for words in (
+                ("status", "-o", "json"),
+                ("peers", "-o", "json"),
+                ("peers", "factory-1"),
+                ("plan", "-o", "json"),
+                ("plan", "--diff"),
+                ("config", "show"),
+            )
+        },
+    }
+    assert all(said[where] for where in said if where != "plan --diff"), (
+        "an empty text holds no secret, and proves nothing"
+    )
+    for secret in (private_key, mesh.preshared_key):
+        for form in forms(secret):
+            assert [where for where, text in said.items() if form in text] == []
+
+
+def test_the_same_search_finds_the_public_key(mesh: Mesh) -> None:
+    """The positive control."""
+    node = mesh.node("cloud-1")
+    public_key = mesh.agents.public_keys["cloud-1"].encode()
+    assert public_key in node.path(LOG).read_bytes()
+    assert public_key in mesh.agents.cli(node, "status", "-o", "json").encode()
+
+
+def test_the_preshared_key_is_in_force(mesh: Mesh) -> None:
+    """wg(8), which root asks on purpose, is the one that is told."""
+    shown = mesh.node("cloud-1").run(["wg", "show", "ravenvpn0", "preshared-keys"]).stdout
+    assert shown.count(mesh.preshared_key) == 3
