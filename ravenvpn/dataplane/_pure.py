@@ -233,7 +233,7 @@ class PureDataPlane:
     def freeze(self) -> bytes:
         self.stop()
         self._frozen = True
-        self._outer.abandon()
+        self._outer.use(None, None)
         return handover.pack(list(self._peers.values()), boot_id=self._boot_id, now=self._clock())
 
     def thaw(self, blob: bytes) -> None:

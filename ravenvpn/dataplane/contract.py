@@ -262,7 +262,11 @@ class DataPlane(Protocol):
         """Stop pumping. Safe to call twice; `start` may follow."""
 
     def set_sockets(self, v4: int | None, v6: int | None) -> None:
-        """Use these bound, non-blocking UDP descriptors (v6 with IPV6_V6ONLY). Sticky sources are forgotten."""
+        """Use these bound, non-blocking UDP descriptors (v6 with IPV6_V6ONLY). Sticky sources are forgotten.
+
+        A body holds numbers, also while it is stopped: take a descriptor away (None) before you close it, or the
+        number may soon mean another file. `freeze` gives them back, and a body that is dropped closes nothing.
+        """
 
     def set_mtu(self, mtu: int) -> None:
         """MTU of the TUN: padding stops there (whitepaper §5.4.6)."""

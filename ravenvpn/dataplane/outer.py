@@ -57,6 +57,16 @@ class Run(NamedTuple):
     outer_df: bool = False
 
 
+class Borrowed(socket.socket):
+    """A socket object on a descriptor that stays its owner's: nothing closes it here, not even the collector, which
+    finalizes the objects of a cycle in any order."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        self.detach()
+
+
 class OuterSockets:
     """The two descriptors, not ours: they are never closed here. `on_full(fd)` is asked to call `resume` when the
     socket of `fd` is writable; False from it means that nobody will, and what waits is dropped instead.
@@ -69,16 +79,17 @@ class OuterSockets:
         self._sockets: dict[int, socket.socket] = {}
         self._waiting: deque[Run] = deque()
 
-    def __del__(self) -> None:
-        self._release()
-
     def use(self, v4: int | None, v6: int | None) -> None:
-        """Take these descriptors, and give back the ones before."""
-        self.abandon()
-        self._release()
+        """Take these descriptors, and give back the ones before; what waits for those is dropped."""
+        for run in self._waiting:
+            self._tally.drop(Drop.SEND_FAILED, run.messages)
+        self._waiting.clear()
+        for one in self._sockets.values():
+            one.detach()
+        self._sockets.clear()
         for family, descriptor in ((socket.AF_INET, v4), (socket.AF_INET6, v6)):
             if descriptor is not None:
-                self._sockets[family] = socket.socket(family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, descriptor)
+                self._sockets[family] = Borrowed(family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, descriptor)
                 _ask_for_ancillary(self._sockets[family], family, gro=self.gro)
 
     @property
@@ -107,12 +118,6 @@ class OuterSockets:
             if self._waiting:
                 self._waiting.extend(waiting)
                 return
-
-    def abandon(self) -> None:
-        """Drop what waits: nothing may leave any more."""
-        for run in self._waiting:
-            self._tally.drop(Drop.SEND_FAILED, run.messages)
-        self._waiting.clear()
 
     def _attempt(self, run: Run) -> int:
         """One sendmsg: 0, or the errno."""
@@ -179,11 +184,6 @@ class OuterSockets:
             self._tally.drop(Drop.SEND_FAILED, run.messages)
             return
         self._waiting.append(run._replace(data=bytes(run.data)))
-
-    def _release(self) -> None:
-        for one in self._sockets.values():
-            one.detach()
-        self._sockets.clear()
 
 
 def singles(run: Run) -> list[Run]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import socket
 import struct
 from ipaddress import ip_network
 
 import msgspec
 import pytest
 from dataplane.packets import udp
-from dataplane.rig import ALICE, BOB, BOOT_ID, PREFIXES, End, Eve, Pair, keypairs, message, settle, two
+from dataplane.rig import ALICE, BOB, BOOT_ID, PREFIXES, End, Eve, Pair, keypairs, message, settle, two, udp_socket
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.dataplane.contract import SourceMoved, Traffic, WantsHandshake
+from ravenvpn.dataplane.outer import OuterSockets
+from ravenvpn.dataplane.reports import Tally
 
 A, B = "10.1.0.1", "10.2.0.1"
 SKIP = 1 << 16
@@ -184,6 +188,21 @@ async def test_a_frozen_body_is_silent(body):
             with pytest.raises(ValueError, match="frozen"):
                 send(pair.alice.plane)
         assert pair.bob.counters.peers[ALICE].rx_packets == 1
+
+
+def test_the_collector_closes_no_borrowed_descriptor():
+    """It finalizes a cycle in any order, the socket objects before their owner too."""
+    with udp_socket(socket.AF_INET) as one:
+        outer = OuterSockets(Tally(), gso=False, gro=False)
+        outer.use(one.fileno(), None)
+        borrowed = outer.sockets[socket.AF_INET]
+        holder = [outer]
+        outer.holder = holder  # type: ignore[attr-defined]
+        del outer
+        gc.collect(0)  # what is reached from elsewhere goes behind what is held: now the socket comes first
+        del holder, borrowed
+        gc.collect()
+        one.getsockname()
 
 
 async def changed(pair: Pair, change) -> bytes:
