@@ -111,7 +111,7 @@ class Drop(enum.IntEnum):
     STAGED_EXPIRED = 5  # the handshake they waited for was given up
     SEND_FAILED = 6  # the kernel refused the datagram and a second try
     # From the outer world inwards.
-    MALFORMED = 7  # wrong type, reserved bits or length
+    MALFORMED = 7  # wrong type, reserved bits or length; or from UDP port 0, where nothing can be answered
     UNKNOWN_INDEX = 8
     EXPIRED_KEYPAIR = 9  # older than reject-after-time, or its counter is spent
     BAD_TAG = 10  # authentication failed

@@ -99,6 +99,10 @@ class Ingress:
                 self._tally.udp_rx_datagrams += 1
                 self._tally.drops[Drop.MALFORMED] += 1
                 continue
+            if address[1] == 0:  # nothing can be sent back there
+                self._tally.udp_rx_datagrams += (messages := -(-size // segment))
+                self._tally.drops[Drop.MALFORMED] += messages
+                continue
             if ARENA_BYTES - self._used < size:
                 self.flush()
             self._open(size, segment, codepoint, address, family, pktinfo, now)

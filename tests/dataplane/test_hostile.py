@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import socket
+import struct
 import tracemalloc
 
 import pytest
@@ -78,6 +80,23 @@ async def test_datagrams_of_strangers(body, seed):
             pair.alice.put(udp(A, B, b"genuine"))
             await pair.settle()
             assert len(pair.bob.packets()) == 1
+
+
+@pytest.mark.root
+async def test_what_comes_from_port_zero_is_dropped(body):
+    """UDP allows it (RFC 768: no answer is wanted), so anybody can send it, and nothing can be sent back."""
+    async with two(body) as pair:
+        _, yours = await pair.connect()
+        before = pair.bob.counters.peers[ALICE]
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
+            for data in (b"\x01" + bytes(147), message(yours, 100, udp(A, B))):
+                header = struct.pack("!HHHH", 0, pair.bob.endpoint().port, 8 + len(data), 0)
+                raw.sendto(header + data, ("127.0.0.1", 0))
+                await pair.settle()
+        assert pair.bob.drops() == {"MALFORMED": 2}
+        assert pair.bob.happened() == []
+        assert pair.bob.packets() == []
+        assert pair.bob.counters.peers[ALICE] == before
 
 
 @pytest.mark.parametrize("seed", SEEDS)

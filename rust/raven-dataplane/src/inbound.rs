@@ -189,6 +189,10 @@ fn open(
     now: f64,
     found: &mut Option<(u32, Option<Place>)>,
 ) -> Option<Opened> {
+    if !meta.name.can_be_answered() {
+        state.counters.drop(Drop::Malformed, 1);
+        return None;
+    }
     let (receiver, counter) = match wire::claim(datagram) {
         Claim::Transport { receiver, counter } => (receiver, counter),
         Claim::Malformed => {

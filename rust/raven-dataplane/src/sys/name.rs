@@ -57,6 +57,12 @@ impl Name {
         }
     }
 
+    /// Whether something sent there could arrive: anybody can send from port 0 (RFC 768), nobody receives there.
+    #[must_use]
+    pub fn can_be_answered(&self) -> bool {
+        self.bytes[2..4] != [0, 0]
+    }
+
     #[must_use]
     pub fn is_v6(&self) -> bool {
         i32::from(u16::from_ne_bytes([self.bytes[0], self.bytes[1]])) == libc::AF_INET6
