@@ -157,7 +157,7 @@ class PureDataPlane:
         self._refuse_if_frozen()
         owner = self._peers[peer]
         self._sessions.install(owner, keypair)
-        owner.asked = -1.0
+        owner.handshake_ended()
         owner.gso_limit = NO_LIMIT  # the path may have become wider
         if keypair.role is Role.INITIATOR:
             now = self._clock()
@@ -179,7 +179,7 @@ class PureDataPlane:
         owner = self._peers[peer]
         self._tally.drop(Drop.STAGED_EXPIRED, len(owner.staged))
         owner.staged.clear()
-        owner.asked = -1.0
+        owner.handshake_ended()
 
     # Sending.
 

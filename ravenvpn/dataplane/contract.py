@@ -186,6 +186,9 @@ class Traffic(NamedTuple):
     `unacknowledged_since` set where the last report had 0.0. It may hold that back for a tenth of a second, since
     busy peers set and clear them all the time. Every report taken covers all peers that
     moved since the last one, so a timer that is due asks for reports first and then decides on fresh facts.
+
+    Both are cleared, and what follows is news again, by `install_keypair` and `flush_staged`: a handshake answers
+    and acknowledges all that was before it, and giving it up begins the count anew.
     """
 
     peer: PeerId

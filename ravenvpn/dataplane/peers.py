@@ -79,7 +79,13 @@ class Peer:
         self.source, self.pktinfo = source, pktinfo
         self.ancillary = [] if source is None else source_ancillary(source, self.family)
 
-    # What happened, for timers. Both say whether it is news for the next report.
+    # What happened, for timers. `sent` and `received` say whether it is news for the next report.
+
+    def handshake_ended(self) -> None:
+        """Well or not: nothing is owed for what came before it, and what comes after it is news."""
+        self.asked = -1.0
+        self.unanswered_since = self.unacknowledged_since = 0.0
+        self.told_unanswered = self.told_unacknowledged = False
 
     def sent(self, now: float, *, data: bool) -> bool:
         """An authenticated message left; `data` unless it was a keepalive."""

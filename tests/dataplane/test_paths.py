@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from ipaddress import IPv6Address, ip_network
@@ -620,6 +621,29 @@ async def test_forged_messages_are_no_traffic(body):
             eve.send(forged, pair.bob.endpoint())
             await pair.settle()
             assert pair.bob.happened(Traffic) == []
+
+
+@pytest.mark.parametrize("end", ["installed", "given up"])
+async def test_what_happens_after_a_handshake_is_news_again(body, end):
+    """That data went unanswered, and came unacknowledged, was said before it; only the body knows of what follows."""
+    async with two(body) as pair:
+        await pair.connect()
+        for since in (1000.0, 1050.0):
+            woken = pair.alice.woken, pair.bob.woken
+            pair.alice.put(udp(A, B))
+            await pair.settle()
+            async with asyncio.timeout(1.0):  # a body may hold it back for a tenth of a second
+                while pair.alice.woken == woken[0] or pair.bob.woken == woken[1]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            (sent,), (received,) = pair.alice.happened(Traffic), pair.bob.happened(Traffic)
+            assert (sent.unanswered_since, received.unacknowledged_since) == (since, since)
+            pair.clock.advance(50.0)
+            for one, other in ((pair.alice, BOB), (pair.bob, ALICE)):
+                if end == "installed":
+                    one.plane.install_keypair(other, keypairs(pair.clock())[1])
+                else:
+                    one.plane.flush_staged(other)
+                one.happened()
 
 
 async def test_the_tunnel_is_woken_once_until_it_takes_events(body):

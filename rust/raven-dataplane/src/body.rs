@@ -276,7 +276,7 @@ impl Body {
 
     pub fn flush_staged(&mut self, peer: PeerId) -> Result<(), Misuse> {
         let entry = self.peer_mut(peer)?;
-        entry.asked = None;
+        entry.handshake_ended();
         let count = std::mem::take(&mut entry.staged).len();
         self.state.counters.drop(Drop::StagedExpired, count);
         Ok(())

@@ -77,6 +77,15 @@ impl Peer {
         [self.previous, self.current, self.next].into_iter().flatten()
     }
 
+    /// A handshake ended, well or not: nothing is owed for what came before it, and what comes after it is news.
+    pub fn handshake_ended(&mut self) {
+        self.asked = None;
+        for facts in [&mut self.traffic, &mut self.told] {
+            facts.unanswered_since = 0.0;
+            facts.unacknowledged_since = 0.0;
+        }
+    }
+
     /// An authenticated packet left; true if that can arm a timer the tunnel has not armed.
     pub fn sent(&mut self, data: bool, now: f64) -> bool {
         let traffic = &mut self.traffic;

@@ -223,7 +223,7 @@ impl State {
         let (peer, role) = (keypair.peer, keypair.role);
         let Some(place) = self.keypairs.insert(keypair) else { return false };
         let entry = self.peers.at_mut(peer);
-        entry.asked = None;
+        entry.handshake_ended();
         let id = entry.id;
         let gone = match role {
             Role::Responder => [entry.previous.take(), entry.next.replace(place)],
