@@ -163,6 +163,8 @@ def socket_address(endpoint: Endpoint) -> tuple[SockAddr, int]:
     """(address for sendmsg, family), spelt as the kernel's answers are; ValueError if it is no numeric endpoint."""
     if not 0 < endpoint.port < 1 << 16:
         raise ValueError(f"no UDP port: {endpoint.port}")
+    if not 0 <= endpoint.scope_id < 1 << 32:
+        raise ValueError(f"no interface index: {endpoint.scope_id}")
     family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     host = socket.inet_ntop(family, _packed(family, endpoint.host))
     if family == socket.AF_INET:

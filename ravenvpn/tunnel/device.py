@@ -117,10 +117,13 @@ class Device:
         return peer.id
 
     def set_endpoint(self, name: str, endpoint: Endpoint) -> None:
-        """An operator's word, as `wg set … endpoint`: the peer is there now, wherever it was heard from before."""
+        """An operator's word, as `wg set … endpoint`: the peer is there now, wherever it was heard from before.
+
+        ValueError, and no change, if it is no numeric endpoint.
+        """
         peer = self._named(name)
-        peer.where.move_to(endpoint)
         self._dataplane.set_endpoint(peer.id, endpoint)
+        peer.where.move_to(endpoint)
 
     def remove_peer(self, name: str, now: float) -> None:
         peer = self._named(name)

@@ -6,7 +6,9 @@ Values and state only; what acts on them is in `handshakes` and `device`.
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
@@ -37,8 +39,13 @@ class PeerSettings:
     def __post_init__(self) -> None:
         if not self.public_keys:
             raise ValueError(f"peer {self.name!r} has no public key")
-        if self.persistent_keepalive < 0:
-            raise ValueError(f"peer {self.name!r} has a negative keepalive interval")
+        if not 0 <= self.persistent_keepalive < math.inf:
+            raise ValueError(f"peer {self.name!r} has no keepalive interval, but {self.persistent_keepalive}")
+        for endpoint in self.endpoints:
+            # All of them now: the second one is tried in the middle of a retry, when nobody could be told.
+            if not (0 < endpoint.port < 1 << 16 and 0 <= endpoint.scope_id < 1 << 32) or "%" in endpoint.host:
+                raise ValueError(f"peer {self.name!r} has no endpoint, but {endpoint}")
+            ip_address(endpoint.host)
 
 
 class Failure(enum.Enum):

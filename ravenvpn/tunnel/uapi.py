@@ -271,6 +271,8 @@ def parse_endpoint(value: str, interface_index: Callable[[str], int]) -> Endpoin
             if address.version == 4:
                 raise UapiError(errno.EINVAL, f"no endpoint: {value[:64]!r}")
             scope_id = int(zone) if zone.isascii() and zone.isdigit() else interface_index(zone)
+        if not number or scope_id >= 1 << 32:
+            raise ValueError("nothing can be sent there")
     except (ValueError, OSError) as error:
         raise UapiError(errno.EINVAL, f"no endpoint: {value[:64]!r}") from error
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:

@@ -16,8 +16,8 @@ from dataplane.rig import BODIES, Clock, End, settle
 from fake_dataplane import deterministic_random
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.crypto.keys import PrivateKey
-from ravenvpn.dataplane.contract import Inner, PeerId
+from ravenvpn.crypto.keys import PrivateKey, PublicKey
+from ravenvpn.dataplane.contract import Endpoint, Inner, PeerId
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, Report, SessionUp
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 from ravenvpn.tunnel.phases import Phase
@@ -305,3 +305,22 @@ async def test_a_persistent_keepalive_opens_the_way_and_keeps_it_open(body: str)
         assert alice.status(bob).phase is Phase.ESTABLISHED
         assert alice.end.plane.counters().peers[alice.status(bob).id].tx_packets in (2, 3, 4, 5)
         assert bob.status(alice).rx_bytes >= 92
+
+
+@pytest.mark.parametrize(
+    "nowhere", [Endpoint("127.0.0.1", 0), Endpoint("127.0.0.1", 65536), Endpoint("bob.example", 1)]
+)
+async def test_an_endpoint_that_is_none_is_refused_and_changes_nothing(body: str, nowhere: Endpoint) -> None:
+    async with two(body) as scene:
+        alice, bob = scene.alice, scene.bob
+        there = bob.end.endpoint()
+        with pytest.raises(ValueError, match=r"endpoint|address|port"):
+            alice.device.set_endpoint("bob", nowhere)
+        with pytest.raises(ValueError, match=r"endpoint|address|port"):
+            alice.knows(bob, endpoints=(there, nowhere))
+        with pytest.raises(ValueError, match=r"endpoint|address|port"):
+            alice.knows(bob, name="carol", public_keys=(PublicKey(bytes(range(32))),), endpoints=(nowhere,))
+        assert [peer.settings.endpoints for peer in alice.device.peers(scene.clock())] == [(there,)]
+        alice.sends("hello", bob)
+        await scene.settle()
+        assert bob.received() == ["hello"]
