@@ -1,0 +1,124 @@
+//! Packets joined and cut again are the very same packets, whatever they are.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use raven_dataplane::coalesce::{Coalescer, HEADER_ROOM};
+use raven_dataplane::split::Plan;
+use raven_dataplane::{checksum, packet, vnet};
+use raven_dataplane_fuzz::Input;
+
+fuzz_target!(|data: &[u8]| {
+    let mut input = Input(data);
+    let mut arena = Vec::new();
+    let mut places = Vec::new();
+    let mut last: Vec<u8> = Vec::new();
+    while let Some(kind) = input.byte() {
+        // Either a packet of the fuzzer's own, or the last one with its sequence moved on and a byte or two changed.
+        let mut packet = if kind & 1 == 0 { input.piece().unwrap_or_default().to_vec() } else { last.clone() };
+        if kind & 1 == 1 {
+            follow(&mut packet);
+            for _ in 0..(kind >> 1 & 3) {
+                let at = usize::from(input.byte().unwrap_or(0));
+                let value = input.byte().unwrap_or(0);
+                if let Some(byte) = packet.get_mut(at) {
+                    *byte = value;
+                }
+            }
+        }
+        if kind & 8 == 0 {
+            mend(&mut packet);
+        }
+        let Some(length) = packet::length(&packet).filter(|_| arena.len() < 200_000) else { continue };
+        packet.truncate(length);
+        places.push((arena.len(), length));
+        arena.extend_from_slice(&packet);
+        last = packet;
+    }
+    let mut coalescer = Coalescer::new(true, true);
+    for (at, length) in &places {
+        coalescer.push(&arena, *at, *length);
+    }
+    let mut seen = 0;
+    for output in coalescer.outputs() {
+        seen += output.count();
+        if output.count() > 1 {
+            check_joined(&arena, &output);
+        }
+    }
+    assert_eq!(seen, places.len());
+});
+
+fn check_joined(arena: &[u8], output: &raven_dataplane::coalesce::Output<'_>) {
+    let mut header = [0; HEADER_ROOM];
+    let length = output.write_header(arena, &mut header);
+    let mut frame = header[vnet::LEN..length].to_vec();
+    for (at, length) in output.payloads() {
+        frame.extend_from_slice(&arena[at..at + length]);
+    }
+    let virtio = vnet::Header::parse(header.first_chunk().expect("a virtio-net header"));
+    let plan = Plan::new(&virtio, &frame).expect("a frame that can be cut");
+    assert_eq!(plan.count(), output.count());
+    for (index, (at, length)) in output.packets().enumerate() {
+        let mut cut = vec![0; plan.packet_length(index)];
+        plan.write(index, &frame, &mut cut);
+        let mut original = arena[at..at + length].to_vec();
+        for packet in [&mut cut, &mut original] {
+            if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
+                packet[4..6].fill(0); // an identification means nothing with DF set
+                packet[10..12].fill(0);
+            }
+        }
+        // Zero and all ones are the same sum; cutting makes the one, and the sender may have made the other.
+        let field = usize::from(virtio.csum_start + virtio.csum_offset);
+        for packet in [&mut cut, &mut original] {
+            if packet[field..field + 2] == [0, 0] {
+                packet[field..field + 2].fill(0xff);
+            }
+        }
+        assert_eq!(cut, original);
+    }
+}
+
+/// Makes it the next packet of its TCP flow.
+fn follow(packet: &mut [u8]) {
+    let at = match packet.first() {
+        Some(first) if first >> 4 == 4 && packet.len() >= 40 => 20,
+        Some(first) if first >> 4 == 6 && packet.len() >= 60 => 40,
+        _ => return,
+    };
+    let header = at + usize::from(packet[at + 12] >> 4) * 4;
+    let payload = packet.len().saturating_sub(header) as u32;
+    let sequence = u32::from_be_bytes([packet[at + 4], packet[at + 5], packet[at + 6], packet[at + 7]]);
+    packet[at + 4..at + 8].copy_from_slice(&sequence.wrapping_add(payload).to_be_bytes());
+}
+
+/// Makes lengths and checksums right.
+fn mend(packet: &mut [u8]) {
+    let length = packet.len();
+    let (at, protocol) = match packet.first() {
+        Some(first) if first >> 4 == 4 && length >= 40 => {
+            packet[0] = 0x45;
+            packet[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+            packet[10..12].fill(0);
+            let field = checksum::finish(checksum::sum(&packet[..20]));
+            packet[10..12].copy_from_slice(&field);
+            (20, packet[9])
+        }
+        Some(first) if first >> 4 == 6 && length >= 60 => {
+            packet[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes());
+            (40, packet[6])
+        }
+        _ => return,
+    };
+    let field = if protocol == 17 {
+        packet[at + 4..at + 6].copy_from_slice(&((length - at) as u16).to_be_bytes());
+        at + 6
+    } else {
+        at + 16
+    };
+    packet[field..field + 2].fill(0);
+    let addresses = if at == 20 { 12..20 } else { 8..40 };
+    let pseudo = checksum::pseudo_header(&packet[addresses], protocol, length - at);
+    let value = checksum::finish(pseudo + checksum::sum(&packet[at..]));
+    packet[field..field + 2].copy_from_slice(&value);
+}

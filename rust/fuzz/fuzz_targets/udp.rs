@@ -1,0 +1,45 @@
+//! Datagrams of strangers, and of a peer that is authenticated and says anything inside.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use raven_dataplane::split::Plan;
+use raven_dataplane::{packet, vnet};
+use raven_dataplane_fuzz::{Input, Rig};
+
+fuzz_target!(|data: &[u8]| {
+    let mut rig = Rig::default();
+    let mut input = Input(data);
+    while let Some(kind) = input.byte() {
+        match kind & 7 {
+            0 => {
+                let datagram = input.piece().unwrap_or_default();
+                let to = rig.ours.local_addr().expect("bound");
+                let _ = rig.theirs.send_to(datagram, to);
+            }
+            1 => rig.now += f64::from(kind >> 3) * 8.0,
+            2 => rig.new_session(),
+            3 => {
+                let counter = u64::from(kind >> 3) << input.byte().unwrap_or(0).min(59);
+                rig.say(input.piece().unwrap_or_default(), counter);
+            }
+            4 => rig.pump(),
+            _ => {
+                // Bulk: the same packet again and again is what joining is for.
+                let inner = input.piece().unwrap_or_default();
+                for _ in 0..=kind >> 4 {
+                    rig.say(inner, rig.said);
+                    rig.said += 1;
+                }
+            }
+        }
+    }
+    rig.pump();
+    for frame in rig.frames() {
+        let (header, packet) = frame.split_first_chunk().expect("a virtio-net header");
+        assert!(packet::length(packet) == Some(packet.len()), "a frame of another length");
+        let plan = Plan::new(&vnet::Header::parse(header), packet).expect("a frame that can be cut");
+        assert!((0..plan.count()).all(|index| plan.packet_length(index) <= packet.len()));
+        let source = packet::source(packet).to_string();
+        assert!(source.starts_with("10.1.") || source.starts_with("fd01:"), "{source} was not accepted");
+    }
+});

@@ -1,0 +1,34 @@
+"""Fuzzing of the native body under AddressSanitizer: both sides on real descriptors, and joining against cutting.
+
+Half a minute each in CI, ten minutes each with `make soak`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FUZZ = Path(__file__).parents[2] / "rust" / "fuzz"
+TARGETS = ["udp", "tun", "join"]
+
+pytestmark = [pytest.mark.needs("cargo", "g++"), pytest.mark.timeout(1800)]
+
+
+def fuzz(target: str, seconds: int) -> None:
+    done = subprocess.run([FUZZ / "run.sh", str(seconds), target], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(os.environ.get("CI") != "true", reason="NOT RUN, TAKES MINUTES: WITH CI=true OR make soak")
+@pytest.mark.parametrize("target", TARGETS)
+def test_half_a_minute_finds_nothing(target):
+    fuzz(target, 30)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("target", TARGETS)
+def test_ten_minutes_find_nothing(target):
+    fuzz(target, 600)
