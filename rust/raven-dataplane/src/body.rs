@@ -164,12 +164,8 @@ impl Body {
         let place = self.place(peer)?;
         self.drop_keypairs(peer)?;
         self.transmitter.forget_peer(place);
-        for prefixes in [&mut self.state.routes, &mut self.state.accepted] {
-            prefixes.retain(|peers| {
-                peers.retain(|one| *one != place);
-                !peers.is_empty()
-            });
-        }
+        self.state.routes.remove_peer(place);
+        self.state.accepted.remove_peer(place);
         self.state.forget_hits();
         self.state.events.forget(place);
         self.state.peers.remove(peer);
@@ -206,11 +202,7 @@ impl Body {
 
     pub fn route(&mut self, prefix: Prefix, peers: &[PeerId]) -> Result<(), Misuse> {
         let places = peers.iter().map(|peer| self.place(*peer)).collect::<Result<Vec<_>, _>>()?;
-        if places.is_empty() {
-            self.state.routes.remove(prefix);
-        } else {
-            self.state.routes.insert(prefix, places);
-        }
+        self.state.routes.set(prefix, places);
         self.state.forget_hits();
         Ok(())
     }
@@ -218,19 +210,10 @@ impl Body {
     pub fn accept(&mut self, peer: PeerId, add: &[Prefix], remove: &[Prefix]) -> Result<(), Misuse> {
         let place = self.place(peer)?;
         for prefix in remove {
-            if let Some(peers) = self.state.accepted.get_mut(*prefix) {
-                peers.retain(|one| *one != place);
-                if peers.is_empty() {
-                    self.state.accepted.remove(*prefix);
-                }
-            }
+            self.state.accepted.remove(*prefix, place);
         }
         for prefix in add {
-            match self.state.accepted.get_mut(*prefix) {
-                Some(peers) if peers.contains(&place) => {}
-                Some(peers) => peers.push(place),
-                None => self.state.accepted.insert(*prefix, vec![place]),
-            }
+            self.state.accepted.add(*prefix, place);
         }
         self.state.forget_hits();
         Ok(())

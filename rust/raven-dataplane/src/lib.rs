@@ -13,6 +13,7 @@ mod counters;
 mod craft;
 mod events;
 mod handover;
+mod holders;
 mod inbound;
 mod keypair;
 mod outbound;

@@ -1,5 +1,5 @@
-//! Longest-prefix match over both families. The trie is prefix-trie's; a last-hit cache in front of it is the
-//! caller's, who knows how long an answer holds.
+//! Longest-prefix match over both families. The trie is prefix-trie's; a cache in front of it is the caller's, who
+//! knows how long an answer holds.
 
 use std::net::IpAddr;
 
@@ -66,22 +66,10 @@ impl<T> Prefixes<T> {
         }
     }
 
-    pub fn remove(&mut self, prefix: Prefix) {
+    pub fn remove(&mut self, prefix: Prefix) -> Option<T> {
         match prefix.address {
-            IpAddr::V4(v4) => drop(self.v4.remove(&(u32::from(v4), prefix.length))),
-            IpAddr::V6(v6) => drop(self.v6.remove(&(u128::from(v6), prefix.length))),
-        }
-    }
-
-    /// Keeps only what `keep` wants; it may change values.
-    pub fn retain(&mut self, mut keep: impl FnMut(&mut T) -> bool) {
-        let gone: Vec<_> = self.v4.iter_mut().filter_map(|(at, value)| (!keep(value)).then_some(at)).collect();
-        for at in gone {
-            self.v4.remove(&at);
-        }
-        let gone: Vec<_> = self.v6.iter_mut().filter_map(|(at, value)| (!keep(value)).then_some(at)).collect();
-        for at in gone {
-            self.v6.remove(&at);
+            IpAddr::V4(v4) => self.v4.remove(&(u32::from(v4), prefix.length)),
+            IpAddr::V6(v6) => self.v6.remove(&(u128::from(v6), prefix.length)),
         }
     }
 }

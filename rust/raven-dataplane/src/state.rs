@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::counters::{Counters, Drop, Offloads};
 use crate::events::{Event, Queue};
+use crate::holders::{Hits, Holders};
 use crate::keypair::{Keypair, Keypairs, Place, Role};
 use crate::peer::{MAX_STAGED_PACKETS, PeerId, Peers, Staged};
-use crate::prefixes::Prefixes;
 
 /// Whitepaper §6.1, as far as packets feel them; seconds.
 #[derive(Clone, Copy, Debug)]
@@ -29,19 +29,19 @@ pub struct State {
     pub peers: Peers,
     pub keypairs: Keypairs,
     /// Egress: the peers that carry a prefix, the first one first.
-    pub routes: Prefixes<Vec<usize>>,
+    pub routes: Holders,
     /// Ingress: the peers a prefix is accepted from.
-    pub accepted: Prefixes<Vec<usize>>,
+    pub accepted: Holders,
     pub events: Queue,
     pub counters: Counters,
     /// Of the TUN; 0 if unknown.
     pub mtu: usize,
     pub own_address: Option<Ipv6Addr>,
     pub probe_port: u16,
-    /// The last answer of `routes`, valid until a mutator runs.
-    route_hit: Option<(IpAddr, Option<usize>)>,
-    /// The last address that was accepted, and from whom.
-    accept_hit: Option<(IpAddr, usize)>,
+    /// Answers of `routes`, valid until a mutator runs.
+    route_hits: Hits<Option<usize>>,
+    /// Addresses that were accepted, and from whom.
+    accept_hits: Hits<usize>,
 }
 
 impl State {
@@ -52,45 +52,43 @@ impl State {
             offloads,
             peers: Peers::default(),
             keypairs: Keypairs::default(),
-            routes: Prefixes::default(),
-            accepted: Prefixes::default(),
+            routes: Holders::default(),
+            accepted: Holders::default(),
             events: Queue::default(),
             counters: Counters::default(),
             mtu: 0,
             own_address: None,
             probe_port: 0,
-            route_hit: None,
-            accept_hit: None,
+            route_hits: Hits::default(),
+            accept_hits: Hits::default(),
         }
     }
 
     /// To be called whenever prefixes or peers change.
     pub fn forget_hits(&mut self) {
-        self.route_hit = None;
-        self.accept_hit = None;
+        self.route_hits.clear();
+        self.accept_hits.clear();
     }
 
     /// Who carries packets to `destination`.
     pub fn route(&mut self, destination: IpAddr) -> Option<usize> {
-        if let Some((address, peer)) = self.route_hit
-            && address == destination
-        {
+        if let Some(peer) = self.route_hits.get(destination) {
             return peer;
         }
-        let peer = self.routes.longest(destination).and_then(|peers| peers.first().copied());
-        self.route_hit = Some((destination, peer));
+        let peer = self.routes.longest(destination).first().copied();
+        self.route_hits.put(destination, peer);
         peer
     }
 
     /// Whether a packet from `source` may come from this peer: the longest accepted prefix over it, across all peers,
     /// must count the peer among its accepters.
     pub fn accepts(&mut self, source: IpAddr, peer: usize) -> bool {
-        if self.accept_hit == Some((source, peer)) {
+        if self.accept_hits.get(source) == Some(peer) {
             return true;
         }
-        let accepted = self.accepted.longest(source).is_some_and(|peers| peers.contains(&peer));
+        let accepted = self.accepted.longest(source).contains(&peer);
         if accepted {
-            self.accept_hit = Some((source, peer));
+            self.accept_hits.put(source, peer);
         }
         accepted
     }
