@@ -233,6 +233,7 @@ class Agent:
         if self._facts_due:
             self._facts_due = False  # before looking: what changes meanwhile is looked at again
             self._facts = await self._look_around(world)
+        began = time.monotonic()
         delta = self._planner.update(world, self._probing.liveness, self._facts)
         if self._reopen:
             self._reopen = False
@@ -249,7 +250,7 @@ class Agent:
         if self._resolved:
             self._resolved = False
             self._sessions.refresh()
-        await self._upkeep.apply(delta.host, lambda: self._planner.plan().host, whole=opened)
+        await self._upkeep.apply(delta.host, lambda: self._planner.plan().host, whole=opened, began=began)
         self._sessions.finish(delta.tunnel)
         if delta.tunnel.peers_removed:
             self._last_seen.keep_only(self._sessions.probed())

@@ -46,15 +46,18 @@ class Upkeep:
         """Return when the keeper has stopped; raise what stopped it, if that was not `stop`."""
         await self._keeper.ended()
 
-    async def apply(self, delta: HostDelta, wanted: Callable[[], HostState], *, whole: bool = False) -> None:
+    async def apply(
+        self, delta: HostDelta, wanted: Callable[[], HostState], *, whole: bool = False, began: float | None = None
+    ) -> None:
         """Bring the host to the plan; what the kernel refuses is tried again, and told in `problems`.
 
-        `whole`: something outside the plan changed what is there, such as a new TUN device: look at everything."""
+        `whole`: something outside the plan changed what is there, such as a new TUN device: look at everything.
+        `began`: when planning it did (monotonic), so that the log can say how long a change took to the kernel."""
         if whole or not self._known:
-            self._note(await self._keeper.want(wanted()))
+            self._note(await self._keeper.want(wanted()), began)
             self._known = True
         elif delta:
-            self._note(await self._keeper.change(delta, wanted))
+            self._note(await self._keeper.change(delta, wanted), began)
 
     async def cleanup(self) -> None:
         self._note(await self._keeper.cleanup())
@@ -97,10 +100,11 @@ class Upkeep:
 
     # Inside.
 
-    def _note(self, result: ApplyResult) -> None:
+    def _note(self, result: ApplyResult, began: float | None = None) -> None:
         self.applied_at = time.time()
         if result.changed:
-            log.info("host: %s", counted(result.changed))
+            took = {} if began is None else {"seconds": round(time.monotonic() - began, 4)}
+            log.info("host: %s", counted(result.changed), extra=took)
         for failure in result.failed[:_LOGGED]:
             log.warning("host: %s", failure)
 
