@@ -7,7 +7,7 @@
 The device speaks through the data plane it was given and returns nothing but reports. It reads no clock and rolls no
 dice: `now` is CLOCK_BOOTTIME in seconds, `unix_ns` the wall clock in nanoseconds, `random(n)` gives n bytes.
 Handshakes cost a millisecond, so they are queued and worked off within a budget per call; while work waits,
-`deadline()` lies in the past (under load: in the near future, since packets come first).
+`deadline()` lies in the past, or, once strangers have used up their share of time, in the near future.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Device:
         random: Callable[[int], bytes],
         timing: Timing | None = None,
         suites: frozenset[Suite] = WIREGUARD_ONLY,
+        pace: Pace | None = None,
     ) -> None:
+        """`pace` is how fast handshakes may come in."""
         self._dataplane = dataplane
         self._random = random
         self._timing = timing or Timing()
@@ -55,7 +57,7 @@ class Device:
         self._peers = PeerTable()
         self._indices = IndexTable(random)
         self._gate = Gate(self._identity, self._indices.find, self._send_cookie_reply)
-        self._pace = Pace()
+        self._pace = pace or Pace()
         self._paced_until = DUE_NOW
         self._handshakes = Handshakes(
             dataplane, self._identity, self._peers, self._indices, random=random, suites=suites
@@ -188,8 +190,9 @@ class Device:
     def work(self, now: float, unix_ns: int, budget: int = WORK_BUDGET) -> bool:
         """Do up to `budget` handshakes' worth of messages and initiations; says whether more wait.
 
-        Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse. Under
-        load the messages get a share of time (`load.Pace`), whatever the budget.
+        Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse. What
+        strangers can cause gets a share of time (`load.Pace`), whatever the budget; answers to our own calls do not
+        wait for that unless we are under load.
         """
         calling = self._sessions.to_call
         calls = min(len(calling), max(1, budget // 2))
@@ -199,16 +202,17 @@ class Device:
             peer = self._peers.get(peer_id)
             if peer is not None:
                 self._sessions.call(peer, now, unix_ns)
-        paced = self._gate.loaded(now)
+        loaded = self._gate.loaded(now)
         left = float(max(1, budget - calls))
-        if paced:
-            left = min(left, self._pace.available(now))
         while len(self._gate) and left >= REFUSAL:
+            paced = loaded or not self._gate.proven
+            if paced and self._pace.available(now) < REFUSAL:
+                break
             cost = self._handle_one(now, unix_ns)
             left -= cost
             if paced:
                 self._pace.spend(cost)
-        self._paced_until = self._pace.resumes() if paced else DUE_NOW
+        self._paced_until = self._pace.resumes() if loaded or not self._gate.proven else DUE_NOW
         return bool(calling) or len(self._gate) > 0
 
     def deadline(self) -> float | None:

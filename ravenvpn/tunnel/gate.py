@@ -82,6 +82,11 @@ class Gate:
     def __len__(self) -> int:
         return len(self._queue) + len(self._proven)
 
+    @property
+    def proven(self) -> int:
+        """How many of those that wait proved themselves; they are taken first."""
+        return len(self._proven)
+
     def drop(self, reason: HandshakeDrop) -> None:
         self.drops[reason] += 1
 

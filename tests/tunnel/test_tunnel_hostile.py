@@ -18,6 +18,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.dataplane.contract import Datagram, Endpoint
 from ravenvpn.tunnel.gate import HandshakeDrop
+from ravenvpn.tunnel.load import Pace
 from ravenvpn.tunnel.peer import PeerStatus
 
 BOTH = frozenset(Suite)
@@ -68,6 +69,7 @@ def attack(world: World, alice: Node, bob: Node, attacker: Attacker, count: int)
 
 
 def besieged(world: World) -> tuple[Node, Node, Attacker]:
+    world.pace = lambda: Pace(rate=1e6, burst=1e6)  # all that comes in, at one instant
     alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH)
     bob.knows(alice, suites=BOTH)

@@ -35,7 +35,7 @@ def receive(bob: Node, world: World, datagrams: list[Datagram]) -> None:
 
 def work_off(bob: Node, world: World) -> None:
     while bob.device.work(world.now, world.unix_ns):
-        pass
+        world.now = max(world.now, bob.device.deadline() or 0.0)
 
 
 def test_messages_are_worked_off_within_a_budget(world: World) -> None:
@@ -43,7 +43,9 @@ def test_messages_are_worked_off_within_a_budget(world: World) -> None:
     receive(bob, world, flood(bob, 100))
     assert bob.device.work(world.now, world.unix_ns, budget=10)
     assert drops(bob) == {"NOT_AUTHENTIC": 10}
-    assert bob.device.deadline() == 0.0  # come back at once
+    deadline = bob.device.deadline()
+    assert deadline is not None
+    assert deadline <= world.now  # come back at once
     bob.device.tick(world.now, world.unix_ns)
     assert drops(bob) == {"NOT_AUTHENTIC": 10 + WORK_BUDGET}
 
@@ -210,6 +212,26 @@ def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_gets_th
     assert bob.delivered == [b"hello"]
 
 
+def test_whoever_knows_our_public_key_gets_a_share_of_time_and_no_more(world: World) -> None:
+    """A thousand initiations a second, too few at once to fill a queue that is emptied as fast as can be."""
+    bob = world.node("bob")
+    for _ in range(32):
+        receive(bob, world, flood(bob, 16))
+        world.run(1 / 64)
+    assert drops(bob) == {"NOT_AUTHENTIC": 64 + 125}  # the burst, and 250 a second
+
+
+def test_answers_to_our_own_calls_need_no_share(world: World) -> None:
+    """A node that starts calls all its peers; they may all answer at once."""
+    alice = world.node("alice")
+    crowd = [world.node(f"crowd {number}") for number in range(100)]
+    for one in crowd:
+        one.knows(alice)
+        alice.knows(one, warm=True)
+    world.run(0.1)
+    assert all(alice.status(one).phase is Phase.ESTABLISHED for one in crowd)
+
+
 def test_a_response_we_wait_for_passes_a_full_queue(world: World) -> None:
     alice, bob = world.pair()
     world.path = lambda _: [0.0]
@@ -295,7 +317,8 @@ def test_a_flood_does_not_keep_us_from_calling(world: World) -> None:
     receive(alice, world, flood(alice, MAX_DATAGRAMS))
     alice.sends(b"hello", bob)  # one turn: the queue is still nearly full
     assert "initiation" in world.kinds(sender=alice)
-    deadline = alice.device.deadline()
+    while (deadline := alice.device.deadline()) == world.now:
+        alice.turn()
     assert deadline is not None
     assert world.now < deadline < world.now + 0.01  # packets come first, but work is not forgotten
 

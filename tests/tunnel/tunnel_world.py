@@ -15,6 +15,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.dataplane.contract import Endpoint, Source, Timing
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus
+from ravenvpn.tunnel.load import Pace
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
 BOOT = 1000.0  # seconds on CLOCK_BOOTTIME when a scene begins
@@ -89,6 +90,7 @@ class Node:
 class World:
     def __init__(self, timing: Timing | None = None) -> None:
         self.timing = timing or Timing()
+        self.pace: Callable[[], Pace] = Pace
         self.now = BOOT
         self.wall_offset_ns = 0
         self.nodes: list[Node] = []
@@ -116,7 +118,7 @@ class World:
         key = PrivateKey.generate(deterministic_random(f"key of {name}"))
         box: list[Node] = []
         dataplane = FakeDataPlane(lambda: self.now, lambda *args: self._transmit(box[0], *args), self.timing)
-        device = Device(dataplane, random=draw, timing=self.timing, suites=suites)
+        device = Device(dataplane, random=draw, timing=self.timing, suites=suites, pace=self.pace())
         node = Node(name, self, ends, key, device, dataplane)
         box.append(node)
         device.set_private_key(key, self.now)
