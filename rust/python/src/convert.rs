@@ -193,13 +193,15 @@ pub(crate) fn peer_id(peer: &Bound<'_, PyAny>) -> PyResult<PeerId> {
 }
 
 pub(crate) fn endpoint(endpoint: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
-    let (host, port, scope): (String, i64, u32) = endpoint.extract()?;
+    let (host, port, scope): (String, i64, i64) = endpoint.extract()?;
+    let scope = u32::try_from(scope).map_err(|_| invalid(format!("no interface index: {scope}")))?;
     let port = u16::try_from(port).map_err(|_| invalid(format!("no UDP port: {port}")))?;
     socket_address(&host, port, scope).map_err(invalid)
 }
 
 pub(crate) fn source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
-    let (host, ifindex): (String, u32) = source.extract()?;
+    let (host, ifindex): (String, i64) = source.extract()?;
+    let ifindex = u32::try_from(ifindex).map_err(|_| invalid(format!("no interface index: {ifindex}")))?;
     let address: IpAddr = host.parse().map_err(|_| invalid(format!("not a numeric address: {host}")))?;
     Ok(Source { address, ifindex })
 }

@@ -222,12 +222,13 @@ impl Body {
     // Sessions.
 
     pub fn install_keypair(&mut self, peer: PeerId, new: &NewKeypair<'_>, now: f64) -> Result<(), Misuse> {
+        self.refuse_if_frozen()?;
         let place = self.place(peer)?;
         let installed = self.state.install(fresh(place, new));
         if !installed {
             return Err(Misuse::Invalid(format!("local index {:#010x} is in use", new.local_index)));
         }
-        if new.role == Role::Initiator && !self.frozen {
+        if new.role == Role::Initiator {
             if !send_staged(&mut self.state, &mut self.transmitter, place, now) {
                 // Key confirmation (whitepaper §5.4.4): the responder may not send before it has seen this.
                 self.keepalive(place, now);
@@ -352,7 +353,8 @@ impl Body {
     /// Nothing is sent after it. The blob is as secret as the keys.
     pub fn freeze(&mut self, now: f64) -> Result<Vec<u8>, Misuse> {
         self.frozen = true;
-        self.transmitter.abandon(&mut self.state);
+        self.sockets = [None, None];
+        self.transmitter.use_sockets(&mut self.state, None, None);
         handover::pack(&self.state, &self.boot_id, now).map_err(Misuse::Invalid)
     }
 

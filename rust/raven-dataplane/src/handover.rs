@@ -202,6 +202,7 @@ pub(crate) fn unpack(state: &mut State, blob: &[u8], boot_id: &str, now: f64) ->
                 Slot::Next => peer.next = keypair,
             }
         }
+        state.note_revived(place);
     }
     state.forget_hits();
     Ok(())

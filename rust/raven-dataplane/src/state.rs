@@ -164,6 +164,17 @@ impl State {
         }
     }
 
+    /// A peer came with a history: its facts are to be reported.
+    pub fn note_revived(&mut self, place: usize) {
+        let peer = self.peers.at_mut(place);
+        if peer.traffic.unanswered_since != 0.0 || peer.traffic.unacknowledged_since != 0.0 {
+            self.events.hurry();
+        }
+        if !std::mem::replace(&mut peer.moved, true) {
+            self.events.moved(place);
+        }
+    }
+
     /// Everything that happened since the last call, Traffic last.
     pub fn take_events(&mut self) -> Vec<Event> {
         let (mut events, moved) = self.events.take();
@@ -222,6 +233,7 @@ impl State {
         let Some(place) = self.keypairs.insert(keypair) else { return false };
         let entry = self.peers.at_mut(peer);
         entry.handshake_ended();
+        entry.train_limit = usize::MAX; // the path may have become wider
         let id = entry.id;
         let gone = match role {
             Role::Responder => [entry.previous.take(), entry.next.replace(place)],
