@@ -1,9 +1,11 @@
-"""What an agent may change on a host, as dumps that can be compared; and what a process costs."""
+"""What an agent may change on a host, as dumps that can be compared; what a process costs; what it tells probes."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import socket
 from pathlib import Path
 
 from ravenvpn.lab.host import Node
@@ -38,12 +40,31 @@ def steady(value: object) -> object:
 
 
 def resident(pid: int) -> float:
-    """RSS of a process in MB (10⁶ bytes)."""
+    """RSS of a process in MB of 2²⁰ bytes, as top and systemctl show it."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+HTTP = ("127.0.0.1", 10275)
+
+
+def get(node: Node, path: str, timeout: float = 1.0) -> tuple[int, str]:
+    """Status and text; (0, why) where nobody answers."""
+    connection = http.client.HTTPConnection(*HTTP, timeout=timeout)
+    connection.sock = node.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.sock.settimeout(timeout)
+    try:
+        connection.sock.connect(HTTP)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    except OSError as error:
+        return 0, str(error)
+    finally:
+        connection.close()

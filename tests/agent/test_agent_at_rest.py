@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_hosts import cpu_seconds, resident
+from agent_hosts import cpu_seconds, get, resident
+from agent_mesh import PATIENCE, Measured, Mesh
+from agent_routes import RouteWatch, percentile
 from agent_worlds import prefix, write, write_region
-from conftest import PATIENCE, Measured, Mesh
-from test_agent_edits import RouteWatch, percentile
-from test_agent_ready import get
 
 from ravenvpn.lab import Lab, Region
 from ravenvpn.lab.agents import LOG, WORLD, Agents, wait_until

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import yaml
 from agent_hosts import dump
-from conftest import Mesh
+from agent_mesh import Mesh
 
 from ravenvpn.errors import HostError
 from ravenvpn.lab.agents import RAVEN_VPN, WORLD, wait_until
@@ -107,19 +109,18 @@ def test_a_taken_tunnel_port_is_waited_for(mesh: Mesh) -> None:
 
 
 def test_without_nft_everything_else_works_and_the_reason_is_told(mesh: Mesh) -> None:
-    with stopped(mesh) as node:
+    node = mesh.node(NODE)
+    program = str(Path(shutil.which("nft") or "").resolve())
+    with stopped(mesh):
         node.run(["nft", "delete", "table", "inet", "ravenvpn"])
-        lame = node.popen(
-            ["env", "PATH=/nonexistent", *RAVEN_VPN, "agent", "--node", NODE],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            wait_until(lambda: "nft" in complaints(mesh), "it says so", 60)
-            assert "ravenvpn0" in node.ip("route show table 9127")
-        finally:
-            lame.terminate()
-            lame.wait(timeout=10)
+        node.run(["mount", "--bind", "/dev/null", program])  # in the node's own mount namespace
+    try:
+        wait_until(lambda: "nft" in complaints(mesh), "it says so", 60)
+        assert "ravenvpn0" in node.ip("route show table 9127")
+    finally:
+        node.run(["umount", program])
+    mesh.well(NODE)
+    assert "table inet ravenvpn" in node.run(["nft", "list", "tables"]).stdout
 
 
 def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 from agent_hosts import dump
-from conftest import Measured, Mesh
+from agent_mesh import Measured, Mesh
 
 from ravenvpn.lab.agents import wait_until
 

@@ -6,8 +6,8 @@ import signal
 import time
 
 import pytest
+from agent_mesh import Measured, Mesh
 from agent_traffic import Traffic
-from conftest import Measured, Mesh
 
 pytestmark = [
     pytest.mark.root,

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from agent_ends import end
 from agent_reports import Told, peer, status
 from prometheus_client.parser import text_string_to_metric_families
-from test_agent_probing import end
 
 from ravenvpn import logs, metrics
 from ravenvpn.agent.endpoints import LastSeen

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import http.client
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import Measured, Mesh
+from agent_hosts import get
+from agent_mesh import Measured, Mesh
 
 from ravenvpn.lab.agents import WORLD, wait_until
 from ravenvpn.lab.host import Node
@@ -18,25 +17,8 @@ from ravenvpn.lab.host import Node
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(180)]
 
 BAR = 5.0  # seconds
-HTTP = ("127.0.0.1", 10275)
 # Undoes something again and again, as a program would that knows better than we.
 FOREVER = "while :; do {}; sleep 0.05; done"
-
-
-def get(node: Node, path: str, timeout: float = 1.0) -> tuple[int, str]:
-    """Status and text; (0, why) where nobody answers."""
-    connection = http.client.HTTPConnection(*HTTP, timeout=timeout)
-    connection.sock = node.socket(socket.AF_INET, socket.SOCK_STREAM)
-    connection.sock.settimeout(timeout)
-    try:
-        connection.sock.connect(HTTP)
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
-    except OSError as error:
-        return 0, str(error)
-    finally:
-        connection.close()
 
 
 def ready(node: Node) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from agent_ends import end, plan
 from agent_reports import status, vitals
-from test_agent_probing import end, plan
 
 from ravenvpn.agent.lag import Lag
 from ravenvpn.agent.report import PeerState, ProblemReport

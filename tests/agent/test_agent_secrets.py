@@ -6,8 +6,8 @@ import base64
 from pathlib import Path
 
 import pytest
-from conftest import Mesh
-from test_agent_ready import get
+from agent_hosts import get
+from agent_mesh import Mesh
 
 from ravenvpn.lab.agents import LOG, STATE
 

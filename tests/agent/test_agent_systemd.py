@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Measured, Mesh
+from agent_mesh import ROOT, Measured, Mesh
 
 UNIT = ROOT / "systemd" / "ravenvpn.service"
 NOTIFY_SOCKET = "/run/notify"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
+from agent_mesh import Mesh
 from agent_traffic import Traffic
-from conftest import Mesh
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(180)]
 
