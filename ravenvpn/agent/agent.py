@@ -11,15 +11,14 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Protocol
 
 from ravenvpn.agent.account import Account
 from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.probing import Probing, subject
-from ravenvpn.agent.resolve import is_literal
 from ravenvpn.agent.sessions import Sessions
+from ravenvpn.agent.surroundings import Surroundings
 from ravenvpn.agent.upkeep import Upkeep
 from ravenvpn.dataplane import boottime
 from ravenvpn.errors import HostError
@@ -73,7 +72,7 @@ class Agent:
         """`state_file` remembers sysctls of others' devices; `probe_intervals` are seconds with and without traffic.
         `make_sessions` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
         this host cannot carry an agent at all."""
-        self._node, self._source, self._planner, self._last_seen = node, source, planner, last_seen
+        self._source, self._planner, self._last_seen = source, planner, last_seen
         self._upkeep = Upkeep(state_file, self._addresses_changed, self._device_gone)
         self._work = asyncio.Event()
         self._sessions = make_sessions(
@@ -86,7 +85,7 @@ class Agent:
         )
         self._snapshot: Snapshot | None = None
         self._facts: LocalFacts | None = None
-        self._facts_due = True  # to be read before planning
+        self._surroundings = Surroundings(node)
         self._resolved = False
         self._reopen = False
         self._reloads: list[asyncio.Future[None]] = []  # wait for a snapshot
@@ -144,7 +143,7 @@ class Agent:
                 # keep traffic from leaving in clear above all, stays until there is a world.
                 log.warning("no world yet; the host stays as it is")
             if self._reloads:
-                self._facts_due = True
+                self._surroundings.changed()
                 self._reloaded += self._reloads
                 self._reloads.clear()
             self._work.set()
@@ -154,7 +153,7 @@ class Agent:
         self._work.set()
 
     def _addresses_changed(self) -> None:
-        self._facts_due = True
+        self._surroundings.changed()
         self._work.set()
 
     def _device_gone(self, name: str) -> None:
@@ -230,9 +229,9 @@ class Agent:
                     done.set_result(None)
 
     async def _converge(self, world: World) -> None:
-        if self._facts_due:
-            self._facts_due = False  # before looking: what changes meanwhile is looked at again
-            self._facts = await self._look_around(world)
+        if (question := self._surroundings.question(world)) is not None:
+            port = self._planner.tunnel_settings().listen_port
+            self._facts = await self._upkeep.facts(question.destinations, question.pods, port)
         began = time.monotonic()
         delta = self._planner.update(world, self._probing.liveness, self._facts)
         if self._reopen:
@@ -280,15 +279,3 @@ class Agent:
         self._last_seen.learn(statuses)
         self._probing.look(statuses, boottime())
         self._ask()
-
-    async def _look_around(self, world: World) -> LocalFacts:
-        """This host's facts, with the MTU towards every address that the world names for a gateway."""
-        gateways = world.gateways.values()
-        named = {endpoint.public_ip for gateway in gateways for endpoint in gateway.endpoints}
-        named |= {str(address) for peer in world.peers.values() for address in peer.addresses}
-        own = [info for gateway in gateways for info in gateway.status.nodes if info.node == self._node]
-        return await self._upkeep.facts(
-            [ip_address(host) for host in sorted(named) if is_literal(host)],
-            [prefix for info in own for prefix in info.subnets],
-            self._planner.plan().tunnel.listen_port,
-        )

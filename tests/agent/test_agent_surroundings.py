@@ -1,0 +1,59 @@
+"""When this host has to be looked at again before planning."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+from ravenvpn.agent.surroundings import Question, Surroundings
+from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+
+
+def gateway(name: str, public_ip: str = "", *subnets: str) -> Gateway:
+    info = NodeInfo(f"{name}-1", None, tuple(ip_network(subnet) for subnet in subnets))
+    endpoint = Endpoint(node=f"{name}-1", type=EndpointType.TUNNEL, public_ip=public_ip)
+    return Gateway(name=name, endpoints=(endpoint,), status=GatewayStatus(nodes=(info,)))
+
+
+CLOUD = gateway("cloud", "192.0.2.1", "10.0.0.0/24")
+SHIP = gateway("ship", "", "10.0.1.0/24")
+WORLD = World().with_gateway(CLOUD).with_gateway(SHIP)
+ASKED = Question((ip_address("192.0.2.1"),), (ip_network("10.0.1.0/24"),))
+
+
+def known() -> Surroundings:
+    surroundings = Surroundings("ship-1")
+    assert surroundings.question(WORLD) == ASKED
+    return surroundings
+
+
+def test_one_look_is_enough_for_a_world_that_stays() -> None:
+    surroundings = known()
+    assert surroundings.question(WORLD) is None
+    assert surroundings.question(WORLD.with_gateway(gateway("cloud", "192.0.2.1", "10.0.9.0/24"))) is None
+
+
+def test_a_change_of_the_host_is_looked_at() -> None:
+    surroundings = known()
+    surroundings.changed()
+    assert surroundings.question(WORLD) == ASKED
+    assert surroundings.question(WORLD) is None
+
+
+def test_new_addresses_of_gateways_and_peers_are_looked_at() -> None:
+    surroundings = known()
+    later = WORLD.with_gateway(gateway("harbour", "192.0.2.9"))
+    question = surroundings.question(later)
+    assert question is not None
+    assert question.destinations == (ip_address("192.0.2.1"), ip_address("192.0.2.9"))
+    peer = Peer("cloud-1", bytes(32), addresses=(HostPort("2001:db8::1"), HostPort("cloud.example")))
+    question = surroundings.question(later.with_peer(peer))
+    assert question is not None
+    assert question.destinations[-1] == ip_address("2001:db8::1")
+    assert surroundings.question(WORLD) is None, "what is known already needs no look"
+
+
+def test_new_pods_of_this_node_are_looked_at() -> None:
+    surroundings = known()
+    question = surroundings.question(WORLD.with_gateway(gateway("ship", "", "10.0.1.0/24", "10.0.7.0/24")))
+    assert question is not None
+    assert question.pods == (ip_network("10.0.1.0/24"), ip_network("10.0.7.0/24"))
