@@ -79,18 +79,24 @@ class JudgedAgent:
 
     async def reload(self) -> None:
         """Returns when what was read is in force, and systemd knows."""
-        self._notifier.reloading()
         log.info("reloading")
+        running = self._agent.converged.is_set()  # before that systemd waits for a READY=1 that must be true
+        if running:
+            self._notifier.reloading()
         await self._agent.reload()
-        self._notifier.ready()
+        if running:
+            self._notifier.ready()
 
 
 async def _serve(config: AgentConfig, state: Path) -> None:
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # too early or too late to reload is no reason to die
     notifier = Notifier()
     agent = _assemble(config, state)
     subject = JudgedAgent(agent, notifier)
-    stop = asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(notifier.close)
         control = ControlSocket(subject, config.control_socket)
@@ -100,8 +106,6 @@ async def _serve(config: AgentConfig, state: Path) -> None:
             health = HealthServer(subject, *config.http_endpoint)
             await health.start()
             stack.push_async_callback(health.stop)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
         log.info("agent of node %s starts, world from %s", config.node_name, config.source)
         children: list[asyncio.Task[None]] = []
         try:
