@@ -185,6 +185,8 @@ class Device:
                     for timer in peer.timers.expired(now):
                         self._sessions.on_expired(peer, timer, now)
                     self._sessions.settle(peer)
+            # And after it: with a keepalive that left, what comes next is news to a body again.
+            self.receive(self._dataplane.take_events(), now, unix_ns)
         self.work(now, unix_ns)
 
     def work(self, now: float, unix_ns: int, budget: int = WORK_BUDGET) -> bool:

@@ -61,10 +61,25 @@ class FakePeer:
     any_received: float = 0.0
     unanswered_since: float = 0.0
     unacknowledged_since: float = 0.0
+    told_unanswered: bool = False
+    told_unacknowledged: bool = False
     moved: bool = False
     rx_bytes: int = 0
     tx_bytes: int = 0
     keepalives_sent: int = 0
+
+    @property
+    def arms_timer(self) -> bool:
+        """Whether the last report did not say what the tunnel has to hear (contract.Traffic)."""
+        return bool(
+            (self.unanswered_since and not self.told_unanswered)
+            or (self.unacknowledged_since and not self.told_unacknowledged)
+        )
+
+    def handshake_ended(self) -> None:
+        self.asked_at = None
+        self.unanswered_since = self.unacknowledged_since = 0.0
+        self.told_unanswered = self.told_unacknowledged = False
 
 
 class FakeDataPlane:
@@ -134,7 +149,7 @@ class FakeDataPlane:
         one = self.known[peer]
         session = Session(keypair)
         self.sessions[keypair.local_index] = (one, session)
-        one.asked_at = None
+        one.handshake_ended()
         if keypair.role is Role.INITIATOR:
             if one.next is not None:
                 self._retire(one, one.previous)
@@ -168,7 +183,7 @@ class FakeDataPlane:
         one = self.known[peer]
         self.drops[Drop.STAGED_EXPIRED] += len(one.staged)
         one.staged.clear()
-        one.asked_at = None
+        one.handshake_ended()
 
     # Sending.
     def send(self, peer: PeerId, packet: bytes) -> None:
@@ -237,11 +252,18 @@ class FakeDataPlane:
         self._renew(one, late)
 
     # Looking.
+    @property
+    def has_news(self) -> bool:
+        """Whether a body would wake the tunnel now; what else there is to report has to be asked for."""
+        return bool(self.events) or any(one.moved and one.arms_timer for one in self.known.values())
+
     def take_events(self) -> list[Event]:
         events, self.events = self.events, []
         for one in self.known.values():
             if one.moved:
                 one.moved = False
+                one.told_unanswered = bool(one.unanswered_since)
+                one.told_unacknowledged = bool(one.unacknowledged_since)
                 events.append(self.report(one))
         return events
 

@@ -71,13 +71,19 @@ class Node:
 
     def sends(self, packet: bytes, to: Node) -> None:
         self.dataplane.send(self.device.peer(to.name, self.world.now).id, packet)
-        self.turn()
+        self.wake()
 
     def turn(self) -> None:
         """What a driver does when something happened."""
         now, unix_ns = self.world.now, self.world.unix_ns
         self.device.receive(self.dataplane.take_events(), now, unix_ns)
         self.device.tick(now, unix_ns)
+
+    def wake(self) -> None:
+        """A turn, if the data plane asks for one or the timer comes."""
+        deadline = self.device.deadline()
+        if self.dataplane.has_news or (deadline is not None and deadline <= self.world.now):
+            self.turn()
 
     def status(self, other: Node) -> PeerStatus:
         return self.device.peer(other.name, self.world.now)
@@ -171,7 +177,7 @@ class World:
         end = self.now + seconds
         while True:
             for node in self.nodes:
-                node.turn()
+                node.wake()
             due = [deadline for node in self.nodes if (deadline := node.device.deadline()) is not None]
             if self.flights:
                 due.append(self.flights[0][0])
@@ -188,4 +194,4 @@ class World:
                 break
         self.now = end
         for node in self.nodes:
-            node.turn()
+            node.wake()
