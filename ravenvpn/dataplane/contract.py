@@ -125,7 +125,7 @@ class Drop(enum.IntEnum):
     NO_TUN = 18  # a body without a TUN received a packet for it
 
 
-# --- Events, upwards -------------------------------------------------------------------------------------------
+# Events, upwards.
 
 
 class Datagram(NamedTuple):
@@ -207,7 +207,7 @@ MAX_STAGED_PACKETS = 128  # per peer while a handshake runs, as the Linux kernel
 REPLAY_WINDOW = 8192 - 64  # messages a counter may be late, RFC 6479 with 128 words of 64 bits
 
 
-# --- Counters --------------------------------------------------------------------------------------------------
+# Counters.
 
 
 @dataclass(slots=True)
@@ -242,7 +242,7 @@ class Counters:
     udp_writes: int = 0
 
 
-# --- The body --------------------------------------------------------------------------------------------------
+# The body.
 
 
 class DataPlane(Protocol):
@@ -305,7 +305,7 @@ class DataPlane(Protocol):
 
     # Sessions.
     def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
-        """Put a new keypair into its slot (wireguard-facts §1.6): an initiator's becomes current, a responder's next.
+        """Put a new keypair into its slot, as the reference implementations do: an initiator's becomes current, a responder's next.
 
         An initiator's sends what was staged, or a keepalive if nothing was (key confirmation).
         Raises ValueError if the local index is in use.

@@ -21,7 +21,7 @@ Ancillary = list[tuple[int, int, bytes]]
 
 
 class Staged(NamedTuple):
-    """A packet that waits for a key. `own` marks one of our making (`send_inner`)."""
+    """A packet to send, now or once there is a key; empty for a keepalive."""
 
     packet: bytes
     outer_df: bool = False
@@ -156,7 +156,7 @@ class Peer:
         )
 
 
-# --- Addresses: between the contract's words and the socket's -----------------------------------------------------
+# Addresses: between the contract's words and the socket's.
 
 
 def socket_address(endpoint: Endpoint) -> tuple[SockAddr, int]:

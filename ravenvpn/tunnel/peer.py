@@ -1,6 +1,6 @@
 """A peer: what was configured about it, how its handshakes stand, and what a person may see of both.
 
-Values and state only; what acts on them is in `handshakes` and `device`.
+Values and state only; what acts on them is in `handshakes` and `sessions`.
 """
 
 from __future__ import annotations

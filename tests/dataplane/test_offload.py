@@ -61,7 +61,7 @@ def payload(size: int, seed: int = 1) -> bytes:
 
 
 class TestSplit:
-    """performance-facts §2.3, against packets built one by one."""
+    """Against packets built one by one."""
 
     @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
     @pytest.mark.parametrize("size", [1400, 1401, 2800, 4201, 60_000], ids=str)
@@ -214,7 +214,7 @@ def stream(addresses=V4, *, sizes, flags=(), start=1000, first_id=50, **fields) 
 
 
 class TestJoin:
-    """performance-facts §2.4. Lone packets come out as they went in, behind a header that asks for nothing."""
+    """Lone packets come out as they went in, behind a header that asks for nothing."""
 
     @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
     def test_a_flow_becomes_one_superpacket(self, addresses):

@@ -1,4 +1,4 @@
-"""Keys, slots, counters and what waits for them: wireguard-facts §1.5 to §1.9."""
+"""Keys, slots, counters and what waits for them."""
 
 from __future__ import annotations
 
