@@ -305,7 +305,7 @@ class DataPlane(Protocol):
 
     # Sessions.
     def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
-        """Put a new keypair into its slot, as the reference implementations do: an initiator's becomes current, a responder's next.
+        """Put a new keypair into its slot, as wireguard-go does: an initiator's becomes current, a responder's next.
 
         An initiator's sends what was staged, or a keepalive if nothing was (key confirmation).
         Raises ValueError if the local index is in use.

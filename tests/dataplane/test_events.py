@@ -24,7 +24,7 @@ from ravenvpn.dataplane.contract import (
 A, B = "10.1.0.1", "10.2.0.1"
 A6, B6 = "fd01::1", "fd02::1"
 
-NOT_ECT, CE = 0, 3
+NOT_ECT, ECT_0, CE = 0, 2, 3
 
 
 # Everything that is not type 4.
