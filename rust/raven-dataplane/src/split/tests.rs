@@ -101,6 +101,8 @@ fn contradictions_are_refused() {
     }
     assert!(cut(&vnet::Header { gso_type: good.gso_type | vnet::GSO_ECN, ..good }, &frame).is_ok());
     assert_eq!(cut(&good, &frame[..frame.len() - 1]), Err(BadOffload), "the length in the header is another");
+    let (header, empty) = flow.superpacket(flow.tcp(1, ACK, &[]), TCP, 1000);
+    assert_eq!(cut(&header, &empty), Err(BadOffload), "nothing to cut");
 }
 
 proptest! {
