@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from fake_dataplane import deterministic_random
-from test_tunnel_handshake import EVE, drops, the
-from tunnel_world import Node, World
+from tunnel_world import EVE, Node, World, drops, the
 
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.tunnel.device import Device

@@ -11,8 +11,7 @@ import tracemalloc
 from dataclasses import replace
 
 import pytest
-from test_tunnel_handshake import drops
-from tunnel_world import Node, World
+from tunnel_world import Node, World, drops
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_dataplane import deterministic_random
-from test_tunnel_handshake import drops, the
-from tunnel_world import Flight, Node, World
+from tunnel_world import Flight, Node, World, drops, the
 
 from ravenvpn.crypto.cookie import CookieStamper, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint, Timing

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from test_tunnel_handshake import the
-from tunnel_world import LATENCY, Flight, World
+from tunnel_world import LATENCY, Flight, World, the
 
 from ravenvpn.dataplane.contract import Endpoint, Source
 from ravenvpn.tunnel.roaming import Whereabouts

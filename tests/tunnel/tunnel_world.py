@@ -20,6 +20,7 @@ from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
 BOOT = 1000.0  # seconds on CLOCK_BOOTTIME when a scene begins
 EPOCH = 1_700_000_000 * 10**9  # and the wall clock then, nanoseconds
+EVE = Endpoint("198.51.100.66", 666)
 LATENCY = 1 / 64  # exact in binary, so that instants in scenes are literal
 
 # Of type 4 messages, by content; the others by their type byte.
@@ -195,3 +196,12 @@ class World:
         self.now = end
         for node in self.nodes:
             node.wake()
+
+
+def drops(node: Node) -> dict[str, int]:
+    return {reason.name: count for reason, count in node.device.drops().items() if count}
+
+
+def the(kind: str, world: World) -> Flight:
+    """The last message of this kind on the wire."""
+    return [flight for flight in world.sent if flight.kind == kind][-1]
