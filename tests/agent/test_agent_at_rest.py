@@ -27,7 +27,7 @@ LARGE_MEMORY_BAR, LARGE_CHANGE_BAR = 200.0, 0.05  # MB; seconds
 
 def test_an_idle_agent_with_three_peers(mesh: Mesh, measured: Measured) -> None:
     node = mesh.node("cloud-1")
-    assert mesh.agents.status(node)["sessions_up"] >= 2
+    assert mesh.status("cloud-1").sessions_up >= 2
     process = mesh.agents.process(node).pid
     begin, spent = time.monotonic(), cpu_seconds(process)
     time.sleep(REST)

@@ -45,7 +45,7 @@ def agent(node: Node, *arguments: str, before: tuple[str, ...] = ()) -> subproce
 def complaints(mesh: Mesh) -> str:
     """Everything the node says is wrong; empty while it says nothing at all."""
     try:
-        return " ".join(mesh.agents.status(mesh.node(NODE))["reasons"])
+        return " ".join(mesh.status(NODE).reasons)
     except HostError:
         return ""
 
@@ -101,7 +101,7 @@ def test_a_taken_tunnel_port_is_waited_for(mesh: Mesh) -> None:
         holder.bind(("0.0.0.0", 4500))
     try:
         wait_until(lambda: "4500" in complaints(mesh), "it says so", 60)
-        assert not mesh.agents.status(node)["device_up"]
+        assert not mesh.status(NODE).device_up
     finally:
         holder.close()
     mesh.well(NODE)
@@ -174,7 +174,7 @@ def test_a_node_takes_and_leaves_roles_as_manifests_say(mesh: Mesh) -> None:
     gateway, itself = node.read(gateway_file), node.read(node_file)
 
     def is_role(role: str) -> None:
-        wait_until(lambda: mesh.agents.status(node)["role"] == role, f"it is {role}", 30)
+        wait_until(lambda: mesh.status(NODE).role == role, f"it is {role}", 30)
 
     def routes(kind: str) -> int:
         return sum(line.startswith(kind) for line in node.ip("route show table 9127").splitlines())
