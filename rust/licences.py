@@ -67,7 +67,8 @@ def shipped(metadata: dict) -> list[tuple[str, str]]:
                 seen.add(dependency["pkg"])
                 waiting.append(dependency["pkg"])
     return sorted(
-        (f"{packages[each]['name']} {packages[each]['version']}", packages[each]["license"] or "none") for each in seen
+        (f"{packages[each]['name']} {packages[each]['version']}", packages[each]["license"] or "none")
+        for each in seen
     )
 
 
