@@ -77,6 +77,7 @@ class Account:
         tunnel = self._sessions.tunnel
         running = tunnel.status() if tunnel is not None else None
         reached = self._reached({status.settings.name: status for status in running.peers} if running else {})
+        plan = self._planner.plan()
         return StatusReport(
             version=ravenvpn.__version__,
             node=self._node,
@@ -95,7 +96,8 @@ class Account:
             regions=tuple(region_reports(reached, self.snapshot.world)) if self.snapshot else (),
             sessions_wanted=vitals.sessions_wanted,
             sessions_up=vitals.sessions_up,
-            problems=self._problems(self._planner.plan()),
+            problems=self._problems(plan),
+            notes=plan.notes,
             data_plane=_data_plane(running),
         )
 

@@ -107,6 +107,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     sessions_up: int
     problems: tuple[ProblemReport, ...]
     data_plane: DataPlaneReport
+    notes: tuple[str, ...] = ()  # what is as it should be and yet worth knowing: who is not reached, and why
     # Judged by ravenvpn.health from the facts above.
     healthy: bool = True
     reasons: tuple[str, ...] = ()  # why not, most important first

@@ -62,6 +62,10 @@ def _screen(report: StatusReport) -> None:
                 for region in report.regions
             ],
         )
+    if report.notes:
+        click.echo()
+        for note in report.notes:
+            click.echo(f"note: {note}")
     if report.problems:
         click.echo()
         click.secho("to mend:", bold=True)
