@@ -167,9 +167,11 @@ class Agent:
             case SessionUp():
                 log.info("session with %s is up, at %s", report.name, report.endpoint)
             case SessionLost():
+                # Without a failure it only ended: nobody needed it, or our own device went down. That proves nothing.
                 why = f": {report.failure.value}" if report.failure else ""
                 log.warning("session with %s is lost%s", report.name, why)
-                self._probing.given_up(report.name, boottime())
+                if report.failure is not None:
+                    self._probing.given_up(report.name, boottime())
 
     # Probing.
 

@@ -184,8 +184,20 @@ class Probing:
         if wanted is not None and (now < watched.busy_until or (asked is not None and now - asked > OPEN_QUESTION)):
             wanted = min(self._busy, wanted)
         if wanted != watched.interval:
+            if wanted is None:
+                self._rest(probers, watched)
             watched.interval = wanted
             probers.watch(watched.peer, watched.plan.tunnel_address, wanted, now)
+
+    def _rest(self, probers: Probers, watched: _Watched) -> None:
+        """The session is gone and nobody wants it: what was known of the peer proves nothing any more, and while
+        nobody asks, nothing could prove the opposite."""
+        probers.forget(watched.peer)
+        self._judgements.forget(watched.peer)
+        watched.heard_at = watched.given_up = 0.0
+        if watched.verdict is not Verdict.UNKNOWN:
+            watched.verdict = Verdict.UNKNOWN
+            self._changed = True
 
     def _judge(self, probers: Probers, watched: _Watched, now: float) -> None:
         """Renew the verdict, and come back when silence alone would change it."""

@@ -134,6 +134,20 @@ def test_a_handshake_given_up_is_proof_enough(pair: dict[str, End]) -> None:
     assert pair["edge"].probing.liveness.of("hub") is Verdict.DEAD
 
 
+def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
+    """A cold peer is not asked, so a verdict of death could never be taken back."""
+    edge = end("edge", "hub", warm=False)
+    run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 105.0)
+    run({"edge": edge, "hub": end("hub", "edge")}, 105.0, 110.0, arrives=lambda *_: False)
+    assert edge.probing.liveness.of("hub") is Verdict.DEAD
+    edge.probing.look([edge.status("hub", session=False)], 110.0)
+    assert edge.probing.liveness.of("hub") is Verdict.UNKNOWN
+    for second in range(20):
+        edge.probing.look([edge.status("hub", session=False)], 111.0 + second)
+        assert edge.probing.tick(111.0 + second) is None
+    assert edge.sent == []
+
+
 def test_another_tunnel_begins_with_no_verdicts(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
     pair["edge"].probing.adopt(None, None)
