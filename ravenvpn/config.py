@@ -49,7 +49,7 @@ class AgentConfig:
     forward_node_ip: bool = _setting(False, "Route node addresses across regions too, not only pods.")
     probe_interval: float = _setting(1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0)
     probe_interval_idle: float = _setting(
-        2.0, "Seconds between probes of a peer without; 0 switches idle probes off.", least=0.0, most=3600.0
+        2.5, "Seconds between probes of a peer without; 0 switches idle probes off.", least=0.0, most=3600.0
     )
     dataplane: str = _setting(
         "auto", "The data plane's body.", choices=("auto", "native", "pure"), env="RAVENVPN_DATAPLANE"

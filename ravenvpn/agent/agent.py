@@ -35,7 +35,7 @@ from ravenvpn.tunnel.reports import SessionLost, SessionUp
 log = logging.getLogger(__name__)
 
 # Seconds.
-HEARTBEAT = 0.5  # how often the loop is felt; a heartbeat that comes late is how blocking shows
+HEARTBEAT = 1.0  # how often the loop is felt; a heartbeat that comes late is how blocking shows
 SAVE_INTERVAL = 1.0  # between writes of where peers were last seen: an agent that is killed forgets no more than that
 RETRY = 2.0  # after a tunnel could not be opened
 LOOK_SHARE = 0.01  # of the loop's time may go into looking at all peers; a thousand of them are looked at less often
