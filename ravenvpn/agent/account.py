@@ -21,7 +21,16 @@ from ravenvpn.agent.report import (
     StatusReport,
     Vitals,
 )
-from ravenvpn.agent.reporting import Rates, Reach, peer_reports, peer_state, plan_lines, reaches, region_reports
+from ravenvpn.agent.reporting import (
+    Rates,
+    Reach,
+    peer_reports,
+    peer_state,
+    plan_lines,
+    reaches,
+    reaches_through,
+    region_reports,
+)
 from ravenvpn.agent.sessions import Sessions
 from ravenvpn.agent.upkeep import Upkeep
 from ravenvpn.k8s.files import Snapshot
@@ -119,8 +128,18 @@ class Account:
     # Inside.
 
     def _reached(self, statuses: dict[str, PeerStatus]) -> dict[str, Reach]:
-        if self.snapshot is None or self._planner.role not in (Role.ACTIVE, Role.STANDBY):
+        if self.snapshot is None or self._planner.role is Role.NONE:
             return {}
+        if self._planner.role is Role.PLAIN:
+            gateway = self._planner.uplink
+            return reaches_through(
+                gateway,
+                self._sessions.probed().get(gateway),
+                statuses.get(gateway),
+                self.snapshot.world,
+                own_region=self._planner.region,
+                verdict=self._probing.liveness.of(gateway),
+            )
         return reaches(
             self._sessions.probed(),
             statuses,

@@ -196,6 +196,28 @@ def reaches(
     return found
 
 
+def reaches_through(
+    gateway: str, plan: PeerPlan | None, status: PeerStatus | None, world: World, *, own_region: str, verdict: Verdict
+) -> dict[str, Reach]:
+    """The same for a plain node, which sends everything to its own `gateway` (empty: there is none): it reaches
+    what that one reaches, and can tell only whether that one lives."""
+    ok, why = False, f"region {own_region} has no active gateway that this node can send to"
+    if gateway and status is not None:
+        state, cause = peer_state(plan, status, verdict)
+        ok = state in (PeerState.UP, PeerState.COLD)
+        why = "" if ok else f"our gateway {gateway} is {state}" + (f", {cause}" if cause else "")
+    elif gateway:
+        why = f"there is no session with our gateway {gateway}, so nothing is known of it"
+    found = {}
+    for name in sorted(world.gateways):
+        if name != own_region:
+            endpoints = world.gateways[name].status.active
+            far = next((endpoint.node for endpoint in endpoints if endpoint.type is EndpointType.TUNNEL), "")
+            path = f"via {gateway}" if gateway else "none"
+            found[name] = Reach(far, path, ok and bool(far), why if far else "it has no active gateway")
+    return found
+
+
 def region_reports(reached: Mapping[str, Reach], world: World) -> list[RegionReport]:
     """The same for people, with the prefixes of each region."""
     return [

@@ -1,7 +1,7 @@
 """What is to be found out about this host before planning, and when again. Pure: whoever asks looks.
 
-Looking costs a route lookup for every address that the world names for a gateway, so it happens when something of it
-may have changed: the host's addresses, the addresses named, or the pods of this node.
+Looking costs a route lookup for every address that the world names for a gateway or for a neighbour in our region, so
+it happens when something of it may have changed: the host's addresses, the addresses named, or the pods of this node.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import World, address_of
+from ravenvpn.mesh.seats import lan_addresses
 
 
 class Question(NamedTuple):
@@ -26,6 +27,7 @@ class Surroundings:
         self._world = World()
         self._destinations: set[Address] = set()
         self._pods: tuple[Prefix, ...] = ()
+        self._lan: dict[str, tuple[Address, ...]] = {}  # of the other nodes of our region
         self._due = True
 
     def changed(self) -> None:
@@ -40,11 +42,15 @@ class Surroundings:
             pods = self._pods_in(world)
             self._due |= pods != self._pods
             self._pods = pods
+            self._lan = self._neighbours(world)
+        elif changes.peers & self._lan.keys():
+            self._lan = self._neighbours(world)
+        named.update(*self._lan.values())
         self._world = world
         if not self._due and named <= self._destinations:
             return None
         self._due = False
-        self._destinations = set(_addresses(world, world.gateways, world.peers))
+        self._destinations = set(_addresses(world, world.gateways, world.peers)).union(*self._lan.values())
         return Question(tuple(sorted(self._destinations, key=lambda a: (a.version, int(a)))), self._pods)
 
     def _names_us(self, world: World, gateway: str) -> bool:
@@ -56,6 +62,15 @@ class Surroundings:
             info for gateway in world.gateways.values() for info in gateway.status.nodes if info.node == self._node
         )
         return tuple(prefix for info in own for prefix in info.subnets)
+
+    def _neighbours(self, world: World) -> dict[str, tuple[Address, ...]]:
+        return {
+            info.node: lan_addresses(info, world.peers.get(info.node))
+            for name, gateway in world.gateways.items()
+            if self._names_us(world, name)
+            for info in gateway.status.nodes
+            if info.node != self._node
+        }
 
 
 def _addresses(world: World, gateways: Iterable[str], peers: Iterable[str]) -> Iterator[Address]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
 from ravenvpn.mesh import identity
 from ravenvpn.mesh.claims import Announced, claims
@@ -17,6 +16,7 @@ from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World, address_of
 from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled, overlap
 from ravenvpn.mesh.ownership import Derive, KeyOwners, NodeOwners
+from ravenvpn.mesh.seats import basis
 
 
 class ConflictIndex:
@@ -49,7 +49,7 @@ class ConflictIndex:
         """
         for name in gateways:
             gateway = world.gateways.get(name)
-            clashes = _vxlan_clashes(gateway) if gateway else {}
+            clashes = _vxlan_clashes(gateway, world.peers) if gateway else {}
             self._vxlan.pop(name, None)
             if clashes:
                 self._vxlan[name] = clashes
@@ -248,23 +248,24 @@ def _underlay(
     return dialled, lan
 
 
-def _vxlan_clashes(gateway: Gateway) -> dict[str, Conflict]:
-    """Nodes whose derived VXLAN address (upstream's rule: the last three octets) is another node's of the region."""
-    holders: dict[IPv4Address, str] = {}
+def _vxlan_clashes(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, Conflict]:
+    """Nodes whose derived place on the VXLAN is another node's of the region: by upstream's rule the last three
+    octets of the IPv4 address, without one 32 bits of the name's hash. The MAC says both."""
+    holders: dict[str, str] = {}
     found: dict[str, Conflict] = {}
     for i, info in sorted(enumerate(gateway.status.nodes), key=lambda item: item[1].node):
-        if isinstance(info.private_ip, IPv4Address):
-            address = identity.vxlan_address(info.private_ip)
-            holder = holders.setdefault(address, info.node)
-            if holder != info.node:
-                found[info.node] = Conflict(
-                    ConflictKind.COLLISION,
-                    str(address),
-                    f"Gateway {gateway.name}",
-                    f"status.nodes[{i}].privateIP",
-                    f"node {holder} of Gateway {gateway.name}",
-                    "give one of the nodes an InternalIP that differs in the last three octets",
-                )
+        v4 = basis(info, peers.get(info.node))
+        mac = identity.vxlan_mac(info.node, v4)
+        holder = holders.setdefault(mac, info.node)
+        if holder != info.node:
+            found[info.node] = Conflict(
+                ConflictKind.COLLISION,
+                mac if v4 is None else str(identity.vxlan_address(v4)),
+                f"Gateway {gateway.name}",
+                f"status.nodes[{i}].privateIP",
+                f"node {holder} of Gateway {gateway.name}",
+                "give one of the nodes an InternalIP that differs in the last three octets",
+            )
     return found
 
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.nodeplan import Role
+from ravenvpn.mesh.seats import Overlay
 from ravenvpn.mesh.topology import GatewayNode, Hub, Region
 
 # Outer IPv6 header 40, UDP 8, transport header and tag 32. Outer IPv4 would save 20; a session may move between
@@ -47,8 +48,11 @@ class LocalFacts:
 
     def tunnel_mtu(self, hosts: tuple[str, ...] = ()) -> int:
         """MTU inside the tunnel towards these hosts: the smallest that any of them allows, never below 1280."""
-        underlay = min((self.mtus.get(host, self.default_mtu) for host in hosts), default=self.default_mtu)
-        return max(min(underlay, self.default_mtu) - TUNNEL_OVERHEAD, MIN_MTU)
+        return max(min(self.path_mtu(hosts), self.default_mtu) - TUNNEL_OVERHEAD, MIN_MTU)
+
+    def path_mtu(self, hosts: tuple[str, ...]) -> int:
+        """The smallest MTU of the routes to these hosts, as they are outside the tunnel."""
+        return min((self.mtus.get(host, self.default_mtu) for host in hosts), default=self.default_mtu)
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -77,6 +81,7 @@ class Context:
     facts: LocalFacts
     settings: Settings
     hubs: tuple[Hub, ...]
+    overlay: Overlay | None = None  # its part in its region's VXLAN
 
     @property
     def dialable(self) -> bool:

@@ -6,17 +6,18 @@ union of its fragments, and a change of one region is the difference of two frag
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ravenvpn.mesh import hoststate, identity
+from ravenvpn.mesh import hoststate, identity, vxlan
+from ravenvpn.mesh.claims import Announced
 from ravenvpn.mesh.context import Context
-from ravenvpn.mesh.hoststate import Prefix, Route, RouteKind
+from ravenvpn.mesh.hoststate import Address, Prefix, Route, RouteKind
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import host_prefix
 from ravenvpn.mesh.nodeplan import PeerKind, PeerPlan, Role
-from ravenvpn.mesh.topology import GatewayNode, Hub, Region, choose_hub, rendezvous
+from ravenvpn.mesh.topology import GatewayNode, Hub, Region, carrier_order, choose_hub
 
 
 class Way(NamedTuple):
@@ -52,9 +53,9 @@ def way_to(region: Region, context: Context, liveness: Liveness) -> Way:
         return Way()
     direct = [g.node for g in region.active if g.dialable or context.dialable]
     if direct:
-        return Way(_in_order(direct, context, liveness))
+        return Way(carrier_order(context.node, direct, liveness))
     hub = choose_hub(context.region.name, region, context.hubs, liveness)
-    return Way(_in_order(hub.active, context, liveness) if hub else (), hub, needs_hub=True)
+    return Way(carrier_order(context.node, hub.active, liveness) if hub else (), hub, needs_hub=True)
 
 
 def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fragment:
@@ -71,9 +72,12 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
         ]
     prefixes = tuple(a.prefix for a in announced)
     if not context.is_gateway:
-        # A plain node holds no session with other regions; what is meant for them must not leave in clear.
-        closed = tuple(fail_closed(a.prefix, a.reason) for a in announced)
-        return Fragment(host_routes=closed, notes=tuple(notes))
+        # A plain node holds no session with other regions: its gateway does.
+        return Fragment(
+            host_routes=tuple(_through_gateway(announced, context)),
+            remote=frozenset(prefixes),
+            notes=tuple(notes),
+        )
 
     direct = [g for g in region.gateways if g.dialable or context.dialable]
     peers = {g.node: _peer(g, region.name, context) for g in direct}
@@ -101,45 +105,58 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
 
     through = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
     mtu = context.facts.tunnel_mtu(hosts)
+    # On a standby the tunnel is for what others send here (see mesh.vxlan); its own takes the active gateway's.
+    standby = context.role is Role.STANDBY
     host_routes: list[Route] = []
-    for a in announced:
-        if carriers and context.role is Role.ACTIVE:
-            host_routes.append(
-                Route(
-                    a.prefix,
-                    hoststate.TABLE_REMOTE,
-                    device=hoststate.TUNNEL_DEVICE,
-                    source=context.sources.get(a.prefix.version),
-                    mtu=mtu,
-                    reason=f"{a.reason}, {through}",
-                )
-            )
-        host_routes.append(fail_closed(a.prefix, a.reason))
+    if not standby or context.overlay is not None:
+        table = hoststate.TABLE_LOCAL if standby else hoststate.TABLE_REMOTE
+        for a in announced:
+            if carriers:
+                source = None if standby else context.sources.get(a.prefix.version)
+                host_routes.append(_tunnelled(a, table, source, mtu, through))
+            host_routes.append(fail_closed(a.prefix, a.reason, table))
+    if standby:
+        host_routes += _through_gateway(announced, context)
     return Fragment(
         peers=peers,
         routes=routes,
         accepts=accepts,
         host_routes=tuple(host_routes),
-        remote=frozenset(prefixes) if context.role is Role.ACTIVE else frozenset(),
+        remote=frozenset(prefixes),
         way=way,
         notes=(*notes, *region.notes),
     )
 
 
-def fail_closed(prefix: Prefix, reason: str) -> Route:
+def _tunnelled(announced: Announced, table: int, source: Address | None, mtu: int, through: str) -> Route:
+    return Route(
+        announced.prefix,
+        table,
+        device=hoststate.TUNNEL_DEVICE,
+        source=source,
+        mtu=mtu,
+        reason=f"{announced.reason}, {through}",
+    )
+
+
+def _through_gateway(announced: Iterable[Announced], context: Context) -> Iterable[Route]:
+    mtu = vxlan.mtu(context) if context.overlay else 0
+    for a in announced:
+        route = vxlan.remote_route(a, context, mtu)
+        if route is not None:
+            yield route
+        yield fail_closed(a.prefix, a.reason)
+
+
+def fail_closed(prefix: Prefix, reason: str, table: int = hoststate.TABLE_REMOTE) -> Route:
     """The route that outlives the device: without it, packets for `prefix` would take the default route in clear."""
     return Route(
         prefix,
-        hoststate.TABLE_REMOTE,
+        table,
         kind=RouteKind.UNREACHABLE,
         metric=hoststate.FAIL_CLOSED_METRIC,
         reason=f"never in clear: {reason}",
     )
-
-
-def _in_order(nodes: Sequence[str], context: Context, liveness: Liveness) -> tuple[str, ...]:
-    """Carriers, best first: those not proven dead, then by a hash that spreads the senders over several."""
-    return tuple(sorted(nodes, key=lambda n: (liveness.dead(n), -rendezvous(context.node, n, "carrier"), n)))
 
 
 def _peer(gateway: GatewayNode, region: str, context: Context) -> PeerPlan:

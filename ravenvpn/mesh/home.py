@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ravenvpn.mesh import identity
+from ravenvpn.mesh import identity, vxlan
 from ravenvpn.mesh.conflict import Refused
 from ravenvpn.mesh.context import ApiEndpoint, Context, LocalFacts, Settings
 from ravenvpn.mesh.fragment import fail_closed
@@ -17,14 +17,18 @@ from ravenvpn.mesh.hoststate import (
     TABLE_LOCAL,
     TABLE_REMOTE,
     TUNNEL_DEVICE,
+    VXLAN_DEVICE,
     Address,
     DeviceAddress,
+    ForwardingEntry,
+    Neighbour,
     Prefix,
     Route,
     Rule,
     RuleAction,
     Sysctl,
     TunDevice,
+    VxlanDevice,
 )
 from ravenvpn.mesh.model import (
     DEFAULT_TUNNEL_PORT,
@@ -50,7 +54,10 @@ class Home:
     accepts: Mapping[str, tuple[Prefix, ...]] = field(default_factory=dict)
     listen_port: int = DEFAULT_TUNNEL_PORT
     tun: TunDevice | None = None
+    vxlan: VxlanDevice | None = None
     addresses: tuple[DeviceAddress, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+    forwarding: tuple[ForwardingEntry, ...] = ()
     host_routes: tuple[Route, ...] = ()
     rules: tuple[Rule, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
@@ -134,16 +141,22 @@ def home(context: Context, gateway: Gateway | None, peers: Mapping[str, Peer], r
         )
         if reach_all
         else None,
+        vxlan=vxlan.device(context),
         addresses=(
-            DeviceAddress(TUNNEL_DEVICE, ipaddress.IPv6Interface(own), f"where node {context.node} is in the mesh"),
-        )
-        if reach_all and context.facts.ipv6
-        else (),
-        host_routes=_mesh_routes(context),
+            *(
+                [DeviceAddress(TUNNEL_DEVICE, ipaddress.IPv6Interface(own), f"where {context.node} is in the mesh")]
+                if reach_all and context.facts.ipv6
+                else []
+            ),
+            *vxlan.addresses(context),
+        ),
+        neighbours=tuple(vxlan.neighbours(context)),
+        forwarding=tuple(vxlan.forwarding(context)),
+        host_routes=(*_mesh_routes(context), *vxlan.local_routes(context)),
         rules=tuple(_rules(port, context)),
-        sysctls=tuple(_sysctls(context)) if reach_all else (),
-        local=frozenset(a.prefix for a in region.announced) if context.role is Role.ACTIVE else frozenset(),
-        notes=region.notes,
+        sysctls=tuple(_sysctls(context)),
+        local=frozenset(a.prefix for a in region.announced),
+        notes=(*region.notes, *_seatless(context, gateway)),
     )
 
 
@@ -234,6 +247,15 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
                 input_device=TUNNEL_DEVICE,
                 reason="what leaves the tunnel for nodes of this region takes the way back it came by",
             )
+            if context.overlay is not None:
+                yield Rule(
+                    family,
+                    PREF_ARRIVING,
+                    RuleAction.LOOKUP,
+                    TABLE_LOCAL,
+                    input_device=VXLAN_DEVICE,
+                    reason="what nodes of this region send here enters the tunnel here, whoever is active by now",
+                )
         yield from (_api_rule(family, api) for api in context.facts.api if api.address.version == family)
         yield Rule(family, PREF_REMOTE, RuleAction.LOOKUP, TABLE_REMOTE, reason="prefixes of other regions")
         yield Rule(
@@ -255,11 +277,31 @@ def _api_rule(family: int, api: ApiEndpoint) -> Rule:
     )
 
 
+def _seatless(context: Context, gateway: Gateway) -> Iterable[str]:
+    """What a person should know about nodes that the VXLAN leaves out. (A collision is told as a conflict.)"""
+    if len(gateway.status.nodes) < 2:
+        return
+    if context.role is Role.ACTIVE:
+        return
+    if context.overlay is None:
+        yield f"node {context.node} has no place on its region's VXLAN: it does not reach other regions"
+    elif context.overlay.uplink is None:
+        yield f"no active gateway of region {gateway.name} is on its VXLAN: other regions are not reached"
+
+
 def _sysctls(context: Context) -> Iterable[Sysctl]:
+    devices = [
+        *([VXLAN_DEVICE] if context.overlay is not None else []),
+        *([TUNNEL_DEVICE] if context.is_gateway else []),
+    ]
+    if not devices:
+        return
+    came = {TUNNEL_DEVICE: "packets out of the tunnel", VXLAN_DEVICE: "packets of the region's other nodes"}
     v4 = "net/ipv4/conf"
-    yield Sysctl(f"{v4}/{TUNNEL_DEVICE}/forwarding", "1", reason="packets out of the tunnel are forwarded to pods")
-    yield Sysctl(f"{v4}/{TUNNEL_DEVICE}/rp_filter", "2", reason="arrivals are asymmetric while roles change")
-    yield Sysctl(f"{v4}/{TUNNEL_DEVICE}/send_redirects", "0", reason="a hub sends packets back into the tunnel")
+    for device in devices:
+        yield Sysctl(f"{v4}/{device}/forwarding", "1", reason=f"{came[device]} are forwarded")
+        yield Sysctl(f"{v4}/{device}/rp_filter", "2", reason="arrivals are asymmetric while roles change")
+        yield Sysctl(f"{v4}/{device}/send_redirects", "0", reason="what came by the device may leave by it")
     facts = context.facts
     for device in facts.pod_devices:
         yield Sysctl(f"{v4}/{device}/forwarding", "1", ours=False, reason=f"pods behind {device} reach other regions")
@@ -267,11 +309,11 @@ def _sysctls(context: Context) -> Iterable[Sysctl]:
         return
     v6 = "net/ipv6/conf"
     if facts.ipv6_disabled:
-        yield Sysctl(
-            f"{v6}/{TUNNEL_DEVICE}/disable_ipv6", "0", reason="the host has IPv6 disabled, the mesh needs it"
-        )
+        for device in devices:
+            yield Sysctl(f"{v6}/{device}/disable_ipv6", "0", reason="the host has IPv6 disabled, the mesh needs it")
     if facts.force_forwarding:
-        yield Sysctl(f"{v6}/{TUNNEL_DEVICE}/force_forwarding", "1", reason="packets out of the tunnel reach pods")
+        for device in devices:
+            yield Sysctl(f"{v6}/{device}/force_forwarding", "1", reason=f"{came[device]} are forwarded")
         for device in facts.pod_devices:
             yield Sysctl(
                 f"{v6}/{device}/force_forwarding", "1", ours=False, reason=f"pods behind {device} reach other regions"

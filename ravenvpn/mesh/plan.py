@@ -21,6 +21,7 @@ from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
 from ravenvpn.mesh.model import Gateway, World
 from ravenvpn.mesh.nodeplan import NodePlan, PlanDelta, Role, TunnelPlan
+from ravenvpn.mesh.seats import Overlay, overlay, seats
 from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, as_hub, digest, hub_rank
 
 
@@ -62,7 +63,7 @@ class Planner:
         touched = self._digest(world)
         before = self._context
         known = before.facts if before else LocalFacts()
-        context = self._make_context(known if facts is None else facts)
+        context = self._make_context(known if facts is None else facts, liveness)
         stale, doubtful = set(touched), self._touched_by(liveness)
         self._liveness = liveness
         if before is None or replace(context, hubs=before.hubs) != before:
@@ -94,6 +95,12 @@ class Planner:
     def region(self) -> str:
         """Of this node; empty where it has none."""
         return self._context.region.name if self._context and self._context.region else ""
+
+    @property
+    def uplink(self) -> str:
+        """The gateway of our region that takes what this node sends elsewhere; empty where the node itself does."""
+        seat = self._context.overlay.uplink if self._context and self._context.overlay else None
+        return seat.node if seat else ""
 
     def tunnel_settings(self) -> TunnelPlan:
         """The tunnel's own part of the plan, without peers and prefixes: what costs nothing to ask for."""
@@ -163,7 +170,7 @@ class Planner:
 
     # Folding.
 
-    def _make_context(self, facts: LocalFacts) -> Context:
+    def _make_context(self, facts: LocalFacts, liveness: Liveness) -> Context:
         region = self._own_region()
         role, entry = role_of(self.me, region)
         info = None
@@ -182,7 +189,15 @@ class Planner:
             facts=facts,
             settings=self._settings,
             hubs=self._hubs(),
+            overlay=self._overlay(region, liveness),
         )
+
+    def _overlay(self, region: Region | None, liveness: Liveness) -> Overlay | None:
+        if region is None:
+            return None
+        refused = self._conflicts.refused(region.name)
+        everybody = seats(self._world.gateways[region.name], self._world.peers, self._world.mesh, refused)
+        return overlay(self.me, region, everybody, liveness)
 
     def _own_region(self) -> Region | None:
         for name in sorted(self._regions_of.get(self.me, ())):
@@ -234,7 +249,7 @@ class Planner:
     def _host_frame(self) -> HostState:
         """The host without what fragments add to it."""
         packet_filter = None
-        if self._context is not None and self._context.role is Role.ACTIVE:
+        if self._context is not None and self._context.role is not Role.NONE:
             packet_filter = PacketFilter(
                 local=tuple(sorted(self._home.local, key=PrefixOrder())),
                 relays=self._context.relays,
@@ -243,7 +258,10 @@ class Planner:
             )
         return HostState(
             tun=self._home.tun,
+            vxlan=self._home.vxlan,
             addresses=self._home.addresses,
+            neighbours=self._home.neighbours,
+            forwarding=self._home.forwarding,
             rules=self._home.rules,
             sysctls=self._home.sysctls,
             packet_filter=packet_filter,
@@ -261,7 +279,7 @@ class Planner:
             remote = tuple(sorted(self._remote, key=order))
             frame = replace(frame, packet_filter=replace(frame.packet_filter, remote=remote))
         routes = [route for piece in pieces for route in piece.host_routes]
-        routes.sort(key=lambda route: (order(route.prefix), route.metric))
+        routes.sort(key=lambda route: (order(route.prefix), route.table, route.metric))
         context = self._context
         return NodePlan(
             node=self.me,

@@ -165,6 +165,11 @@ def rendezvous(one: str, other: str, hub: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{first}\0{second}\0{hub}".encode()).digest()[:8], "big")
 
 
+def carrier_order(me: str, nodes: Iterable[str], liveness: Liveness) -> tuple[str, ...]:
+    """Gateway nodes, best first for `me`: those not proven dead, then by a hash that spreads the senders."""
+    return tuple(sorted(nodes, key=lambda n: (liveness.dead(n), -rendezvous(me, n, "carrier"), n)))
+
+
 def hub_order(one: str, other: str, hubs: Iterable[Hub]) -> list[Hub]:
     """The hubs two regions may meet through, best first, before anybody is known to be dead."""
     return sorted(hubs, key=lambda h: (-rendezvous(one, other, h.region), h.region))
