@@ -205,8 +205,12 @@ class BrutePlan:
     peers: dict = field(default_factory=dict)  # name → (keys, candidates, keepalive, warm)
     routes: dict = field(default_factory=dict)  # prefix → names
     accepts: set = field(default_factory=set)
-    tunnelled: set = field(default_factory=set)  # prefixes with a route into the tunnel
-    closed: set = field(default_factory=set)  # prefixes with an unreachable route
+    remote_table: dict = field(default_factory=dict)  # prefix → "tunnel", or the next hop on the VXLAN
+    local_table: dict = field(default_factory=dict)  # the same for what arrives by our devices
+    closed: set = field(default_factory=set)  # prefixes with an unreachable route in the remote table
+    closed_local: set = field(default_factory=set)  # and in the other
+    neighbours: set = field(default_factory=set)  # (address, MAC)
+    forwarding: set = field(default_factory=set)  # (MAC, underlay address)
     remote: set = field(default_factory=set)
 
 
@@ -218,13 +222,105 @@ def brute_plan(world: World, liveness: Liveness, me: str) -> BrutePlan:
     mine = next((e for e in resolved.gateways[home] if e.node == me), None)
     plan = BrutePlan("plain node" if mine is None else "active gateway" if mine.active else "standby gateway", home)
     in_region(world, resolved, home, me=me, mine=mine, plan=plan)
+    uplink = on_vxlan(world, resolved, home, me=me, mine=mine, liveness=liveness, plan=plan)
     for name in resolved.gateways:
         if name != home:
             towards(world, resolved, home, mine=mine, name=name, liveness=liveness, plan=plan)
+            for prefix in resolved.prefixes[name] - resolved.shadowed[home]:
+                if uplink is not None and next_hop(world, uplink, prefix, me):
+                    plan.remote_table[prefix] = next_hop(world, uplink, prefix, me)
+    if not plan.neighbours:
+        plan.local_table, plan.closed_local = {}, set()
     if mine is not None:
-        plan.tunnelled.add(mesh_prefix(world))
+        plan.remote_table[mesh_prefix(world)] = "tunnel"
         plan.closed.add(mesh_prefix(world))
     return plan
+
+
+def seat(world: World, home: str, node: str):
+    """(underlay addresses by family, IPv4 address on the VXLAN if any, IPv6 one, MAC)"""
+    info = next(i for i in world.gateways[home].status.nodes if i.node == node)
+    peer = world.peers.get(node)
+    addresses = ([info.private_ip] if info.private_ip else []) + [*(peer.node_addresses if peer else ())]
+    v4, v6 = (next((a for a in addresses if a.version == family), None) for family in (4, 6))
+    hashed = hashlib.sha256(node.encode()).digest()
+    middle = int(mesh_prefix(world).network_address) >> 80 << 80 | 2 << 64
+    place = bytes([240, *v4.packed[1:]]) if v4 else None
+    return (
+        {4: v4, 6: v6},
+        place and ipaddress.IPv4Address(place),
+        ipaddress.IPv6Address(middle | int.from_bytes(hashed[:8], "big")),
+        "aa:0f:" + (place or hashed[:4]).hex(":"),
+    )
+
+
+def seated(world: World, resolved: Resolved, home: str) -> list[str]:
+    taken: set[str] = set()
+    without_clash = []
+    for node in sorted({info.node for info in world.gateways[home].status.nodes}):
+        mac = seat(world, home, node)[3]
+        if mac not in taken and node in resolved.members[home]:
+            without_clash.append(node)
+        taken.add(mac)
+    able = {family: [n for n in without_clash if seat(world, home, n)[0][family]] for family in (4, 6)}
+    return able[6] if len(able[6]) == len(without_clash) > len(able[4]) else able[4]
+
+
+def next_hop(world: World, node: str, prefix, me: str):
+    home = next(g.name for g in world.gateways.values() if any(i.node == node for i in g.status.nodes))
+    _, v4, v6, _ = seat(world, home, node)
+    return v4 if prefix.version == 4 and v4 and seat(world, home, me)[1] else v6
+
+
+def on_vxlan(
+    world: World,
+    resolved: Resolved,
+    home: str,
+    *,
+    me: str,
+    mine: Ends | None,
+    liveness: Liveness,
+    plan: BrutePlan,
+) -> str | None:
+    """Returns the gateway that takes what this node sends elsewhere."""
+    nodes = seated(world, resolved, home)
+    if me not in nodes or len(nodes) < 2:
+        return None
+    family = 4 if all(seat(world, home, n)[0][4] for n in nodes) else 6
+    able = [e.node for e in resolved.gateways[home]]
+    for node in nodes:
+        if node != me and (mine is not None or node in able):
+            underlay, v4, v6, mac = seat(world, home, node)
+            plan.neighbours |= {(address, mac) for address in (v4, v6) if address}
+            plan.forwarding.add((mac, underlay[family]))
+    if mine is not None:
+        first: dict = {}
+        for claim in in_order(world, resolved, home):
+            first.setdefault(claim[1], claim[0])
+        own = [p for p, node in first.items() if node == me]
+        for prefix, node in first.items():
+            ours = any(p.version == prefix.version and p.subnet_of(prefix) for p in own)
+            if node != me and node in nodes and not ours:
+                plan.local_table[prefix] = next_hop(world, node, prefix, me)
+    if mine is not None and mine.active:
+        return None
+    active = [e.node for e in resolved.gateways[home] if e.active and e.node in nodes]
+    return min(
+        active, key=lambda n: (liveness.verdicts.get(n) is Verdict.DEAD, -weight(me, n, "carrier"), n), default=None
+    )
+
+
+def in_order(world: World, resolved: Resolved, home: str) -> list:
+    """(node, prefix) of everything a region announces: all pods first, then single sources."""
+    nodes = [i for i in world.gateways[home].status.nodes if i.node in resolved.members[home]]
+    pods = [(i.node, p) for i in nodes for p in i.subnets]
+    sources = [
+        (i.node, ipaddress.ip_network(s))
+        for i in nodes
+        for s in (world.peers[i.node].sources if i.node in world.peers else ())
+        if not any(p.version == s.version and s in p for p in i.subnets)
+    ]
+    return [c for c in pods + sources if c[1] in resolved.prefixes[home]]
 
 
 def in_region(world: World, resolved: Resolved, home: str, *, me: str, mine: Ends | None, plan: BrutePlan) -> None:
@@ -260,6 +356,7 @@ def towards(
 ) -> None:
     prefixes = resolved.prefixes[name] - resolved.shadowed[home]
     plan.closed |= prefixes
+    plan.remote |= prefixes
     if mine is None:
         return
     direct = [e for e in resolved.gateways[name] if e.dialable or mine.dialable]
@@ -290,7 +387,8 @@ def towards(
             plan.routes |= dict.fromkeys(beyond, carriers)
     if carriers:
         plan.routes |= dict.fromkeys(prefixes, carriers)
-    if mine.active:
-        plan.remote |= prefixes
-        if carriers:
-            plan.tunnelled |= prefixes
+    if not mine.active:
+        plan.closed_local |= prefixes
+    if carriers:
+        table = plan.remote_table if mine.active else plan.local_table
+        table |= dict.fromkeys(prefixes, "tunnel")

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Set
 from enum import StrEnum
 from typing import NamedTuple
 
-from ravenvpn.mesh.hoststate import TABLE_REMOTE, TUNNEL_DEVICE, Address, Prefix, RouteKind
+from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Prefix, Route, RouteKind, RuleAction
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import plan
 
-MAX_HOPS = 4  # source, hub, destination, and one to see a loop
+MAX_HOPS = 6  # node, gateway, hub, gateway, node, and one to see a loop
 
 
 class Fate(StrEnum):
@@ -50,32 +50,63 @@ def send(
     dead: Set[str] = frozenset(),
 ) -> Journey:
     """A packet of a pod on `start`. `broken` are pairs of nodes whose path is cut, `dead` nodes that are gone."""
-    path = [start]
+    path, device = [start], "cni0"
     while len(path) <= MAX_HOPS:
         here = all_plans[path[-1]]
-        packet_filter = here.host.packet_filter
-        if len(path) > 1 and packet_filter and longest(set(packet_filter.local), destination):
-            return Journey(Fate.DELIVERED, tuple(path))
-        table: dict[Prefix, list] = {}
-        for route in here.host.routes:
-            if route.table == TABLE_REMOTE:
-                table.setdefault(route.prefix, []).append(route)
-        best = longest(table, destination)
-        if best is None:
-            return Journey(Fate.CLEAR, tuple(path))
-        route = min(table[best], key=lambda r: r.metric)
+        route = lookup(here, device, destination)
+        if route is None:
+            # Left to the CNI, which knows the region it is in.
+            packet_filter = here.host.packet_filter
+            arrived = len(path) > 1 and packet_filter and longest(set(packet_filter.local), destination)
+            return Journey(Fate.DELIVERED if arrived else Fate.CLEAR, tuple(path))
         if route.kind is RouteKind.UNREACHABLE:
             return Journey(Fate.REFUSED, tuple(path))
-        assert route.device == TUNNEL_DEVICE
-        carriers = dict(here.tunnel.routes)
-        chosen = longest(carriers, destination)
-        if chosen is None:
-            return Journey(Fate.DROPPED, tuple(path))
-        peer = carriers[chosen][0]
-        if not arrives(all_plans, path[-1], peer, source=source, broken=broken, dead=dead):
-            return Journey(Fate.DROPPED, (*path, peer))
+        if route.device == VXLAN_DEVICE:
+            peer = at_next_hop(all_plans, here, route)
+            if peer is None or peer in dead:
+                return Journey(Fate.DROPPED, (*path, peer or "nobody"))
+        else:
+            assert route.device == TUNNEL_DEVICE
+            assert here.host.tun is not None
+            carriers = dict(here.tunnel.routes)
+            chosen = longest(carriers, destination)
+            if chosen is None:
+                return Journey(Fate.DROPPED, tuple(path))
+            peer = carriers[chosen][0]
+            if not arrives(all_plans, path[-1], peer, source=source, broken=broken, dead=dead):
+                return Journey(Fate.DROPPED, (*path, peer))
         path.append(peer)
+        device = route.device
     return Journey(Fate.LOOPED, tuple(path))
+
+
+def lookup(node: NodePlan, device: str, destination: Address) -> Route | None:
+    """What the policy rules find for a packet that came by `device`; None: our tables have nothing for it."""
+    for rule in sorted(node.host.rules, key=lambda r: r.preference):
+        if rule.family != destination.version or rule.action is not RuleAction.LOOKUP:
+            continue
+        if rule.input_device in (None, device):
+            table = {r.prefix: r for r in node.host.routes if r.table == rule.target and not r.metric}
+            table = {r.prefix: r for r in node.host.routes if r.table == rule.target and r.metric} | table
+            best = longest(table, destination)
+            if best is not None:
+                return table[best]
+    return None
+
+
+def at_next_hop(all_plans: Mapping[str, NodePlan], node: NodePlan, route: Route) -> str | None:
+    """Who takes in what this route puts on the VXLAN: by neighbour entry, forwarding entry, and device."""
+    assert node.host.vxlan is not None
+    macs = {n.address: n.mac for n in node.host.neighbours}
+    underlay = {f.mac: f.destination for f in node.host.forwarding}
+    mac = macs[route.via]
+    for name, other in all_plans.items():
+        device = other.host.vxlan
+        if other.region == node.region and device and (device.mac, device.local) == (mac, underlay[mac]):
+            assert device.vni == node.host.vxlan.vni
+            assert any(a.address.ip == route.via for a in other.host.addresses)
+            return name
+    return None
 
 
 def arrives(

@@ -55,9 +55,11 @@ def gateway(
     active: tuple[str, ...],
     *,
     nat: bool,
+    able: int = NODES_A_REGION,
     public: bool = True,
     created: float | None = None,
 ) -> Gateway:
+    """The first `able` nodes may be its gateway, the others are plain."""
     endpoints = tuple(
         Endpoint(
             n,
@@ -65,7 +67,7 @@ def gateway(
             under_nat=nat,
             public_ip="" if nat or not public else f"192.0.2.{16 * region + i + 1}",
         )
-        for i, n in enumerate(nodes)
+        for i, n in enumerate(nodes[:able])
     )
     infos = tuple(
         NodeInfo(n, ipaddress.IPv4Address(f"172.16.{region}.{i + 1}"), prefixes.get(n, ()))
@@ -95,6 +97,7 @@ def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
         prefixes,
         tuple(active),
         nat=draw(st.booleans()),
+        able=draw(st.integers(1, count)),
         public=peaceful or draw(st.integers(0, 4)) > 0,
         created=None if peaceful else draw(st.sampled_from((None, 1.0, 2.0))),
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mesh_simulation import Fate, plans, send
 from mesh_worlds import REGIONS, edits, livenesses, worlds
 
+from ravenvpn.mesh.hoststate import TABLE_REMOTE, Route
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import World
-from ravenvpn.mesh.nodeplan import Role
+from ravenvpn.mesh.nodeplan import NodePlan, Role
 from ravenvpn.mesh.plan import plan
 
 QUICK = settings(max_examples=25, deadline=None)
@@ -25,6 +27,10 @@ def pod(region: int, number: int = 0, family: int = 4):
 def pairs(world: World) -> list[tuple[int, int]]:
     present = [i for i, name in enumerate(REGIONS) if name in world.gateways]
     return [(a, b) for a in present for b in present if a != b]
+
+
+def remote(node_plan: NodePlan) -> list[Route]:
+    return [route for route in node_plan.host.routes if route.table == TABLE_REMOTE]
 
 
 def active(region: int) -> str:
@@ -50,6 +56,58 @@ def test_any_two_healthy_regions_reach_each_other(world: World, family: int) -> 
             assert len(journey.path) == 2 + (natted(world, here) and natted(world, there))
 
 
+def journeys(world: World) -> list[tuple[str, int, int, int]]:
+    """(node, its region, number of a node of another region, that region), for every pair of nodes."""
+    counts = {i: len(world.gateways[n].status.nodes) for i, n in enumerate(REGIONS) if n in world.gateways}
+    return [
+        (f"{'abcdefg'[here]}{i}", here, j, there)
+        for here, there in pairs(world)
+        for i in range(counts[here])
+        for j in range(counts[there])
+    ]
+
+
+@given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
+@QUICK
+def test_a_pod_of_any_node_reaches_a_pod_of_any_node_of_another_region(world: World, family: int) -> None:
+    """A plain node's packets take its gateway both ways; the first node of a region is the active one."""
+    all_plans = plans(world)
+    public = [r for r, _ in pairs(world) if not natted(world, r)]
+    for name, here, number, there in journeys(world):
+        journey = send(all_plans, name, pod(here, int(name[1:]), family), pod(there, number, family))
+        if natted(world, here) and natted(world, there) and not public:
+            # A plain node does not know what its gateway cannot reach: it is refused there.
+            assert journey.fate is Fate.REFUSED
+            continue
+        assert journey.fate is Fate.DELIVERED, (name, there, number, journey)
+        far = f"{'abcdefg'[there]}{number}"
+        way = list(dict.fromkeys((name, active(here), active(there), far)))
+        if natted(world, here) and natted(world, there):
+            hub = way.index(active(here)) + 1
+            assert journey.path[hub] in {active(region) for region in public}
+            way.insert(hub, journey.path[hub])
+        assert journey.path == tuple(way)
+
+
+@given(worlds(peaceful=True, least=2), st.data())
+@QUICK
+def test_while_a_role_moves_nothing_loops_and_nothing_is_lost(world: World, data: st.DataObject) -> None:
+    """Whichever nodes have learnt of the move, in whichever regions: the others' packets still arrive."""
+    moving = [g for g in world.gateways.values() if len(g.endpoints) > 1]
+    if not moving:
+        return
+    gateway = data.draw(st.sampled_from(moving))
+    successor = next(e for e in gateway.endpoints if e.node not in {a.node for a in gateway.status.active})
+    later = world.with_gateway(replace(gateway, status=replace(gateway.status, active=(successor,))))
+    old, new = plans(world), plans(later)
+    learnt = data.draw(st.sets(st.sampled_from(sorted(old))))
+    mixed = {name: (new if name in learnt else old)[name] for name in old}
+    for name, here, number, there in journeys(world):
+        before = send(old, name, pod(here, int(name[1:])), pod(there, number))
+        journey = send(mixed, name, pod(here, int(name[1:])), pod(there, number))
+        assert journey.fate is before.fate, (name, there, number, journey)
+
+
 @given(worlds(), livenesses())
 @QUICK
 def test_nothing_loops_and_nothing_leaves_in_clear(world: World, liveness: Liveness) -> None:
@@ -59,12 +117,11 @@ def test_nothing_loops_and_nothing_leaves_in_clear(world: World, liveness: Liven
         route.prefix.network_address + (route.prefix.num_addresses > 1)
         for node_plan in all_plans.values()
         for route in node_plan.host.routes
+        if route.table == TABLE_REMOTE
     }
     for name, node_plan in all_plans.items():
         meant = [
-            a
-            for a in everywhere
-            if any(a in r.prefix for r in node_plan.host.routes if r.prefix.version == a.version)
+            a for a in everywhere if any(a in r.prefix for r in remote(node_plan) if r.prefix.version == a.version)
         ]
         for destination in meant:
             journey = send(all_plans, name, pod(0), destination)
@@ -78,8 +135,8 @@ def test_every_accepted_prefix_of_others_is_closed_on_every_node_of_a_region(
 ) -> None:
     """The unreachable route is there wherever a prefix is routed at all, so a dead agent leaks nothing."""
     for node_plan in plans(world, liveness).values():
-        closed = {r.prefix for r in node_plan.host.routes if r.metric}
-        assert closed >= {r.prefix for r in node_plan.host.routes}
+        closed = {r.prefix for r in remote(node_plan) if r.metric}
+        assert closed >= {r.prefix for r in remote(node_plan)}
         if node_plan.role is Role.ACTIVE:
             carried = {p for p, _ in node_plan.tunnel.routes if p.version == 4 or p.prefixlen < 128}
             assert closed >= carried

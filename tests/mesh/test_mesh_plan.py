@@ -164,7 +164,7 @@ def test_a_public_endpoint_without_an_address_can_only_call() -> None:
     assert (peer.keepalive, peer.warm) == (25, True)
 
 
-def test_a_plain_node_talks_to_its_own_gateways_alone_and_closes_the_rest() -> None:
+def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
     cloud = replace(CLOUD, endpoints=CLOUD.endpoints)
     nodes = (*CLOUD.status.nodes, NodeInfo("cloud-2", ip("10.0.0.2"), (net("10.244.9.0/24"),)))
     cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=nodes))
@@ -176,7 +176,10 @@ def test_a_plain_node_talks_to_its_own_gateways_alone_and_closes_the_rest() -> N
         ("cloud-1", PeerKind.ACTIVE, ["10.0.0.1"])
     ]
     assert plain.tunnel.routes == ((net(f"{CLOUD_ADDRESS}/128"), ("cloud-1",)),)
-    assert {(r.prefix, r.kind) for r in plain.host.routes} == {(net("10.244.2.0/24"), RouteKind.UNREACHABLE)}
+    assert {(r.prefix, r.table, r.kind, r.via) for r in plain.host.routes} == {
+        (net("10.244.2.0/24"), 9127, RouteKind.UNICAST, ip("240.0.0.1")),
+        (net("10.244.2.0/24"), 9127, RouteKind.UNREACHABLE, None),
+    }
     assert [(r.family, r.preference) for r in plain.host.rules] == [
         (4, 98),
         (4, 100),
@@ -205,7 +208,13 @@ def test_a_standby_holds_the_same_sessions_and_is_accepted_by_the_others() -> No
     assert (standby.role, standby.tunnel.device) == (Role.STANDBY, True)
     assert [p.name for p in standby.tunnel.peers] == ["cloud-1", "edge-1"]
     assert net("10.244.2.0/24") in dict(standby.tunnel.accepts)["edge-1"]
-    assert {r.kind for r in standby.host.routes if r.prefix.version == 4} == {RouteKind.UNREACHABLE}
+    # Its own traffic takes the active gateway; what others send here takes the tunnel, or nothing.
+    assert [(r.table, r.device, r.kind) for r in standby.host.routes if r.prefix == net("10.244.2.0/24")] == [
+        (9127, "raven0", RouteKind.UNICAST),
+        (9127, None, RouteKind.UNREACHABLE),
+        (9129, "ravenvpn0", RouteKind.UNICAST),
+        (9129, None, RouteKind.UNREACHABLE),
+    ]
     assert [(p.name, p.kind, p.warm) for p in edge.tunnel.peers] == [
         ("cloud-1", PeerKind.ACTIVE, True),
         ("cloud-2", PeerKind.STANDBY, True),
