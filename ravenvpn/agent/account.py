@@ -130,17 +130,18 @@ class Account:
     def _reached(self, statuses: dict[str, PeerStatus]) -> dict[str, Reach]:
         if self.snapshot is None or self._planner.role is Role.NONE:
             return {}
+        uplink = self._planner.uplink
+        through = reaches_through(
+            uplink,
+            self._sessions.probed().get(uplink),
+            statuses.get(uplink),
+            self.snapshot.world,
+            own_region=self._planner.region,
+            verdict=self._probing.liveness.of(uplink),
+        )
         if self._planner.role is Role.PLAIN:
-            gateway = self._planner.uplink
-            return reaches_through(
-                gateway,
-                self._sessions.probed().get(gateway),
-                statuses.get(gateway),
-                self.snapshot.world,
-                own_region=self._planner.region,
-                verdict=self._probing.liveness.of(gateway),
-            )
-        return reaches(
+            return through
+        direct = reaches(
             self._sessions.probed(),
             statuses,
             self.snapshot.world,
@@ -148,6 +149,13 @@ class Account:
             relays=dict(self._planner.relays()),
             liveness=self._probing.liveness,
         )
+        if not uplink:
+            return direct
+        # A standby's own traffic takes the active gateway; that its own sessions are well is what it stands by for.
+        return {
+            name: dataclasses.replace(reach, path=through[name].path) if through[name].ok else through[name]
+            for name, reach in direct.items()
+        }
 
     def _source_error(self) -> str:
         if self.snapshot is None or self.snapshot.readable:

@@ -31,7 +31,7 @@ def demo(keep: bool, remove: bool) -> None:
     click.secho("Three regions, an internet between them; factory and ship are behind NAT.", bold=True)
     lab = Lab(*REGIONS)
     with lab:
-        click.echo(f"✓ {len(lab.nodes)} gateways and {len(lab.pods)} pods in namespaces {lab.prefix}-*")
+        click.echo(f"✓ {len(lab.nodes)} nodes and {len(lab.pods)} pods in namespaces {lab.prefix}-*")
         show = Demo(lab, click.echo, _block)
         show.run()
         click.secho(f"All of it is true; {time.monotonic() - begin:.0f} s.", fg="green", bold=True)

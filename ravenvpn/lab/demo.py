@@ -24,7 +24,7 @@ from ravenvpn.lab.topology import Nat, Region
 
 REGIONS = (
     Region("cloud", pods=2),
-    Region("factory", pods=2, nat=Nat.PORT_RESTRICTED),
+    Region("factory", nodes=2, pods=2, nat=Nat.PORT_RESTRICTED),  # the second is a plain node
     Region("ship", pods=2, nat=Nat.SYMMETRIC),
 )
 IPERF_SECONDS = 3
@@ -55,7 +55,7 @@ class Demo:
             self._agents.prepare()
         with self._step(f"{len(self._lab.nodes)} agents started"):
             self._agents.start_all()
-        with self._step("agents ready, handshakes done, every region reachable from every gateway"):
+        with self._step("agents ready, handshakes done, every region reachable from every node"):
             self._agents.wait_until_well()
 
     def _serve(self) -> None:
@@ -131,13 +131,14 @@ class Demo:
         self._show(first.run(["wg", "show", "ravenvpn0"]).stdout)
 
     def _check_paths(self) -> None:
-        """Two regions behind NAT must meet through a public one, and say so."""
+        """Two regions behind NAT must meet through a public one, plain nodes go through their gateway, and say so."""
         hidden = [plan.region.name for plan in self._lab.plans if plan.region.nat is not Nat.NONE]
         for node in self._lab.nodes:
-            for region in self._agents.status(node)["regions"]:
-                relayed = str(region["path"]).startswith("via ")
-                wanted = node.region.name in hidden and region["name"] in hidden
-                if relayed is not wanted:
+            status = self._agents.status(node)
+            for region in status["regions"]:
+                hub = node.region.name in hidden and region["name"] in hidden
+                through = f"{node.region.name}-1" if status["role"] == "plain node" else "cloud" if hub else ""
+                if region["path"] != (f"via {through}" if through else "direct"):
                     raise DemoError(f"{node.name} reaches {region['name']} {region['path']}")
 
     def suggestions(self) -> list[str]:

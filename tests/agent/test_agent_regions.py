@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -102,6 +102,7 @@ def test_plain_nodes_say_through_whom_they_reach_the_others(mesh: Mesh) -> None:
         return {r["name"]: (r["path"], r["ok"]) for r in mesh.agents.status(mesh.node(name))["regions"]}
 
     assert paths("factory-3") == {"cloud": ("via factory-1", True), "ship": ("via factory-1", True)}
+    assert paths("factory-2") == paths("factory-3"), "a standby's own traffic takes the gateway too"
     assert paths("cloud-2") == {"factory": ("via cloud-1", True), "ship": ("via cloud-1", True)}
     assert mesh.agents.status(mesh.node("factory-3"))["role"] == "plain node"
 
@@ -125,6 +126,56 @@ def test_traffic_inside_a_region_touches_none_of_our_devices(mesh: Mesh) -> None
     # The positive control: what went to another region was seen.
     assert ours["factory-3", "raven0"].count(cloud.v4.packed) >= 2
     assert ours["factory-1", "ravenvpn0"].count(cloud.v6.packed) >= 2
+
+
+def test_a_packet_too_big_is_answered_with_the_mtu_and_one_that_fits_arrives(mesh: Mesh) -> None:
+    plain, far = mesh.lab.pod("factory-3-pod-1"), mesh.lab.pod("cloud-2-pod-1")
+    for one, other in ((plain, far), (far, plain)):
+        for target, headers in ((other.v4, 28), (other.v6, 48)):
+            fits, big = (
+                one.run(
+                    ["ping", "-c", "1", "-W", "1", "-M", "do", "-s", str(size - headers), str(target)], check=False
+                )
+                for size in (1420, 1421)
+            )
+            assert fits.returncode == 0, fits.stdout
+            assert "mtu = 1420" in big.stdout.replace("mtu=", "mtu = "), big.stdout
+
+
+def test_a_region_that_loses_ipv4_on_its_own_network_goes_on_over_ipv6(mesh: Mesh) -> None:
+    """Pods keep both families; IPv4 packets take IPv6 next hops. And back again."""
+    mates = [node for node in mesh.lab.nodes if node.region.name == "factory"]
+    pod, far = mesh.lab.pod("factory-3-pod-1"), mesh.lab.pod("cloud-2-pod-1")
+    kept = {}
+    for path, change in (("node", _without_ipv4_node), ("peer", _without_ipv4_peer)):
+        for mate in mates:
+            name = f"{WORLD}/{path}-{mate.name}.yaml"
+            kept[name] = mates[0].read(name)
+            for node in mesh.lab.nodes:
+                node.write(name, yaml.safe_dump(change(yaml.safe_load(kept[name]))))
+
+    def carried_by(address: Callable[[Node], object]) -> bool:
+        return all(f" local {address(mate)} " in mate.ip("-d link show raven0") for mate in mates)
+
+    wait_until(lambda: carried_by(lambda mate: mate.v6), "IPv6 carries the VXLAN")
+    wait_until(lambda: reached(pod, far) and reached(far, pod), "pods reach each other over it")
+    assert " via inet6 " in mesh.node("factory-3").ip("route show table 9127")
+    for name, text in kept.items():
+        for node in mesh.lab.nodes:
+            node.write(name, text)
+    wait_until(lambda: carried_by(lambda mate: mate.v4), "IPv4 carries the VXLAN again")
+    wait_until(lambda: reached(pod, far) and reached(far, pod), "pods reach each other as before")
+    mesh.well()
+
+
+def _without_ipv4_node(manifest: dict) -> dict:
+    addresses = [a for a in manifest["status"]["addresses"] if "." not in a["address"]]
+    return {**manifest, "status": {**manifest["status"], "addresses": addresses}}
+
+
+def _without_ipv4_peer(manifest: dict) -> dict:
+    addresses = [a for a in manifest["spec"]["nodeAddresses"] if "." not in a]
+    return {**manifest, "spec": {**manifest["spec"], "nodeAddresses": addresses}}
 
 
 def test_a_role_that_moves_loses_no_session_and_next_to_no_packet(mesh: Mesh, measured: Measured) -> None:

@@ -8,7 +8,7 @@ from agent_reports import status, vitals
 
 from ravenvpn.agent.lag import Lag
 from ravenvpn.agent.report import PeerState, ProblemReport
-from ravenvpn.agent.reporting import Rates, peer_state, reaches
+from ravenvpn.agent.reporting import Rates, peer_state, reaches, reaches_through
 from ravenvpn.health import judged, unhealthy_reasons, unready_reasons
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, World
@@ -52,6 +52,32 @@ def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
             "hub": ("direct", ok),
             "island": ("via hub", ok),
         }
+
+
+def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -> None:
+    def reached(
+        gateway: str, verdict: Verdict = Verdict.ALIVE, *, session: bool = True
+    ) -> dict[str, tuple[str, bool, str]]:
+        found = reaches_through(
+            gateway,
+            plan("hub"),
+            EDGE.status("hub") if session else None,
+            world("home", "ship").with_gateway(Gateway(name="empty")),
+            own_region="home",
+            verdict=verdict,
+        )
+        return {name: (reach.path, reach.ok, reach.why) for name, reach in found.items()}
+
+    assert reached("hub") == {
+        "empty": ("via hub", False, "it has no active gateway"),
+        "ship": ("via hub", True, ""),
+    }
+    dead = "our gateway hub is down, it answers no probe"
+    assert reached("hub", Verdict.DEAD)["ship"] == ("via hub", False, dead)
+    silent = "there is no session with our gateway hub, so nothing is known of it"
+    assert reached("hub", session=False)["ship"] == ("via hub", False, silent)
+    alone = "region home has no active gateway that this node can send to"
+    assert reached("")["ship"] == ("none", False, alone)
 
 
 def test_a_region_without_way_says_why() -> None:

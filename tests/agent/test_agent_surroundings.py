@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from ravenvpn.agent.surroundings import Question, Surroundings
@@ -50,6 +51,24 @@ def test_new_addresses_of_gateways_and_peers_are_looked_at() -> None:
     assert question is not None
     assert question.destinations[-1] == ip_address("2001:db8::1")
     assert surroundings.question(WORLD) is None, "what is known already needs no look"
+
+
+def test_new_addresses_of_neighbours_are_looked_at_and_those_of_strangers_are_not() -> None:
+    """The VXLAN between the nodes of our region has to fit their network."""
+    surroundings = known()
+    mate, stranger = NodeInfo("ship-2", ip_address("10.1.0.2")), NodeInfo("cloud-2", ip_address("10.9.0.2"))
+    nodes = (*SHIP.status.nodes, mate)
+    later = WORLD.with_gateway(replace(SHIP, status=replace(SHIP.status, nodes=nodes)))
+    question = surroundings.question(later)
+    assert question is not None
+    assert question.destinations == (ip_address("10.1.0.2"), ip_address("192.0.2.1"))
+    question = surroundings.question(
+        later.with_peer(Peer("ship-2", bytes(32), node_addresses=(ip_address("fd00::2"),)))
+    )
+    assert question is not None
+    assert question.destinations[-1] == ip_address("fd00::2")
+    cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=(*CLOUD.status.nodes, stranger)))
+    assert surroundings.question(later.with_gateway(cloud)) is None
 
 
 def test_new_pods_of_this_node_are_looked_at() -> None:
