@@ -81,7 +81,14 @@ def assumed(wanted: HostState) -> Observed:
 
 
 def _closes(thing: Thing | None) -> bool:
-    return isinstance(thing, Route) and thing.kind is RouteKind.UNREACHABLE and thing.metric == FAIL_CLOSED_METRIC
+    """Whether it keeps traffic from leaving in clear. What looks the same in the other table only keeps a packet from
+    going round in circles: to put it long before the route it backs would refuse what is under way."""
+    return (
+        isinstance(thing, Route)
+        and thing.table == TABLE_REMOTE
+        and thing.kind is RouteKind.UNREACHABLE
+        and thing.metric == FAIL_CLOSED_METRIC
+    )
 
 
 def _normal(route: Route) -> Route:
@@ -214,10 +221,9 @@ def _routes(
             before = None
         if before != route:
             put.append(Operation(Verb.ADD if before is None else Verb.CHANGE, route, before))
-    drop = [
-        Operation(Verb.REMOVE, route) for key, route in observed.routes.items() if key not in kept and not lost(route)
-    ]
-    return put, drop
+    gone = [route for key, route in observed.routes.items() if key not in kept and not lost(route)]
+    gone.sort(key=lambda route: -route.metric)  # what backs a route goes before it
+    return put, [Operation(Verb.REMOVE, route) for route in gone]
 
 
 def _rules(observed: Observed, wanted: HostState) -> tuple[list[Operation], list[Operation]]:
@@ -274,9 +280,8 @@ def _misbound(observed: Observed, wanted: HostState, put: list[Operation]) -> It
             for operation in put
             if operation.verb is Verb.ADD
             and isinstance(operation.thing, Route)
-            and _closes(operation.thing)
             # After a restart device routes come back too, but a fail-closed one is new only with its prefix.
-            and operation.thing.table == TABLE_REMOTE
+            and _closes(operation.thing)
         )
     if prefixes:
         yield Operation(Verb.REMOVE, MisboundFlows(prefixes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import ip_interface, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from node.worlds import gateway, lan_gateway
 
 from ravenvpn.mesh.hoststate import (
     FAIL_CLOSED_METRIC,
+    TABLE_LOCAL,
     TABLE_REMOTE,
     DeviceAddress,
     HostState,
@@ -93,6 +94,32 @@ def test_going_down_is_mirrored() -> None:
         "remove route unreachable 10.244.3.0/24 table 9127 metric 4278198272",
         "remove nft table ravenvpn",
         "remove sysctl net/ipv4/conf/cni0/forwarding=0",
+    ]
+
+
+def test_a_role_that_moves_never_refuses_what_is_under_way() -> None:
+    """What backs the routes for arriving packets (table 9129) comes after them and goes before them."""
+    remote, closed = ip_network("10.244.2.0/24"), {"kind": RouteKind.UNREACHABLE, "metric": FAIL_CLOSED_METRIC}
+    shut = Route(remote, TABLE_REMOTE, **closed)
+    active = HostState(routes=(Route(remote, TABLE_REMOTE, device="ravenvpn0"), shut))
+    standby = HostState(
+        routes=(
+            Route(remote, TABLE_REMOTE, device="raven0", via=ip_address("240.0.0.6")),
+            shut,
+            Route(remote, TABLE_LOCAL, device="ravenvpn0"),
+            Route(remote, TABLE_LOCAL, **closed),
+        )
+    )
+
+    assert said(diff(observed_as(active), standby)) == [
+        "change route 10.244.2.0/24 table 9127 via 240.0.0.6 dev raven0",
+        "add route 10.244.2.0/24 table 9129 dev ravenvpn0",
+        "add route unreachable 10.244.2.0/24 table 9129 metric 4278198272",
+    ]
+    assert said(diff(observed_as(standby), active)) == [
+        "change route 10.244.2.0/24 table 9127 dev ravenvpn0",
+        "remove route unreachable 10.244.2.0/24 table 9129 metric 4278198272",
+        "remove route 10.244.2.0/24 table 9129 dev ravenvpn0",
     ]
 
 
