@@ -284,7 +284,10 @@ def _seatless(context: Context, gateway: Gateway) -> Iterable[str]:
     if context.role is Role.ACTIVE:
         return
     if context.overlay is None:
-        yield f"node {context.node} has no place on its region's VXLAN: it does not reach other regions"
+        yield (
+            f"node {context.node} has no place on its region's VXLAN, so it does not reach other regions: "
+            "another node's collides with it, or its InternalIP is missing or not on this host"
+        )
     elif context.overlay.uplink is None:
         yield f"no active gateway of region {gateway.name} is on its VXLAN: other regions are not reached"
 

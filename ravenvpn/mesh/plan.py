@@ -189,15 +189,15 @@ class Planner:
             facts=facts,
             settings=self._settings,
             hubs=self._hubs(),
-            overlay=self._overlay(region, liveness),
+            overlay=self._overlay(region, facts, liveness),
         )
 
-    def _overlay(self, region: Region | None, liveness: Liveness) -> Overlay | None:
+    def _overlay(self, region: Region | None, facts: LocalFacts, liveness: Liveness) -> Overlay | None:
         if region is None:
             return None
         refused = self._conflicts.refused(region.name)
         everybody = seats(self._world.gateways[region.name], self._world.peers, self._world.mesh, refused)
-        return overlay(self.me, region, everybody, liveness)
+        return overlay(self.me, region, everybody, facts.addresses, liveness)
 
     def _own_region(self) -> Region | None:
         for name in sorted(self._regions_of.get(self.me, ())):

@@ -7,7 +7,7 @@ family that carries the VXLAN; it keeps its fail-closed routes and whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -83,10 +83,16 @@ def seats(gateway: Gateway, peers: Mapping[str, Peer], mesh: str, refused: Refus
     return found
 
 
-def overlay(me: str, region: Region, everybody: Mapping[str, Seat], liveness: Liveness) -> Overlay | None:
-    """How `me` takes part; None where it has no seat, or nobody else has."""
+def overlay(
+    me: str, region: Region, everybody: Mapping[str, Seat], present: Set[Address] | None, liveness: Liveness
+) -> Overlay | None:
+    """How `me` takes part; None where it has no seat, or nobody else has.
+
+    Its frames leave with the address the others send to; it has no seat where that is not `present` on this host
+    (None: nobody looked), as behind a cloud's address translation.
+    """
     own = everybody.get(me)
-    if own is None or len(everybody) < 2:
+    if own is None or len(everybody) < 2 or not (present is None or own.underlay in present):
         return None
     able = {g.node for g in region.gateways}
     active = {g.node for g in region.active}

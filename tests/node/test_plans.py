@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,22 @@ from ravenvpn.node.apply import ApplyResult, Host
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
 
-# No address is present, so that no plan prefers a source that the namespace lacks.
-FACTS = LocalFacts(addresses=frozenset())
+# The address of the node that looks, so that it may sit on its region's VXLAN; a plan that named another one as
+# source would be refused.
+OWN = ip_address("172.16.0.1")
+FACTS = LocalFacts(addresses=frozenset({OWN}))
 
 
 @given(data=st.data())
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_deltas_lead_where_a_look_would(data: st.DataObject, box: Callable[[], Box], state_file: Path) -> None:
-    """Random worlds and edits, seen by a node that may be gateway, standby or neither."""
+    """Random worlds and edits, seen by a node that may be gateway, standby, plain or neither."""
     world: World = data.draw(worlds(least=2))
     course = [world]
     for _ in range(3):
         course.append(data.draw(edits(course[-1])))
     node = box()
+    node.sh(f"ip link add eth0 type veth peer name eth1; ip addr add {OWN}/24 dev eth0; ip link set eth0 up")
 
     def play() -> None:
         planner = Planner("a0")
