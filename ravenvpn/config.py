@@ -46,7 +46,6 @@ class AgentConfig:
         0, "UDP port of the tunnel; 0: as Gateway or Peer say, else 4500.", least=0, most=65535
     )
     http_address: str = _setting("127.0.0.1:10275", "Where /livez, /readyz and /metrics answer; off if empty.")
-    forward_node_ip: bool = _setting(False, "Route node addresses across regions too, not only pods.")
     probe_interval: float = _setting(1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0)
     probe_interval_idle: float = _setting(
         2.5, "Seconds between probes of a peer without; 0 switches idle probes off.", least=0.0, most=3600.0
