@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -45,6 +46,11 @@ def run(config: AgentConfig) -> None:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(error.strerror or str(error), where=config.state_dir, field="state_dir") from error
+    # A large world is a million objects that stay: looking through them for cycles every 700 allocations, as is the
+    # default, would cost a tenth of the start and pauses later.
+    gc.set_threshold(200_000, 20, 50)
+    gc.freeze()
+    gc.enable()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(_serve(config, state))

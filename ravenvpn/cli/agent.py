@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from ravenvpn.cli.settings import agent_settings, config_of
@@ -17,6 +19,7 @@ def agent(ctx: click.Context) -> None:
     (or --cleanup-on-exit) removes them.
     """
     config = config_of(ctx)
+    gc.disable()  # what is imported stays; `daemon.run` looks after the rest
     from ravenvpn import daemon
 
     daemon.run(config)
