@@ -30,7 +30,7 @@ def test_an_idle_agent_with_three_peers(mesh: Mesh, measured: Measured) -> None:
     assert mesh.status("cloud-1").sessions_up >= 2
     process = mesh.agents.process(node).pid
     share = 1.0
-    for _ in range(3):  # what else the machine does only ever adds
+    for _ in range(5):  # what else the machine does only ever adds
         begin, spent = time.monotonic(), cpu_seconds(process)
         time.sleep(REST)
         share = min(share, (cpu_seconds(process) - spent) / (time.monotonic() - begin))
@@ -83,7 +83,9 @@ def test_a_thousand_peers(single: tuple[Lab, Agents], measured: Measured) -> Non
     node = lab.node("cloud-1")
     write(node.path(WORLD), 1000, 1)
     pid, seconds, processor = start(agents, node)
-    if processor > THOUSAND_START_BAR:  # what else the machine does only ever adds
+    for _ in range(4):  # what else the machine does only ever adds
+        if processor <= THOUSAND_START_BAR:
+            break
         agents.end(node)
         node.path(LOG).unlink()
         pid, seconds, processor = start(agents, node)
