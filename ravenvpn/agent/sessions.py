@@ -18,6 +18,7 @@ from ravenvpn.dataplane.contract import Endpoint, Offloads
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
 from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, PeerPlan, Role, TunnelDelta, TunnelPlan
+from ravenvpn.tunnel import probe
 from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux import uapi_socket
 from ravenvpn.tunnel.linux.tun import Tun
@@ -26,8 +27,6 @@ from ravenvpn.tunnel.peer import PeerStatus
 from ravenvpn.tunnel.wg_view import state_of
 
 log = logging.getLogger(__name__)
-
-PROBE_PORT = 10277
 
 
 class Sessions:
@@ -180,7 +179,7 @@ class Sessions:
     def _settle(self, settings: TunnelPlan) -> None:
         assert self.tunnel is not None
         self.tunnel.listen(port=settings.listen_port)
-        self.tunnel.set_own_address(settings.own_address, PROBE_PORT)
+        self.tunnel.set_own_address(settings.own_address, probe.PORT)
         self._settled = settings
 
     def _set_peer(self, plan: PeerPlan) -> None:

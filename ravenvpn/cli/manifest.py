@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,7 @@ import click
 
 from ravenvpn.config import STATE_DIRECTORY
 from ravenvpn.errors import ConfigError
-
-LABEL = "raven.openyurt.io/gateway"
-DEFAULT_PORT = 4500
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
 
 
 @click.command()
@@ -34,7 +32,9 @@ DEFAULT_PORT = 4500
     metavar="CIDR",
     help="What is behind this node: pods, a LAN, containers.",
 )
-@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(1, 65535), help="UDP port.")
+@click.option(
+    "--port", default=DEFAULT_TUNNEL_PORT, show_default=True, type=click.IntRange(1, 65535), help="UDP port."
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -112,9 +112,10 @@ def _objects(
     own: list[str],
     sources: list[str],
 ) -> list[dict[str, Any]]:
+    from ravenvpn.agent.resolve import is_literal
     from ravenvpn.tunnel.linux.cpu import own_suites
 
-    labels = {LABEL: region}
+    labels = {GATEWAY_LABEL: region}
     endpoint: dict[str, Any] = {"nodeName": node, "type": "tunnel", "port": port}
     endpoint |= {"publicIP": public[0]} if public else {"underNAT": True}
     return [
@@ -138,18 +139,10 @@ def _objects(
             "spec": {
                 "publicKey": public_key,
                 "listenPort": port,
-                "addresses": [address for address in public if _is_address(address)],
+                "addresses": [address for address in public if is_literal(address)],
                 "nodeAddresses": list(own),  # copies: YAML would write a shared list as an alias
                 "sources": list(sources),
                 "suites": [suite.value for suite in own_suites()],
             },
         },
     ]
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

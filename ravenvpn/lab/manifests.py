@@ -10,10 +10,10 @@ import yaml
 
 from ravenvpn.lab.host import Node
 from ravenvpn.lab.topology import Nat, RegionPlan
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
 
-LISTEN_PORT = 4500
+LISTEN_PORT = DEFAULT_TUNNEL_PORT
 WIREGUARD_SUITE = ("chacha20poly1305",)
-LABEL = "raven.openyurt.io/gateway"
 Manifest = dict[str, Any]
 
 
@@ -36,7 +36,7 @@ def _gateway(plan: RegionPlan, candidates: Sequence[Node]) -> Manifest:
         "kind": "Gateway",
         "metadata": {"name": region.name},
         "spec": {
-            "nodeSelector": {"matchLabels": {LABEL: region.name}},
+            "nodeSelector": {"matchLabels": {GATEWAY_LABEL: region.name}},
             "tunnelConfig": {"Replicas": 1},
             "endpoints": [
                 {
@@ -56,7 +56,7 @@ def _node(node: Node) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": node.name, "labels": {LABEL: node.region.name}},
+        "metadata": {"name": node.name, "labels": {GATEWAY_LABEL: node.region.name}},
         "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
         "status": {
             "addresses": [
@@ -74,7 +74,7 @@ def _peer(node: Node, public_key: str, suites: Sequence[str]) -> Manifest:
     return {
         "apiVersion": "ravenvpn.io/v1alpha1",
         "kind": "Peer",
-        "metadata": {"name": node.name, "labels": {LABEL: node.region.name}},
+        "metadata": {"name": node.name, "labels": {GATEWAY_LABEL: node.region.name}},
         "spec": {
             "publicKey": public_key,
             "listenPort": LISTEN_PORT,

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ravenvpn.lab.manifests import LABEL
+from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 
 
 def region(number: int, nodes: int, *, generation: int = 0) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from agent_routes import RouteWatch, percentile
 from agent_traffic import Traffic
 
 from ravenvpn.lab.agents import WORLD
-from ravenvpn.lab.manifests import LABEL
+from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "sysctl"), pytest.mark.timeout(600)]
 

@@ -18,7 +18,7 @@ from agent_mesh import Mesh
 from ravenvpn.errors import HostError
 from ravenvpn.lab.agents import RAVEN_VPN, WORLD, wait_until
 from ravenvpn.lab.host import Node
-from ravenvpn.lab.manifests import LABEL
+from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "sysctl"), pytest.mark.timeout(180)]
 
