@@ -22,7 +22,8 @@ want iperf3 iperf3
 want tcpdump tcpdump
 want conntrack conntrack
 want ethtool ethtool
-want iptables iptables
+want iptables-nft iptables
+want iptables-legacy iptables
 want ping iputils-ping
 want ps procps
 want curl curl

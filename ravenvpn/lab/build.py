@@ -13,18 +13,18 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ravenvpn.errors import HostError
-from ravenvpn.lab import holder, manifests, nft
+from ravenvpn.lab import cni, filters, holder, manifests, nft
 from ravenvpn.lab.command import ip_batch, require, run
+from ravenvpn.lab.devices import default_routes, up, veth
 from ravenvpn.lab.host import Host, Node, Pod, Router
 from ravenvpn.lab.manifests import WIREGUARD_SUITE
 from ravenvpn.lab.ownership import NAMESPACES, Record, remove, sweep
-from ravenvpn.lab.topology import Nat, Networks, Region, RegionPlan, lay_out
+from ravenvpn.lab.topology import Nat, Region, RegionPlan, lay_out
 
 # For every namespace, before it has devices. Addresses are ours to give, so nothing needs to be found out first.
 _SYSCTLS = {
@@ -157,14 +157,12 @@ class Lab:
         self._add_namespaces()
         devices: dict[str, list[str]] = defaultdict(list)
         settings: dict[str, list[str]] = defaultdict(list)
-        filters: dict[str, str] = {}
+        translations: dict[str, str] = {}
         for plan, router in zip(self.plans, self.routers, strict=True):
             self._join_region(plan, router, devices, settings)
-            filters[router.namespace] = nft.translation(plan.region) + nft.loss(plan.region.loss)
+            translations[router.namespace] = nft.translation(plan.region) + nft.loss(plan.region.loss)
         for node in self.nodes:
-            self._join_pods(node, devices, settings)
-            if node.region.masquerade:
-                filters[node.namespace] = self._masquerade(node)
+            cni.join(node, devices, settings)
         for host in self.hosts():
             settings[host.namespace].insert(0, "link set lo up")
         with ThreadPoolExecutor(max_workers=4) as workers:
@@ -176,7 +174,8 @@ class Lab:
             everywhere(_set_sysctls)
             everywhere(lambda host: ip_batch(_lines(devices[host.namespace]), host.namespace))
             everywhere(lambda host: ip_batch(_lines(settings[host.namespace]), host.namespace))
-            everywhere(lambda host: _load(host, filters.get(host.namespace, "")))
+            everywhere(lambda host: _load(host, translations.get(host.namespace, "")))
+            everywhere(self._finish_node)
         for plan in self.plans:
             if plan.region.delay:
                 _lengthen(self._wires[plan.region.name], plan.region.delay)
@@ -197,17 +196,17 @@ class Lab:
         internet, here = self.internet.namespace, router.namespace
         if wire := self._wires.get(region.name):
             # Two ends of veth pairs and no address: a process carries frames from one to the other.
-            devices[internet].append(_veth(region.name, "outer", wire.namespace, region.mtu))
-            devices[wire.namespace].append(_veth("inner", Router.UPLINK, here, region.mtu))
+            devices[internet].append(veth(region.name, "outer", wire.namespace, region.mtu))
+            devices[wire.namespace].append(veth("inner", Router.UPLINK, here, region.mtu))
             settings[wire.namespace] += ["link set inner up", "link set outer up"]
         else:
-            devices[internet].append(_veth(region.name, Router.UPLINK, here, region.mtu))
-        settings[internet] += _up(region.name, plan.uplink.interface(1))
+            devices[internet].append(veth(region.name, Router.UPLINK, here, region.mtu))
+        settings[internet] += up(region.name, plan.uplink.interface(1))
         devices[here].append(f"link add {Router.LAN} type bridge")
         settings[here] += [
-            *_up(Router.UPLINK, plan.uplink.interface(2)),
-            *_up(Router.LAN, plan.lan.interface(1)),
-            *_default_routes(Router.UPLINK, plan.uplink).splitlines(),
+            *up(Router.UPLINK, plan.uplink.interface(2)),
+            *up(Router.LAN, plan.lan.interface(1)),
+            *default_routes(Router.UPLINK, plan.uplink).splitlines(),
         ]
         if region.nat is Nat.NONE:
             v4, v6 = plan.uplink.host(2)
@@ -218,41 +217,22 @@ class Lab:
         nodes = [node for node in self.nodes if node.region is region]
         for index, node in enumerate(nodes):
             port = f"node{index + 1}"
-            devices[here].append(_veth(port, Node.DEVICE, node.namespace))
+            devices[here].append(veth(port, Node.DEVICE, node.namespace))
             settings[here].append(f"link set {port} master {Router.LAN} up")
             settings[node.namespace] += [
-                *_up(Node.DEVICE, plan.lan.interface(plan.nodes[index].number)),
-                *_default_routes(Node.DEVICE, plan.lan).splitlines(),
+                *up(Node.DEVICE, plan.lan.interface(plan.nodes[index].number)),
+                *default_routes(Node.DEVICE, plan.lan).splitlines(),
             ]
-            # host-gw, as flannel calls it: pods of the region's other nodes behind those nodes.
-            for other in nodes:
-                if other is not node and other.pods:
-                    settings[node.namespace] += [
-                        f"route add {other.pod_cidrs.v4} via {other.v4} dev {Node.DEVICE}",
-                        f"route add {other.pod_cidrs.v6} via {other.v6} dev {Node.DEVICE}",
-                    ]
+            settings[node.namespace] += cni.routes(node, [other for other in nodes if other is not node])
 
-    def _join_pods(self, node: Node, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
-        if not node.pods:
+    def _finish_node(self, host: Host) -> None:
+        """What a node's CNI and kube-proxy do once its devices are there."""
+        if not isinstance(host, Node):
             return
-        here = node.namespace
-        devices[here].append(f"link add {Node.BRIDGE} type bridge")
-        settings[here] += _up(Node.BRIDGE, node.pod_cidrs.interface(1))
-        for number, pod in enumerate(node.pods, 1):
-            port = f"pod{number}"
-            devices[here].append(_veth(port, "eth0", pod.namespace))
-            settings[here].append(f"link set {port} master {Node.BRIDGE} up")
-            settings[pod.namespace] += [
-                *_up("eth0", node.pod_cidrs.interface(number + 1)),
-                *_default_routes("eth0", node.pod_cidrs).splitlines(),
-            ]
-
-    def _masquerade(self, node: Node) -> str:
-        region = [other.pod_cidrs for other in self.nodes if other.region is node.region]
-        return nft.cni_masquerade(
-            (str(node.pod_cidrs.v4), str(node.pod_cidrs.v6)),
-            ([str(cidrs.v4) for cidrs in region], [str(cidrs.v6) for cidrs in region]),
-        )
+        if wanted := cni.sysctls(host):
+            _write_sysctls(host, wanted)
+        if host.region.masquerade:
+            filters.load(host, [node for node in self.nodes if node.region is host.region])
 
 
 def _named(hosts: Iterable[H], name: str) -> H:
@@ -264,7 +244,10 @@ def _named(hosts: Iterable[H], name: str) -> H:
 
 def _set_sysctls(host: Host) -> None:
     forwards = host.name == "internet" or isinstance(host, (Router, Node))
-    wanted = {**_SYSCTLS, **(_FORWARDING if forwards else {})}
+    _write_sysctls(host, {**_SYSCTLS, **(_FORWARDING if forwards else {})})
+
+
+def _write_sysctls(host: Host, wanted: Mapping[str, int]) -> None:
     inside = ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
     run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in wanted.items())])
 
@@ -286,22 +269,3 @@ def _load(host: Host, ruleset: str) -> None:
 
 def _lines(commands: Iterable[str]) -> str:
     return "".join(f"{command}\n" for command in commands)
-
-
-def _veth(device: str, peer: str, namespace: str, mtu: int = 1500) -> str:
-    return f"link add {device} mtu {mtu} type veth peer name {peer} mtu {mtu} netns {namespace}"
-
-
-def _up(device: str, addresses: tuple[IPv4Interface, IPv6Interface]) -> list[str]:
-    v4, v6 = addresses
-    return [
-        f"address add {v4} dev {device}",
-        f"address add {v6} dev {device} nodad",
-        f"link set {device} up",
-    ]
-
-
-def _default_routes(device: str, networks: Networks) -> str:
-    """Through host 1 of each network, whoever that is."""
-    v4, v6 = networks.host(1)
-    return f"route replace default via {v4} dev {device}\nroute replace ::/0 via {v6} dev {device}\n"

@@ -18,7 +18,7 @@ from ravenvpn.errors import HostError
 from ravenvpn.lab.capture import Capture
 from ravenvpn.lab.command import TIMEOUT
 from ravenvpn.lab.ownership import MARK, NAMESPACES, Record
-from ravenvpn.lab.topology import NodePlan, Pair, Region, RegionPlan
+from ravenvpn.lab.topology import Cni, Networks, NodePlan, Pair, Region, RegionPlan
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -90,7 +90,10 @@ class Host:
         return process
 
     def socket(
-        self, family: socket.AddressFamily = socket.AF_INET, kind: socket.SocketKind = socket.SOCK_DGRAM
+        self,
+        family: socket.AddressFamily = socket.AF_INET,
+        kind: socket.SocketKind = socket.SOCK_DGRAM,
+        protocol: int = 0,
     ) -> socket.socket:
         """A socket of ours that lives in this host's network. The caller closes it."""
         made: Future[socket.socket] = Future()
@@ -100,7 +103,7 @@ class Host:
             try:
                 with (NAMESPACES / self.namespace).open() as namespace:
                     setns(namespace.fileno(), CLONE_NEWNET)
-                made.set_result(socket.socket(family, kind))
+                made.set_result(socket.socket(family, kind, protocol))
             except OSError as error:
                 made.set_exception(error)
 
@@ -134,7 +137,7 @@ class Router(Host):
 
 
 class Pod(Host):
-    """A network namespace on a node's bridge."""
+    """A network namespace that hangs on a node, as its region's CNI has it."""
 
     def __init__(self, name: str, record: Record, node: Node, addresses: Pair) -> None:
         super().__init__(name, record)
@@ -183,11 +186,17 @@ class Node(Machine):
         self.v4: IPv4Address = addresses.v4
         self.v6: IPv6Address = addresses.v6
         self.pod_cidrs = plan.pod_cidrs
-        self.pods = tuple(
-            Pod(name, record, self, plan.pod_cidrs.host(number)) for number, name in enumerate(plan.pods, 2)
-        )
+        self.blocks: tuple[Networks, ...] = plan.blocks
+        self.pods = tuple(Pod(name, record, self, plan.pod_address(i)) for i, name in enumerate(plan.pods))
 
     @property
     def bridge_addresses(self) -> Pair:
         """Its own addresses inside its podCIDRs, on the bridge; there is one only where there are pods."""
         return self.pod_cidrs.host(1)
+
+    @property
+    def source(self) -> Pair:
+        """What its own traffic to other regions leaves with: an address inside its podCIDRs where it has one."""
+        if self.pods and self.region.cni is Cni.BRIDGE:
+            return self.bridge_addresses
+        return Pair(self.v4, self.v6)

@@ -52,7 +52,7 @@ def _gateway(plan: RegionPlan, candidates: Sequence[Node]) -> Manifest:
 
 
 def _node(node: Node) -> Manifest:
-    cidrs = [str(cidr) for cidr in node.pod_cidrs]
+    cidrs = [str(cidr) for block in node.blocks for cidr in block]
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -70,7 +70,6 @@ def _node(node: Node) -> Manifest:
 
 
 def _peer(node: Node, public_key: str, suites: Sequence[str]) -> Manifest:
-    own = node.bridge_addresses if node.pods else (node.v4, node.v6)
     return {
         "apiVersion": "ravenvpn.io/v1alpha1",
         "kind": "Peer",
@@ -80,7 +79,7 @@ def _peer(node: Node, public_key: str, suites: Sequence[str]) -> Manifest:
             "listenPort": LISTEN_PORT,
             "addresses": [str(node.v4), str(node.v6)] if node.region.nat is Nat.NONE else [],
             "nodeAddresses": [str(node.v4), str(node.v6)],
-            "sources": [str(address) for address in own],
+            "sources": [str(address) for address in node.source],
             "suites": list(suites),
         },
     }

@@ -1,4 +1,4 @@
-"""What routers do to packets, as nft tables: translate by the kind of NAT, lose some. And a CNI on its node."""
+"""What routers do to packets, as nft tables: translate by the kind of NAT, lose some."""
 
 from __future__ import annotations
 
@@ -75,21 +75,3 @@ def loss(share: float) -> str:
 def _table(name: str, chains: str) -> str:
     # Declared before it is deleted, since deleting what is not there is an error.
     return f"table inet {name}\ndelete table inet {name}\ntable inet {name} {{{chains}}}\n"
-
-
-def cni_masquerade(own: tuple[str, str], region: tuple[list[str], list[str]]) -> str:
-    """What a node's CNI does when told to masquerade: its pods' packets to elsewhere, and what comes from elsewhere
-    to its pods, leave with the node's address. `own` and `region` are podCIDRs: the node's, its region's (v4, v6)."""
-    rules = []
-    for family, mine, ours in zip(("ip", "ip6"), own, region, strict=True):
-        listed = ", ".join(ours)
-        rules.append(f"{family} saddr {mine} {family} daddr != {{ {listed} }} masquerade;")
-        rules.append(f"{family} saddr != {{ {listed} }} {family} daddr {mine} masquerade;")
-    body = "\n    ".join(rules)
-    return f"""table inet cni {{
-  chain leave {{
-    type nat hook postrouting priority srcnat;
-    {body}
-  }}
-}}
-"""

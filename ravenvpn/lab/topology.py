@@ -6,7 +6,8 @@
                 |              |
        LAN 198.51.100.0/28   LAN 10.2.0.0/24   public without NAT, else private; IPv6 alike
             /      \\           |
-       cloud-1   cloud-2    factory-1          nodes, each with a podCIDR: 10.244.N.0/24, fd00:10:244:N::/64
+       cloud-1   cloud-2    factory-1          nodes, each with a podCIDR: 10.244.N.0/24, fd00:10:244:N::/64,
+                                               or with two blocks of each family out of it, as Calico gives them
         |   |       |          |
       pods …       pods       pods
 """
@@ -28,6 +29,21 @@ class Nat(StrEnum):
     SYMMETRIC = "symmetric"  # another mapping for every destination
 
 
+class Cni(StrEnum):
+    """How pods hang on their nodes (`lab.cni`)."""
+
+    BRIDGE = "bridge"  # all on one bridge, one podCIDR a node, host-gw routes: flannel in that mode
+    CALICO = "calico"  # each behind a device of its own, several blocks a node, strict reverse paths
+
+
+class Flavour(StrEnum):
+    """In what the CNI and kube-proxy write their packet filter."""
+
+    NFT = "nft"
+    IPTABLES_NFT = "iptables-nft"
+    IPTABLES_LEGACY = "iptables-legacy"
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """One region: a LAN behind a router. `nodes` hosts, `pods` on each of them."""
@@ -40,7 +56,9 @@ class Region:
     mtu: int = 1500  # of the uplink; the LAN has 1500
     loss: float = 0.0  # share of packets lost on the uplink, in each direction
     delay: float = 0.0  # seconds a packet takes over the uplink, in each direction
-    masquerade: bool = False  # whether nodes masquerade pod traffic to and from elsewhere, as CNIs do
+    cni: Cni = Cni.BRIDGE
+    masquerade: bool = False  # whether nodes filter and masquerade pod traffic to and from elsewhere, as CNIs do
+    flavour: Flavour = Flavour.NFT  # of those rules
     lan: IPv4Network | None = None  # a /24 of its own choice behind NAT; several regions may use the same
 
 
@@ -71,7 +89,15 @@ class NodePlan:
     name: str
     number: int  # within the LAN: its host part
     pod_cidrs: Networks
+    blocks: tuple[Networks, ...]  # what of them is the node's: all, or with Calico two blocks
     pods: tuple[str, ...]
+
+    def pod_address(self, index: int) -> Pair:
+        """Of the pod of this index. On a bridge the node itself comes first; blocks are taken in turn."""
+        if len(self.blocks) == 1:
+            return self.pod_cidrs.host(index + 2)
+        turn, block = divmod(index, len(self.blocks))
+        return self.blocks[block].host(turn + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +128,7 @@ def lay_out(regions: tuple[Region, ...]) -> tuple[RegionPlan, ...]:
     uplinks = tuple(IPv4Network("203.0.113.0/24").subnets(new_prefix=30))
     public_lans = IPv4Network("198.51.100.0/24").subnets(new_prefix=28)
     plans = []
-    node_count = 0
+    numbers = iter(range(1, 255))  # of nodes, in all regions together
     for index, region in enumerate(regions, 1):
         if region.nat is Nat.NONE:
             if region.nodes > MAX_PUBLIC_NODES:
@@ -114,20 +140,19 @@ def lay_out(regions: tuple[Region, ...]) -> tuple[RegionPlan, ...]:
         else:
             lan4 = region.lan or IPv4Network(f"10.{index}.0.0/24")
             lan6 = IPv6Network(f"fd00:{index:x}::/64")
-        nodes = []
-        for number in range(1, region.nodes + 1):
-            node_count += 1
-            name = f"{region.name}-{number}"
-            nodes.append(
-                NodePlan(
-                    name,
-                    number + 1,
-                    Networks(
-                        IPv4Network(f"10.244.{node_count}.0/24"), IPv6Network(f"fd00:10:244:{node_count:x}::/64")
-                    ),
-                    tuple(f"{name}-pod-{pod}" for pod in range(1, region.pods + 1)),
-                )
-            )
+        nodes = tuple(_node(region, number, next(numbers)) for number in range(1, region.nodes + 1))
         uplink = Networks(uplinks[index], IPv6Network(f"2001:db8:ffff:{index:x}::/64"))
-        plans.append(RegionPlan(region, uplink, Networks(lan4, lan6), tuple(nodes)))
+        plans.append(RegionPlan(region, uplink, Networks(lan4, lan6), nodes))
     return tuple(plans)
+
+
+def _node(region: Region, number: int, of_all: int) -> NodePlan:
+    name = f"{region.name}-{number}"
+    cidrs = Networks(IPv4Network(f"10.244.{of_all}.0/24"), IPv6Network(f"fd00:10:244:{of_all:x}::/64"))
+    blocks: tuple[Networks, ...] = (cidrs,)
+    if region.cni is Cni.CALICO:
+        # Its defaults, /26 and /122; the second is no neighbour of the first, so that no prefix holds just both.
+        v4, v6 = list(cidrs.v4.subnets(new_prefix=26)), cidrs.v6.network_address
+        blocks = tuple(Networks(v4[i], IPv6Network((int(v6) + 64 * i, 122))) for i in (0, 2))
+    pods = tuple(f"{name}-pod-{pod}" for pod in range(1, region.pods + 1))
+    return NodePlan(name, number + 1, cidrs, blocks, pods)

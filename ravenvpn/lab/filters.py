@@ -1,0 +1,135 @@
+"""The packet filter of a node: what its CNI and kube-proxy write, in each of the ways they write it.
+
+They are the rules that others' packets suffer from, and little else: established flows are accepted before later
+rules see them (openyurtio/raven #136), what conntrack takes for invalid is dropped, pods are masqueraded towards what
+the CNI takes for the outside, with flannel also in the other direction (#184), and what carries kube-proxy's mark is
+masqueraded whoever it is for. Chains are named as theirs are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ravenvpn.lab.host import Node
+from ravenvpn.lab.topology import Cni, Flavour
+
+_MARK = "0x4000/0x4000"  # kube-proxy's: "masquerade this later"
+
+
+def programs(flavour: Flavour) -> tuple[str, ...]:
+    """What a machine needs for it."""
+    if flavour is Flavour.NFT:
+        return ("nft",)
+    return tuple(f"{ip}tables-{_kind(flavour)}-restore" for ip in ("ip", "ip6"))
+
+
+def load(node: Node, mates: Sequence[Node]) -> None:
+    """Write the node's rules. `mates` are the nodes of its region, itself among them: their pods are the inside."""
+    flavour, is_calico = node.region.flavour, node.region.cni is Cni.CALICO
+    inside = {
+        "ip": [str(block.v4) for mate in mates for block in mate.blocks],
+        "ip6": [str(block.v6) for mate in mates for block in mate.blocks],
+    }
+    if flavour is Flavour.NFT:
+        node.run(["nft", "-f", "-"], input=_nft(inside, is_calico))
+        return
+    for program, prefixes in zip(programs(flavour), inside.values(), strict=True):
+        node.run([program, "--noflush"], input=_iptables(prefixes, is_calico))
+
+
+def _kind(flavour: Flavour) -> str:
+    return flavour.removeprefix("iptables-")
+
+
+def _iptables(inside: Sequence[str], is_calico: bool) -> str:
+    """For iptables-restore and ip6tables-restore alike."""
+    own = "cali-" if is_calico else "FLANNEL-"
+    established = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    tables: dict[str, tuple[list[str], list[str]]] = {
+        "raw": ([], []),
+        "mangle": (
+            [f"{own}PREROUTING"],
+            [f"PREROUTING -j {own}PREROUTING", f"{own}PREROUTING {established}", f"FORWARD {established}"],
+        ),
+        "filter": (
+            [f"{own}FORWARD", "KUBE-FORWARD"],
+            [
+                f"FORWARD -j {own}FORWARD",
+                "FORWARD -j KUBE-FORWARD",
+                "KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP",
+                f"KUBE-FORWARD -m mark --mark {_MARK} -j ACCEPT",
+                f"KUBE-FORWARD {established}",
+            ],
+        ),
+        "nat": (
+            ["KUBE-POSTROUTING", f"{own}POSTROUTING", f"{own}OUT"],
+            [
+                "POSTROUTING -j KUBE-POSTROUTING",
+                f"POSTROUTING -j {own}POSTROUTING",
+                f"KUBE-POSTROUTING -m mark ! --mark {_MARK} -j RETURN",
+                "KUBE-POSTROUTING -j MARK --xor-mark 0x4000",
+                "KUBE-POSTROUTING -j MASQUERADE --random-fully",
+                *(f"{own}POSTROUTING -s {prefix} -j {own}OUT" for prefix in inside),
+                *(f"{own}OUT -d {prefix} -j ACCEPT" for prefix in inside),
+                f"{own}OUT -j MASQUERADE --random-fully",
+            ],
+        ),
+    }
+    if is_calico:
+        tables["raw"][1].append("PREROUTING -i cali+ -m rpfilter --validmark --invert -j DROP")
+        tables["filter"][1].extend(
+            [
+                "cali-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+                "cali-FORWARD -m conntrack --ctstate INVALID -j DROP",
+                "cali-FORWARD -i cali+ -j MARK --set-xmark 0x10000/0x10000",
+                "cali-FORWARD -o cali+ -j MARK --set-xmark 0x10000/0x10000",
+                "cali-FORWARD -m mark --mark 0x10000/0x10000 -j ACCEPT",
+            ]
+        )
+    else:
+        tables["filter"][1].extend(
+            f"FLANNEL-FORWARD {way} {prefix} -j ACCEPT" for prefix in inside for way in ["-s", "-d"]
+        )
+        # What comes from elsewhere; the pods' own was accepted above.
+        tables["nat"][1].extend(f"FLANNEL-POSTROUTING -d {prefix} -j MASQUERADE --random-fully" for prefix in inside)
+    lines = []
+    for table, (chains, rules) in tables.items():
+        if rules:
+            lines += [
+                f"*{table}",
+                *(f":{chain} - [0:0]" for chain in chains),
+                *(f"-A {rule}" for rule in rules),
+                "COMMIT",
+            ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _nft(inside: dict[str, list[str]], is_calico: bool) -> str:
+    post = []
+    for family, prefixes in inside.items():
+        pods = f"{{ {', '.join(prefixes)} }}"
+        post.append(f"{family} saddr {pods} {family} daddr != {pods} masquerade fully-random")
+        if not is_calico:
+            post.append(f"{family} saddr != {pods} {family} daddr {pods} masquerade fully-random")
+    check = (
+        'chain check { type filter hook prerouting priority raw; iifname "cali*" fib saddr . iif oif missing drop; }'
+    )
+    return f"""table inet cni {{
+  {check if is_calico else ""}
+  chain early {{
+    type filter hook prerouting priority mangle;
+    ct state established,related accept;
+  }}
+  chain forward {{
+    type filter hook forward priority filter;
+    ct state invalid drop;
+    meta mark & 0x4000 == 0x4000 accept;
+    ct state established,related accept;
+  }}
+  chain leave {{
+    type nat hook postrouting priority srcnat;
+    meta mark & 0x4000 == 0x4000 meta mark set meta mark ^ 0x4000 masquerade fully-random;
+    {"; ".join(post)};
+  }}
+}}
+"""
