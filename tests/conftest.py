@@ -79,6 +79,19 @@ def wireguard_go() -> Path:
 
 
 @pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Call it with what is measured and the figure; all are shown at the end of the run."""
+
+    def note(what: str, figure: float) -> None:
+        request.config.stash.setdefault(_FIGURES, []).append(f"{request.node.name}: {what}: {figure:.4g}")
+
+    return note
+
+
+_FIGURES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
 def netns() -> Iterator[Callable[[], str]]:
     """Call it for a new, empty network namespace with loopback up; returns its name. All go when the test ends."""
     names: list[str] = []
@@ -125,6 +138,10 @@ _LEFT = pytest.StashKey[set[str]]()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if figures := config.stash.get(_FIGURES, []):
+        terminalreporter.section("measured")
+        for line in figures:
+            terminalreporter.line(line)
     if left := config.stash.get(_LEFT, set()):
         terminalreporter.section("NETWORK NAMESPACES LEFT BEHIND", red=True)
         terminalreporter.line(" ".join(sorted(left)))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from agent_hosts import dump
-from agent_mesh import REGIONS, Measured, Mesh
+from agent_mesh import REGIONS, Mesh
 
 from ravenvpn.lab import Lab
 from ravenvpn.lab.agents import Agents
@@ -27,26 +27,6 @@ def standing_mesh() -> Iterator[Mesh]:
             node.write("/etc/ravenvpn/config.yaml", "preshared_key_file: /etc/ravenvpn/preshared.key\n")
         agents.start_all()
         yield Mesh(lab, agents, before, preshared_key)
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Measured:
-    """Call it with a figure and what it is; all are shown at the end of the run."""
-
-    def note(what: str, figure: float) -> None:
-        request.config.stash.setdefault(_FIGURES, []).append(f"{request.node.name}: {what}: {figure:.4g}")
-
-    return note
-
-
-_FIGURES = pytest.StashKey[list[str]]()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if figures := config.stash.get(_FIGURES, []):
-        terminalreporter.section("measured with agents")
-        for line in figures:
-            terminalreporter.line(line)
 
 
 @pytest.fixture
