@@ -1,0 +1,196 @@
+"""Three regions of three nodes, each with another CNI and another packet filter: who reaches whom, and as whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+from region_dumps import dump
+from region_mesh import IPTABLES, TOOLS, Mesh, assert_clean
+from region_traffic import Answer, Pair, Refusal, datagrams, echoes, pairs, region_of, stations, streams, version
+
+from ravenvpn.lab import Lab, Nat, Node, Pod, Region
+from ravenvpn.lab.agents import Agents
+from ravenvpn.lab.topology import Cni, Flavour
+
+pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
+
+REGIONS = (
+    Region("cloud", nodes=3, pods=2, masquerade=True, flavour=Flavour.NFT),
+    Region(
+        "factory",
+        3,
+        2,
+        Nat.PORT_RESTRICTED,
+        gateways=2,
+        cni=Cni.CALICO,
+        masquerade=True,
+        flavour=Flavour.IPTABLES_NFT,
+    ),
+    Region("ship", 3, 2, Nat.SYMMETRIC, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
+)
+TUNNEL_MTU = 1420  # underlay 1500, outer IPv6, UDP and transport header 80
+POD_MTU = 1500
+OURS = ("raven0", "ravenvpn0")
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with Lab(*REGIONS) as lab:
+        mesh = Mesh(lab, Agents(lab), {node.name: dump(node) for node in lab.nodes})
+        mesh.agents.prepare()
+        mesh.agents.start_all()
+        mesh.well()
+        yield mesh
+
+
+def run(mesh: Mesh, work: Coroutine[Any, Any, dict[Pair, Answer]], *more: Node | Pod) -> dict[Pair, Answer]:
+    """With a station in every pod, and on `more`."""
+
+    async def everything() -> dict[Pair, Answer]:
+        async with stations([*mesh.lab.pods, *more]):
+            return await work
+
+    return asyncio.run(everything())
+
+
+def own(host: Pod | Node, pair: Pair) -> Any:
+    """The source the receiver is to see: a pod's own address, or the one its node announces."""
+    addresses = host if isinstance(host, Pod) else host.source
+    return addresses.v4 if version(pair.target) == 4 else addresses.v6
+
+
+def wrong(answers: dict[Pair, Answer], expected: dict[Pair, object]) -> list[str]:
+    assert answers.keys() == expected.keys()
+    return [f"{pair}: {answers[pair]}, not {right}" for pair, right in expected.items() if answers[pair] != right]
+
+
+def test_every_pod_reaches_every_other_by_datagrams_and_is_seen_with_its_own_address(mesh: Mesh):
+    asked = pairs(mesh.lab.pods, mesh.lab.pods)
+    assert len(asked) == 18 * 17 * 2
+    assert wrong(run(mesh, datagrams(asked)), {pair: own(pair.sender, pair) for pair in asked}) == []
+
+
+def test_every_pod_pings_every_other(mesh: Mesh):
+    asked = pairs(mesh.lab.pods, mesh.lab.pods)
+    assert wrong(run(mesh, echoes(asked)), {pair: pair.target for pair in asked}) == []
+
+
+def across(answers: dict[Pair, Answer]) -> dict[Pair, Answer]:
+    return {pair: answer for pair, answer in answers.items() if pair.crosses}
+
+
+def unanswered(answers: dict[Pair, Answer]) -> list[str]:
+    return [f"{pair}: {answer}" for pair, answer in answers.items() if isinstance(answer, str)]
+
+
+def test_every_node_reaches_every_pod_with_the_source_it_announces(mesh: Mesh):
+    """So do hostNetwork pods, which are in their node's namespace. Inside the region the CNI chooses the source."""
+    asked = pairs(mesh.lab.nodes, mesh.lab.pods)
+    answers = run(mesh, datagrams(asked))
+    assert wrong(across(answers), {pair: own(pair.sender, pair) for pair in asked if pair.crosses}) == []
+    assert unanswered(answers) == []
+    assert wrong(run(mesh, echoes(asked)), {pair: pair.target for pair in asked}) == []
+
+
+def test_tcp_from_every_pod_and_node_to_every_pod(mesh: Mesh):
+    asked = pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.pods)
+    answers = run(mesh, streams(asked, 256 << 10))
+    assert wrong(across(answers), {pair: own(pair.sender, pair) for pair in asked if pair.crosses}) == []
+    assert unanswered(answers) == []
+
+
+def test_ten_megabytes_between_any_two_regions(mesh: Mesh):
+    """From a gateway's pod and a plain node's pod to a plain node's pod."""
+    senders = [mesh.lab.pod(f"{region.name}-{pod}") for region in REGIONS for pod in ("1-pod-1", "3-pod-1")]
+    receivers = [mesh.lab.pod(f"{region.name}-3-pod-2") for region in REGIONS]
+    asked = [pair for pair in pairs(senders, receivers) if pair.crosses]
+    assert len(asked) == 6 * 2 * 2
+    assert wrong(run(mesh, streams(asked, 10 << 20)), {pair: own(pair.sender, pair) for pair in asked}) == []
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_ten_megabytes_from_every_pod_and_node_to_every_pod(mesh: Mesh):
+    asked = pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.pods)
+    answers = run(mesh, streams(asked, 10 << 20, patience=600))
+    assert wrong(across(answers), {pair: own(pair.sender, pair) for pair in asked if pair.crosses}) == []
+    assert unanswered(answers) == []
+
+
+def test_a_datagram_that_just_fits_arrives_and_one_byte_more_is_refused_with_the_size_that_fits(mesh: Mesh):
+    """Never fragmented, IPv4 and IPv6. Between regions the sender's own node refuses, with an address of its own."""
+    asked = pairs(mesh.lab.pods, mesh.lab.pods)
+    between, within = ([pair for pair in asked if pair.crosses is crosses] for crosses in (True, False))
+    fits = run(mesh, datagrams(between, TUNNEL_MTU)) | run(mesh, datagrams(within, POD_MTU))
+    assert wrong(fits, {pair: own(pair.sender, pair) for pair in asked}) == []
+
+    too_big = run(mesh, datagrams(between, TUNNEL_MTU + 1))
+    assert wrong(too_big, {pair: Refusal(TUNNEL_MTU, first_hop(pair)) for pair in between}) == []
+
+
+def first_hop(pair: Pair) -> Any:
+    assert isinstance(pair.sender, Pod)
+    node = pair.sender.node
+    addresses = node if node.region.cni is Cni.CALICO else node.bridge_addresses
+    return addresses.v4 if version(pair.target) == 4 else addresses.v6
+
+
+def test_traffic_inside_a_region_never_touches_our_devices(mesh: Mesh):
+    asked = [pair for pair in pairs(mesh.lab.pods, [*mesh.lab.pods, *mesh.lab.nodes]) if not pair.crosses]
+    before = counters(mesh)
+    answers = run(mesh, datagrams(asked), *mesh.lab.nodes) | run(mesh, streams(asked, 64 << 10), *mesh.lab.nodes)
+    assert unanswered(answers) == []
+    assert counters(mesh) == before
+
+    # The positive control: one datagram to another region, and its echo.
+    (there,) = run(mesh, datagrams(pairs([mesh.lab.pod("factory-3-pod-1")], [mesh.lab.pod("ship-3-pod-1")])[:1]))
+    assert there.crosses
+    grown = {key: count - before[key] for key, count in counters(mesh).items() if count != before[key]}
+    assert grown == {
+        ("factory-3", "raven0"): 2,
+        ("factory-1", "raven0"): 2,
+        ("factory-1", "ravenvpn0"): 2,
+        ("cloud-1", "ravenvpn0"): 4,  # two regions behind NAT meet here: into it and out again
+        ("ship-1", "ravenvpn0"): 2,
+        ("ship-1", "raven0"): 2,
+        ("ship-3", "raven0"): 2,
+    }
+
+
+def counters(mesh: Mesh) -> dict[tuple[str, str], int]:
+    """Packets in and out of each of our devices, by node and device."""
+    found = {}
+    for node in mesh.lab.nodes:
+        for link in json.loads(node.ip("-j -s link show")):
+            if link["ifname"] in OURS:
+                found[node.name, link["ifname"]] = sum(link["stats64"][way]["packets"] for way in ("rx", "tx"))
+    return found
+
+
+def test_addresses_of_nodes_are_no_business_of_ours_unless_asked_for(mesh: Mesh):
+    """With forwardNodeIP off a node's address is reached as without us. Where it is the source that a node announces,
+    as with Calico, which gives a node no address among its pods, it comes through the tunnel."""
+    asked = [pair for pair in pairs(mesh.lab.pods, mesh.lab.nodes) if pair.crosses]
+    answers = run(mesh, datagrams(asked, at_once=64), *mesh.lab.nodes)
+    assert {pair for pair, answer in answers.items() if answer == own(pair.sender, pair)} == {
+        pair for pair in asked if region_of(pair.receiver) == "factory"
+    }
+    # In the clear, through both NATs, to a public address; private ones are nowhere.
+    assert all(
+        answers[pair] in uplink(mesh, region_of(pair.sender)) for pair in asked if region_of(pair.receiver) == "cloud"
+    )
+    assert all(isinstance(answers[pair], str) for pair in asked if region_of(pair.receiver) == "ship")
+
+
+def uplink(mesh: Mesh, region: str) -> tuple[Any, ...]:
+    router = mesh.lab.router(region)
+    return router.v4, router.v6
+
+
+def test_after_cleanup_every_host_is_as_before_the_first_start(mesh: Mesh):
+    """Bridge with nft, Calico with iptables-nft, bridge with iptables-legacy; the others are in test_regions_life."""
+    assert_clean(mesh)
