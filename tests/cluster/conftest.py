@@ -1,0 +1,74 @@
+"""Control planes for the tests of this folder, and how many were not run for want of one.
+
+`cluster` is shared by the whole run: a test uses names of its own, since Gateways and Peers are cluster-wide, and
+leaves nothing behind. One that kills it, floods it or looks at all of it takes `own_cluster`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from control_plane import DEFAULT, NOT_BUILT, VERSIONS, ControlPlane, require_kube
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    fixtures = {"cluster", "own_cluster", "any_cluster"}
+    for item in items:
+        if fixtures & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.cluster)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple) and NOT_BUILT in report.longrepr[2]
+    )
+    if reasons:
+        terminalreporter.section("NO KUBERNETES TO TEST AGAINST", yellow=True)
+        for reason, count in reasons.items():
+            terminalreporter.line(f"{count} tests {reason}")
+
+
+@pytest.fixture(scope="session")
+def _planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ControlPlane]]:
+    """The shared control plane of a version, started when the first test asks for it."""
+    running: dict[str, ControlPlane] = {}
+
+    def plane(version: str) -> ControlPlane:
+        require_kube(version)
+        if version not in running:
+            running[version] = ControlPlane(tmp_path_factory.mktemp("kube") / version, version)
+            running[version].start()
+        return running[version]
+
+    yield plane
+    for made in running.values():
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def cluster(_planes: Callable[[str], ControlPlane]) -> ControlPlane:
+    """A control plane of the default version, shared by the run."""
+    return _planes(DEFAULT)
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def any_cluster(request: pytest.FixtureRequest, _planes: Callable[[str], ControlPlane]) -> ControlPlane:
+    """The test runs once on each version, the oldest and the newest that are supported among them; shared."""
+    return _planes(request.param)
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[ControlPlane]:
+    """A control plane of the default version for this test alone: kill it, hang it, compact it."""
+    require_kube()
+    plane = ControlPlane(tmp_path / "kube")
+    try:
+        plane.start()
+        yield plane
+    finally:
+        plane.stop()
