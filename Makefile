@@ -24,14 +24,14 @@ IS_ROOT := $(filter 0,$(shell id -u))
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf 'make %-8s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf 'make %-9s %s\n' "$$target" "$$text"; done
 
 .PHONY: demo
 demo: venv packages need-root ## join regions in network namespaces and show what flows between them (root)
 	@$(BIN)/raven-vpn demo $(DEMO_ARGS)
 
 .PHONY: test
-test: lint packages tools ## lint, then every test; without root the ones that need it are skipped
+test: lint packages tools cluster ## lint, then every test; without root the ones that need it are skipped
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -59,7 +59,7 @@ uninstall: ## remove what `make install` put there, and everything the agent put
 	@tools/install.sh uninstall
 
 .PHONY: soak
-soak: venv packages tools ## the long runs that `make test` leaves out
+soak: venv packages tools cluster ## the long runs that `make test` leaves out
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 .PHONY: clean
@@ -82,6 +82,21 @@ packages:
 tools: ## what the tests compare ravenvpn with: wireguard-go
 	@tests/tools/build-wireguard-go.sh >/dev/null || { [ "$${CI:-}" != true ] || exit 1; \
 		echo "    Going on without wireguard-go; tests that need it are skipped." >&2; }
+
+# Real control planes for tests/cluster, into the same cache. Built from their Go modules: minutes, once.
+.PHONY: kube
+kube: ## Kubernetes for the tests: etcd, a control plane, flanneld (6 minutes, once)
+	@tests/cluster/build.sh default
+
+.PHONY: kube-all
+kube-all: ## the same, and the oldest and newest version that are tested (15 minutes, once)
+	@tests/cluster/build.sh all
+
+# Whoever tests on their own machine gets along with one version, or none; CI with nothing but all.
+.PHONY: cluster
+cluster:
+	@if [ "$${CI:-}" = true ]; then tests/cluster/build.sh all; else tests/cluster/build.sh default || \
+		echo "    Going on without Kubernetes; tests that need it are skipped." >&2; fi
 
 .PHONY: need-root
 need-root:

@@ -14,8 +14,8 @@ command -v go >/dev/null || { echo "build-etcd: $version is not built yet, and t
 export GOTOOLCHAIN=local GOWORK=off CGO_ENABLED=0 GOFLAGS=
 mod=$out/.module; mkdir -p "$mod"; cd "$mod"
 # its own go.mod names its parts by folder, so "go install" refuses it; from another module's root it builds
-upstream=$(go mod download -json "go.etcd.io/etcd/server/v3@$version" | sed -n 's/.*"GoMod": "\(.*\)".*/\1/p')
-[ -s "$upstream" ] || { echo "build-etcd: the module proxy has no etcd $version" >&2; exit 1; }
+facts=$(go mod download -json "go.etcd.io/etcd/server/v3@$version") || { echo "build-etcd: no $version to be had: $facts" >&2; exit 1; }
+upstream=$(sed -n 's/.*"GoMod": "\(.*\)".*/\1/p' <<<"$facts")
 { echo "module etcd-build"; grep -E '^go [0-9]' "$upstream"; echo "require go.etcd.io/etcd/server/v3 $version"; } >go.mod
 printf '//go:build tools\npackage tools\nimport _ "go.etcd.io/etcd/server/v3"\n' >tools.go
 nice -n 10 go build -mod=mod -trimpath -buildvcs=false -ldflags "-s -w" -o "$out/.etcd.part" go.etcd.io/etcd/server/v3 >&2
