@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ravenvpn.crypto import keyfile
 from ravenvpn.errors import HostError
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.host import Host, Node
@@ -41,7 +43,9 @@ class Agents:
         """A key for every node, and the same manifests on each; the suites are those this CPU is good at."""
         suites = [suite.value for suite in own_suites()]
         for node in self._lab.nodes:
-            self.public_keys[node.name] = self.cli(node, "keygen", f"{STATE}/private.key")
+            # As `raven-vpn keygen` would, without a new process for each.
+            key = keyfile.load_or_create(node.path(f"{STATE}/private.key"), os.urandom)
+            self.public_keys[node.name] = str(key.public)
         for node in self._lab.nodes:
             self._lab.write_manifests(node.path(WORLD), self.public_keys, suites)
 
