@@ -26,6 +26,7 @@ from ravenvpn.node.reasons import host_error
 
 FAMILY = "inet"
 KUBE_PROXY_MARK = 0x4000  # kube-proxy's --iptables-masquerade-bit, default 14: "masquerade this later"
+PRIORITY_GUARD = 0  # filter
 PRIORITY_MSS = -150  # mangle
 PRIORITY_SOURCE = 100 - 10  # srcnat − 10: the first nat chain that binds a flow wins
 SET_NAMES = {4: "local4", 6: "local6"}
@@ -63,6 +64,7 @@ class Ruleset:
 
 _CHAINS = (
     ("arriving", "", "", 0, ""),
+    ("astray", "filter", "forward", PRIORITY_GUARD, "accept"),
     ("leaving", "", "", 0, ""),
     ("masqueraded", "", "", 0, ""),
     ("mss", "filter", "postrouting", PRIORITY_MSS, "accept"),
@@ -101,6 +103,21 @@ def _rules(wanted: HostState) -> Iterable[tuple[str, str, list[Json]]]:
     ]
     yield "mss", "MSS follows the route's MTU", [_out(ours), *clamp]
     yield "mss", "MSS follows the route's MTU", [_in(ours), *clamp]
+
+    # What came from another region or from a node of ours is for another region, or for this one's pods and nodes.
+    # The rest is meant for a prefix that its sender routes and this node does not (any more): by any other device it
+    # would leave in clear. What this host itself redirected (kube-proxy) or masqueraded is its own affair. Whether a
+    # flow is an established one says nothing: its region may have gone since.
+    status: Json = {"ct": {"key": "status"}}
+    answer = _match("==", {"ct": {"key": "direction"}}, "reply")
+    yield "astray", "redirected by this host", [_in(ours), _match("in", status, "dnat"), {"accept": None}]
+    yield "astray", "masqueraded by this host", [_in(ours), _match("in", status, "snat"), answer, {"accept": None}]
+    yield "astray", "for another region", [_in(ours), _out(ours), {"accept": None}]
+    for version in (4, 6):
+        here = _match("==", _payload(_ip(version), "daddr"), f"@{SET_NAMES[version]}")
+        yield "astray", "for this region", [_in(ours), here, {"accept": None}]
+    refusal: Json = {"reject": {"type": "icmpx", "expr": "no-route"}}
+    yield "astray", "for nobody known here: never in clear", [_in(ours), refusal]
 
     # What kube-proxy DNATed and wants masqueraded: the reply has to come back to this node, which did the DNAT.
     marked: Json = {"&": [{"meta": {"key": "mark"}}, KUBE_PROXY_MARK]}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-UDP, TCP = 17, 6
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 
 
 class Packet(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from node.box import Box, read_packet
-from node.packets import TCP, UDP, Capture, Packet, parse, syn, to, udp
+from node.packets import ICMP, ICMPV6, TCP, UDP, Capture, Packet, parse, syn, to, udp
 from node.worlds import HOST, gateway
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route
@@ -273,6 +273,51 @@ def test_traffic_is_refused_when_the_tunnel_is_gone(region: Region, family: int)
     region.pod.call(send, None, {4: "192.0.2.1", 6: "2001:db8::1"}[family], 3333)  # the capture still works
     seen = captured(uplink, lambda packet: packet.protocol == UDP)
     assert [packet.ports[1] for packet in seen] == [3333]
+
+
+@FAMILIES
+def test_what_comes_by_the_tunnel_for_nobody_here_is_refused(region: Region, family: int) -> None:
+    """Its sender knows a region that this node does not, or no longer: it must not leave in clear."""
+    astray = {4: "198.51.100.9", 6: "2001:db8:9::9"}[family]
+    region.apply(replace(gateway(), packet_filter=None))
+    uplink = region.node.call(Capture, "uplink")
+    region.into_tunnel(udp(FAR_POD[family], astray, 7000, 1111))
+    clear = captured(uplink, lambda packet: packet.destination == astray)
+    assert [packet.ports[1] for packet in clear] == [1111]  # the control: without the filter it does
+
+    region.apply(gateway())
+    uplink = region.node.call(Capture, "uplink")
+    region.into_tunnel(udp(FAR_POD[family], astray, 7000, 2222))
+
+    refusal = region.out_of_tunnel(to(FAR_POD[family], {4: ICMP, 6: ICMPV6}[family]))
+    assert refusal is not None
+    assert refusal.payload[:2] == {4: b"\3\0", 6: b"\1\0"}[family]  # network unreachable; no route
+    region.node.call(send, None, astray, 3333)  # the capture still works, and what starts here is not concerned
+    seen = captured(uplink, lambda packet: packet.protocol == UDP)
+    assert [packet.ports[1] for packet in seen] == [3333]
+
+
+def test_an_answer_to_what_this_host_masqueraded_into_the_tunnel_comes_home(region: Region) -> None:
+    """A machine of the LAN that is no node: somebody else's rule lends it an accepted source."""
+    region.node.sh("iptables-legacy -t nat -A POSTROUTING -s 10.0.0.77 -j SNAT --to-source 10.244.1.1")
+    region.node.sh("ip neigh add 10.0.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
+    region.apply(gateway())
+    uplink = region.node.call(Capture, "uplink")
+
+    def from_the_lan() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("eth0", 0))
+            mac = sock.getsockname()[4]
+            sock.sendto(udp("10.0.0.77", "10.244.2.9", 7000, 7001), ("uplink", 0x0800, 0, 0, mac))
+
+    region.node.call(from_the_lan)
+    packet = region.out_of_tunnel(to("10.244.2.9"))
+    assert packet is not None
+    assert packet.source == "10.244.1.1"
+    region.into_tunnel(udp("10.244.2.9", "10.244.1.1", 7001, packet.ports[0]))
+
+    answers = captured(uplink, lambda packet: packet.destination == "10.0.0.77")
+    assert [packet.ports for packet in answers] == [(7001, 7000)]
 
 
 def test_the_outer_packets_never_enter_the_tunnel_they_carry(region: Region) -> None:
