@@ -45,6 +45,10 @@ class AgentConfig:
     listen_port: int = _setting(
         0, "UDP port of the tunnel; 0: as Gateway or Peer say, else 4500.", least=0, most=65535
     )
+    forward_node_ip: bool = _setting(
+        False,
+        "Route the addresses of other regions' nodes as pods are, and accept what they send; the same on all nodes.",
+    )
     http_address: str = _setting("127.0.0.1:10275", "Where /livez, /readyz and /metrics answer; off if empty.")
     probe_interval: float = _setting(1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0)
     probe_interval_idle: float = _setting(

@@ -139,7 +139,9 @@ def _assemble(config: AgentConfig, state: Path) -> Agent:
     suites = own_suites() if config.aes else WIREGUARD_ONLY
     last_seen = LastSeen(state / "endpoints")
     source = FileSource(Path(config.source.removeprefix("file:")), config.mesh)
-    planner = Planner(config.node_name, Settings(listen_port=config.listen_port or None))
+    planner = Planner(
+        config.node_name, Settings(listen_port=config.listen_port or None, forward_node_ip=config.forward_node_ip)
+    )
     log.info("public key %s", key.public)
     return Agent(
         config.node_name,

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Address, Prefix
-from ravenvpn.mesh.model import World, address_of
-from ravenvpn.mesh.seats import lan_addresses
+from ravenvpn.mesh.model import World, address_of, lan_addresses
 
 
 class Question(NamedTuple):

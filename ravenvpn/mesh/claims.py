@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
-from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.model import Gateway, Peer, host_prefix
+from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.mesh.model import EndpointType, Gateway, Peer, address_of, host_prefix, lan_addresses
+
+
+class Kind(StrEnum):
+    """What lives behind a prefix."""
+
+    PODS = "pods"
+    SOURCE = "own source"  # of a node: what starts there leaves with it
+    ADDRESS = "address"  # of a node on its region's network, with forwardNodeIP
 
 
 class Announced(NamedTuple):
@@ -17,10 +27,33 @@ class Announced(NamedTuple):
     owner: str  # "Gateway factory", "Peer edge-1"
     field: str  # of the owner
     reason: str
+    kind: Kind = Kind.PODS
+    dialled: bool = False  # an ADDRESS at which its own node is called from outside
 
 
-def claims(gateway: Gateway, peers: Mapping[str, Peer]) -> list[Announced]:
-    """Every prefix the region would have routed to it: pods of its nodes, then the nodes' own single sources."""
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Prefixes of either family, to be asked which address lies in one of them."""
+
+    prefixes: frozenset[Prefix] = frozenset()
+    _cuts: Mapping[int, Mapping[int, Set[int]]] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        cuts: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}  # family → bits of the host part → what is before it
+        for prefix in self.prefixes:
+            host = prefix.max_prefixlen - prefix.prefixlen
+            cuts[prefix.version].setdefault(host, set()).add(int(prefix.network_address) >> host)
+        object.__setattr__(self, "_cuts", cuts)
+
+    def hold(self, address: Prefix) -> bool:
+        """Whether this single address is in one of the prefixes."""
+        number = int(address.network_address)
+        return any(number >> host in starts for host, starts in self._cuts[address.version].items())
+
+
+def claims(gateway: Gateway, peers: Mapping[str, Peer], *, forward_node_ip: bool = False) -> list[Announced]:
+    """Every prefix the region would have routed to it: pods of its nodes, then the nodes' own single sources, then,
+    if wanted, the addresses of its nodes. Of equal ones the first counts."""
     owner = f"Gateway {gateway.name}"
     found = [
         Announced(
@@ -35,9 +68,56 @@ def claims(gateway: Gateway, peers: Mapping[str, Peer]) -> list[Announced]:
     ]
     for info in gateway.status.nodes:
         peer = peers.get(info.node)
+        addresses = lan_addresses(info, peer) if forward_node_ip else ()
         for k, source in enumerate(peer.sources if peer else ()):
-            if not any(source in prefix for prefix in info.subnets if prefix.version == source.version):
+            if not _among(source, info.subnets) and source not in addresses:
                 owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
                 reason = f"own source of node {info.node}, {owner}, {field}"
-                found.append(Announced(host_prefix(source), info.node, owner, field, reason))
+                found.append(Announced(host_prefix(source), info.node, owner, field, reason, Kind.SOURCE))
+    if forward_node_ip:
+        found += _addresses(gateway, peers)
     return found
+
+
+def _addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> Iterable[Announced]:
+    outer = outer_addresses(gateway, peers)
+    for i, info in enumerate(gateway.status.nodes):
+        peer = peers.get(info.node)
+        called = outer.get(info.node, {})
+        for address in lan_addresses(info, peer):
+            if _among(address, info.subnets):
+                continue
+            if address == info.private_ip:
+                owner, field = f"Gateway {gateway.name}", f"status.nodes[{i}].privateIP"
+            else:
+                assert peer is not None
+                owner, field = f"Peer {info.node}", f"spec.nodeAddresses[{peer.node_addresses.index(address)}]"
+            reason = f"address of node {info.node}, {owner}, {field}"
+            yield Announced(host_prefix(address), info.node, owner, field, reason, Kind.ADDRESS, address in called)
+
+
+def outer_addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, dict[Address, str]]:
+    """Literal addresses at which the region's gateway nodes are called from outside: node → address → the field that
+    names it, with its object."""
+    found: dict[str, dict[Address, str]] = {}
+    for part, endpoints in (
+        ("status.activeEndpoints", gateway.status.active),
+        ("spec.endpoints", gateway.endpoints),
+    ):
+        for i, endpoint in enumerate(endpoints):
+            if endpoint.type is EndpointType.TUNNEL:
+                addresses = found.setdefault(endpoint.node, {})
+                address = address_of(endpoint.public_ip)
+                if address is not None:
+                    addresses.setdefault(address, f"Gateway {gateway.name}, {part}[{i}].publicIP")
+    for node in found.keys() & {info.node for info in gateway.status.nodes}:
+        peer = peers.get(node)
+        for k, candidate in enumerate(peer.addresses if peer else ()):
+            address = address_of(candidate.host)
+            if address is not None:
+                found[node].setdefault(address, f"Peer {node}, spec.addresses[{k}]")
+    return found
+
+
+def _among(address: Address, prefixes: Iterable[Prefix]) -> bool:
+    return any(address in prefix for prefix in prefixes if prefix.version == address.version)

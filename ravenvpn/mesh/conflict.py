@@ -11,6 +11,7 @@ from ravenvpn.mesh.hoststate import Prefix
 class ConflictKind(StrEnum):
     OVERLAP = "overlapping prefixes"
     UNDERLAY = "prefix covers a gateway's address"
+    NODE_ADDRESS = "one address of nodes in two regions"
     RESERVED = "prefix covers addresses of the mesh itself"
     TWO_GATEWAYS = "node in two Gateways"
     DUPLICATE_KEY = "one public key in two Peers"

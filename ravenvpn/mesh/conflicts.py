@@ -10,10 +10,10 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from ravenvpn.mesh import identity
-from ravenvpn.mesh.claims import Announced, claims
+from ravenvpn.mesh.claims import Announced, Kind, claims, outer_addresses
 from ravenvpn.mesh.conflict import NOTHING_REFUSED, Conflict, ConflictKind, Refused
 from ravenvpn.mesh.hoststate import Address, Prefix
-from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World, address_of
+from ravenvpn.mesh.model import Gateway, Peer, World
 from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled, overlap
 from ravenvpn.mesh.ownership import Derive, KeyOwners, NodeOwners
 from ravenvpn.mesh.seats import basis
@@ -24,12 +24,16 @@ class ConflictIndex:
 
     Three questions in turn, each answered for what the one before left: whose is a node, whose is a key, whose is a
     prefix. An older creationTimestamp wins, then the name that sorts first (see `ownership.priority_of`).
+
+    Where node addresses are claimed too (`forward_node_ip`), no prefix of pods and no source is won or lost by it: a
+    prefix that covers another region's node is refused whether or not that node's address is routed. So agents with
+    and without the setting agree on everything else.
     """
 
-    def __init__(self, mesh: str, derive: Derive = identity.tunnel_address) -> None:
+    def __init__(self, mesh: str, derive: Derive = identity.tunnel_address, *, forward_node_ip: bool = False) -> None:
         self._nodes = NodeOwners(mesh, derive)
         self._keys = KeyOwners()
-        self._prefixes = _PrefixOwners(mesh, self._nodes)
+        self._prefixes = _PrefixOwners(mesh, self._nodes, forward_node_ip)
         self._vxlan: dict[str, dict[str, Conflict]] = {}  # Gateway → node
         self._refused: dict[str, Refused] = {}
 
@@ -88,7 +92,8 @@ class _Entry:
 class _PrefixOwners:
     """Each prefix to one region, and none to a region that would swallow what carries the tunnels."""
 
-    def __init__(self, mesh: str, nodes: NodeOwners) -> None:
+    def __init__(self, mesh: str, nodes: NodeOwners, forward_node_ip: bool) -> None:
+        self._forward_node_ip = forward_node_ip
         # By Gateway, then prefix: most lose nothing, and looking for nothing must not hash twenty thousand prefixes.
         self.lost: dict[str, dict[Prefix, Conflict]] = {}
         self._mesh = mesh
@@ -135,7 +140,7 @@ class _PrefixOwners:
     def _entry(self, gateway: Gateway, peers: Mapping[str, Peer]) -> _Entry:
         lost = {info.node for info in gateway.status.nodes if (gateway.name, info.node) in self._nodes.lost}
         entry = _Entry(*({}, *_underlay(gateway, peers, lost)))
-        for announced in claims(gateway, peers):
+        for announced in claims(gateway, peers, forward_node_ip=self._forward_node_ip):
             if announced.node not in lost:
                 entry.claims.setdefault(announced.prefix, announced)
         return entry
@@ -183,7 +188,8 @@ class _PrefixOwners:
         for settled in lost:
             region, prefix = settled.claim.region, settled.claim.announced.prefix
             self.lost.setdefault(region, {})[prefix] = _overlap(settled)
-            self._overlaps.setdefault(region, {})[prefix] = settled.overlaps
+            if settled.claim.announced.kind is not Kind.ADDRESS:  # (a node leaves its own network's to it as it is)
+                self._overlaps.setdefault(region, {})[prefix] = settled.overlaps
         return {claim.region for claim in considered}
 
     def _covers(self, region: str, announced: Announced) -> Conflict | None:
@@ -199,9 +205,18 @@ class _PrefixOwners:
                 f"mesh {self._mesh} ({reserved})",
                 "give the node another prefix, or the mesh another name",
             )
-        found = self._dialled.inside(prefix, lambda _: True) or self._lan.inside(
-            prefix, lambda other: other != region
-        )
+        if announced.kind is Kind.ADDRESS:
+            # What its own node is called at is that node, inside the tunnel as outside. Two nodes with one address
+            # are settled as two regions with one prefix are.
+            found = self._dialled.inside(prefix, lambda other: not announced.dialled or other != region)
+            remedy = "give the node an InternalIP of its own"
+        else:
+            found = self._dialled.inside(prefix, lambda _: True) or self._lan.inside(
+                prefix, lambda other: other != region
+            )
+            remedy = (
+                "pods need addresses apart from those of nodes; for a single source, name one inside the pod prefix"
+            )
         if found is None:
             return None
         address, _, where = found
@@ -211,7 +226,7 @@ class _PrefixOwners:
             announced.owner,
             announced.field,
             f"{where}: {address}",
-            "pods need addresses apart from those of nodes; for a single source, name one inside the pod prefix",
+            remedy,
         )
 
 
@@ -219,32 +234,21 @@ def _underlay(
     gateway: Gateway, peers: Mapping[str, Peer], lost: set[str]
 ) -> tuple[dict[Address, str], dict[Address, str]]:
     """Where a region's gateway nodes are called from outside, and where its nodes are on their own network."""
+    outer = outer_addresses(gateway, peers)
     dialled: dict[Address, str] = {}
     lan: dict[Address, str] = {}
-    owner = f"Gateway {gateway.name}"
-    able: set[str] = set()
-    for part, endpoints in (
-        ("status.activeEndpoints", gateway.status.active),
-        ("spec.endpoints", gateway.endpoints),
-    ):
-        for i, endpoint in enumerate(endpoints):
-            if endpoint.type is EndpointType.TUNNEL and endpoint.node not in lost:
-                able.add(endpoint.node)
-                address = address_of(endpoint.public_ip)
-                if address is not None:
-                    dialled.setdefault(address, f"{owner}, {part}[{i}].publicIP")
+    for node, addresses in outer.items():
+        if node not in lost:
+            for address, where in addresses.items():
+                dialled.setdefault(address, where)
     for i, info in enumerate(gateway.status.nodes):
         if info.node in lost:
             continue
         peer = peers.get(info.node)
         if info.private_ip is not None:
-            lan.setdefault(info.private_ip, f"{owner}, status.nodes[{i}].privateIP")
+            lan.setdefault(info.private_ip, f"Gateway {gateway.name}, status.nodes[{i}].privateIP")
         for k, address in enumerate(peer.node_addresses if peer else ()):
             lan.setdefault(address, f"Peer {info.node}, spec.nodeAddresses[{k}]")
-        for k, candidate in enumerate(peer.addresses if peer and info.node in able else ()):
-            address = address_of(candidate.host)
-            if address is not None:
-                dialled.setdefault(address, f"Peer {info.node}, spec.addresses[{k}]")
     return dialled, lan
 
 
@@ -272,11 +276,14 @@ def _vxlan_clashes(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, Con
 def _overlap(settled: Settled) -> Conflict:
     loser, winner = settled.claim.announced, settled.winner.announced
     held = "" if loser.prefix == winner.prefix else f" ({winner.prefix})"
+    between_nodes = loser.kind is Kind.ADDRESS
     return Conflict(
-        ConflictKind.OVERLAP,
-        str(loser.prefix),
+        ConflictKind.NODE_ADDRESS if between_nodes else ConflictKind.OVERLAP,
+        str(loser.prefix.network_address if between_nodes else loser.prefix),
         loser.owner,
         loser.field,
         f"{winner.owner}, {winner.field}{held}",
-        "give the pods of one region another prefix",
+        f"give one of nodes {loser.node} and {winner.node} another InternalIP, or leave it unreached from elsewhere"
+        if between_nodes
+        else "give the pods of one region another prefix",
     )

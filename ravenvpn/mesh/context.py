@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ravenvpn.mesh.claims import Networks
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.nodeplan import Role
 from ravenvpn.mesh.seats import Overlay
@@ -29,7 +30,8 @@ class ApiEndpoint:
 class LocalFacts:
     """What planning may know of this host. The defaults suit a plan that is only printed.
 
-    `addresses` are those present and usable (not tentative), None where nobody looked. `mtus` map a literal address
+    `addresses` are those present and usable (not tentative), None where nobody looked, and `networks` what they say
+    is on the link with them. `mtus` map a literal address
     to the MTU of the route towards it, where that differs from `default_mtu`, the underlay's. `ipv6` is False where
     the kernel has none at all; `ipv6_disabled` is the sysctl `all.disable_ipv6`. `force_forwarding` says whether the
     kernel knows that sysctl (Linux ≥ 6.17). `pod_devices` are the devices behind which pods live and which do not
@@ -37,6 +39,7 @@ class LocalFacts:
     """
 
     addresses: frozenset[Address] | None = None
+    networks: frozenset[Prefix] = frozenset()
     default_mtu: int = 1500
     mtus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     ipv6: bool = True
@@ -65,6 +68,7 @@ class Settings:
 
     listen_port: int | None = None  # endpoint.port > this > Peer.spec.listenPort > 4500
     keepalive: int = 25  # seconds, on the side behind NAT (wg's customary figure)
+    forward_node_ip: bool = False  # whether node addresses are routed and accepted, as pods are
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,7 @@ class Context:
     me: GatewayNode | None  # this node as a gateway of its region, where it is one
     sources: Mapping[int, Address]  # own source by family
     shadowed: frozenset[Prefix]  # others' prefixes that are our own network's here
+    near: Networks  # our own network: no node of another region is looked for elsewhere at an address in here
     facts: LocalFacts
     settings: Settings
     hubs: tuple[Hub, ...]

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ravenvpn.mesh import hoststate, identity, vxlan
-from ravenvpn.mesh.claims import Announced
-from ravenvpn.mesh.context import Context
+from ravenvpn.mesh.claims import Announced, Kind
+from ravenvpn.mesh.context import MIN_MTU, Context
 from ravenvpn.mesh.hoststate import Address, Prefix, Route, RouteKind
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import host_prefix
@@ -62,14 +62,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
     """What `region`, which is not ours, asks of the node of `context`."""
     if context.role is Role.NONE or context.region is None:
         return EMPTY
-    announced, notes = region.announced, list[str]()
-    if context.shadowed:
-        announced = tuple(a for a in region.announced if a.prefix not in context.shadowed)
-        notes = [
-            f"{a.prefix} of region {region.name} is not routed here: it overlaps prefixes of our own region"
-            for a in region.announced
-            if a.prefix in context.shadowed
-        ]
+    announced, notes = _heeded(region, context)
     prefixes = tuple(a.prefix for a in announced)
     if not context.is_gateway:
         # A plain node holds no session with other regions: its gateway does.
@@ -104,7 +97,8 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
         routes.update((prefix, carriers) for prefix in prefixes)
 
     through = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
-    mtu = context.facts.tunnel_mtu(hosts)
+    unlearned = hub.unlearned if hub else any(g.active and g.dialable and g.unlearned for g in direct)
+    mtu = MIN_MTU if unlearned else context.facts.tunnel_mtu(hosts)
     # On a standby the tunnel is for what others send here (see mesh.vxlan); its own takes the active gateway's.
     standby = context.role is Role.STANDBY
     host_routes: list[Route] = []
@@ -126,6 +120,29 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
         way=way,
         notes=(*notes, *region.notes),
     )
+
+
+def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], list[str]]:
+    """What the region announces, without what is our own network's here; and what a person should know of that."""
+    announced, notes = region.announced, list[str]()
+    if context.shadowed:
+        notes += [
+            f"{a.prefix} of region {region.name} is not routed here: it overlaps prefixes of our own region"
+            for a in announced
+            if a.prefix in context.shadowed
+        ]
+        announced = tuple(a for a in announced if a.prefix not in context.shadowed)
+    if context.settings.forward_node_ip:
+        near = [a for a in announced if a.kind is Kind.ADDRESS and context.near.hold(a.prefix)]
+        if near:
+            names = ", ".join(f"{a.prefix.network_address} of {a.node}" for a in near[:3])
+            more = f" and {len(near) - 3} more" if len(near) > 3 else ""
+            notes.append(
+                f"node addresses of region {region.name} not routed here, because they lie in our own network: "
+                f"{names}{more}"
+            )
+            announced = tuple(a for a in announced if a not in near)
+    return announced, notes
 
 
 def _tunnelled(announced: Announced, table: int, source: Address | None, mtu: int, through: str) -> Route:

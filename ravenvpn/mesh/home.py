@@ -75,11 +75,14 @@ def role_of(node: str, region: Region | None) -> tuple[Role, GatewayNode | None]
     return Role.PLAIN, None
 
 
-def own_sources(info: NodeInfo | None, peer: Peer | None, facts: LocalFacts) -> tuple[dict[int, Address], list[str]]:
+def own_sources(
+    info: NodeInfo | None, peer: Peer | None, facts: LocalFacts, settings: Settings
+) -> tuple[dict[int, Address], list[str]]:
     """The address that what starts on this node leaves with, one a family, and what a person should know about it.
 
     Best is what the Peer announces, then an address inside the node's own pod prefixes, then its InternalIP; only
-    addresses that are present count (where nobody looked, what is announced). The far side accepts the first two.
+    addresses that are present count (where nobody looked, what is announced). The far side accepts the first two, and
+    with `forward_node_ip` the third.
     """
     if info is None:
         return {}, []
@@ -103,7 +106,7 @@ def own_sources(info: NodeInfo | None, peer: Peer | None, facts: LocalFacts) -> 
         for address in internal:
             if address.version == version and address in (present or ()):
                 found.setdefault(version, address)
-        if version in found:
+        if version in found and not settings.forward_node_ip:
             notes.append(
                 f"what starts on this node leaves with {found[version]}, which other regions do not accept: "
                 f"announce it in Peer {info.node}, spec.sources"
@@ -256,6 +259,16 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
                     input_device=VXLAN_DEVICE,
                     reason="what nodes of this region send here enters the tunnel here, whoever is active by now",
                 )
+        elif context.facts.api:
+            # (the device need not be there)
+            yield Rule(
+                family,
+                PREF_BYPASS,
+                RuleAction.NOP,
+                input_device=VXLAN_DEVICE,
+                ip_protocol=_TCP,
+                reason="makes the kernel look at ports when it asks which way an answer of the API server came",
+            )
         yield from (_api_rule(family, api) for api in context.facts.api if api.address.version == family)
         yield Rule(family, PREF_REMOTE, RuleAction.LOOKUP, TABLE_REMOTE, reason="prefixes of other regions")
         yield Rule(

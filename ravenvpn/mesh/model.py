@@ -193,6 +193,12 @@ def address_of(text: str) -> Address | None:
         return None
 
 
+def lan_addresses(info: NodeInfo, peer: Peer | None) -> tuple[Address, ...]:
+    """A node's addresses on its region's own network, best first."""
+    found = dict.fromkeys(() if info.private_ip is None else (info.private_ip,))
+    return tuple(found | dict.fromkeys(peer.node_addresses if peer else ()))
+
+
 def host_prefix(address: Address) -> Prefix:
     """The prefix that holds this address alone."""
     return ipaddress.ip_network(address)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ravenvpn.mesh import identity
+from ravenvpn.mesh.claims import Networks
 from ravenvpn.mesh.conflicts import ConflictIndex
 from ravenvpn.mesh.context import Context, LocalFacts, Settings
 from ravenvpn.mesh.difference import Differences, PrefixOrder
@@ -19,7 +20,7 @@ from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment, way_to
 from ravenvpn.mesh.home import Home, home, own_sources, role_of
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
-from ravenvpn.mesh.model import Gateway, World
+from ravenvpn.mesh.model import Gateway, World, host_prefix, lan_addresses
 from ravenvpn.mesh.nodeplan import NodePlan, PlanDelta, Role, TunnelPlan
 from ravenvpn.mesh.seats import Overlay, overlay, seats
 from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, as_hub, digest, hub_rank
@@ -46,7 +47,7 @@ class Planner:
         self._settings = settings or Settings()
         self._world = World()
         self._liveness = UNKNOWN
-        self._conflicts = ConflictIndex(World().mesh)
+        self._conflicts = self._no_conflicts(World().mesh)
         self._regions: dict[str, Region] = {}
         self._regions_of: dict[str, set[str]] = {}  # node → Gateways that name it anywhere
         self._hub_ranks: list[tuple[int, str]] = []
@@ -124,7 +125,7 @@ class Planner:
         """Take the new world in; returns the regions that are not what they were."""
         changes = world.changes(self._world)
         if world.mesh != self._world.mesh:
-            self._conflicts = ConflictIndex(world.mesh)
+            self._conflicts = self._no_conflicts(world.mesh)
             changes = world.changes(World())
         affected = set(changes.gateways)
         for name in changes.gateways:
@@ -135,9 +136,15 @@ class Planner:
         affected |= self._conflicts.update(affected, changes.peers, world)
         for name in affected:
             gateway = world.gateways.get(name)
-            region = digest(gateway, world.peers, self._conflicts.refused(name)) if gateway else None
-            self._replace_region(name, region)
+            self._replace_region(name, self._digested(gateway) if gateway else None)
         return affected
+
+    def _no_conflicts(self, mesh: str) -> ConflictIndex:
+        return ConflictIndex(mesh, forward_node_ip=self._settings.forward_node_ip)
+
+    def _digested(self, gateway: Gateway) -> Region:
+        refused = self._conflicts.refused(gateway.name)
+        return digest(gateway, self._world.peers, refused, forward_node_ip=self._settings.forward_node_ip)
 
     def _rename_nodes(self, name: str, before: Gateway | None, after: Gateway | None) -> None:
         old, new = _nodes_named(before), _nodes_named(after)
@@ -177,7 +184,7 @@ class Planner:
         if region is not None:
             nodes = self._world.gateways[region.name].status.nodes
             info = next((i for i in nodes if i.node == self.me), None)
-        sources, _ = own_sources(info, self._world.peers.get(self.me), facts)
+        sources, _ = own_sources(info, self._world.peers.get(self.me), facts, self._settings)
         return Context(
             node=self.me,
             mesh=self._world.mesh,
@@ -186,11 +193,22 @@ class Planner:
             me=entry,
             sources=sources,
             shadowed=self._conflicts.refused(region.name).shadowed if region else frozenset(),
+            near=self._near(region, facts),
             facts=facts,
             settings=self._settings,
             hubs=self._hubs(),
             overlay=self._overlay(region, facts, liveness),
         )
+
+    def _near(self, region: Region | None, facts: LocalFacts) -> Networks:
+        """What this node takes for its own network: its links, and what its region says of its pods and nodes."""
+        if region is None or not self._settings.forward_node_ip:
+            return Networks()
+        found = set(facts.networks)
+        for info in self._world.gateways[region.name].status.nodes:
+            found.update(info.subnets)
+            found.update(host_prefix(a) for a in lan_addresses(info, self._world.peers.get(info.node)))
+        return Networks(frozenset(found))
 
     def _overlay(self, region: Region | None, facts: LocalFacts, liveness: Liveness) -> Overlay | None:
         if region is None:
@@ -214,7 +232,7 @@ class Planner:
         gateway = self._world.gateways.get(name)
         made = home(context, gateway, self._world.peers, self._conflicts.refused(name))
         info = next((i for i in gateway.status.nodes if i.node == self.me), None) if gateway else None
-        _, notes = own_sources(info, self._world.peers.get(self.me), context.facts)
+        _, notes = own_sources(info, self._world.peers.get(self.me), context.facts, self._settings)
         return replace(made, notes=(*made.notes, *notes))
 
     def _way_changed(self, name: str, context: Context) -> bool:

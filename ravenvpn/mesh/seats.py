@@ -15,7 +15,7 @@ from ravenvpn.mesh import identity
 from ravenvpn.mesh.conflict import Refused
 from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.liveness import Liveness
-from ravenvpn.mesh.model import Gateway, NodeInfo, Peer
+from ravenvpn.mesh.model import Gateway, NodeInfo, Peer, lan_addresses
 from ravenvpn.mesh.topology import Region, carrier_order
 
 
@@ -42,12 +42,6 @@ class Overlay:
     own: Seat
     others: tuple[Seat, ...]  # sorted by node
     uplink: Seat | None
-
-
-def lan_addresses(info: NodeInfo, peer: Peer | None) -> tuple[Address, ...]:
-    """A node's addresses on its region's own network, best first."""
-    found = dict.fromkeys(() if info.private_ip is None else (info.private_ip,))
-    return tuple(found | dict.fromkeys(peer.node_addresses if peer else ()))
 
 
 def basis(info: NodeInfo, peer: Peer | None) -> IPv4Address | None:

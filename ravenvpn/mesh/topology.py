@@ -42,6 +42,9 @@ class GatewayNode:
     public_keys: tuple[bytes, ...]
     candidates: tuple[Candidate, ...]
     suites: tuple[Suite, ...]
+    # Called only at IPv6 addresses that are themselves routed into the tunnel (forwardNodeIP). The kernel books what
+    # it learns of the path to a destination without regard to ports, so that is lost to our outer packets.
+    unlearned: bool = False
 
     @property
     def dialable(self) -> bool:
@@ -75,6 +78,7 @@ class Hub(NamedTuple):
     active: tuple[str, ...]
     nodes: tuple[str, ...]
     hosts: tuple[str, ...]  # where the active ones are tried
+    unlearned: bool = False  # see GatewayNode; of the active ones
 
 
 def upstream_key(endpoint: Endpoint) -> bytes | None:
@@ -99,8 +103,10 @@ def candidates_of(endpoint: Endpoint, peer: Peer | None, where: str) -> tuple[Ca
     return tuple(found.values())
 
 
-def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> Region:
+def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused, *, forward_node_ip: bool = False) -> Region:
     """A Gateway and the Peers of its nodes as one Region, without what lost a conflict."""
+    announced = _announced(gateway, peers, refused, forward_node_ip)
+    inside = {str(a.prefix.network_address) for a in announced if a.dialled and a.prefix.version == 6}
     notes: list[str] = []
     members = {info.node for info in gateway.status.nodes} - refused.nodes
     nodes: list[GatewayNode] = []
@@ -127,17 +133,19 @@ def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> Reg
             continue
         suites = peer.suites if peer else (Suite.CHACHA20POLY1305,)
         candidates = candidates_of(endpoint, peer, where)
-        nodes.append(GatewayNode(endpoint.node, is_active, endpoint.under_nat, keys, candidates, suites))
+        unlearned = bool(candidates) and all(c.host in inside for c in candidates)
+        nodes.append(GatewayNode(endpoint.node, is_active, endpoint.under_nat, keys, candidates, suites, unlearned))
     if not any(n.active for n in nodes):
         notes.append(f"Gateway {gateway.name}: no active tunnel endpoint, its pods cannot be reached")
     nodes.sort(key=lambda n: (not n.active, n.node))
-    announced = _announced(gateway, peers, refused)
     return Region(gateway.name, tuple(nodes), announced, tuple(notes), torn=bool(refused.shadowed))
 
 
-def _announced(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused) -> tuple[Announced, ...]:
+def _announced(
+    gateway: Gateway, peers: Mapping[str, Peer], refused: Refused, forward_node_ip: bool
+) -> tuple[Announced, ...]:
     found: dict[Prefix, Announced] = {}
-    for claim in claims(gateway, peers):
+    for claim in claims(gateway, peers, forward_node_ip=forward_node_ip):
         # (an empty set would still hash the prefix, and that is Python code)
         if claim.node not in refused.nodes and not (refused.prefixes and claim.prefix in refused.prefixes):
             found.setdefault(claim.prefix, claim)
@@ -156,6 +164,7 @@ def as_hub(region: Region) -> Hub:
         tuple(g.node for g in region.gateways if g.active and g.dialable),
         tuple(g.node for g in region.gateways if g.dialable),
         tuple(c.host for g in region.gateways if g.active and g.dialable for c in g.candidates),
+        any(g.active and g.dialable and g.unlearned for g in region.gateways),
     )
 
 

@@ -51,6 +51,7 @@ class HostFacts:
         """The same, as planning takes it."""
         return LocalFacts(
             addresses=frozenset(item.address.ip for item in self.addresses),
+            networks=frozenset(item.address.network for item in self.addresses),
             default_mtu=self.default_mtu,
             mtus=self.mtus,
             ipv6=self.ipv6,
