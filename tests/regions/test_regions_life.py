@@ -1,0 +1,149 @@
+"""What regions of several nodes go through: agents that come late or are killed, gateways that die, and the end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from agent.agent_traffic import Flow, Traffic
+from region_dumps import dump
+from region_mesh import IPTABLES, TOOLS, Mesh, assert_clean
+
+from ravenvpn.lab import Capture, Lab, Nat, Node, Region
+from ravenvpn.lab.agents import Agents, wait_until
+from ravenvpn.lab.topology import Cni, Flavour
+
+pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
+
+REGIONS = (
+    Region("cloud", 3, 1, gateways=2, masquerade=True, flavour=Flavour.IPTABLES_NFT),
+    Region("factory", 3, 1, Nat.PORT_RESTRICTED, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
+    Region("ship", 3, 1, Nat.SYMMETRIC, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.NFT),
+)
+# From a gateway, a standby and a plain node of each region to a plain node of another.
+FLOWS = [
+    (f"{here}-{number}-pod-1", f"{there}-3-pod-1")
+    for here, there in (("cloud", "factory"), ("factory", "ship"), ("ship", "cloud"))
+    for number in (1, 2, 3)
+]
+STRANGER = ("10.244.250.1", "fd00:10:244:fa::1")  # looks like a pod of another region, and is nobody's
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    """Without agents: the first test starts them."""
+    with Lab(*REGIONS) as lab:
+        mesh = Mesh(lab, Agents(lab), {node.name: dump(node) for node in lab.nodes})
+        mesh.agents.prepare()
+        yield mesh
+
+
+def traffic(mesh: Mesh) -> Traffic:
+    return Traffic([(mesh.lab.pod(one), mesh.lab.pod(other)) for one, other in FLOWS], rate=20, versions=(4, 6))
+
+
+def arrives(flow: Flow) -> bool:
+    """One of the packets sent in the last second has arrived."""
+    return any(at > time.monotonic() - 1 for at in list(flow.arrived.values())[-1:])
+
+
+def conntrack(node: Node, *options: str) -> str:
+    return node.run(["conntrack", "-L", *options], check=False).stdout
+
+
+def test_flows_that_lived_before_the_agents_come_right_by_themselves(mesh: Mesh):
+    """Until then a CNI has masqueraded them, on gateways and on plain nodes, and conntrack would go on doing so."""
+    with traffic(mesh) as flowing:
+        time.sleep(1)
+        for flow in flowing.flows:
+            assert flow.arrived == {}
+            bound = conntrack(flow.sender.node, "-f", f"ipv{flow.version}", "-d", flow.target[0])
+            node = flow.sender.node
+            assert f"dst={node.v4 if flow.version == 4 else node.v6} " in bound, "masqueraded by the CNI"
+        mesh.agents.start_all()
+        mesh.well()
+        well = time.monotonic()
+        for flow in flowing.flows:
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives")
+        assert time.monotonic() - well <= 5, "right after the start"
+    for flow in flowing.flows:
+        assert flow.sources == {flow.own_address}, flow
+
+
+@contextlib.contextmanager
+def captured(mesh: Mesh) -> Iterator[dict[str, Capture]]:
+    """Everything that leaves a node by its uplink and is bound for a pod of another region, or for the stranger."""
+    with contextlib.ExitStack() as stack:
+        seen = {}
+        for node in mesh.lab.nodes:
+            remote = [
+                f"dst net {cidr}"
+                for other in mesh.lab.nodes
+                if other.region is not node.region
+                for cidr in other.pod_cidrs
+            ]
+            there = " or ".join([*remote, *(f"dst host {address}" for address in STRANGER)])
+            # Of nodes that announce their own address: the outer packets go there too, and those are UDP 4500.
+            seen[node.name] = stack.enter_context(node.capture(node.DEVICE, there))
+        yield seen
+
+
+def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
+    """An agent killed at any moment, a gateway dead, a standby not ready: packets for another region are carried by
+    the tunnel or by nobody."""
+    dice = random.Random(20)
+    node, agents = mesh.node, mesh.agents
+    with captured(mesh) as seen, traffic(mesh) as flowing:
+        for flow in flowing.flows:
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives")
+        # Killed where they work: a plain node's, the gateway's, then the standby's too, so that nobody is left.
+        for name in ("factory-3", "factory-1", "factory-2", "cloud-2"):
+            agents.end(node(name), signal.SIGKILL)
+            time.sleep(0.5)
+        # Killed while they start, at whichever moment.
+        for _ in range(3):
+            for name in ("factory-1", "factory-3", "factory-2"):
+                agents.start(node(name))
+            time.sleep(dice.uniform(0.2, 2.5))
+            for name in ("factory-1", "factory-3", "factory-2"):
+                agents.end(node(name), signal.SIGKILL)
+        # The gateway comes without the standby: that one is not ready.
+        agents.start(node("factory-1"))
+        first = flowing.flow("factory-1-pod-1", "ship-3-pod-1")
+        wait_until(functools.partial(arrives, first), f"{first} arrives again")
+        # Gateways that die with their hosts' network, the hub's among them while its standby has no agent.
+        for region in ("ship", "cloud"):
+            router = mesh.lab.router(region)
+            router.ip("link set node1 down")
+            time.sleep(3)
+            router.ip("link set node1 up")
+        for name in ("factory-2", "factory-3", "cloud-2"):
+            agents.start(node(name))
+        mesh.well()
+        for flow in flowing.flows:
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives again")
+        # The positive control: what looks like it but is no region's leaves in clear, and is seen.
+        for pod in mesh.lab.pods:
+            for address in STRANGER:
+                pod.run(["ping", "-c", "1", "-W", "0.1", address], check=False)
+    for name, capture in seen.items():
+        frames = list(capture.frames())
+        strangers = [frame for frame in frames if _is_stranger(frame)]
+        assert len(strangers) >= 2, name
+        assert [frame.hex() for frame in frames if not _is_stranger(frame)][:5] == [], name
+    lost = {str(flow): round(flow.outage(), 1) for flow in flowing.flows}
+    assert max(lost.values()) > 1, "the deaths were felt"
+
+
+def _is_stranger(frame: bytes) -> bool:
+    return frame[30:34] == bytes((10, 244, 250, 1)) or frame[38:54].startswith(bytes.fromhex("fd000010024400fa"))
+
+
+def test_after_cleanup_every_host_is_as_before_the_first_start(mesh: Mesh):
+    """Bridge with iptables-nft, Calico with iptables-legacy, Calico with nft, after all that."""
+    assert_clean(mesh)
