@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cluster_mesh import MESHES, Mesh, Standing
 from control_plane import DEFAULT, NOT_BUILT, VERSIONS, ControlPlane, require_kube
+
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
+    # Scenes of one mesh follow each other; what wants none comes first.
+    items.sort(key=_mesh_wanted)
+
+
+def _mesh_wanted(item: pytest.Item) -> int:
+    if HERE not in item.path.parents or "mesh" not in getattr(item, "fixturenames", ()):
+        return -1
+    callspec = getattr(item, "callspec", None)
+    return MESHES.index(callspec.params.get("mesh", MESHES[0]) if callspec else MESHES[0])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -72,3 +84,28 @@ def own_cluster(tmp_path: Path) -> Iterator[ControlPlane]:
         yield plane
     finally:
         plane.stop()
+
+
+@pytest.fixture
+def mesh(request: pytest.FixtureRequest) -> Mesh:
+    """Regions, control plane, flannel, kube-proxy, controllers and agents, shared by the scenes that want the same
+    version and kube-proxy; Gateways are applied, and every pod reaches every pod."""
+    standing = request.config.stash.setdefault(_STANDING, Standing())
+    mesh = standing.mesh(*getattr(request, "param", MESHES[0]))
+    mesh.well()
+    return mesh
+
+
+_STANDING = pytest.StashKey[Standing]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What follows in other folders is not to run beside a whole cluster."""
+    if nextitem is None or "mesh" not in getattr(nextitem, "fixturenames", ()) or HERE not in nextitem.path.parents:
+        item.config.stash.setdefault(_STANDING, Standing()).close()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if (standing := config.stash.get(_STANDING, None)) is not None:
+        standing.close()

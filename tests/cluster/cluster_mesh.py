@@ -1,0 +1,221 @@
+"""ravenvpn in a cluster's lab as `deploy/` puts it there: objects and rights by kubectl, agents and controllers as
+processes on the nodes, each with the token a kubelet would have projected into its pod.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster_api import until_answered
+from cluster_lab import PATIENCE, PORT, ClusterLab, cluster_lab
+from cluster_pairs import Pairs
+from control_plane import DEFAULT, OLDEST
+
+from ravenvpn.lab import Region
+from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
+from ravenvpn.lab.host import Node
+
+DEPLOY = Path(__file__).parent.parent.parent / "deploy"
+NAMESPACE = "kube-system"
+AGENT, CONTROLLER = "ravenvpn-agent", "ravenvpn-controller"
+TOKENS = "/run/secrets/kubernetes.io/serviceaccount"  # where client libraries look, by way of /var/run
+CONTROLLER_NODES = ("cloud-1", "cloud-2")
+MESHES = ((DEFAULT, "nftables"), (DEFAULT, "iptables"), (OLDEST, "iptables"))  # version and kube-proxy's mode
+GATEWAYS = "/apis/raven.openyurt.io/v1beta1/gateways"
+PEERS = "/apis/ravenvpn.io/v1alpha1/peers"
+
+
+@dataclass
+class Mesh:
+    cluster: ClusterLab
+    agents: Agents
+    controllers: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
+
+    @property
+    def lab(self) -> Any:
+        return self.cluster.lab
+
+    def node(self, name: str) -> Node:
+        return self.cluster.node(name)
+
+    # What `kubectl apply -k deploy/` and a kubelet do.
+
+    def install(self) -> None:
+        """Kinds, service accounts and rights of deploy/; what needs the controller-manager to come to life stays
+        objects, and its processes are ours."""
+        self.cluster.plane.kubectl("apply", "-k", str(DEPLOY))
+        for path in (GATEWAYS, PEERS):
+            until_answered(lambda path=path: self.cluster.api.get(path))
+
+    def token(self, account: str, node: Node) -> str:
+        """Bound to a pod on that node, as the kubelet asks for it."""
+        pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"{account}-{node.name}"},
+            "spec": {
+                "nodeName": node.name,
+                "serviceAccountName": account,
+                "hostNetwork": True,
+                "containers": [{"name": "it", "image": "ravenvpn"}],
+            },
+        }
+        made = self.cluster.api.create(pods, pod)
+        request = {
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "expirationSeconds": 7200,
+                "boundObjectRef": {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "name": made["metadata"]["name"],
+                    "uid": made["metadata"]["uid"],
+                },
+            },
+        }
+        path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
+        text: str = self.cluster.api.create(path, request)["status"]["token"]
+        return text
+
+    def give_token(self, account: str, node: Node, folder: str = TOKENS) -> None:
+        node.write(f"{folder}/token", self.token(account, node), mode=0o600)
+        node.write(f"{folder}/ca.crt", (self.cluster.plane.folder / "pki/ca.crt").read_text())
+        node.write(f"{folder}/namespace", NAMESPACE)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What finds the API server from inside a pod of the host's network; OpenYurt points it at YurtHub."""
+        return {"KUBERNETES_SERVICE_HOST": self.cluster.plane.address, "KUBERNETES_SERVICE_PORT": str(PORT)}
+
+    def start_agents(self) -> None:
+        for node in self.lab.nodes:
+            self.give_token(AGENT, node)
+        for node in self.lab.nodes:
+            self.start_agent(node)
+
+    def start_agent(self, node: Node, *arguments: str) -> None:
+        self.agents.start(node, "--source", "cluster", *arguments, env=self.environment)
+
+    def start_controllers(self) -> None:
+        for name in CONTROLLER_NODES:
+            self.give_token(CONTROLLER, self.node(name), f"/run/controller{TOKENS}")
+            self.start_controller(name)
+
+    def start_controller(self, name: str) -> None:
+        """In a mount namespace of its own, where it finds its own token and not the agent's."""
+        node = self.node(name)
+        script = f'mount --bind /run/controller{TOKENS} {TOKENS} && exec "$@"'
+        with node.path(f"/run/controller/{name}.log").open("ab") as log:
+            self.controllers[name] = node.popen(
+                ["unshare", "--mount", "sh", "-c", script, "sh", *RAVEN_VPN, "controller"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**self.environment, "POD_NAME": f"{CONTROLLER}-{name}", "POD_NAMESPACE": NAMESPACE},
+            )
+
+    def end_controller(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        process = self.controllers.pop(name)
+        process.send_signal(how)
+        process.wait(timeout=20)
+
+    def controller_log(self, lines: int = 15) -> str:
+        text = ""
+        for name in CONTROLLER_NODES:
+            said = self.node(name).read(f"/run/controller/{name}.log").splitlines()
+            text += f"{name}:\n" + "\n".join(said[-lines:]) + "\n"
+        return text
+
+    # What scenes ask.
+
+    def apply_gateways(self) -> None:
+        self.cluster.apply(*self.cluster.gateways())
+
+    def well(self) -> None:
+        """The Gateways of all regions and no other, in their first form, and every pod reaches every pod."""
+        wanted = {thing["metadata"]["name"] for thing in self.cluster.gateways()}
+        for thing in self.cluster.api.get(GATEWAYS)["items"]:
+            if thing["metadata"]["name"] not in wanted:
+                self.cluster.api.delete(f"{GATEWAYS}/{thing['metadata']['name']}")
+        self.apply_gateways()
+        with Pairs(self.lab.pods) as pairs:
+            try:
+                pairs.until_complete(PATIENCE)
+            except AssertionError as error:
+                logs = "\n".join(f"{node.name}:\n{self.agents.log(node)}" for node in self.lab.nodes)
+                raise AssertionError(f"{error}\n{logs}\n{self.controller_log()}") from error
+
+    def gateway(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.cluster.api.get(f"{GATEWAYS}/{name}")
+        return found
+
+    def active(self, name: str) -> list[str]:
+        """Nodes of the Gateway's active tunnel endpoints, as its status says."""
+        endpoints = self.gateway(name).get("status", {}).get("activeEndpoints") or []
+        return [endpoint["nodeName"] for endpoint in endpoints if endpoint.get("type") == "tunnel"]
+
+    def announced(self) -> set[str]:
+        return {peer["metadata"]["name"] for peer in self.cluster.api.get(PEERS)["items"]}
+
+    def wait_until_announced(self) -> None:
+        names = {node.name for node in self.lab.nodes}
+        begin = time.monotonic()
+        try:
+            wait_until(lambda: self.announced() >= names, "every node has its Peer", PATIENCE)
+        except Exception as error:
+            missing = sorted(names - self.announced())
+            logs = "\n".join(self.agents.log(self.node(name)) for name in missing[:2])
+            raise AssertionError(f"no Peer of {missing} after {time.monotonic() - begin:.0f} s\n{logs}") from error
+
+
+@contextlib.contextmanager
+def cluster_mesh(*regions: Region, version: str = DEFAULT, proxy: str = "", arguments: str = "") -> Iterator[Mesh]:
+    """Everything runs and every agent has announced itself; there is no Gateway yet."""
+    with cluster_lab(*regions, version=version, arguments=arguments) as cluster:
+        mesh = Mesh(cluster, Agents(cluster.lab))
+        mesh.install()
+        if proxy:
+            cluster.start_proxies(proxy)
+        mesh.start_controllers()
+        mesh.start_agents()
+        mesh.wait_until_announced()
+        yield mesh
+
+
+class Standing:
+    """At most one mesh, kept from test to test of this folder for as long as they want the same."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._mesh: Mesh | None = None
+
+    def mesh(self, version: str, proxy: str) -> Mesh:
+        """Of this version, with this kube-proxy; Gateways are as the last test left them."""
+        if self._mesh is not None and self._mesh.cluster.plane.version != version:
+            self.close()
+        if self._mesh is None:
+            self._mesh = self._stack.enter_context(cluster_mesh(version=version, proxy=proxy))
+        self._mesh.cluster.want_proxies(proxy)
+        return self._mesh
+
+    def close(self) -> None:
+        self._mesh = None
+        self._stack.close()
+
+
+if __name__ == "__main__":
+    # A cluster to look at; it stands until Ctrl-C.
+    with cluster_mesh(proxy="nftables") as standing:
+        standing.apply_gateways()
+        sys.stdout.write(f"{standing.lab.prefix} {standing.cluster.plane.folder}\n")
+        sys.stdout.flush()
+        signal.pause()
