@@ -50,18 +50,16 @@ def application(subject: Subject) -> web.Application:
     return app
 
 
-class HealthServer:
-    """Serves it on one address."""
+class Site:
+    """An application on one address."""
 
-    def __init__(self, subject: Subject, host: str, port: int) -> None:
-        self._subject, self._host, self._port = subject, host, port
+    def __init__(self, app: web.Application, host: str, port: int) -> None:
+        self._app, self._host, self._port = app, host, port
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
         """Raises HostError where the address cannot be had."""
-        runner = web.AppRunner(
-            application(self._subject), access_log=None, handle_signals=False, shutdown_timeout=1.0
-        )
+        runner = web.AppRunner(self._app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         try:
@@ -75,3 +73,10 @@ class HealthServer:
 
     async def stop(self) -> None:
         await self._stack.aclose()
+
+
+class HealthServer(Site):
+    """The agent's."""
+
+    def __init__(self, subject: Subject, host: str, port: int) -> None:
+        super().__init__(application(subject), host, port)

@@ -22,6 +22,7 @@ EXIT_UNREACHABLE = 3
 # verb → (module, one line). A module holds a click command named as its verb.
 VERBS = {
     "agent": ("ravenvpn.cli.agent", "Join this node to the mesh (what ravenvpn.service runs)."),
+    "controller": ("ravenvpn.cli.controller", "Elect the active gateways of a cluster's regions."),
     "status": ("ravenvpn.cli.status", "Is this node well? Exit 1 and the reason first if not."),
     "peers": ("ravenvpn.cli.peers", "Show the tunnel's peers: path, handshakes, traffic."),
     "plan": ("ravenvpn.cli.plan", "Show what the agent wants on this host, and why."),

@@ -114,7 +114,7 @@ class Client:
     async def list(
         self, resource: Resource, *, labels: str = "", fields: str = "", limit: int = 500
     ) -> AsyncGenerator[Page, None]:
-        """All of it in pages, or what the selectors of labels and fields pick. 410 where the list became too old halfway: begin anew."""
+        """All of it, or what selectors pick, in pages. 410 where the list became too old halfway: begin anew."""
         query = {"limit": str(limit), **_selectors(labels, fields)}
         while True:
             answer = await self._call("GET", resource.path(), query, timeout=2 * REQUEST_TIMEOUT)

@@ -1,0 +1,114 @@
+"""The collections the controller follows, and whether what is known of them is good enough to act on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from ravenvpn.k8s.client import BLOCK_AFFINITIES, CONFIG_MAPS, GATEWAYS, NODES, PEERS, SERVICES, Client
+from ravenvpn.k8s.controller.facts import RAVEN_CFG, TYPE_LABEL
+from ravenvpn.k8s.controller.view import Kind, View
+from ravenvpn.k8s.controller.writer import NAMESPACE, SLICES
+from ravenvpn.k8s.resource import Resource
+from ravenvpn.k8s.watch import Connection, Reflector
+from ravenvpn.mesh.model import GATEWAY_LABEL
+
+# A watch that broke off moments ago is no reason to give the Lease away; seconds.
+PATIENCE = 10.0
+ESSENTIAL = (Kind.GATEWAY, Kind.NODE)
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A collection and the part of it that matters."""
+
+    resource: Resource
+    labels: str = ""
+    fields: str = ""
+
+
+FOLLOWED = {
+    Kind.GATEWAY: Followed(GATEWAYS),
+    # A Node that loses the label leaves the selection, which is an event of its own.
+    Kind.NODE: Followed(NODES, labels=GATEWAY_LABEL),
+    Kind.PEER: Followed(PEERS),
+    Kind.CONFIG: Followed(CONFIG_MAPS.within(NAMESPACE), fields=f"metadata.name={RAVEN_CFG}"),
+    Kind.SERVICE: Followed(SERVICES.within(NAMESPACE), labels=f"{GATEWAY_LABEL},{TYPE_LABEL}"),
+    Kind.SLICE: Followed(SLICES, labels=f"{GATEWAY_LABEL},{TYPE_LABEL}"),
+    Kind.BLOCK: Followed(BLOCK_AFFINITIES),
+}
+
+
+class Following:
+    """Fills the view, and calls `on_change` whenever it grew or the connection changed."""
+
+    def __init__(
+        self,
+        client: Client,
+        view: View,
+        on_change: Callable[[], None],
+        *,
+        draw: Callable[[], float],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._client, self._view, self._on_change = client, view, on_change
+        self._draw, self._wall = draw, wall
+        self._reflectors: dict[Kind, Reflector] = {}
+        self._complete: set[Kind] = set()
+        self._tasks: asyncio.TaskGroup | None = None
+
+    def connections(self) -> dict[Kind, Connection]:
+        return {kind: reflector.connection for kind, reflector in self._reflectors.items()}
+
+    @property
+    def fit(self) -> bool:
+        """Whether what matters most is known, and fresh: a replica that sees nothing must not lead."""
+        return all(kind in self._complete and self._fresh(kind) for kind in ESSENTIAL)
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything is known that can be: the rest may be forbidden here, or not exist."""
+        return self.fit and all(
+            kind in self._complete or reflector.connection.error for kind, reflector in self._reflectors.items()
+        )
+
+    def _fresh(self, kind: Kind) -> bool:
+        lost = self._reflectors[kind].connection.lost_since
+        return lost is None or self._wall() - lost < PATIENCE
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as self._tasks:
+            for kind in Kind:
+                if kind is not Kind.BLOCK:
+                    self._begin(kind)
+
+    def follow_blocks(self) -> None:
+        """Calico's resources are served here."""
+        if Kind.BLOCK not in self._reflectors and self._tasks is not None:
+            self._begin(Kind.BLOCK)
+
+    def _begin(self, kind: Kind) -> None:
+        assert self._tasks is not None
+        followed = FOLLOWED[kind]
+        self._reflectors[kind] = Reflector(
+            self._client,
+            followed.resource,
+            labels=followed.labels,
+            fields=followed.fields,
+            draw=self._draw,
+            wall=self._wall,
+            on_connection=self._on_change,
+        )
+        self._tasks.create_task(self._follow(kind), name=f"follow {followed.resource}")
+
+    async def _follow(self, kind: Kind) -> None:
+        async with aclosing(self._reflectors[kind].follow()) as batches:
+            async for batch in batches:
+                self._view.take(kind, batch.changed, batch.deleted)
+                if batch.complete:
+                    self._complete.add(kind)
+                self._on_change()

@@ -1,0 +1,103 @@
+"""What the controller has to know of the cluster besides the objects it follows: asked now and then, not watched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from ravenvpn.errors import ClusterError
+from ravenvpn.k8s.client import CRDS, LEASES, NAMESPACES, ApiError, Client
+from ravenvpn.k8s.controller import facts
+from ravenvpn.k8s.controller.deference import YURT_MANAGER
+from ravenvpn.k8s.lease import read
+from ravenvpn.k8s.progress import Backoff
+from ravenvpn.mesh.model import DEFAULT_MESH
+
+log = logging.getLogger(__name__)
+
+# Seconds between two looks.
+DEFINITION_INTERVAL = 60.0
+LEASE_INTERVAL = 15.0
+GATEWAY_DEFINITION = "gateways.raven.openyurt.io"
+CALICO = "crd.projectcalico.org"
+
+
+class Surroundings:
+    """`conditions`: whether the served Gateway has them, None before anybody said. `on_change` is called when an
+    answer differs from the last."""
+
+    def __init__(self, client: Client, on_change: Callable[[], None], draw: Callable[[], float]) -> None:
+        self.conditions: bool | None = None
+        self.calico: bool | None = None  # whether its resources are served
+        self.mesh: str | None = None
+        self.lease_renewed: float | None = None
+        self.look_at_lease = False  # set where there is reason to
+        self._client, self._on_change, self._draw = client, on_change, draw
+
+    @property
+    def known(self) -> bool:
+        return self.conditions is not None and self.calico is not None and self.mesh is not None
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ask_forever(), name="surroundings")
+            tasks.create_task(self._watch_lease(), name="yurt-manager's Lease")
+
+    async def _ask_forever(self) -> None:
+        backoff = Backoff(self._draw)
+        while True:
+            before = (self.conditions, self.calico, self.mesh)
+            try:
+                await self._ask()
+                backoff.reset()
+                wait = DEFINITION_INTERVAL
+            except ApiError as error:
+                log.warning("what is served here cannot be found out: %s", error)
+                wait = backoff.delay(error.retry_after or 0.0)
+            if before != (self.conditions, self.calico, self.mesh):
+                self._on_change()
+            await asyncio.sleep(wait)
+
+    async def _ask(self) -> None:
+        if self.mesh is None:
+            self.mesh = await self._mesh_name()
+        self.calico = bool(await self._client.served(CALICO))
+        try:
+            declared = facts.declares_conditions(await self._client.get(CRDS, GATEWAY_DEFINITION))
+        except ApiError as error:
+            if error.status not in (403, 404):
+                raise
+            declared = False  # without a definition there is nobody to write conditions of; forbidden: stay careful
+            if error.status == 403 and self.conditions is None:
+                log.warning("conditions are left out: %s", error)
+        if declared is not self.conditions:
+            log.info("the served Gateway %s", "has conditions" if declared else "has no conditions: none are written")
+        self.conditions = declared
+
+    async def _mesh_name(self) -> str:
+        """The UID of namespace kube-system, as agents have it."""
+        try:
+            namespace = await self._client.get(NAMESPACES, "kube-system")
+        except ApiError as error:
+            if error.status not in (403, 404):
+                raise
+            log.warning("the mesh has no name of its own: %s", error)
+            return DEFAULT_MESH
+        return str(namespace["metadata"]["uid"])
+
+    async def _watch_lease(self) -> None:
+        leases = LEASES.within("kube-system")
+        while True:
+            if self.look_at_lease:
+                before = self.lease_renewed
+                try:
+                    self.lease_renewed = facts.read_time(read(await self._client.get(leases, YURT_MANAGER)).renewed)
+                except ApiError as error:
+                    if error.status in (403, 404):
+                        self.lease_renewed = None
+                except ClusterError as error:
+                    log.debug("%s", error)
+                if self.lease_renewed != before:
+                    self._on_change()
+            await asyncio.sleep(LEASE_INTERVAL)

@@ -1,0 +1,90 @@
+"""The status a Gateway should have: `mesh.status` over the view, with what only a cluster adds.
+
+That is the epoch an agent counted on to while nobody elected, and an address for upstream's agents to dial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ravenvpn.k8s.controller.facts import HeldService
+from ravenvpn.k8s.controller.public import LOAD_BALANCER, places
+from ravenvpn.k8s.controller.view import Claim, View
+from ravenvpn.mesh.model import (
+    DEFAULT_TUNNEL_PORT,
+    EPOCH_KEY,
+    Endpoint,
+    EndpointType,
+    Gateway,
+    GatewayStatus,
+    Peer,
+    address_of,
+)
+from ravenvpn.mesh.status import fill
+
+Addresses = Callable[[str], Sequence[str]]  # what a name stands for now; an address stands for itself
+
+
+def status_of(view: View, gateway: Gateway, addresses: Addresses) -> GatewayStatus:
+    """Who is active, with addresses, and what the nodes hold."""
+    adopted = _adopt(gateway, view.claim(gateway.name), view.epochs(gateway.name).get(EndpointType.TUNNEL, 0))
+    status = fill(adopted, view.members(gateway.name), view.gates, view.epochs(gateway.name))
+    before = {(e.node, e.type): e.public_ip for e in gateway.status.active}
+    held = {service.name: service for service in view.services_of(gateway.name)}
+    services = {
+        (p.kind, p.endpoint.node): held.get(p.service)
+        for p in places(gateway, status.active, list(held.values()))
+        if p.endpoint
+    }
+    active = []
+    for endpoint in status.active:
+        present = before.get((endpoint.node, endpoint.type), "")
+        if gateway.expose_type == LOAD_BALANCER:
+            service = services.get((endpoint.type, endpoint.node))
+            active.append(_balanced(endpoint, service, present, addresses))
+        else:
+            peer = view.peers.get(endpoint.node)
+            active.append(_announced(endpoint, peer.value if peer else None))
+    return replace(status, active=tuple(active))
+
+
+def _adopt(gateway: Gateway, claim: Claim | None, known: int) -> Gateway:
+    """Whoever claims a higher epoch than any seen counts as active, before anybody is elected."""
+    if claim is None or claim.epoch <= known:
+        return gateway
+    claimed = next((e for e in gateway.endpoints if e.node == claim.node and e.type is EndpointType.TUNNEL), None)
+    if claimed is None:
+        return gateway
+    current = replace(claimed, config={**claimed.config, EPOCH_KEY: str(claim.epoch)})
+    keep_tunnels = gateway.tunnel_replicas > 1
+    others = tuple(
+        e
+        for e in gateway.status.active
+        if e.node != claim.node and (keep_tunnels or e.type is not EndpointType.TUNNEL)
+    )
+    return replace(gateway, status=replace(gateway.status, active=(*others, current)))
+
+
+def _balanced(endpoint: Endpoint, service: HeldService | None, present: str, addresses: Addresses) -> Endpoint:
+    """Where the load balancer listens. Of several addresses the present one stays as long as it is among them."""
+    ingress = service.ingress if service else ()
+    found = list(dict.fromkeys(address for one in ingress for address in addresses(one)))
+    if found:
+        return replace(endpoint, public_ip=present if present in found else found[0])
+    # A resolver that is silent takes nothing away from a name that is still the balancer's.
+    return replace(endpoint, public_ip=(present if ingress else "") or endpoint.public_ip)
+
+
+def _announced(endpoint: Endpoint, peer: Peer | None) -> Endpoint:
+    """For upstream's agents, which leave a Gateway out that has no publicIP: the best address our agent announces.
+
+    Ours do not need it. They read the Peer, so what dials another port than the tunnel's own is left to them.
+    """
+    if endpoint.public_ip or endpoint.under_nat or peer is None or endpoint.type is not EndpointType.TUNNEL:
+        return endpoint
+    listen = endpoint.port or peer.listen_port or DEFAULT_TUNNEL_PORT
+    for host, port in peer.addresses:
+        if address_of(host) is not None and port in (0, listen):
+            return replace(endpoint, public_ip=host)
+    return endpoint
