@@ -24,6 +24,7 @@ WORLD = "/etc/ravenvpn/world"
 STATE = "/var/lib/ravenvpn"
 LOG = f"{STATE}/agent.log"
 PATIENCE = 20.0  # seconds that anything we wait for may take
+START = 60.0  # and the start of many agents at once, on a machine with little to spare
 
 # The program of this very installation, whatever PATH says inside a namespace.
 RAVEN_VPN = (sys.executable, "-m", "ravenvpn")
@@ -52,10 +53,19 @@ class Agents:
     def start_all(self) -> None:
         """Those that can be called first: a call to one that does not listen yet is repeated after 5 s only."""
         listens = ["ss", "-Hlun", "sport", "=", str(LISTEN_PORT)]
-        for node in sorted(self._lab.nodes, key=lambda node: node.region.nat is not Nat.NONE):
+        public, others = (
+            [node for node in self._lab.nodes if (node.region.nat is Nat.NONE) is dialable]
+            for dialable in (True, False)
+        )
+        for node in public:
             self.start(node)
-            if node.region.nat is Nat.NONE:
-                wait_until(functools.partial(answers, node, listens), f"{node.name} listens")
+        for node in public:
+            try:
+                wait_until(functools.partial(answers, node, listens), f"{node.name} listens", START)
+            except HostError as error:
+                raise HostError(f"{error}\n{self.log(node)}") from None
+        for node in others:
+            self.start(node)
 
     def start(self, node: Node, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start the node's agent; its log goes on in the same file."""

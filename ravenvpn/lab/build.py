@@ -217,7 +217,7 @@ class Lab:
         nodes = [node for node in self.nodes if node.region is region]
         for index, node in enumerate(nodes):
             port = f"node{index + 1}"
-            devices[here].append(veth(port, Node.DEVICE, node.namespace))
+            devices[here].append(veth(port, Node.DEVICE, node.namespace, region.lan_mtu))
             settings[here].append(f"link set {port} master {Router.LAN} up")
             settings[node.namespace] += [
                 *up(Node.DEVICE, plan.lan.interface(plan.nodes[index].number)),

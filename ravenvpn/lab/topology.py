@@ -53,7 +53,8 @@ class Region:
     pods: int = 1
     nat: Nat = Nat.NONE
     gateways: int = 1  # how many of the nodes, from the first, may be gateway
-    mtu: int = 1500  # of the uplink; the LAN has 1500
+    mtu: int = 1500  # of the uplink
+    lan_mtu: int = 1500  # of the LAN; pods think they have 1500 in any case
     loss: float = 0.0  # share of packets lost on the uplink, in each direction
     delay: float = 0.0  # seconds a packet takes over the uplink, in each direction
     cni: Cni = Cni.BRIDGE

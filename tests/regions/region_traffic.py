@@ -1,7 +1,7 @@
 """Traffic between hosts of a lab, all of it from this very process: its sockets live in the hosts' namespaces.
 
-A `Station` answers on one host: UDP comes back as it was, with the address it was seen from; of what comes by TCP it
-tells the SHA-256 and the address. `datagrams`, `streams` and `echoes` ask many stations at once, and say for each
+A `Station` answers on one host: a datagram with the address it was seen from, however large it was; what
+comes by TCP with its SHA-256 and the address. `datagrams`, `streams` and `echoes` ask many stations at once, and say for each
 pair what came back.
 """
 
@@ -113,8 +113,7 @@ class Station:
     def _echo(sock: socket.socket) -> None:
         with contextlib.suppress(OSError):  # an error of an earlier answer; the asker asks again
             data, source = sock.recvfrom(65535)
-            seen = ip_address(source[0]).packed
-            sock.sendto(data[:8] + seen + data[8 + len(seen) :], source)
+            sock.sendto(data[:8] + ip_address(source[0]).packed, source)
 
     @staticmethod
     async def _digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -251,7 +250,7 @@ def _offender(sockaddr: bytes) -> Address | None:
 
 
 async def datagrams(asked: Sequence[Pair], size: int = 100, at_once: int = AT_ONCE) -> dict[Pair, Answer]:
-    """One datagram of `size` bytes (with its headers) for each pair, never to be fragmented, and its echo."""
+    """One datagram of `size` bytes (with its headers) for each pair, never to be fragmented, and its short answer."""
     answers: dict[Pair, Answer] = {}
     numbers, gate = itertools.count(1), asyncio.Semaphore(at_once)
     with contextlib.ExitStack() as stack:
