@@ -29,6 +29,7 @@ class Announced(NamedTuple):
     reason: str
     kind: Kind = Kind.PODS
     dialled: bool = False  # an ADDRESS at which its own node is called from outside
+    source: bool = False  # an ADDRESS that is the node's own source as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,16 @@ def _addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> Iterable[Announce
                 assert peer is not None
                 owner, field = f"Peer {info.node}", f"spec.nodeAddresses[{peer.node_addresses.index(address)}]"
             reason = f"address of node {info.node}, {owner}, {field}"
-            yield Announced(host_prefix(address), info.node, owner, field, reason, Kind.ADDRESS, address in called)
+            yield Announced(
+                host_prefix(address),
+                info.node,
+                owner,
+                field,
+                reason,
+                Kind.ADDRESS,
+                dialled=address in called,
+                source=peer is not None and address in peer.sources,
+            )
 
 
 def outer_addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, dict[Address, str]]:

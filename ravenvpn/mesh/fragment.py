@@ -133,7 +133,8 @@ def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], li
         ]
         announced = tuple(a for a in announced if a.prefix not in context.shadowed)
     if context.settings.forward_node_ip:
-        near = [a for a in announced if a.kind is Kind.ADDRESS and context.near.hold(a.prefix)]
+        # (An own source is accepted with the setting off, too.)
+        near = [a for a in announced if a.kind is Kind.ADDRESS and not a.source and context.near.hold(a.prefix)]
         if near:
             names = ", ".join(f"{a.prefix.network_address} of {a.node}" for a in near[:3])
             more = f" and {len(near) - 3} more" if len(near) > 3 else ""

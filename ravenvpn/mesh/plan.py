@@ -60,7 +60,7 @@ class Planner:
 
     def update(self, world: World, liveness: Liveness = UNKNOWN, facts: LocalFacts | None = None) -> PlanDelta:
         """Move to this world; returns what that changed. Without `facts` those of the last update stay in force."""
-        old_tunnel, old_host = self._tunnel_settings(), self._host_frame()
+        old_tunnel, old_host = self._tunnel_settings(), self.host_frame()
         touched = self._digest(world)
         before = self._context
         known = before.facts if before else LocalFacts()
@@ -85,7 +85,7 @@ class Planner:
         self._plan = None
         return PlanDelta(
             differences.tunnel(old_tunnel, self._tunnel_settings()),
-            differences.host(old_host, self._host_frame(), self._remote),
+            differences.host(old_host, self.host_frame(), self._remote),
         )
 
     @property
@@ -106,6 +106,27 @@ class Planner:
     def tunnel_settings(self) -> TunnelPlan:
         """The tunnel's own part of the plan, without peers and prefixes: what costs nothing to ask for."""
         return self._tunnel_settings()
+
+    def host_frame(self) -> HostState:
+        """The host's part of the plan without routes and remote prefixes: as cheap."""
+        packet_filter = None
+        if self._context is not None and self._context.role is not Role.NONE:
+            packet_filter = PacketFilter(
+                local=tuple(sorted(self._home.local, key=PrefixOrder())),
+                relays=self._context.relays,
+                own_sources=tuple(self._context.sources[family] for family in sorted(self._context.sources)),
+                reason="sources stay what they are on the way between regions",
+            )
+        return HostState(
+            tun=self._home.tun,
+            vxlan=self._home.vxlan,
+            addresses=self._home.addresses,
+            neighbours=self._home.neighbours,
+            forwarding=self._home.forwarding,
+            rules=self._home.rules,
+            sysctls=self._home.sysctls,
+            packet_filter=packet_filter,
+        )
 
     def relays(self) -> tuple[tuple[str, str], ...]:
         """(far region, hub region) of every region that is met through a hub."""
@@ -264,27 +285,6 @@ class Planner:
             device=context.is_gateway,
         )
 
-    def _host_frame(self) -> HostState:
-        """The host without what fragments add to it."""
-        packet_filter = None
-        if self._context is not None and self._context.role is not Role.NONE:
-            packet_filter = PacketFilter(
-                local=tuple(sorted(self._home.local, key=PrefixOrder())),
-                relays=self._context.relays,
-                own_sources=tuple(self._context.sources[family] for family in sorted(self._context.sources)),
-                reason="sources stay what they are on the way between regions",
-            )
-        return HostState(
-            tun=self._home.tun,
-            vxlan=self._home.vxlan,
-            addresses=self._home.addresses,
-            neighbours=self._home.neighbours,
-            forwarding=self._home.forwarding,
-            rules=self._home.rules,
-            sysctls=self._home.sysctls,
-            packet_filter=packet_filter,
-        )
-
     def _whole(self) -> NodePlan:
         pieces: list[Home | Fragment] = [self._home, *(self._fragments[name] for name in sorted(self._fragments))]
         order = PrefixOrder()
@@ -292,7 +292,7 @@ class Planner:
         for piece in pieces:
             for name, prefixes in piece.accepts.items():
                 accepts.setdefault(name, []).extend(prefixes)
-        frame = self._host_frame()
+        frame = self.host_frame()
         if frame.packet_filter is not None:
             remote = tuple(sorted(self._remote, key=order))
             frame = replace(frame, packet_filter=replace(frame.packet_filter, remote=remote))

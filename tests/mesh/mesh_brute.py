@@ -65,10 +65,27 @@ class Resolved:
     prefixes: dict[str, set]
     lost: dict[str, set]
     shadowed: dict[str, set]
+    addresses: dict[str, set] = field(default_factory=dict)  # of the prefixes, those that are nodes' own addresses
     gateways: dict[str, list[Ends]] = field(default_factory=dict)
 
 
-def resolve(world: World) -> Resolved:
+def lan_of(world: World, info) -> list:
+    peer = world.peers.get(info.node)
+    return ([info.private_ip] if info.private_ip else []) + [*(peer.node_addresses if peer else ())]
+
+
+def called_at(world: World, gateway: Gateway, node: str) -> set:
+    """Literal addresses at which a node is called from outside."""
+    mine = [
+        e for e in (*gateway.status.active, *gateway.endpoints) if e.node == node and e.type is EndpointType.TUNNEL
+    ]
+    named = [e.public_ip for e in mine]
+    if mine and node in world.peers:
+        named += [a.host for a in world.peers[node].addresses]
+    return {literal(text) for text in named} - {None}
+
+
+def resolve(world: World, forward: bool = False) -> Resolved:
     ordered = sorted(world.gateways.values(), key=priority)
     owner: dict[str, str] = {}
     for gateway in ordered:
@@ -110,9 +127,19 @@ def resolve(world: World) -> Resolved:
                 if info.node in able:
                     dialled += [literal(a.host) for a in peer.addresses if literal(a.host)]
                 for source in peer.sources:
-                    if not any(p.version == source.version and source in p for p in info.subnets):
+                    among = any(p.version == source.version and source in p for p in info.subnets)
+                    if not among and not (forward and source in lan_of(world, info)):
                         mine.append(ipaddress.ip_network(source))
         claimed[gateway.name] = mine
+    addresses: dict[str, dict] = {}  # region → prefix → whether its own node is called there
+    for gateway in ordered:
+        mine = addresses[gateway.name] = {}
+        for info in gateway.status.nodes if forward else ():
+            for a in lan_of(world, info) if owner[info.node] == gateway.name else ():
+                alone = ipaddress.ip_network(a)
+                among = any(p.version == a.version and a in p for p in info.subnets)
+                if not among and alone not in claimed[gateway.name]:
+                    mine.setdefault(alone, a in called_at(world, gateway, info.node))
 
     kept: dict[str, set] = {}
     void: dict[str, set] = {}
@@ -120,6 +147,17 @@ def resolve(world: World) -> Resolved:
     for gateway in ordered:
         name = gateway.name
         kept[name], lost[name], void[name] = set(), set(), set()
+        for alone, own in addresses[name].items():
+            callers = [
+                g.name
+                for g in ordered
+                for e in (*g.status.active, *g.endpoints)
+                if owner.get(e.node, g.name) == g.name and alone.network_address in called_at(world, g, e.node)
+            ]
+            strange = any(not own or caller != name for caller in callers)
+            rivals = any(overlap(alone, p) for r, ps in kept.items() if r != name for p in ps)
+            if not strange and not rivals and not overlap(alone, mesh_prefix(world)):
+                kept[name].add(alone)
         for prefix in sorted(claimed[name], key=lambda p: (p.version, int(p.network_address), p.prefixlen)):
             swallows = any(a.version == prefix.version and a in prefix for a in dialled)
             swallows |= any(r != name and a.version == prefix.version and a in prefix for r, a in lan)
@@ -134,7 +172,7 @@ def resolve(world: World) -> Resolved:
         for name in lost
     }
     both = {name: lost[name] | void[name] for name in lost}
-    resolved = Resolved(members, keyless, kept, both, shadowed)
+    resolved = Resolved(members, keyless, kept, both, shadowed, {name: set(addresses[name]) for name in addresses})
     for gateway in ordered:
         resolved.gateways[gateway.name] = ends(world, gateway, resolved)
     return resolved
@@ -214,8 +252,21 @@ class BrutePlan:
     remote: set = field(default_factory=set)
 
 
-def brute_plan(world: World, liveness: Liveness, me: str) -> BrutePlan:
-    resolved = resolve(world)
+def heeded(world: World, resolved: Resolved, home: str, name: str) -> set:
+    """What a node of `home` takes of another region's prefixes."""
+    near = [p for info in world.gateways[home].status.nodes for p in info.subnets]
+    near += [ipaddress.ip_network(a) for info in world.gateways[home].status.nodes for a in lan_of(world, info)]
+    sources = {
+        ipaddress.ip_network(source)
+        for node in resolved.members[name]
+        for source in (world.peers[node].sources if node in world.peers else ())
+    }
+    too_near = {p for p in resolved.addresses[name] - sources if any(overlap(p, mine) for mine in near)}
+    return resolved.prefixes[name] - resolved.shadowed[home] - too_near
+
+
+def brute_plan(world: World, liveness: Liveness, me: str, forward: bool = False) -> BrutePlan:
+    resolved = resolve(world, forward)
     home = next((r for r in sorted(resolved.members) if me in resolved.members[r]), None)
     if home is None:
         return BrutePlan()
@@ -226,7 +277,7 @@ def brute_plan(world: World, liveness: Liveness, me: str) -> BrutePlan:
     for name in resolved.gateways:
         if name != home:
             towards(world, resolved, home, mine=mine, name=name, liveness=liveness, plan=plan)
-            for prefix in resolved.prefixes[name] - resolved.shadowed[home]:
+            for prefix in heeded(world, resolved, home, name):
                 if uplink is not None and next_hop(world, uplink, prefix, me):
                     plan.remote_table[prefix] = next_hop(world, uplink, prefix, me)
     if not plan.neighbours:
@@ -320,7 +371,9 @@ def in_order(world: World, resolved: Resolved, home: str) -> list:
         for s in (world.peers[i.node].sources if i.node in world.peers else ())
         if not any(p.version == s.version and s in p for p in i.subnets)
     ]
-    return [c for c in pods + sources if c[1] in resolved.prefixes[home]]
+    own = [(i.node, ipaddress.ip_network(a)) for i in nodes for a in lan_of(world, i)]
+    own = [claim for claim in own if claim[1] in resolved.addresses[home]]
+    return [c for c in pods + sources + own if c[1] in resolved.prefixes[home]]
 
 
 def in_region(world: World, resolved: Resolved, home: str, *, me: str, mine: Ends | None, plan: BrutePlan) -> None:
@@ -354,7 +407,7 @@ def towards(
     liveness: Liveness,
     plan: BrutePlan,
 ) -> None:
-    prefixes = resolved.prefixes[name] - resolved.shadowed[home]
+    prefixes = heeded(world, resolved, home, name)
     plan.closed |= prefixes
     plan.remote |= prefixes
     if mine is None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Set
 from enum import StrEnum
 from typing import NamedTuple
 
+from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Prefix, Route, RouteKind, RuleAction
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
 from ravenvpn.mesh.model import World
@@ -17,7 +18,7 @@ MAX_HOPS = 6  # node, gateway, hub, gateway, node, and one to see a loop
 
 class Fate(StrEnum):
     DELIVERED = "delivered"
-    REFUSED = "refused"  # unreachable route: an ICMP error, nothing leaves
+    REFUSED = "refused"  # by an unreachable route or the packet filter: an ICMP error, nothing leaves
     DROPPED = "dropped"  # by the tunnel or its far end
     CLEAR = "left by the default route"
     LOOPED = "looped"
@@ -28,11 +29,18 @@ class Journey(NamedTuple):
     path: tuple[str, ...]
 
 
-def plans(world: World, liveness: Mapping[str, Liveness] | Liveness = UNKNOWN) -> dict[str, NodePlan]:
-    """The plan of every node that is in a region, each with its own view of who is alive."""
+def plans(
+    world: World, liveness: Mapping[str, Liveness] | Liveness = UNKNOWN, forward_node_ip: bool | Set[str] = False
+) -> dict[str, NodePlan]:
+    """The plan of every node that is in a region, each with its own view of who is alive. `forward_node_ip` may be a
+    set of nodes that have it on."""
     nodes = {info.node for gateway in world.gateways.values() for info in gateway.status.nodes}
     views = liveness if isinstance(liveness, Mapping) else dict.fromkeys(nodes, liveness)
-    return {node: plan(world, views.get(node, UNKNOWN), node) for node in sorted(nodes)}
+    forwards = forward_node_ip if isinstance(forward_node_ip, Set) else nodes if forward_node_ip else set()
+    return {
+        node: plan(world, views.get(node, UNKNOWN), node, settings=Settings(forward_node_ip=node in forwards))
+        for node in sorted(nodes)
+    }
 
 
 def longest(prefixes: Mapping[Prefix, object] | Set[Prefix], address: Address) -> Prefix | None:
@@ -55,10 +63,12 @@ def send(
         here = all_plans[path[-1]]
         route = lookup(here, device, destination)
         if route is None:
-            # Left to the CNI, which knows the region it is in.
+            if len(path) == 1:
+                return Journey(Fate.CLEAR, tuple(path))
+            # Left to the CNI, which knows the region it is in; the packet filter lets nothing else through.
             packet_filter = here.host.packet_filter
-            arrived = len(path) > 1 and packet_filter and longest(set(packet_filter.local), destination)
-            return Journey(Fate.DELIVERED if arrived else Fate.CLEAR, tuple(path))
+            arrived = packet_filter and longest(set(packet_filter.local), destination)
+            return Journey(Fate.DELIVERED if arrived else Fate.REFUSED, tuple(path))
         if route.kind is RouteKind.UNREACHABLE:
             return Journey(Fate.REFUSED, tuple(path))
         if route.device == VXLAN_DEVICE:

@@ -19,6 +19,14 @@ def node(region: int, number: int) -> str:
     return f"{'abcdefg'[region]}{number}"
 
 
+def own_addresses(region: int, number: int) -> tuple[ipaddress.IPv4Address, ipaddress.IPv6Address]:
+    """Of the node on its region's network; nobody else has them."""
+    return (
+        ipaddress.IPv4Address(f"172.16.{region}.{number + 1}"),
+        ipaddress.IPv6Address(f"fd00:fe:{region}::{number + 1}"),
+    )
+
+
 def own_prefixes(region: int, number: int) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
     """Prefixes nobody else has."""
     return (
@@ -48,6 +56,12 @@ DISPUTED = tuple(
 )
 
 
+ODD_ADDRESSES = (
+    None,
+    *(ipaddress.ip_address(text) for text in ("172.16.0.1", "172.16.1.1", "10.1.1.7", "192.0.2.1", "fd00:fe::1")),
+)
+
+
 def gateway(
     region: int,
     nodes: tuple[str, ...],
@@ -69,10 +83,7 @@ def gateway(
         )
         for i, n in enumerate(nodes[:able])
     )
-    infos = tuple(
-        NodeInfo(n, ipaddress.IPv4Address(f"172.16.{region}.{i + 1}"), prefixes.get(n, ()))
-        for i, n in enumerate(nodes)
-    )
+    infos = tuple(NodeInfo(n, own_addresses(region, i)[0], prefixes.get(n, ())) for i, n in enumerate(nodes))
     return Gateway(
         REGIONS[region],
         endpoints,
@@ -101,6 +112,11 @@ def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
         public=peaceful or draw(st.integers(0, 4)) > 0,
         created=None if peaceful else draw(st.sampled_from((None, 1.0, 2.0))),
     )
+    if not peaceful and draw(st.integers(0, 3)) == 0:  # an address that others have too, or of the other family
+        infos = made.status.nodes
+        odd = draw(st.sampled_from(ODD_ADDRESSES))
+        status = replace(made.status, nodes=(replace(infos[0], private_ip=odd), *infos[1:]))
+        made = replace(made, status=status)
     if not peaceful and draw(st.integers(0, 5)) == 0:  # somebody else's node
         stranger = node(draw(st.integers(0, len(REGIONS) - 1)), 0)
         if stranger not in nodes:
@@ -120,9 +136,9 @@ def number_of(name: str) -> int:
 @st.composite
 def peers(draw: st.DrawFn, name: str, *, peaceful: bool) -> Peer:
     key = number_of(name)
+    region, number = "abcdefg".index(name[0]), int(name[1:])
     if peaceful:
-        return peer(name, key)
-    region = "abcdefg".index(name[0])
+        return peer(name, key, node_addresses=own_addresses(region, number))
     if draw(st.integers(0, 7)) == 0:
         key = draw(st.integers(0, len(REGIONS) * NODES_A_REGION - 1))
     return peer(
@@ -134,7 +150,16 @@ def peers(draw: st.DrawFn, name: str, *, peaceful: bool) -> Peer:
             st.sampled_from(((), (), (HostPort("203.0.113.9"),), (HostPort(f"{name}.example.org", 4501),)))
         ),
         node_addresses=draw(
-            st.sampled_from(((), (ipaddress.ip_address("10.1.1.7"),), (ipaddress.ip_address(f"172.16.{region}.9"),)))
+            st.sampled_from(
+                (
+                    (),
+                    (ipaddress.ip_address("10.1.1.7"),),
+                    (ipaddress.ip_address(f"172.16.{region}.9"),),
+                    own_addresses(region, number),
+                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is called, if it is
+                    (ipaddress.ip_address("203.0.113.9"), ipaddress.ip_address("fd00:fe::1")),
+                )
+            )
         ),
         sources=draw(
             st.sampled_from(

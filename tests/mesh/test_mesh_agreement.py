@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from mesh_brute import brute_plan
 from mesh_worlds import NODES_A_REGION, REGIONS, edits, livenesses, node, worlds
 
-from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.context import LocalFacts, Settings
 from ravenvpn.mesh.hoststate import TABLE_LOCAL, TABLE_REMOTE, HostDelta, HostState, PacketFilter, RouteKind
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import World
@@ -19,10 +20,11 @@ from ravenvpn.mesh.plan import Planner, plan
 names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A_REGION - 1))
 
 
-@given(worlds(), livenesses(), names)
+@given(worlds(), livenesses(), names, st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str) -> None:
-    fast, slow = plan(world, liveness, me), brute_plan(world, liveness, me)
+def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, forward: bool) -> None:
+    fast = plan(world, liveness, me, settings=Settings(forward_node_ip=forward))
+    slow = brute_plan(world, liveness, me, forward)
 
     assert (fast.role, fast.region) == (slow.role, slow.region)
     assert {
@@ -56,22 +58,30 @@ def histories(draw: st.DrawFn) -> list[tuple[World, Liveness, LocalFacts]]:
         if draw(st.integers(0, 3)) == 0:
             liveness = draw(livenesses())
         if draw(st.integers(0, 7)) == 0:
-            facts = LocalFacts(default_mtu=draw(st.sampled_from((1400, 1500))), ipv6=draw(st.booleans()))
+            facts = LocalFacts(
+                default_mtu=draw(st.sampled_from((1400, 1500))),
+                ipv6=draw(st.booleans()),
+                networks=draw(st.sampled_from((frozenset(), frozenset({ipaddress.ip_network("172.16.1.0/24")})))),
+            )
         history.append((world, liveness, facts))
     return history
 
 
-@given(histories(), names)
+@given(histories(), names, st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_updates_end_where_a_fresh_plan_begins(history: list[tuple[World, Liveness, LocalFacts]], me: str) -> None:
-    planner = Planner(me)
+def test_updates_end_where_a_fresh_plan_begins(
+    history: list[tuple[World, Liveness, LocalFacts]], me: str, forward: bool
+) -> None:
+    chosen = Settings(forward_node_ip=forward)
+    planner = Planner(me, chosen)
     before = planner.plan()
     for world, liveness, facts in history:
         delta = planner.update(world, liveness, facts)
         after = planner.plan()
 
-        assert after == plan(world, liveness, me, facts)
-        assert reasons(after) == reasons(plan(world, liveness, me, facts))
+        fresh = plan(world, liveness, me, facts, chosen)
+        assert after == fresh
+        assert reasons(after) == reasons(fresh)
         assert apply_tunnel(before.tunnel, delta.tunnel) == after.tunnel
         assert by_words(apply_host(before.host, delta.host)) == by_words(after.host)
         assert bool(delta) == (before.tunnel != after.tunnel or before.host != after.host)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mesh_simulation import Fate, plans, send
-from mesh_worlds import REGIONS, edits, livenesses, worlds
+from mesh_simulation import Fate, Journey, plans, send
+from mesh_worlds import REGIONS, edits, livenesses, own_addresses, worlds
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE, Route
 from ravenvpn.mesh.liveness import Liveness, Verdict
@@ -106,6 +107,71 @@ def test_while_a_role_moves_nothing_loops_and_nothing_is_lost(world: World, data
     for learnt in ({gateway.status.active[0].node}, {successor.node}, some):
         mixed = {name: (new if name in learnt else old)[name] for name in old}
         assert {way: fate(mixed, way) for way in before} == before, learnt
+
+
+def crossing(world: World, family: int) -> Iterator[tuple[str, int, str, int, ipaddress.IPv4Address]]:
+    """(node, its region, node of another region, that region, an address of that other node)."""
+    for name, here, number, there in journeys(world):
+        yield name, here, f"{'abcdefg'[there]}{number}", there, own_addresses(there, number)[family == 6]
+
+
+@given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
+@QUICK
+def test_node_addresses_are_reached_as_pods_are_where_that_is_wanted(world: World, family: int) -> None:
+    """By pods and by nodes with their own address as source; otherwise they are none of our business."""
+    wanted, unwanted = plans(world, forward_node_ip=True), plans(world)
+    for name, here, far, there, address in crossing(world, family):
+        own = own_addresses(here, int(name[1:]))[family == 6]
+        as_pods = send(wanted, name, pod(here, int(name[1:])), pod(there, int(far[1:])))
+        for source in (pod(here, int(name[1:]), family), own):
+            assert send(wanted, name, source, address) == as_pods
+        assert send(unwanted, name, own, address) == Journey(Fate.CLEAR, (name,))
+
+
+@given(worlds(peaceful=True, least=2), st.data())
+@QUICK
+def test_agents_at_odds_over_node_addresses_refuse_and_never_send_in_clear(world: World, data: st.DataObject) -> None:
+    """Some have it on, whoever they are: what those send to nodes arrives or is refused; pods do not notice."""
+    some = data.draw(st.sets(st.sampled_from(sorted(plans(world)))))
+    mixed, before = plans(world, forward_node_ip=some), plans(world)
+    for name, here, far, there, address in crossing(world, 4):
+        way = (name, here, int(far[1:]), there)
+        assert fate(mixed, way) == fate(before, way)
+        journey = send(mixed, name, pod(here, int(name[1:])), address)
+        if name in some:
+            assert journey.fate in (Fate.DELIVERED, Fate.REFUSED)
+        else:
+            assert journey == Journey(Fate.CLEAR, (name,))
+
+
+@given(worlds(), livenesses())
+@QUICK
+def test_forwarding_node_addresses_adds_and_takes_nothing_away(world: World, liveness: Liveness) -> None:
+    more, less = plans(world, liveness, forward_node_ip=True), plans(world, liveness)
+    for name, node_plan in less.items():
+        assert set(node_plan.host.routes) <= set(more[name].host.routes)
+        assert set(node_plan.tunnel.routes) <= set(more[name].tunnel.routes)
+        assert node_plan.relays == more[name].relays
+        accepted = dict(more[name].tunnel.accepts)
+        for peer, prefixes in node_plan.tunnel.accepts:
+            assert set(prefixes) <= set(accepted[peer])
+
+
+@given(worlds(), livenesses(), st.data())
+@QUICK
+def test_nodes_that_know_different_worlds_send_nothing_in_clear(
+    world: World, liveness: Liveness, data: st.DataObject
+) -> None:
+    """A change reaches nodes at different instants: what its sender routes arrives, is refused, or is dropped."""
+    later = data.draw(edits(data.draw(edits(world))))
+    old, new = (plans(w, liveness, data.draw(st.booleans())) for w in (world, later))
+    names = sorted(old.keys() | new.keys())
+    learnt = data.draw(st.sets(st.sampled_from(names))) if names else set()
+    mixed = {n: (new if (n in learnt and n in new) or n not in old else old)[n] for n in names}
+    for name, node_plan in mixed.items():
+        for route in remote(node_plan):
+            destination = route.prefix.network_address + (route.prefix.num_addresses > 1)
+            assert send(mixed, name, pod(0), destination).fate is not Fate.CLEAR, (name, destination)
 
 
 def fate(all_plans: dict[str, NodePlan], way: tuple[str, int, int, int]) -> Fate:

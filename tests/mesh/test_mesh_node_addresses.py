@@ -1,0 +1,313 @@
+"""Node addresses across regions (`forward_node_ip`): what each role routes, what is refused, what is left alone."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import replace
+
+import pytest
+
+from ravenvpn.mesh.context import ApiEndpoint, LocalFacts, Settings
+from ravenvpn.mesh.hoststate import Route, Rule, RuleAction
+from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+from ravenvpn.mesh.nodeplan import NodePlan
+from ravenvpn.mesh.plan import plan
+
+net = ipaddress.ip_network
+ip = ipaddress.ip_address
+
+ON = Settings(forward_node_ip=True)
+EDGES = ("edge-1", "edge-2", "edge-3")
+
+
+def info(name: str, address: str, *prefixes: str) -> NodeInfo:
+    return NodeInfo(name, ip(address), tuple(map(net, prefixes)))
+
+
+def peer(name: str, *node_addresses: str, **more: object) -> Peer:
+    return Peer(name, name.encode().ljust(32, b"-"), node_addresses=tuple(map(ip, node_addresses)), **more)  # type: ignore[arg-type]
+
+
+def region(name: str, *infos: NodeInfo, able: int = 1, public: str = "", created: float | None = None) -> Gateway:
+    """Behind NAT where it has no public address."""
+    endpoints = tuple(Endpoint(i.node, under_nat=not public, public_ip=public) for i in infos[:able])
+    return Gateway(name, endpoints, 1, status=GatewayStatus(infos, endpoints[:1]), created=created)
+
+
+CLOUD = region("cloud", info("cloud-1", "172.16.0.1", "10.244.1.0/24"), public="203.0.113.10")
+FACTORY = region(
+    "factory",
+    info("edge-1", "10.0.0.1", "10.244.2.0/24"),
+    info("edge-2", "10.0.0.2", "10.244.3.0/24"),
+    info("edge-3", "10.0.0.3", "10.244.4.0/24"),
+    able=2,
+)
+PEERS = [
+    peer("cloud-1", "172.16.0.1", "fd00:c::1"),
+    *(peer(f"edge-{i}", f"10.0.0.{i}", f"fd00:e::{i}") for i in (1, 2, 3)),
+]
+
+
+def planned(
+    me: str, *gateways: Gateway, settings: Settings = ON, peers: list[Peer] = PEERS, **facts: object
+) -> NodePlan:
+    world = World.of(gateways or (CLOUD, FACTORY), peers)
+    return plan(world, me=me, facts=LocalFacts(**facts), settings=settings)  # type: ignore[arg-type]
+
+
+def ways(made: NodePlan, *addresses: str) -> dict[str, list[tuple[int, str | None, str | None]]]:
+    """By address: table, device and next hop of its routes, closed ones left out."""
+    return {
+        a: [
+            (r.table, r.device, r.via and str(r.via)) for r in made.host.routes if r.prefix == net(a) and not r.metric
+        ]
+        for a in addresses
+    }
+
+
+def accepted(made: NodePlan, name: str) -> set[str]:
+    return {str(prefix) for prefix in dict(made.tunnel.accepts).get(name, ())}
+
+
+def test_without_the_setting_no_address_of_a_node_is_routed_or_accepted() -> None:
+    for me in ("cloud-1", *EDGES):
+        made = planned(me, settings=Settings())
+        assert ways(made, "172.16.0.1", "fd00:c::1", "10.0.0.2", "fd00:e::2") == {
+            "172.16.0.1": [],
+            "fd00:c::1": [],
+            "10.0.0.2": [],
+            "fd00:e::2": [],
+        }
+        assert "10.0.0.2/32" not in accepted(made, "edge-1")
+
+
+def test_a_gateway_sends_to_the_nodes_of_other_regions_through_the_tunnel() -> None:
+    made = planned("cloud-1")
+
+    assert ways(made, "10.0.0.1", "10.0.0.3", "fd00:e::3") == {
+        "10.0.0.1": [(9127, "ravenvpn0", None)],
+        "10.0.0.3": [(9127, "ravenvpn0", None)],
+        "fd00:e::3": [(9127, "ravenvpn0", None)],
+    }
+    assert {net("10.0.0.3/32"): ("edge-1",), net("fd00:e::3/128"): ("edge-1",)}.items() <= dict(
+        made.tunnel.routes
+    ).items()
+    # From the standby too: the role may have moved a moment ago.
+    for name in ("edge-1", "edge-2"):
+        assert {"10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "fd00:e::1/128"} <= accepted(made, name)
+
+
+def test_each_role_of_a_region_knows_the_way_out_and_the_way_back() -> None:
+    """Active: into the tunnel, and out of it to its nodes. Standby: its own by the active one, what others send here
+    into the tunnel. Plain: by the active one."""
+    active, standby, plain = (planned(name) for name in EDGES)
+    out = ("172.16.0.1", "fd00:c::1")
+
+    assert ways(active, *out) == {a: [(9127, "ravenvpn0", None)] for a in out}
+    assert ways(standby, "172.16.0.1") == {"172.16.0.1": [(9127, "raven0", "240.0.0.1"), (9129, "ravenvpn0", None)]}
+    assert ways(plain, "172.16.0.1") == {"172.16.0.1": [(9127, "raven0", "240.0.0.1")]}
+    assert ways(active, "10.0.0.2", "10.0.0.3") == {
+        "10.0.0.2": [(9129, "raven0", "240.0.0.2")],
+        "10.0.0.3": [(9129, "raven0", "240.0.0.3")],
+    }
+    assert ways(plain, "10.0.0.1", "10.0.0.2") == {"10.0.0.1": [], "10.0.0.2": []}, "inside it is the CNI's affair"
+    for made in (active, standby, plain):
+        assert {r.prefix for r in made.host.routes if r.metric and r.table == 9127} >= {net(a) for a in out}
+
+
+def test_nodes_keep_their_own_address_as_source() -> None:
+    """The identity mapping covers it, so what a server on the host network answers with is what was asked."""
+    local = planned("edge-3").host.packet_filter
+    assert local is not None
+    assert {net("10.0.0.1/32"), net("10.0.0.3/32"), net("fd00:e::3/128")} <= set(local.local)
+    off = planned("edge-3", settings=Settings()).host.packet_filter
+    assert off is not None
+    assert net("10.0.0.3/32") not in off.local
+
+
+def test_a_node_without_an_address_among_its_pods_may_use_its_own_then() -> None:
+    here = frozenset({ip("10.0.0.3")})
+    made = planned("edge-3", addresses=here)
+    assert [r.source for r in made.host.routes if r.prefix == net("10.244.1.0/24") and r.device] == [ip("10.0.0.3")]
+    assert not any("do not accept" in note for note in made.notes)
+    assert any("do not accept" in note for note in planned("edge-3", settings=Settings(), addresses=here).notes)
+
+
+def test_every_line_names_the_node_and_the_field() -> None:
+    reasons = {(str(r.prefix), r.table): r.reason for r in planned("edge-2").host.routes if not r.metric}
+    assert reasons["172.16.0.1/32", 9127] == (
+        "address of node cloud-1, Gateway cloud, status.nodes[0].privateIP, through our gateway edge-1"
+    )
+    assert reasons["fd00:c::1/128", 9129] == (
+        "address of node cloud-1, Peer cloud-1, spec.nodeAddresses[1], through cloud-1"
+    )
+    assert reasons["10.0.0.3/32", 9129] == (
+        "address of node edge-3, Gateway factory, status.nodes[2].privateIP, out of the tunnel"
+    )
+
+
+# Conflicts.
+
+HARBOUR = region(
+    "harbour",
+    info("port-1", "10.0.0.9", "10.244.8.0/24"),
+    info("port-2", "10.0.0.3", "10.244.9.0/24"),
+    public="203.0.113.20",
+)
+
+
+def test_an_address_of_nodes_in_two_regions_goes_to_the_older_one_and_the_rest_goes_on() -> None:
+    gateways = (CLOUD, replace(FACTORY, created=1.0), replace(HARBOUR, created=2.0))
+    peers = [*PEERS, peer("port-1"), peer("port-2")]
+    made = planned("cloud-1", *gateways, peers=peers)
+
+    assert [str(c) for c in made.conflicts] == [
+        (
+            "Gateway harbour, status.nodes[1].privateIP: one address of nodes in two regions: 10.0.0.3 is held by "
+            "Gateway factory, status.nodes[2].privateIP (give one of nodes port-2 and edge-3 another InternalIP, or "
+            "leave it unreached from elsewhere)"
+        )
+    ]
+    routes = dict(made.tunnel.routes)
+    assert routes[net("10.0.0.3/32")] == ("edge-1",)
+    assert routes[net("10.0.0.9/32")] == ("port-1",)
+    assert routes[net("10.244.9.0/24")] == ("port-1",)
+    assert "10.0.0.3/32" not in accepted(made, "port-1")
+
+    # Where the loser is, the address is the one it always was.
+    for me in ("port-1", "port-2"):
+        there = planned(me, *gateways, peers=peers)
+        assert ways(there, "10.0.0.3", "10.0.0.1")["10.0.0.3"] == []
+        assert ways(there, "10.0.0.3", "10.0.0.1")["10.0.0.1"] != []
+        assert (
+            "node addresses of region factory not routed here, because they lie in our own network: "
+            "10.0.0.3 of edge-3"
+        ) in there.notes
+        assert "10.0.0.3/32" not in accepted(there, "edge-1")
+    # And a region that lost an address still relays.
+    assert ("factory", "harbour") in planned(
+        "ship-1",
+        *(replace(g, created=1.0) for g in (FACTORY, region("ship", info("ship-1", "10.5.0.1", "10.244.7.0/24")))),
+        replace(HARBOUR, created=2.0),
+        peers=[*peers, peer("ship-1")],
+    ).relays
+
+
+def test_an_address_inside_the_pods_of_another_region_is_left_alone_there() -> None:
+    """Those pods are refused, setting or not, for they cover a node; but the region's own network they remain."""
+    wide = region("wide", info("wide-1", "10.77.0.1", "10.0.0.0/16"), public="203.0.113.30")
+    peers = [*PEERS, peer("wide-1")]
+    for settings in (ON, Settings()):
+        conflicts = planned("cloud-1", CLOUD, FACTORY, wide, peers=peers, settings=settings).conflicts
+        assert [(c.subject, c.loser) for c in conflicts] == [("10.0.0.0/16", "Gateway wide")]
+    assert ways(planned("wide-1", CLOUD, FACTORY, wide, peers=peers), "10.0.0.1", "172.16.0.1") == {
+        "10.0.0.1": [],
+        "172.16.0.1": [(9127, "ravenvpn0", None)],
+    }
+
+
+def test_an_address_on_a_link_of_this_host_is_left_alone() -> None:
+    """Another machine may have it there: many a LAN is 192.168.1.0/24."""
+    links = frozenset({net("10.0.0.0/24"), net("fd00:e::/64")})
+    made = planned("cloud-1", networks=links)
+    assert ways(made, "10.0.0.1", "fd00:e::1") == {"10.0.0.1": [], "fd00:e::1": []}
+    assert accepted(made, "edge-1") & {"10.0.0.1/32", "fd00:e::1/128"} == set()
+    assert made.notes == (
+        (
+            "node addresses of region factory not routed here, because they lie in our own network: "
+            "10.0.0.1 of edge-1, fd00:e::1 of edge-1, 10.0.0.2 of edge-2 and 3 more"
+        ),
+    )
+    assert made.conflicts == ()
+
+
+def test_an_address_of_the_mesh_itself_is_refused() -> None:
+    strange = replace(FACTORY.status.nodes[0], private_ip=ip("fd6f:8e5e:d3a7:1::5"))
+    made = planned("cloud-1", CLOUD, region("factory", strange), peers=[*PEERS[:1], peer("edge-1")])
+    assert [(c.kind.value, c.subject) for c in made.conflicts] == [
+        ("prefix covers addresses of the mesh itself", "fd6f:8e5e:d3a7:1::5/128")
+    ]
+
+
+# What carries the tunnels.
+
+PUBLIC = region("dock", info("dock-1", "198.51.100.7", "10.244.6.0/24"), public="198.51.100.7")
+
+
+def test_the_address_a_gateway_is_called_at_is_routed_as_its_nodes_own() -> None:
+    """It is the same node inside the tunnel and outside; rule 98 keeps the tunnel's own packets outside."""
+    made = planned("edge-1", FACTORY, PUBLIC, peers=[*PEERS, peer("dock-1")])
+    assert made.conflicts == ()
+    assert ways(made, "198.51.100.7") == {"198.51.100.7": [(9127, "ravenvpn0", None)]}
+    bypass = Rule(4, 98, RuleAction.GOTO, 102, input_device="lo", ip_protocol=17, source_port=4500)
+    companion = Rule(4, 98, RuleAction.NOP, input_device="ravenvpn0", ip_protocol=17, source_port=4500)
+    assert {bypass, companion} <= set(made.host.rules)
+
+
+@pytest.mark.parametrize("of", ["endpoint", "peer"])
+def test_the_address_another_node_is_called_at_is_refused(of: str) -> None:
+    """It would take the datagrams of that other gateway's sessions, or what is meant for it."""
+    other = replace(
+        CLOUD, endpoints=(Endpoint("cloud-1", public_ip="10.0.0.2" if of == "endpoint" else "203.0.113.10"),)
+    )
+    addresses = (HostPort("10.0.0.2"),) if of == "peer" else ()
+    peers = [peer("cloud-1", "172.16.0.1", addresses=addresses), *PEERS[1:]]
+    made = planned("cloud-1", other, FACTORY, peers=peers)
+
+    place = "Gateway cloud, spec.endpoints[0].publicIP" if of == "endpoint" else "Peer cloud-1, spec.addresses[0]"
+    assert [str(c) for c in made.conflicts] == [
+        (
+            "Gateway factory, status.nodes[1].privateIP: prefix covers a gateway's address: 10.0.0.2/32 is held by "
+            f"{place}: 10.0.0.2 (give the node an InternalIP of its own)"
+        )
+    ]
+    assert ways(made, "10.0.0.2", "10.0.0.1") == {"10.0.0.2": [], "10.0.0.1": [(9127, "ravenvpn0", None)]}
+
+
+def test_where_a_gateway_is_called_at_ipv6_addresses_of_its_own_alone_the_tunnel_is_narrow() -> None:
+    """The kernel would book a path MTU it learns to the tunnel's route for that address, so none must be needed."""
+
+    def mtu(public: str, settings: Settings = ON) -> int | None:
+        there = region("dock", info("dock-1", "2001:db8::7", "10.244.6.0/24"), public=public)
+        made = planned("edge-1", FACTORY, there, peers=[*PEERS, peer("dock-1")], settings=settings)
+        return next(r.mtu for r in made.host.routes if r.prefix == net("10.244.6.0/24"))
+
+    assert mtu("2001:db8::7") == 1280
+    assert mtu("2001:db8::8") == 1420, "an address that is not the node's own"
+    assert mtu("2001:db8::7", Settings()) == 1420
+
+
+def test_the_api_server_at_a_nodes_address_stays_outside_for_whoever_steers_by_it() -> None:
+    api = (ApiEndpoint(ip("172.16.0.1"), 6443),)
+    for me in EDGES:
+        made = planned(me, api=api)
+        assert (
+            Rule(
+                4,
+                98,
+                RuleAction.GOTO,
+                102,
+                input_device="lo",
+                to=net("172.16.0.1/32"),
+                ip_protocol=6,
+                destination_port=6443,
+            )
+            in made.host.rules
+        )
+        # Without a rule that asks for ports on arrival, a strict reverse-path check would look for the way back in
+        # the tunnel. On a gateway the one for our own packets does.
+        asks = [r for r in made.host.rules if r.action is RuleAction.NOP and r.preference == 98 and r.family == 4]
+        assert [(r.input_device, r.ip_protocol) for r in asks] == [
+            ("raven0", 6) if me == "edge-3" else ("ravenvpn0", 17)
+        ]
+
+
+def test_the_mtu_of_a_way_to_a_node_is_that_of_the_way_to_its_pods() -> None:
+    facts = {"mtus": {"203.0.113.10": 1400, "10.0.0.1": 1300}}
+    assert {
+        r.mtu for r in planned("edge-1", **facts).host.routes if r.prefix == net("172.16.0.1/32") and r.device
+    } == {1320}
+    assert (
+        Route(net("172.16.0.1/32"), 9127, device="raven0", via=ip("240.0.0.1"), mtu=1280)
+        in planned("edge-3", **facts).host.routes
+    )
