@@ -1,8 +1,8 @@
 """Traffic between hosts of a lab, all of it from this very process: its sockets live in the hosts' namespaces.
 
-A `Station` answers on one host: a datagram with the address it was seen from, however large it was; what
-comes by TCP with its SHA-256 and the address. `datagrams`, `streams` and `echoes` ask many stations at once, and say for each
-pair what came back.
+A `Station` answers on one host: a datagram with the address it was seen from, however large it was; what comes by TCP
+with its SHA-256 and the address. `datagrams`, `streams` and `echoes` ask many stations at once, and say for each pair
+what came back.
 """
 
 from __future__ import annotations
