@@ -113,7 +113,8 @@ class Candidacy:
         if self._seen is None or self._seen.holder != self.identity:
             return None
         self._renewed_at = None
-        return replace(self._seen, holder="", duration=RELEASED_DURATION, renewed=wall, acquired=wall)
+        self._seen = replace(self._seen, holder="", duration=RELEASED_DURATION, renewed=wall, acquired=wall)
+        return self._seen
 
 
 class _Meta(msgspec.Struct, rename="camel"):
@@ -214,6 +215,11 @@ class Election:
         self._resource = LEASES.within(namespace)
         self._on_change, self._fit, self._clock, self._jitter = on_change, fit, clock, jitter
         self._was_leading = False
+        self._nudged = asyncio.Event()
+
+    def nudge(self) -> None:
+        """This replica may have become fit: there is no need to wait for the next try."""
+        self._nudged.set()
 
     def budget(self) -> float:
         return self.candidacy.budget(self._clock())
@@ -232,7 +238,10 @@ class Election:
                         async with asyncio.timeout(self._patience()):
                             await self._try()
                 self._tell()
-                await asyncio.sleep(min(timing.retry * (1 + 0.2 * self._jitter()), self._until_over()))
+                wait = min(timing.retry * (1 + 0.2 * self._jitter()), self._until_over())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._nudged.wait(), wait)
+                self._nudged.clear()
                 self._tell()
         finally:
             with contextlib.suppress(ClusterError, TimeoutError):

@@ -159,7 +159,7 @@ def _why_not(node: str, gateway: str, view: View) -> str:
 
 def _conflicting(conflicts: Sequence[Conflict]) -> Verdict:
     if not conflicts:
-        return Verdict(CONFLICT, False, "None", "no other object claims what this one does")
+        return Verdict(CONFLICT, False, "NoConflict", "no other object claims what this one does")
     first, rest = conflicts[0], len(conflicts) - 1
     reason = "".join(part.capitalize() for part in first.kind.name.split("_"))
     more = f"; and {rest} more" if rest else ""

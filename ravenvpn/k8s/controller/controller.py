@@ -94,7 +94,8 @@ class Controller:
         self._options, self._names = options, names
         self._draw, self._clock, self._wall = draw, clock, wall
         self._wake = asyncio.Event()
-        self._following = Following(client, self.view, self._wake.set, draw=draw, wall=wall)
+        self._following = Following(client, self.view, self._followed, draw=draw, wall=wall)
+        self._was_fit = False
         self._surroundings = Surroundings(client, self._asked, draw)
         self._election: Election | None = None
         if options.leader_election:
@@ -160,6 +161,14 @@ class Controller:
         if not self._surroundings.known:
             found.append("what this cluster serves is not known yet")
         return found
+
+    def _followed(self) -> None:
+        """The view grew, or a connection changed."""
+        fit = self._following.fit
+        if fit and not self._was_fit and self._election is not None:
+            self._election.nudge()
+        self._was_fit = fit
+        self._wake.set()
 
     def _asked(self) -> None:
         """An answer of the surroundings changed."""
@@ -231,7 +240,7 @@ class Controller:
                 reason = "ElectionTaken" if opinion.elects else "SteppedBack"
                 await self._writer.tell([Notice(subject(held), reason, opinion.why)])
         self._opinion = opinion
-        rights = Rights(opinion.elects, bool(self._surroundings.conditions), self._options.publish_keys)
+        rights = Rights(opinion.elects, self._surroundings.added or frozenset(), self._options.publish_keys)
         if rights != self._rights:
             self._rights = rights
             self.view.touch_all()

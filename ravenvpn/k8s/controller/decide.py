@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.controller import conditions, keys, public
-from ravenvpn.k8s.controller.facts import Condition, HeldGateway
+from ravenvpn.k8s.controller.facts import CONDITIONS, NODE_COUNT, Condition, HeldGateway
 from ravenvpn.k8s.controller.notices import Notice, Subject
 from ravenvpn.k8s.controller.view import View
 from ravenvpn.mesh.conflict import Conflict
@@ -34,10 +34,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What may be written here: statuses and Services where we elect, conditions where the served schema has them."""
+    """What may be written here: statuses and Services where we elect, and of `facts.ADDED` what is served."""
 
     elects: bool
-    conditions: bool
+    added: frozenset[str]
     keys: bool
 
 
@@ -73,7 +73,7 @@ def decide(
     if held is not None and rights.elects:
         verdicts = conditions.judge(held, view, status, conflicts)
         wanted = conditions.settle(verdicts, held.conditions, held.generation, now)
-        body = _status_patch(held, status, wanted if rights.conditions else None)
+        body = _status_patch(held, status, wanted, rights.added)
         lasting = _of_problems(held, view, verdicts[2])
         notices = [*_of_election(held, status), *(notice for notice in lasting if notice not in told)]
     missing = keys.missing(value, peers) if rights.keys and value is not None and held and not held.stale else {}
@@ -81,14 +81,17 @@ def decide(
 
 
 def _status_patch(
-    held: HeldGateway, status: GatewayStatus, wanted: Sequence[Condition] | None
+    held: HeldGateway, status: GatewayStatus, wanted: Sequence[Condition], added: Set[str]
 ) -> dict[str, Any] | None:
     """None where the API server has it so already."""
     body: dict[str, Any] = {}
-    if held.value is not None and (held.status_lost or status != held.value.status):
-        body = crd.write_status(status)
-    if wanted is not None and tuple(wanted) != held.conditions:
-        body["conditions"] = [conditions.write(condition) for condition in wanted]
+    if held.value is not None:
+        if held.status_lost or status != held.value.status:
+            body = crd.write_status(status)
+        if NODE_COUNT in added and held.node_count != len(status.nodes):
+            body[NODE_COUNT] = len(status.nodes)
+    if CONDITIONS in added and tuple(wanted) != held.conditions:
+        body[CONDITIONS] = [conditions.write(condition) for condition in wanted]
     return {"metadata": {"resourceVersion": held.version}, "status": body} if body else None
 
 

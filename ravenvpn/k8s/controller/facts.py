@@ -27,6 +27,9 @@ ROLE_LABEL = "ravenvpn.io/role"
 EPOCH_ANNOTATION = "ravenvpn.io/epoch"
 RAVEN_CFG = "raven-cfg"
 _CALICO = "projectcalico.org"
+# What our definition of the Gateway's status has beyond upstream's, which prunes them.
+CONDITIONS, NODE_COUNT = "conditions", "nodeCount"
+ADDED = frozenset({CONDITIONS, NODE_COUNT})
 # Of one claim: an agent that moved its role while the API was away counted on from what it knew.
 MAX_EPOCH_DIGITS = 9
 
@@ -68,6 +71,7 @@ class HeldGateway:
     status_lost: bool = False
     problems: tuple[Problem, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    node_count: int | None = None
     writers: tuple[Writer, ...] = ()
 
 
@@ -244,6 +248,7 @@ def read_gateway(document: Mapping[str, Any], before: HeldGateway | None = None)
         status_lost=status_lost,
         problems=problems,
         conditions=_conditions(document),
+        node_count=_node_count(document),
         writers=_writers(meta),
     )
 
@@ -269,6 +274,12 @@ def _conditions(document: Mapping[str, Any]) -> tuple[Condition, ...]:
             continue
         read.append(Condition(c.type, c.status, c.reason, c.message, c.observed_generation, c.last_transition_time))
     return tuple(read)
+
+
+def _node_count(document: Mapping[str, Any]) -> int | None:
+    status = document.get("status")
+    count = status.get(NODE_COUNT) if isinstance(status, Mapping) else None
+    return count if isinstance(count, int) else None
 
 
 def _writers(meta: _Meta) -> tuple[Writer, ...]:
@@ -386,17 +397,17 @@ def read_slice(document: Mapping[str, Any]) -> HeldSlice | None:
     )
 
 
-def declares_conditions(definition: Mapping[str, Any]) -> bool:
-    """Whether this CustomResourceDefinition has `status.conditions` in v1beta1 of the Gateway."""
-    path = ("schema", "openAPIV3Schema", "properties", "status", "properties", "conditions")
+def added_fields(definition: Mapping[str, Any]) -> frozenset[str]:
+    """Which of `ADDED` this CustomResourceDefinition has in the status of v1beta1 of the Gateway."""
+    path = ("schema", "openAPIV3Schema", "properties", "status", "properties")
     spec = definition.get("spec")
     for version in (spec.get("versions") if isinstance(spec, Mapping) else None) or ():
         here = version if version.get("name") == "v1beta1" else None
         for step in path:
             here = here.get(step) if isinstance(here, Mapping) else None
-        if here is not None:
-            return True
-    return False
+        if isinstance(here, Mapping):
+            return frozenset(ADDED & here.keys())
+    return frozenset()
 
 
 def _meta(document: Mapping[str, Any]) -> _Meta:

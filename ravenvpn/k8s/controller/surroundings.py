@@ -24,11 +24,11 @@ CALICO = "crd.projectcalico.org"
 
 
 class Surroundings:
-    """`conditions`: whether the served Gateway has them, None before anybody said. `on_change` is called when an
+    """`added`: what of `facts.ADDED` the served Gateway has, None before anybody said. `on_change` is called when an
     answer differs from the last."""
 
     def __init__(self, client: Client, on_change: Callable[[], None], draw: Callable[[], float]) -> None:
-        self.conditions: bool | None = None
+        self.added: frozenset[str] | None = None
         self.calico: bool | None = None  # whether its resources are served
         self.mesh: str | None = None
         self.lease_renewed: float | None = None
@@ -37,7 +37,7 @@ class Surroundings:
 
     @property
     def known(self) -> bool:
-        return self.conditions is not None and self.calico is not None and self.mesh is not None
+        return self.added is not None and self.calico is not None and self.mesh is not None
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -47,7 +47,7 @@ class Surroundings:
     async def _ask_forever(self) -> None:
         backoff = Backoff(self._draw)
         while True:
-            before = (self.conditions, self.calico, self.mesh)
+            before = (self.added, self.calico, self.mesh)
             try:
                 await self._ask()
                 backoff.reset()
@@ -55,7 +55,7 @@ class Surroundings:
             except ApiError as error:
                 log.warning("what is served here cannot be found out: %s", error)
                 wait = backoff.delay(error.retry_after or 0.0)
-            if before != (self.conditions, self.calico, self.mesh):
+            if before != (self.added, self.calico, self.mesh):
                 self._on_change()
             await asyncio.sleep(wait)
 
@@ -64,16 +64,19 @@ class Surroundings:
             self.mesh = await self._mesh_name()
         self.calico = bool(await self._client.served(CALICO))
         try:
-            declared = facts.declares_conditions(await self._client.get(CRDS, GATEWAY_DEFINITION))
+            declared = facts.added_fields(await self._client.get(CRDS, GATEWAY_DEFINITION))
         except ApiError as error:
             if error.status not in (403, 404):
                 raise
-            declared = False  # without a definition there is nobody to write conditions of; forbidden: stay careful
-            if error.status == 403 and self.conditions is None:
+            declared = (
+                frozenset()
+            )  # without a definition there is nobody to write conditions of; forbidden: stay careful
+            if error.status == 403 and self.added is None:
                 log.warning("conditions are left out: %s", error)
-        if declared is not self.conditions:
-            log.info("the served Gateway %s", "has conditions" if declared else "has no conditions: none are written")
-        self.conditions = declared
+        if declared != self.added:
+            has = ", ".join(sorted(declared)) or "no conditions: none are written"
+            log.info("the status of the served Gateway has %s", has)
+        self.added = declared
 
     async def _mesh_name(self) -> str:
         """The UID of namespace kube-system, as agents have it."""
