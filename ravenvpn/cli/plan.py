@@ -23,31 +23,42 @@ from ravenvpn.errors import ConfigError
 )
 @click.option("--node", default=None, envvar="NODE_NAME", help="With -f: for this node.  [default: this host's name]")
 @click.option("--mesh", default="ravenvpn", show_default=True, help="With -f: name of the mesh.")
+@click.option("--forward-node-ip", is_flag=True, help="With -f: node addresses of other regions too.")
 @click.option("--diff", is_flag=True, help="Only what would have to change on this host, as it is right now.")
 @output_option
 @socket_option
-def plan(*, directory: Path | None, node: str | None, mesh: str, diff: bool, output: str, socket_path: Path) -> None:
+def plan(
+    *,
+    directory: Path | None,
+    node: str | None,
+    mesh: str,
+    forward_node_ip: bool,
+    diff: bool,
+    output: str,
+    socket_path: Path,
+) -> None:
     """Show what the agent wants on this host: sessions, device, addresses, rules, routes, sysctls, packet filter."""
     if directory is None:
         lines = ask(socket_path, "/v1/plan?diff=1" if diff else "/v1/plan", list[PlanLine], timeout=30.0)
     else:
-        lines = _from_manifests(directory, node or socket.gethostname(), mesh, diff)
+        lines = _from_manifests(directory, node or socket.gethostname(), mesh, forward_node_ip, diff)
     if diff and not lines and output == "table":
         click.echo("nothing to change")
     emit(lines, output, lambda: _print(lines))
 
 
-def _from_manifests(directory: Path, node: str, mesh: str, diff: bool) -> list[PlanLine]:
+def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool, diff: bool) -> list[PlanLine]:
     from ravenvpn.agent.reporting import plan_lines
     from ravenvpn.k8s.files import FileSource
     from ravenvpn.mesh import plan as planning
+    from ravenvpn.mesh.context import Settings
 
     if diff:
         raise ConfigError("cannot be combined with -f", field="--diff", remedy="ask the agent: raven-vpn plan --diff")
     snapshot = FileSource(directory, mesh).load()
     for problem in snapshot.problems:
         click.echo(f"raven-vpn: {problem}", err=True)
-    made = planning.plan(snapshot.world, me=node)
+    made = planning.plan(snapshot.world, me=node, settings=Settings(forward_node_ip=forward_node_ip))
     for conflict in made.conflicts:
         click.echo(f"raven-vpn: {conflict}", err=True)
     click.echo(f"# {node}: {made.role}" + (f" of region {made.region}" if made.region else ""), err=True)
