@@ -6,6 +6,7 @@ wrote, before it is changed; so `cleanup` can put it back, even after a kill at 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from ravenvpn.errors import HostError
 from ravenvpn.node.reasons import host_error
 
 _ROOT = Path("/proc/sys")
+# A container's /proc/sys is read-only unless it is privileged, and no runtime lets anything be mounted over it; so the
+# DaemonSet mounts the host's /proc/sys/net here.
+_CONTAINER_ROOT = Path("/host/proc/sys")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -28,7 +32,12 @@ def read(key: str) -> str | None:
 
 def write(key: str, value: str) -> None:
     try:
-        (_ROOT / key).write_text(value + "\n")
+        try:
+            (_ROOT / key).write_text(value + "\n")
+        except OSError as error:
+            if error.errno != errno.EROFS or not _CONTAINER_ROOT.is_dir():
+                raise
+            (_CONTAINER_ROOT / key).write_text(value + "\n")
     except OSError as error:
         raise host_error(f"sysctl {key}={value}", error.errno or 0) from error
 
