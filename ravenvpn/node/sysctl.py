@@ -16,8 +16,8 @@ from ravenvpn.errors import HostError
 from ravenvpn.node.reasons import host_error
 
 _ROOT = Path("/proc/sys")
-# A container's /proc/sys is read-only unless it is privileged, and no runtime lets anything be mounted over it; so the
-# DaemonSet mounts the host's /proc/sys/net here.
+# The /proc/sys of a container that is not privileged is read-only, and no runtime lets anything be mounted over it.
+# So the DaemonSet mounts the host's /proc/sys/net here.
 _CONTAINER_ROOT = Path("/host/proc/sys")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
