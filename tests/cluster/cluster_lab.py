@@ -48,6 +48,10 @@ class ClusterLab:
     def node(self, name: str) -> Node:
         return self.lab.node(name)
 
+    def connect(self) -> Api:
+        """One more client, for a thread of its own."""
+        return Api(self.node(CONTROL_PLANE), self.plane.address, PORT, self.plane.folder / "pki")
+
     def gateways(self) -> list[Manifest]:
         """One for each region, as an operator writes them; nothing is applied by this."""
         return [thing for thing in self.lab.manifests({}) if thing["kind"] == "Gateway"]

@@ -123,7 +123,7 @@ class Mesh:
                 env={**self.environment, "POD_NAME": f"{CONTROLLER}-{name}", "POD_NAMESPACE": NAMESPACE},
             )
 
-    def end_controller(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+    def end_controller(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
         process = self.controllers.pop(name)
         process.send_signal(how)
         process.wait(timeout=20)

@@ -1,0 +1,96 @@
+"""Regions that exist as objects only: a Gateway, its Nodes and its Peer each, for load. Nobody answers there."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from cluster_api import Api
+from cluster_mesh import GATEWAYS, PEERS, Mesh
+
+from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
+
+Object = dict[str, Any]
+NODES_PER_REGION = 16  # places in the address plan
+
+
+def name(number: int) -> str:
+    return f"field-{number}"
+
+
+def prefix(number: int, index: int = 0) -> str:
+    """The podCIDR of a node: a /28 in 10.128.0.0/10 and up."""
+    place = (number * NODES_PER_REGION + index) * 16
+    return f"{10}.{128 + (place >> 16)}.{place >> 8 & 255}.{place & 255}/28"
+
+
+def more_prefix(number: int) -> str:
+    """One that a change may add to the region: of 172.16.0.0/12, and no other's."""
+    return f"172.{16 + (number >> 8)}.{number & 255}.0/28"
+
+
+def gateway(number: int) -> Object:
+    region, node = name(number), f"{name(number)}-0"
+    return {
+        "apiVersion": "raven.openyurt.io/v1beta1",
+        "kind": "Gateway",
+        "metadata": {"name": region},
+        "spec": {
+            "tunnelConfig": {"Replicas": 1},
+            "endpoints": [{"nodeName": node, "type": "tunnel", "port": 4500, "underNAT": True}],
+        },
+    }
+
+
+def node(number: int, index: int) -> Object:
+    place = number * NODES_PER_REGION + index
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": f"{name(number)}-{index}", "labels": {LABEL: name(number)}},
+        "spec": {"podCIDR": prefix(number, index), "podCIDRs": [prefix(number, index)]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": f"192.168.{place >> 8}.{place & 255}"}],
+            "conditions": [{"type": "Ready", "status": "True", "reason": "Scene", "message": ""}],
+        },
+    }
+
+
+def peer(number: int) -> Object:
+    return {
+        "apiVersion": "ravenvpn.io/v1alpha1",
+        "kind": "Peer",
+        "metadata": {"name": f"{name(number)}-0", "labels": {LABEL: name(number), "ravenvpn.io/role": "gateway"}},
+        "spec": {"publicKey": base64.b64encode(hashlib.sha256(name(number).encode()).digest()).decode()},
+    }
+
+
+def sow(mesh: Mesh, numbers: Iterable[int], nodes: int = 1) -> None:
+    """Create these regions, several at a time."""
+
+    def one(number: int) -> None:
+        api = mesh.cluster.connect()
+        try:
+            for index in range(nodes):
+                made = node(number, index)
+                api.create("/api/v1/nodes", made)
+                api.merge(f"/api/v1/nodes/{made['metadata']['name']}/status", {"status": made["status"]})
+            api.create(PEERS, peer(number))
+            api.create(GATEWAYS, gateway(number))
+        finally:
+            api.close()
+
+    with ThreadPoolExecutor(max_workers=8) as workers:
+        for _ in workers.map(one, numbers):
+            pass  # brings an error out
+
+
+def reap(api: Api, numbers: Iterable[int], nodes: int = 1) -> None:
+    for number in numbers:
+        api.delete(f"{GATEWAYS}/{name(number)}")
+        api.delete(f"{PEERS}/{name(number)}-0")
+        for index in range(nodes):
+            api.delete(f"/api/v1/nodes/{name(number)}-{index}")
