@@ -27,6 +27,7 @@ want iptables-legacy iptables
 want ping iputils-ping
 want ps procps
 want curl curl
+want dnsmasq dnsmasq-base
 want openssl openssl
 want gcc "gcc libc6-dev"
 want unshare util-linux
