@@ -22,7 +22,7 @@ _REMEDIES = {
     errno.ENOBUFS: "the kernel is short of socket memory; raise net.core.rmem_max",
     errno.ENOSPC: "a kernel table is full",
     errno.EMFILE: "raise the limit of open files",
-    errno.EROFS: "the file system is read-only here (a container needs the host's /proc/sys/net at /host/proc/sys/net)",
+    errno.EROFS: "read-only here (a container wants the host's /proc/sys/net at /host/proc/sys/net)",
     errno.ETIMEDOUT: "the kernel did not answer in time; it is retried",
 }
 
