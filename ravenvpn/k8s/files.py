@@ -63,6 +63,8 @@ class FileSource:
         self._now_ns = now_ns
         self._last: Snapshot | None = None
         self._wake = asyncio.Event()
+        self.api: None = None  # there is no server, and so no
+        self.endpoints: tuple[()] = ()
 
     def __str__(self) -> str:
         return f"file:{self.directory}"

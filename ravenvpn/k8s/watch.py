@@ -132,6 +132,7 @@ class Reflector:
                 if not accepted:
                     accepted = True
                     self._accepted()
+                    yield Batch(version=version)  # nothing new, and yet: what is known is the server's
                 self.connection.heard_at = self._wall()
                 if events and (batch := self._take(events)):
                     yield batch
