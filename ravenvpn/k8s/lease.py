@@ -194,7 +194,7 @@ class Alone:
 class Election:
     """Stands for the Lease as long as it runs, and calls `on_change` when leading begins or ends.
 
-    `fit` says whether this replica could do the work; one that could not leaves the Lease to others.
+    `fit` says whether this replica could do the work; one that could not leaves the Lease to others, or lets it lapse.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class Election:
         timing = self.candidacy.timing
         try:
             while True:
-                if self.leading() or self._fit():
+                if self._fit():
                     # A hung API server must not keep a leader from noticing that its time is over.
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(self._patience()):

@@ -18,7 +18,7 @@ from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.controller import deference
 from ravenvpn.k8s.controller.decide import Rights, subject
 from ravenvpn.k8s.controller.deference import Elect, Opinion
-from ravenvpn.k8s.controller.following import Following
+from ravenvpn.k8s.controller.following import PATIENCE, PATIENCE_OF_LEADER, Following
 from ravenvpn.k8s.controller.notices import EventLog, Notice
 from ravenvpn.k8s.controller.rounds import Rounds
 from ravenvpn.k8s.controller.surroundings import Surroundings
@@ -105,7 +105,7 @@ class Controller:
                 name=options.lease_name,
                 namespace=options.lease_namespace,
                 on_change=self._wake.set,
-                fit=lambda: self._following.fit,
+                fit=self._may_stand,
                 clock=clock,
                 jitter=draw,
             )
@@ -155,16 +155,19 @@ class Controller:
 
     def _unready(self) -> Sequence[str]:
         found = []
-        if not self._following.fit:
+        if not self._following.fit():
             errors = {c.error for c in self._following.connections().values() if c.error}
             found.append(f"Gateways and Nodes are not known: {'; '.join(sorted(errors)) or 'still listing'}")
         if not self._surroundings.known:
             found.append("what this cluster serves is not known yet")
         return found
 
+    def _may_stand(self) -> bool:
+        return self._following.fit(PATIENCE_OF_LEADER if self._leadership.leading() else PATIENCE)
+
     def _followed(self) -> None:
         """The view grew, or a connection changed."""
-        fit = self._following.fit
+        fit = self._following.fit()
         if fit and not self._was_fit and self._election is not None:
             self._election.nudge()
         self._was_fit = fit

@@ -16,8 +16,9 @@ from ravenvpn.k8s.resource import Resource
 from ravenvpn.k8s.watch import Connection, Reflector
 from ravenvpn.mesh.model import GATEWAY_LABEL
 
-# A watch that broke off moments ago is no reason to give the Lease away; seconds.
+# Seconds since a watch broke off after which a replica does not stand for the Lease, and after which it gives it up.
 PATIENCE = 10.0
+PATIENCE_OF_LEADER = 60.0
 ESSENTIAL = (Kind.GATEWAY, Kind.NODE)
 
 
@@ -63,21 +64,20 @@ class Following:
     def connections(self) -> dict[Kind, Connection]:
         return {kind: reflector.connection for kind, reflector in self._reflectors.items()}
 
-    @property
-    def fit(self) -> bool:
+    def fit(self, patience: float = PATIENCE) -> bool:
         """Whether what matters most is known, and fresh: a replica that sees nothing must not lead."""
-        return all(kind in self._complete and self._fresh(kind) for kind in ESSENTIAL)
+        return all(kind in self._complete and self._lost_for(kind) < patience for kind in ESSENTIAL)
 
     @property
     def settled(self) -> bool:
         """Whether everything is known that can be: the rest may be forbidden here, or not exist."""
-        return self.fit and all(
+        return self.fit() and all(
             kind in self._complete or reflector.connection.error for kind, reflector in self._reflectors.items()
         )
 
-    def _fresh(self, kind: Kind) -> bool:
+    def _lost_for(self, kind: Kind) -> float:
         lost = self._reflectors[kind].connection.lost_since
-        return lost is None or self._wall() - lost < PATIENCE
+        return 0.0 if lost is None else self._wall() - lost
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ravenvpn.k8s.controller.facts import HeldService
 from ravenvpn.k8s.controller.public import LOAD_BALANCER, places
 from ravenvpn.k8s.controller.view import Claim, View
+from ravenvpn.k8s.fields import Report, read_address
 from ravenvpn.mesh.model import (
     DEFAULT_TUNNEL_PORT,
     EPOCH_KEY,
@@ -69,11 +70,16 @@ def _adopt(gateway: Gateway, claim: Claim | None, known: int) -> Gateway:
 def _balanced(endpoint: Endpoint, service: HeldService | None, present: str, addresses: Addresses) -> Endpoint:
     """Where the load balancer listens. Of several addresses the present one stays as long as it is among them."""
     ingress = service.ingress if service else ()
-    found = list(dict.fromkeys(address for one in ingress for address in addresses(one)))
+    found = list(dict.fromkeys(address for one in ingress for address in addresses(one) if _reachable(address)))
     if found:
         return replace(endpoint, public_ip=present if present in found else found[0])
     # A resolver that is silent takes nothing away from a name that is still the balancer's.
     return replace(endpoint, public_ip=(present if ingress else "") or endpoint.public_ip)
+
+
+def _reachable(text: str) -> bool:
+    """What no reader of the status would take must not stand there: it would be written for ever."""
+    return read_address(Report(""), "", text) is not None
 
 
 def _announced(endpoint: Endpoint, peer: Peer | None) -> Endpoint:

@@ -1,0 +1,285 @@
+"""Who is active and what the nodes hold, as the controller writes it into the status of a Gateway."""
+
+from __future__ import annotations
+
+import pytest
+from controller_world import NOW, Cluster, gateway, node, peer, reasons, tunnel
+
+from ravenvpn.k8s.controller.decide import Rights
+from ravenvpn.k8s.controller.facts import ADDED
+from ravenvpn.k8s.controller.view import Kind
+from ravenvpn.mesh.status import Gates
+
+FACTORY = gateway("factory", [tunnel("edge-1", underNAT=True), tunnel("edge-2", underNAT=True)])
+EDGE_1 = node("edge-1", "factory", cidrs=["10.244.1.0/24", "fd00:10:244:1::/64"], ip="10.0.1.1")
+EDGE_2 = node("edge-2", "factory", cidrs=["10.244.2.0/24"], ip="10.0.1.2")
+
+
+@pytest.fixture
+def factory() -> Cluster:
+    return Cluster(FACTORY, EDGE_1, EDGE_2)
+
+
+def test_a_fresh_gateway_gets_the_whole_status_at_once(factory: Cluster) -> None:
+    decision = factory.decide("factory")
+    assert decision.status is not None
+    assert decision.status["metadata"] == {"resourceVersion": "1"}
+    status = decision.status["status"]
+    assert status["nodes"] == [
+        {"nodeName": "edge-1", "privateIP": "10.0.1.1", "subnets": ["10.244.1.0/24", "fd00:10:244:1::/64"]},
+        {"nodeName": "edge-2", "privateIP": "10.0.1.2", "subnets": ["10.244.2.0/24"]},
+    ]
+    assert status["activeEndpoints"] == [
+        {
+            "nodeName": "edge-1",
+            "type": "tunnel",
+            "underNAT": True,
+            "config": {"enable-l3-tunnel": "true", "ravenvpn.io/epoch": "1"},
+        }
+    ]
+    assert status["nodeCount"] == 2
+    assert reasons(decision) == [("ActiveEndpointElected", "active tunnel endpoint: edge-1")]
+
+
+def test_what_is_written_already_is_not_written_again(factory: Cluster) -> None:
+    factory.settle("factory")
+    assert not factory.decide("factory", now="2026-02-01T00:00:00Z")
+
+
+def test_the_role_moves_when_its_node_is_no_longer_ready(factory: Cluster) -> None:
+    factory.settle("factory")
+    factory.put(node("edge-1", "factory", ready=False, ip="10.0.1.1"))
+    decision = factory.settle("factory")
+    assert factory.active("factory") == ["edge-2"]
+    assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "2"
+    assert reasons(decision) == [("ActiveEndpointElected", "active tunnel endpoint: edge-2 (was edge-1)")]
+
+
+def test_the_role_does_not_move_back(factory: Cluster) -> None:
+    factory.settle("factory")
+    factory.put(node("edge-1", "factory", ready=False))
+    factory.settle("factory")
+    factory.put(EDGE_1)
+    factory.settle("factory")
+    assert factory.active("factory") == ["edge-2"]
+
+
+def test_a_node_that_lost_the_label_or_is_gone_does_not_stay_active(factory: Cluster) -> None:
+    """openyurtio/openyurt #2797. A watch with a label selector tells either as a deletion."""
+    factory.settle("factory")
+    factory.drop("Node", "edge-1")
+    assert factory.touched() == {"factory"}
+    factory.settle("factory")
+    assert factory.active("factory") == ["edge-2"]
+    assert [n["nodeName"] for n in factory.status("factory")["nodes"]] == ["edge-2"]
+
+
+def test_a_node_that_moved_to_another_region_leaves_the_first(factory: Cluster) -> None:
+    factory.settle("factory")
+    factory.touched()
+    factory.put(node("edge-1", "office"))
+    assert factory.touched() == {"factory", "office"}
+    factory.settle("factory")
+    assert factory.active("factory") == ["edge-2"]
+
+
+def test_nobody_left_is_told_as_a_loss_and_the_epoch_goes_on(factory: Cluster) -> None:
+    factory.settle("factory")
+    factory.put(node("edge-1", "factory", ready=False), node("edge-2", "factory", ready=False))
+    decision = factory.settle("factory")
+    assert factory.active("factory") == []
+    assert reasons(decision) == [("ActiveEndpointLost", "no active tunnel endpoint any more (was edge-1)")]
+    assert decision.notices[0].warning
+    factory.put(EDGE_2)
+    factory.settle("factory")
+    # The status had forgotten it.
+    assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "2"
+
+
+def test_a_heartbeat_of_a_node_touches_nothing(factory: Cluster) -> None:
+    factory.touched()
+    factory.put(EDGE_1)
+    assert factory.touched() == set()
+
+
+def test_a_change_of_one_node_touches_its_gateway_alone(factory: Cluster) -> None:
+    factory.put(gateway("office", [tunnel("office-1")]), node("office-1", "office"))
+    factory.touched()
+    factory.put(node("edge-2", "factory", cidrs=["10.244.7.0/24"]))
+    assert factory.touched() == {"factory"}
+
+
+def test_extra_cidrs_belong_to_the_active_node(factory: Cluster) -> None:
+    annotations = {"raven.openyurt.io/extra-allowed-source-cidrs": "192.168.7.0/24"}
+    factory.put({**FACTORY, "metadata": {**FACTORY["metadata"], "annotations": annotations}})
+    factory.settle("factory")
+    assert factory.status("factory")["nodes"][0]["subnets"] == [
+        "10.244.1.0/24",
+        "fd00:10:244:1::/64",
+        "192.168.7.0/24",
+    ]
+
+
+# Gates.
+
+
+def config_map(**data: str) -> dict[str, object]:
+    return {"kind": "ConfigMap", "metadata": {"name": "raven-cfg", "namespace": "kube-system"}, "data": data}
+
+
+BOTH = gateway(
+    "cloud",
+    [tunnel("cloud-1"), {"nodeName": "cloud-1", "type": "proxy"}],
+    proxyConfig={"Replicas": 1},
+)
+
+
+def test_without_raven_cfg_the_tunnel_is_wanted_and_no_proxy() -> None:
+    cluster = Cluster(BOTH, node("cloud-1", "cloud"))
+    cluster.settle("cloud")
+    assert [e["type"] for e in cluster.status("cloud")["activeEndpoints"]] == ["tunnel"]
+
+
+def test_raven_cfg_holds_where_it_is() -> None:
+    cluster = Cluster(BOTH, node("cloud-1", "cloud"))
+    cluster.put(config_map(**{"enable-l7-proxy": "true", "enable-l3-tunnel": "true"}))
+    cluster.settle("cloud")
+    active = cluster.status("cloud")["activeEndpoints"]
+    assert [(e["type"], e["config"]) for e in active] == [
+        ("proxy", {"enable-l7-proxy": "true", "ravenvpn.io/epoch": "1"}),
+        ("tunnel", {"enable-l3-tunnel": "true", "ravenvpn.io/epoch": "1"}),
+    ]
+    cluster.put(config_map(**{"enable-l7-proxy": "true"}))
+    assert "cloud" in cluster.touched()
+    cluster.settle("cloud")
+    assert [e["type"] for e in cluster.status("cloud")["activeEndpoints"]] == ["proxy"]
+    assert cluster.condition("cloud", "EndpointElected")["status"] == "True"
+
+
+def test_a_tunnel_turned_off_says_where() -> None:
+    cluster = Cluster(FACTORY, EDGE_1, config_map())
+    cluster.settle("factory")
+    condition = cluster.condition("factory", "Ready")
+    assert condition["reason"] == "TurnedOff"
+    assert condition["message"] == 'ConfigMap kube-system/raven-cfg does not say enable-l3-tunnel: "true"'
+
+
+def test_raven_cfg_gone_is_as_if_it_had_never_been() -> None:
+    cluster = Cluster(FACTORY, EDGE_1, config_map())
+    cluster.drop("ConfigMap", "raven-cfg")
+    assert cluster.view.gates == Gates(tunnel=True, proxy=False)
+
+
+# Calico.
+
+
+def block(name: str, node: str, cidr: str, state: str = "confirmed", **spec: str) -> dict[str, object]:
+    return {
+        "kind": "BlockAffinity",
+        "metadata": {"name": name},
+        "spec": {"node": node, "cidr": cidr, "state": state, **spec},
+    }
+
+
+def subnets(cluster: Cluster) -> list[list[str]]:
+    cluster.settle("factory")
+    return [n["subnets"] for n in cluster.status("factory")["nodes"]]
+
+
+def calico(name: str, cidr: str) -> dict[str, object]:
+    return node(name, "factory", cidrs=[cidr], annotations={"projectcalico.org/IPv4Address": "10.0.1.1/24"})
+
+
+def test_calicos_blocks_count_instead_of_pod_cidrs_and_come_and_go() -> None:
+    """openyurtio/openyurt #1809: a block that comes later was never seen."""
+    cluster = Cluster(FACTORY, calico("edge-1", "10.244.1.0/24"), calico("edge-2", "10.244.2.0/24"))
+    assert subnets(cluster) == [["10.244.1.0/24"], ["10.244.2.0/24"]]  # no block in the cluster: host-local IPAM
+    cluster.put(block("b1", "edge-1", "10.9.0.64/26"))
+    assert cluster.touched() >= {"factory"}
+    assert subnets(cluster) == [["10.9.0.64/26"], []]
+    cluster.put(
+        block("b2", "edge-2", "10.9.0.0/26"),
+        block("b3", "edge-1", "fd00:9::/122"),
+        block("b4", "edge-1", "10.9.1.0/26", state="pending"),
+        block("b5", "edge-1", "10.9.2.0/26", deleted="true"),
+        block("b6", "edge-1", "nonsense"),
+    )
+    assert subnets(cluster) == [["10.9.0.64/26", "fd00:9::/122"], ["10.9.0.0/26"]]
+    cluster.touched()
+    cluster.drop("BlockAffinity", "b1")
+    assert cluster.touched() == {"factory"}
+    assert subnets(cluster) == [["fd00:9::/122"], ["10.9.0.0/26"]]
+
+
+def test_blocks_mean_nothing_on_nodes_without_calico() -> None:
+    cluster = Cluster(FACTORY, EDGE_2, block("b1", "edge-2", "10.9.0.64/26"))
+    assert subnets(cluster) == [["10.244.2.0/24"]]
+
+
+# Epochs.
+
+
+def test_a_failover_counted_by_agents_is_adopted() -> None:
+    """While the API was away the agents moved the role to edge-2, and counted to 4."""
+    cluster = Cluster(FACTORY, EDGE_1, EDGE_2)
+    cluster.settle("factory")
+    cluster.put(peer("edge-2", "factory", epoch=4))
+    assert cluster.touched() >= {"factory"}
+    cluster.settle("factory")
+    assert cluster.active("factory") == ["edge-2"]
+    assert cluster.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "4"
+    # Once adopted it is history: the next move counts on.
+    cluster.put(node("edge-2", "factory", ready=False))
+    cluster.settle("factory")
+    assert cluster.active("factory") == ["edge-1"]
+    assert cluster.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "5"
+
+
+@pytest.mark.parametrize("epoch", [1, 0])
+def test_an_older_claim_moves_nothing(epoch: int) -> None:
+    cluster = Cluster(FACTORY, EDGE_1, EDGE_2)
+    cluster.settle("factory")
+    cluster.put(peer("edge-2", "factory", epoch=epoch))
+    assert cluster.decide("factory").status is None
+
+
+def test_nobody_claims_a_role_the_spec_does_not_offer() -> None:
+    cluster = Cluster(FACTORY, EDGE_1, EDGE_2, node("edge-9", "factory"))
+    cluster.settle("factory")
+    cluster.put(peer("edge-9", "factory", epoch=7))
+    assert cluster.decide("factory").status is None
+
+
+# What may be written.
+
+
+def test_where_the_served_schema_has_no_conditions_none_are_written(factory: Cluster) -> None:
+    decision = factory.decide("factory", Rights(elects=True, added=frozenset(), keys=True))
+    assert decision.status is not None
+    assert set(decision.status["status"]) == {"nodes", "activeEndpoints"}
+
+
+def test_who_steps_back_writes_no_status_and_tells_nothing(factory: Cluster) -> None:
+    decision = factory.decide("factory", Rights(elects=False, added=ADDED, keys=True))
+    assert not decision
+
+
+def test_an_answer_that_overtook_the_watch_is_not_undone(factory: Cluster) -> None:
+    """The watch delivers what was before our own write after its answer."""
+    old = factory.documents["factory"]
+    factory.settle("factory")
+    factory.view.take(Kind.GATEWAY, [old])
+    held = factory.view.gateways["factory"]
+    assert held.version == "2"
+    assert not factory.decide("factory", now=NOW)
+
+
+def test_a_gateway_made_anew_under_the_same_name_has_no_history(factory: Cluster) -> None:
+    factory.settle("factory")
+    factory.put(node("edge-1", "factory", ready=False))
+    factory.settle("factory")
+    again = {**FACTORY, "metadata": {**FACTORY["metadata"], "uid": "another", "resourceVersion": "9"}}
+    factory.put(again, EDGE_1)
+    factory.settle("factory")
+    assert factory.active("factory") == ["edge-1"]
+    assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "1"
