@@ -18,11 +18,14 @@ import yaml
 
 from ravenvpn.dataplane.contract import Offloads
 from ravenvpn.errors import ConfigError
+from ravenvpn.k8s.fields import Report, read_host_port
+from ravenvpn.mesh.model import HostPort
 
 CONFIG_FILE = Path("/etc/ravenvpn/config.yaml")
 RUN_DIRECTORY = Path("/run/ravenvpn")
 STATE_DIRECTORY = Path("/var/lib/ravenvpn")
 MAX_CONFIG_BYTES = 1 << 20
+CLUSTER = "cluster"  # the source that is no directory
 OFFLOADS = tuple(field.name for field in dataclasses.fields(Offloads))
 
 
@@ -36,8 +39,16 @@ class AgentConfig:
     """What an agent is told by its operator. Durations in seconds."""
 
     node: str = _setting("", "This node's name in the cluster; the host name if empty.", env="NODE_NAME")
-    source: str = _setting("file:/etc/ravenvpn/world", "Where the world comes from: file:DIRECTORY.")
-    mesh: str = _setting("ravenvpn", "Name of the mesh; tunnel addresses are derived from it.")
+    source: str = _setting("file:/etc/ravenvpn/world", "Where the world comes from: file:DIRECTORY, or cluster.")
+    kubeconfig: str = _setting(
+        "", "How to enter the cluster; if empty a pod's service account, else what kubectl takes."
+    )
+    context: str = _setting("", "Context of the kubeconfig; its current one if empty.")
+    mesh: str = _setting(
+        "",
+        "Name of the mesh, from which tunnel addresses are derived. If empty: the UID of namespace kube-system in a "
+        "cluster, else ravenvpn.",
+    )
     state_dir: str = _setting(str(STATE_DIRECTORY), "Private key and saved state (mode 0700).")
     run_dir: str = _setting(str(RUN_DIRECTORY), "Control socket.")
     private_key_file: str = _setting("", "Private key; made if absent. STATE_DIR/private.key if empty.")
@@ -48,6 +59,9 @@ class AgentConfig:
     forward_node_ip: bool = _setting(
         False,
         "Route the addresses of other regions' nodes as pods are, and accept what they send; the same on all nodes.",
+    )
+    addresses: str = _setting(
+        "", "Addresses or names at which others may try this node, best first, separated by commas."
     )
     http_address: str = _setting("127.0.0.1:10275", "Where /livez, /readyz and /metrics answer; off if empty.")
     probe_interval: float = _setting(1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0)
@@ -64,6 +78,22 @@ class AgentConfig:
     cleanup_on_exit: bool = _setting(False, "Remove everything from the host at exit, not only the tunnel device.")
     log_level: str = _setting("info", "How much to log.", choices=("debug", "info", "warning", "error"))
     log_format: str = _setting("auto", "human on a terminal, else json.", choices=("auto", "human", "json"))
+
+    @property
+    def world_directory(self) -> Path | None:
+        """Of the manifests; None where the world comes from a cluster."""
+        return None if self.source == CLUSTER else Path(self.source.removeprefix("file:"))
+
+    @property
+    def announced_addresses(self) -> tuple[HostPort, ...]:
+        """Raises ConfigError."""
+        report = Report("")
+        found = [
+            read_host_port(report, "addresses", text.strip()) for text in self.addresses.split(",") if text.strip()
+        ]
+        for problem in report.problems:
+            raise ConfigError(problem.message, field="addresses", remedy=problem.remedy)
+        return tuple(dict.fromkeys(one for one in found if one is not None))
 
     @property
     def node_name(self) -> str:
@@ -136,11 +166,14 @@ def read_file(path: Path) -> dict[str, Any]:
 def build(values: Mapping[str, Any], *, where: str = "") -> AgentConfig:
     """A configuration from values of any origin. Raises ConfigError for what no single value shows wrong."""
     config = AgentConfig(**{key: _checked(key, value, where) for key, value in values.items()})
-    if not config.source.startswith("file:") or config.source == "file:":
+    if config.source != CLUSTER and (not config.source.startswith("file:") or config.source == "file:"):
         raise ConfigError(
-            f"unknown source {config.source!r}", where=where, field="source", remedy="use file:DIRECTORY"
+            f"unknown source {config.source!r}",
+            where=where,
+            field="source",
+            remedy=f"use file:DIRECTORY, or {CLUSTER}",
         )
-    _ = config.http_endpoint, config.offloads  # parsed for their complaints
+    _ = config.http_endpoint, config.offloads, config.announced_addresses  # parsed for their complaints
     return config
 
 

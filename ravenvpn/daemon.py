@@ -15,7 +15,8 @@ from typing import Any
 import uvloop
 
 from ravenvpn import logs
-from ravenvpn.agent.agent import Agent
+from ravenvpn.agent.agent import Agent, Source
+from ravenvpn.agent.announcing import SelfPortrait
 from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.report import PeerReport, PlanLine, StatusReport
 from ravenvpn.agent.sessions import Sessions
@@ -25,8 +26,13 @@ from ravenvpn.crypto import keyfile
 from ravenvpn.errors import ConfigError, RavenError
 from ravenvpn.health import judged, unready_reasons
 from ravenvpn.httpd import HealthServer
+from ravenvpn.k8s.announce import Announcer
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.cluster import ClusterSource
 from ravenvpn.k8s.files import FileSource
+from ravenvpn.k8s.saved import WorldFile
 from ravenvpn.mesh.context import Settings
+from ravenvpn.mesh.model import DEFAULT_MESH
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.notify import Notifier
 from ravenvpn.tunnel.linux.cpu import own_suites
@@ -34,7 +40,9 @@ from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
 log = logging.getLogger(__name__)
 
-STATUS_INTERVAL = 2.0  # seconds between looks at what systemd is to be told
+# Seconds between looks at what is to be told,
+STATUS_INTERVAL = 2.0  # to systemd
+DESCRIBE_INTERVAL = 5.0  # in the status of our Peer
 
 
 def run(config: AgentConfig) -> None:
@@ -101,10 +109,15 @@ async def _serve(config: AgentConfig, state: Path) -> None:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # too early or too late to reload is no reason to die
     notifier = Notifier()
-    agent = _assemble(config, state)
-    subject = JudgedAgent(agent, notifier)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(notifier.close)
+        client: Client | None = None
+        if config.world_directory is None:
+            client = Client.connect(config.kubeconfig, config.context)
+            await stack.enter_async_context(client)
+        announcer = Announcer(client) if client is not None else None
+        agent = _assemble(config, state, client, announcer)
+        subject = JudgedAgent(agent, notifier)
         control = ControlSocket(subject, config.control_socket)
         await control.start()
         stack.push_async_callback(control.stop)
@@ -122,6 +135,8 @@ async def _serve(config: AgentConfig, state: Path) -> None:
 
                 spawn(agent.run(cleanup=config.cleanup_on_exit), "agent")
                 spawn(_tell_systemd(subject, agent, notifier), "sd_notify")
+                if announcer is not None:
+                    spawn(_describe(agent, announcer), "describe")
                 loop.add_signal_handler(signal.SIGHUP, lambda: spawn(subject.reload(), "reload"))
                 await stop.wait()
                 loop.add_signal_handler(signal.SIGHUP, lambda: None)
@@ -133,15 +148,19 @@ async def _serve(config: AgentConfig, state: Path) -> None:
     log.info("agent stopped")
 
 
-def _assemble(config: AgentConfig, state: Path) -> Agent:
+def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer: Announcer | None) -> Agent:
     key = keyfile.load_or_create(config.private_key_path, os.urandom)
     preshared = keyfile.load_preshared(Path(config.preshared_key_file)) if config.preshared_key_file else None
     suites = own_suites() if config.aes else WIREGUARD_ONLY
     last_seen = LastSeen(state / "endpoints")
-    source = FileSource(Path(config.source.removeprefix("file:")), config.mesh)
-    planner = Planner(
-        config.node_name, Settings(listen_port=config.listen_port or None, forward_node_ip=config.forward_node_ip)
-    )
+    source: Source
+    if client is not None:
+        source = ClusterSource(client, config.node_name, WorldFile(state / "world"), mesh=config.mesh)
+    else:
+        assert config.world_directory is not None
+        source = FileSource(config.world_directory, config.mesh or DEFAULT_MESH)
+    settings = Settings(listen_port=config.listen_port or None, forward_node_ip=config.forward_node_ip)
+    planner = Planner(config.node_name, settings)
     log.info("public key %s", key.public)
     return Agent(
         config.node_name,
@@ -150,6 +169,8 @@ def _assemble(config: AgentConfig, state: Path) -> Agent:
         last_seen,
         state_file=state / "host",
         probe_intervals=(config.probe_interval, config.probe_interval_idle),
+        announcer=announcer,
+        portrait=SelfPortrait(config.node_name, key.public, suites, config.announced_addresses, settings),
         make_sessions=lambda on_resolved, listeners: Sessions(
             key=key,
             preshared_key=preshared,
@@ -161,6 +182,15 @@ def _assemble(config: AgentConfig, state: Path) -> Agent:
             listeners=listeners,
         ),
     )
+
+
+async def _describe(agent: Agent, announcer: Announcer) -> None:
+    """Keep the status of our Peer true."""
+    await agent.converged.wait()
+    while True:
+        vitals = agent.account.vitals()
+        announcer.describe(agent.account.peer_report(unready_reasons(vitals), vitals))
+        await asyncio.sleep(DESCRIBE_INTERVAL)
 
 
 async def _tell_systemd(subject: JudgedAgent, agent: Agent, notifier: Notifier) -> None:

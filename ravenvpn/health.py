@@ -14,6 +14,8 @@ from ravenvpn.agent.report import ProblemReport, StatusReport, Vitals
 
 # A heartbeat this late, in seconds, means packets wait as long.
 LOOP_LAG_LIMIT = 1.0
+# So long, in seconds, an API server may be away before a person should know.
+AWAY_LIMIT = 10.0
 
 
 def unready_reasons(vitals: Vitals) -> list[str]:
@@ -41,6 +43,13 @@ def unhealthy_reasons(vitals: Vitals, problems: Sequence[ProblemReport]) -> list
     reasons = unready_reasons(vitals)
     if 0 < len(vitals.unreachable) < vitals.regions:
         reasons.append(f"{len(vitals.unreachable)} of {vitals.regions} regions cannot be reached ({_causes(vitals)})")
+    if (api := vitals.api) is not None and vitals.world_at is not None:
+        if api.away is not None and api.away > AWAY_LIMIT:
+            world = "the saved world" if api.saved_at is not None else "the last one it told"
+            why = f" ({api.error})" if api.error else ""
+            reasons.append(f"the API server has been away for {api.away:.0f} s; traffic goes on by {world}{why}")
+        if api.announce_error:
+            reasons.append(f"our Peer cannot be written: {api.announce_error}")
     if problems:
         first = problems[0]
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""

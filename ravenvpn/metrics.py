@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ravenvpn.agent.report import PeerReport, PeerState, StatusReport
+from ravenvpn.agent.report import ApiReport, PeerReport, PeerState, StatusReport
 
 __all__ = ["CONTENT_TYPE", "MeshCollector", "exposition"]
 
@@ -61,7 +61,27 @@ class MeshCollector(Collector):
         for offload in status.data_plane.offloads:
             offloads.add_metric([offload], 1.0)
         yield offloads
+        if status.api is not None:
+            yield from _api_metrics(status.api)
         yield from _peer_metrics(peers)
+
+
+def _api_metrics(api: ApiReport) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "ravenvpn_api_connected", "1 while everything wanted is watched.", float(api.connected_since is not None)
+    )
+    if api.heard_at is not None:
+        yield GaugeMetricFamily(
+            "ravenvpn_api_last_heard_seconds", "Unix time at which the API server last said anything.", api.heard_at
+        )
+    yield GaugeMetricFamily(
+        "ravenvpn_api_saved_world", "1 while the world in force is one from disk.", float(api.saved_at is not None)
+    )
+    yield GaugeMetricFamily("ravenvpn_api_announced", "1 when our Peer stands as we want it.", float(api.announced))
+    yield CounterMetricFamily("ravenvpn_api_lists", "Lists begun.", float(api.lists))
+    yield CounterMetricFamily("ravenvpn_api_watches", "Watches accepted.", float(api.watches))
+    yield CounterMetricFamily("ravenvpn_api_events", "Events of watches, bookmarks not counted.", float(api.events))
+    yield CounterMetricFamily("ravenvpn_api_writes", "Writes of our Peer.", float(api.writes))
 
 
 def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
+from typing import Protocol
 
 import ravenvpn
 from ravenvpn import dataplane
+from ravenvpn.agent.announcing import key_conflicts, report
 from ravenvpn.agent.lag import Lag
 from ravenvpn.agent.probing import Probing
 from ravenvpn.agent.report import (
+    ApiReport,
     DataPlaneReport,
     PeerReport,
     PeerState,
@@ -33,6 +37,9 @@ from ravenvpn.agent.reporting import (
 )
 from ravenvpn.agent.sessions import Sessions
 from ravenvpn.agent.upkeep import Upkeep
+from ravenvpn.k8s.announce import Announcer
+from ravenvpn.k8s.announcement import Report
+from ravenvpn.k8s.cluster import ApiState
 from ravenvpn.k8s.files import Snapshot
 from ravenvpn.mesh.nodeplan import NodePlan, Role
 from ravenvpn.mesh.plan import Planner
@@ -40,14 +47,30 @@ from ravenvpn.tunnel.driver import TunnelStatus
 from ravenvpn.tunnel.peer import PeerStatus
 
 
+class Named(Protocol):
+    """The source, as far as it is looked at here. `str()` is how a person names it."""
+
+    @property
+    def api(self) -> ApiState | None: ...
+
+
 class Account:
-    """Looks at the agent's parts. `source` is how a person names where the world comes from."""
+    """Looks at the agent's parts."""
 
     def __init__(
-        self, node: str, source: str, *, planner: Planner, sessions: Sessions, probing: Probing, upkeep: Upkeep
+        self,
+        node: str,
+        source: Named,
+        *,
+        planner: Planner,
+        sessions: Sessions,
+        probing: Probing,
+        upkeep: Upkeep,
+        announcer: Announcer | None = None,
     ) -> None:
         self._node, self._source = node, source
         self._planner, self._sessions, self._probing, self._upkeep = planner, sessions, probing, upkeep
+        self._announcer = announcer
         self._started = time.time()
         # Noted by the agent as it goes.
         self.snapshot: Snapshot | None = None
@@ -64,7 +87,7 @@ class Account:
         tunnel = self._sessions.tunnel
         return Vitals(
             role=self._planner.role.value,
-            source=self._source,
+            source=str(self._source),
             world_at=self.world_at,
             applied_at=self._upkeep.applied_at,
             source_error=self._source_error(),
@@ -79,6 +102,7 @@ class Account:
                 for name in wanted
                 if name in statuses
             ),
+            api=self._api(),
         )
 
     def status(self) -> StatusReport:
@@ -107,8 +131,16 @@ class Account:
             sessions_up=vitals.sessions_up,
             problems=self._problems(plan),
             notes=plan.notes,
+            api=vitals.api,
             data_plane=_data_plane(running),
         )
+
+    def peer_report(self, unready: Sequence[str], vitals: Vitals) -> Report:
+        """The status of our Peer. `unready` is what the vital signs were judged to mean."""
+        tunnel = self._sessions.tunnel
+        body = tunnel.body if tunnel is not None else "none"
+        conflicts = key_conflicts(self._node, self._planner.conflicts())
+        return report(ravenvpn.__version__, body, vitals, unready, conflicts)
 
     def peers(self) -> list[PeerReport]:
         return peer_reports(
@@ -157,8 +189,30 @@ class Account:
             for name, reach in direct.items()
         }
 
+    def _api(self) -> ApiReport | None:
+        state, announcer = self._source.api, self._announcer
+        if state is None:
+            return None
+        away = None if state.connected_since is not None else time.time() - (state.lost_since or self._started)
+        return ApiReport(
+            server=state.server,
+            connected_since=state.connected_since,
+            away=away,
+            heard_at=state.heard_at,
+            error=state.error,
+            saved_at=state.saved_at,
+            announced=announcer is not None and announcer.stands,
+            announce_error=announcer.error if announcer is not None else "",
+            lists=state.lists,
+            watches=state.watches,
+            events=state.events,
+            writes=announcer.written if announcer is not None else 0,
+        )
+
     def _source_error(self) -> str:
-        if self.snapshot is None or self.snapshot.readable:
+        if self.snapshot is None:
+            return state.error if (state := self._source.api) is not None else ""
+        if self.snapshot.readable:
             return ""
         return str(self.snapshot.problems[0])
 

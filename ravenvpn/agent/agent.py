@@ -7,6 +7,7 @@ are planned together and no two convergences cross. The loop never waits for the
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ravenvpn.agent.account import Account
+from ravenvpn.agent.announcing import SelfPortrait
 from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.probing import Probing, subject
 from ravenvpn.agent.sessions import Sessions
@@ -22,13 +24,16 @@ from ravenvpn.agent.surroundings import Surroundings
 from ravenvpn.agent.upkeep import Upkeep
 from ravenvpn.dataplane import boottime
 from ravenvpn.errors import HostError
+from ravenvpn.k8s.announce import Announcer
+from ravenvpn.k8s.cluster import ApiState
 from ravenvpn.k8s.files import Snapshot
-from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.context import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
 from ravenvpn.mesh.identity import tunnel_address
 from ravenvpn.mesh.model import EndpointType, World
 from ravenvpn.mesh.nodeplan import Role
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.node.keep import Wanted
 from ravenvpn.tunnel.driver import Listeners
 from ravenvpn.tunnel.reports import SessionLost, SessionUp
 
@@ -46,7 +51,16 @@ _ROLES = {Role.NONE: 0, Role.ACTIVE: 1, Role.STANDBY: 2, Role.PLAIN: 3}
 
 
 class Source(Protocol):
-    """Where worlds come from: a directory, or a cluster. `str()` is how a person names it."""
+    """Where worlds come from: a directory, or a cluster. `str()` is how a person names it.
+
+    `api` says how it stands with the API server, None where there is none; `endpoints` are its addresses, and another
+    snapshot follows when they change."""
+
+    @property
+    def api(self) -> ApiState | None: ...
+
+    @property
+    def endpoints(self) -> tuple[ApiEndpoint, ...]: ...
 
     def snapshots(self) -> AsyncIterator[Snapshot]:
         """The present one first, then each that differs."""
@@ -68,8 +82,11 @@ class Agent:
         state_file: Path,
         probe_intervals: tuple[float, float],
         make_sessions: Callable[[Callable[[], None], Listeners], Sessions],
+        announcer: Announcer | None = None,
+        portrait: SelfPortrait,
     ) -> None:
         """`state_file` remembers sysctls of others' devices; `probe_intervals` are seconds with and without traffic.
+        `announcer` writes this node's Peer as `portrait` draws it, where there is somebody to tell.
         `make_sessions` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
         this host cannot carry an agent at all."""
         self._source, self._planner, self._last_seen = source, planner, last_seen
@@ -80,8 +97,15 @@ class Agent:
         )
         self._probing = Probing(*probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of)
         self._probe_timer: asyncio.TimerHandle | None = None
+        self._node, self._announcer, self._portrait = node, announcer, portrait
         self.account = Account(
-            node, str(source), planner=planner, sessions=self._sessions, probing=self._probing, upkeep=self._upkeep
+            node,
+            source,
+            planner=planner,
+            sessions=self._sessions,
+            probing=self._probing,
+            upkeep=self._upkeep,
+            announcer=announcer,
         )
         self._snapshot: Snapshot | None = None
         self._facts: LocalFacts | None = None
@@ -107,6 +131,8 @@ class Agent:
                 tasks.create_task(self._converge_forever(), name="converge")
                 tasks.create_task(self._beat(), name="heartbeat")
                 tasks.create_task(self._upkeep.ended(), name="watch upkeep")
+                if self._announcer is not None:
+                    tasks.create_task(self._announcer.run(), name="announce")
         except asyncio.CancelledError:
             leaving = cleanup
             raise
@@ -234,8 +260,11 @@ class Agent:
         if (question := self._surroundings.question(world)) is not None:
             port = self._planner.tunnel_settings().listen_port
             self._facts = await self._upkeep.facts(question.destinations, question.pods, port)
+        if self._facts is not None and self._facts.api != self._source.endpoints:
+            self._facts = dataclasses.replace(self._facts, api=self._source.endpoints)
         began = time.monotonic()
         delta = self._planner.update(world, self._probing.liveness, self._facts)
+        self._announce(world)
         if self._reopen:
             self._reopen = False
             await self._sessions.close()
@@ -251,11 +280,22 @@ class Agent:
         if self._resolved:
             self._resolved = False
             self._sessions.refresh()
-        await self._upkeep.apply(delta.host, lambda: self._planner.plan().host, whole=opened, began=began)
+        wanted = Wanted(lambda: self._planner.plan().host, self._planner.host_frame)
+        await self._upkeep.apply(delta.host, wanted, whole=opened, began=began)
         self._sessions.finish(delta.tunnel)
         if delta.tunnel.peers_removed:
             self._last_seen.keep_only(self._sessions.probed())
         self._probe()
+
+    def _announce(self, world: World) -> None:
+        """Say in our Peer what others need to know of this node."""
+        if self._announcer is None or self._facts is None:
+            return
+        planner = self._planner
+        self._announcer.want(
+            self._portrait.announcement(world, planner.role, planner.region, self._facts, self._upkeep.addresses)
+        )
+        self._announcer.saw(world.peers.get(self._node))
 
     async def _beat(self) -> None:
         """Feel the loop, and do what is due now and then."""

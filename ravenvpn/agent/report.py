@@ -51,6 +51,23 @@ class RegionReport(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: tuple[str, ...] = ()
 
 
+class ApiReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How it stands with the cluster's API server."""
+
+    server: str
+    connected_since: float | None  # None: it is away
+    away: float | None  # seconds for which it has been; None: it is there
+    heard_at: float | None  # when it last said anything, bookmarks included
+    error: str  # why it is away, or why it lets us read nothing
+    saved_at: float | None  # the world in force is the one saved then; None: it is the server's
+    announced: bool  # our Peer stands there as we want it
+    announce_error: str  # why it cannot be written right now
+    lists: int  # since this agent started
+    watches: int
+    events: int
+    writes: int
+
+
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     """What `ravenvpn.health` judges: cheap enough to be asked for every second, however large the world."""
 
@@ -66,6 +83,7 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
     unreachable: tuple[tuple[str, str], ...]  # of those, the ones that cannot be: name and why
     sessions_wanted: int
     sessions_up: int
+    api: ApiReport | None = None  # None: the world does not come from a cluster
 
 
 class ProblemReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +125,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     sessions_up: int
     problems: tuple[ProblemReport, ...]
     data_plane: DataPlaneReport
+    api: ApiReport | None = None  # None: the world does not come from a cluster
     notes: tuple[str, ...] = ()  # what is as it should be and yet worth knowing: who is not reached, and why
     # Judged by ravenvpn.health from the facts above.
     healthy: bool = True

@@ -12,7 +12,18 @@ from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import Address, HostDelta, HostState, Prefix
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.diff import diff
-from ravenvpn.node.keep import AddressesChanged, DeviceGone, Event, Fighting, Keeper, Refused, Restored
+from ravenvpn.node.facts import LocalAddress
+from ravenvpn.node.keep import (
+    AddressesChanged,
+    DeviceGone,
+    Event,
+    Fighting,
+    FlowsRebound,
+    Keeper,
+    Refused,
+    Restored,
+    Wanted,
+)
 from ravenvpn.node.operations import Verb
 from ravenvpn.node.words import counted, words
 
@@ -33,6 +44,7 @@ class Upkeep:
         self._on_addresses, self._on_device_gone = on_addresses, on_device_gone
         self._known = False  # whether a whole plan was applied, so that deltas may follow
         self.applied_at: float | None = None  # Unix seconds
+        self.addresses: tuple[LocalAddress, ...] = ()  # of this host, when last looked
 
     def start(self) -> None:
         self._keeper.start()
@@ -47,14 +59,14 @@ class Upkeep:
         await self._keeper.ended()
 
     async def apply(
-        self, delta: HostDelta, wanted: Callable[[], HostState], *, whole: bool = False, began: float | None = None
+        self, delta: HostDelta, wanted: Wanted, *, whole: bool = False, began: float | None = None
     ) -> None:
         """Bring the host to the plan; what the kernel refuses is tried again, and told in `problems`.
 
         `whole`: something outside the plan changed what is there, such as a new TUN device: look at everything.
         `began`: when planning it did (monotonic), so that the log can say how long a change took to the kernel."""
         if whole or not self._known:
-            self._note(await self._keeper.want(wanted()), began)
+            self._note(await self._keeper.want(wanted), began)
             self._known = True
         elif delta:
             self._note(await self._keeper.change(delta, wanted), began)
@@ -65,6 +77,7 @@ class Upkeep:
     async def facts(self, destinations: Iterable[Address], pods: Iterable[Prefix], listen_port: int) -> LocalFacts:
         """What planning wants to know of this host."""
         found = await self._keeper.look(lambda host: host.facts(destinations, pods, listen_port))
+        self.addresses = found.addresses
         return found.local()
 
     async def differences(self, wanted: HostState) -> list[PlanLine]:
@@ -120,5 +133,9 @@ class Upkeep:
                 log.warning("put back what was changed on this host%s: %s", who, "; ".join(things[:_LOGGED]))
             case Fighting(fights=fights, delay=delay):
                 log.error("%s keeps being undone; next repair in %.0f s", fights[0].what, delay)
+            case FlowsRebound(count=count):
+                log.info(
+                    "%d live flows had another source than they get now: the next packet of each chooses anew", count
+                )
             case Refused(failed=failed):
                 log.warning("host: %s", failed[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ravenvpn.agent.report import StatusReport
+from ravenvpn.agent.report import ApiReport, StatusReport
 from ravenvpn.cli.client import ask, socket_option
 from ravenvpn.cli.output import age, emit, output_option, print_table
 
@@ -35,10 +35,8 @@ def _screen(report: StatusReport) -> None:
         ("public key", report.public_key),
         ("listening", f"UDP {report.listen_port}"),
         ("sessions", f"{report.sessions_up} up of {report.sessions_wanted} wanted"),
-        (
-            "world",
-            f"{report.source}, read {_ago(report.world_at, now)}, applied {_ago(report.applied_at, now)}",
-        ),
+        ("world", _world(report, now)),
+        *([("api server", _api(report.api, now))] if report.api else []),
         ("data plane", plane.body + (f"; the native one is not there: {plane.why_pure}" if plane.why_pure else "")),
         ("offloads", " ".join(plane.offloads) or "none"),
         ("agent", f"{report.version}, up {age(now - report.started)}"),
@@ -72,6 +70,18 @@ def _screen(report: StatusReport) -> None:
         for problem in report.problems:
             remedy = f" ({problem.remedy})" if problem.remedy else ""
             click.echo(f"  {problem.kind} {problem.where}: {problem.message}{remedy}")
+
+
+def _world(report: StatusReport, now: float) -> str:
+    saved = report.api.saved_at if report.api else None
+    read = f"read {_ago(report.world_at, now)}" if saved is None else f"THE ONE SAVED {_ago(saved, now)}"
+    return f"{report.source}, {read}, applied {_ago(report.applied_at, now)}"
+
+
+def _api(api: ApiReport, now: float) -> str:
+    if api.connected_since is not None:
+        return f"connected for {age(now - api.connected_since)}, last heard {_ago(api.heard_at, now)}"
+    return f"AWAY for {age(api.away or 0.0)}" + (f": {api.error}" if api.error else "")
 
 
 def _ago(moment: float | None, now: float) -> str:

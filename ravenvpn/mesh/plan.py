@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ravenvpn.mesh import identity
 from ravenvpn.mesh.claims import Networks
+from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.conflicts import ConflictIndex
 from ravenvpn.mesh.context import Context, LocalFacts, Settings
 from ravenvpn.mesh.difference import Differences, PrefixOrder
@@ -133,6 +134,10 @@ class Planner:
         return tuple(
             (name, self._fragments[name].relay) for name in sorted(self._relayed) if self._fragments[name].relay
         )
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """All that the world holds, without making the whole plan."""
+        return self._conflicts.conflicts()
 
     def plan(self) -> NodePlan:
         """The whole plan as of the last update."""

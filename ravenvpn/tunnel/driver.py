@@ -227,6 +227,11 @@ class Tunnel:
         """Whether packets can pass: the TUN, if one is wanted, is there and up."""
         return self._up and (self._tun is None or self._tun.exists)
 
+    @property
+    def body(self) -> str:
+        """Of the data plane: "pure" or "native"."""
+        return self._dataplane.name
+
     def status(self) -> TunnelStatus:
         return TunnelStatus(
             device=self._tun.name if self._tun is not None and self._tun.exists else None,
