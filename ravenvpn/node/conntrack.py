@@ -4,6 +4,9 @@ conntrack asks the nat chains once, for a flow's first packet. A flow that a CNI
 whatever our chain says later, so its entry is deleted and the next packet is judged anew. Flows that are bound as
 our chain would bind them are left alone: deleting those of a Service could send them to another backend.
 
+The kernel has no index that would help: finding them is one walk over all flows, which takes it 10 ms for an empty
+table of the usual 262,144 buckets. So it is done after a change, not as part of it.
+
 Layouts: linux/netfilter/nfnetlink_conntrack.h.
 """
 
@@ -13,9 +16,10 @@ import errno
 import socket
 import struct
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.node.pipe import NETLINK_NETFILTER, NLM_F_ACK, Pipe, attribute, attributes, message
 
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
@@ -40,18 +44,54 @@ class Flow(NamedTuple):
 class PrefixSet:
     """Membership of an address in many prefixes: one look-up per distinct length."""
 
-    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+    def __init__(self, prefixes: Iterable[Prefix] = ()) -> None:
         self._networks: dict[tuple[int, int], set[int]] = {}
         for prefix in prefixes:
-            shift = prefix.max_prefixlen - prefix.prefixlen
-            networks = self._networks.setdefault((prefix.max_prefixlen // 8, shift), set())
-            networks.add(int(prefix.network_address) >> shift)
+            self.add(prefix)
+
+    def add(self, prefix: Prefix) -> None:
+        key, network = _place(prefix)
+        self._networks.setdefault(key, set()).add(network)
+
+    def discard(self, prefix: Prefix) -> None:
+        key, network = _place(prefix)
+        if key in self._networks:
+            self._networks[key].discard(network)
+
+    def __or__(self, other: PrefixSet) -> PrefixSet:
+        """A set of its own, so that a copy is `of | PrefixSet()`."""
+        both = PrefixSet()
+        for one in (self, other):
+            for key, networks in one._networks.items():
+                both._networks[key] = both._networks.get(key, set()) | networks
+        return both
+
+    def __bool__(self) -> bool:
+        return any(self._networks.values())
 
     def __contains__(self, address: bytes) -> bool:
         number, size = int.from_bytes(address, "big"), len(address)
         return any(
             number >> shift in networks for (bytes_, shift), networks in self._networks.items() if bytes_ == size
         )
+
+
+def _place(prefix: Prefix) -> tuple[tuple[int, int], int]:
+    """((bytes of an address, bits that are the host's), network)."""
+    shift = prefix.max_prefixlen - prefix.prefixlen
+    return (prefix.max_prefixlen // 8, shift), int(prefix.network_address) >> shift
+
+
+@dataclass(frozen=True, slots=True)
+class Rebinding:
+    """Whose live flows are to be judged anew: those with the prefixes in `remote`, by what `own_sources` are now."""
+
+    remote: PrefixSet
+    own_sources: frozenset[bytes]
+
+    def after(self, earlier: Rebinding | None) -> Rebinding:
+        """Both in one walk."""
+        return self if earlier is None else Rebinding(earlier.remote | self.remote, self.own_sources)
 
 
 def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes]) -> bool:
@@ -64,21 +104,19 @@ def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes]) -> b
     return flow.source in remote and not flow.dnat
 
 
-def forget(remote: Iterable[Prefix], own_sources: Iterable[Address]) -> int:
-    """Delete the misbound flows from and to these prefixes; how many there were."""
-    prefixes, sources = PrefixSet(remote), {address.packed for address in own_sources}
+def forget(rebinding: Rebinding) -> int:
+    """Delete the misbound flows; how many there were. Blocking."""
     doomed: list[bytes] = []
 
     def judge(body: bytes) -> bool:
         flow = read_flow(body)
-        if flow is not None and misbound(flow, prefixes, sources):
+        if flow is not None and misbound(flow, rebinding.remote, rebinding.own_sources):
             doomed.append(message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle))
         return False  # a host may have a million flows: none is kept
 
     pipe = Pipe(NETLINK_NETFILTER)
     try:
-        # Both families in one walk: an empty table of 262,144 buckets takes the kernel 10 ms.
-        pipe.dump(_CT_GET, _NFGEN.pack(socket.AF_UNSPEC, 0, 0), judge)
+        pipe.dump(_CT_GET, _NFGEN.pack(socket.AF_UNSPEC, 0, 0), judge)  # both families in one walk
         replies = pipe.request(doomed)
     finally:
         pipe.close()

@@ -25,7 +25,7 @@ from ravenvpn.mesh.hoststate import (
 )
 from ravenvpn.node import nft
 from ravenvpn.node.netlink import LinkFacts
-from ravenvpn.node.operations import Device, Filter, LocalPrefixes, MisboundFlows, Observed, Operation, Thing, Verb
+from ravenvpn.node.operations import Device, Filter, LocalPrefixes, Observed, Operation, Thing, Verb
 from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, Key, route_key
 
 
@@ -39,7 +39,7 @@ def diff(observed: Observed, wanted: HostState) -> list[Operation]:
     filter_first, filter_last = _filter(observed, wanted)
     return list(
         chain(
-            (operation for operation in put if _closes(operation.thing)),
+            (operation for operation in put if closes(operation.thing)),
             _links(observed, wanted),
             _sysctls(observed, wanted, fresh),
             _addresses(observed, wanted, fresh),
@@ -47,18 +47,17 @@ def diff(observed: Observed, wanted: HostState) -> list[Operation]:
             _neighbours(observed, wanted, fresh),
             _forwarding(observed, wanted, fresh),
             filter_first,
-            (operation for operation in put if not _closes(operation.thing)),
+            (operation for operation in put if not closes(operation.thing)),
             add_rules,
             remove_rules,
             (Operation(Verb.REMOVE, stray) for stray in observed.strays),
-            (operation for operation in drop if not _closes(operation.thing)),
+            (operation for operation in drop if not closes(operation.thing)),
             _removed_neighbours(observed, wanted, fresh),
             (operation for device, operation in unwanted_addresses if device not in flushed),
             _removed_links(observed, wanted),
-            (operation for operation in drop if _closes(operation.thing)),
+            (operation for operation in drop if closes(operation.thing)),
             filter_last,
             _restored_sysctls(observed, wanted),
-            _misbound(observed, wanted, put),
         )
     )
 
@@ -80,7 +79,7 @@ def assumed(wanted: HostState) -> Observed:
     )
 
 
-def _closes(thing: Thing | None) -> bool:
+def closes(thing: Thing | None) -> bool:
     """Whether it keeps traffic from leaving in clear. What looks the same in the other table only keeps a packet from
     going round in circles: to put it long before the route it backs would refuse what is under way."""
     return (
@@ -266,22 +265,3 @@ def _filter(observed: Observed, wanted: HostState) -> tuple[list[Operation], lis
     if found is not None and found.shape == rules.facts.shape:
         return [Operation(Verb.CHANGE, LocalPrefixes(rules.facts.local))], []
     return [Operation(Verb.ADD if found is None else Verb.CHANGE, rules)], []
-
-
-def _misbound(observed: Observed, wanted: HostState, put: list[Operation]) -> Iterable[Operation]:
-    """Flows are judged anew when our chain appears, and those with a prefix that has just become remote."""
-    if wanted.packet_filter is None:
-        return
-    if observed.packet_filter is None:
-        prefixes = tuple(wanted.packet_filter.remote)
-    else:
-        prefixes = tuple(
-            operation.thing.prefix
-            for operation in put
-            if operation.verb is Verb.ADD
-            and isinstance(operation.thing, Route)
-            # After a restart device routes come back too, but a fail-closed one is new only with its prefix.
-            and _closes(operation.thing)
-        )
-    if prefixes:
-        yield Operation(Verb.REMOVE, MisboundFlows(prefixes))

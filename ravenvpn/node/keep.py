@@ -27,8 +27,10 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
-from ravenvpn.node.apply import ApplyResult, Failure, Host
+from ravenvpn.node.apply import ApplyResult, Host
+from ravenvpn.node.execute import Failure
 from ravenvpn.node.fights import Fight, Fights
+from ravenvpn.node.flows import FlowJudge
 from ravenvpn.node.observe import ALL, Part
 from ravenvpn.node.operations import Device, Operation
 from ravenvpn.node.rtnetlink import RTM_DELRULE, Stray
@@ -78,7 +80,27 @@ class Refused:
     failed: tuple[Failure, ...]
 
 
-Event = AddressesChanged | DeviceGone | Restored | Fighting | Refused
+@dataclass(frozen=True, slots=True)
+class FlowsRebound:
+    """So many live flows had been bound to another source; their next packets are judged anew."""
+
+    count: int
+
+
+Event = AddressesChanged | DeviceGone | Restored | Fighting | Refused | FlowsRebound
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the host should look like, made when asked for. `frame` leaves out routes and remote prefixes, which in a
+    large world are what takes time to make."""
+
+    whole: Callable[[], HostState]
+    frame: Callable[[], HostState]
+
+    @classmethod
+    def of(cls, state: HostState) -> Wanted:
+        return cls(lambda: state, lambda: state)
 
 
 class Keeper:
@@ -92,7 +114,7 @@ class Keeper:
     ) -> None:
         self._host, self._on_event, self._clock = host, on_event, clock
         self._watch = Watch(host.port, host.nft_processes)
-        self._wanted: Callable[[], HostState] | None = None
+        self._wanted: Wanted | None = None
         self._one_at_a_time = asyncio.Lock()
         self._fights = Fights()
         self._due: dict[Part, float] = {}  # when to look at a part again
@@ -100,7 +122,8 @@ class Keeper:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._retry = FIRST_RETRY
-        self.failed: tuple[Failure, ...] = ()  # what the kernel refuses at present
+        self._failed: tuple[Failure, ...] = ()
+        self._flows = FlowJudge(lambda count: on_event(FlowsRebound(count)))
 
     def start(self) -> None:
         self._watch.start(asyncio.get_running_loop(), self._on_changes)
@@ -114,6 +137,7 @@ class Keeper:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        await self._flows.stop()
         async with self._one_at_a_time:  # a thread at work can't be cancelled
             pass
 
@@ -123,6 +147,12 @@ class Keeper:
             await asyncio.wait((self._task,))
             if not self._task.cancelled() and (error := self._task.exception()) is not None:
                 raise error
+
+    @property
+    def failed(self) -> tuple[Failure, ...]:
+        """What the kernel refuses at present."""
+        problem = self._flows.problem
+        return self._failed if problem is None else (*self._failed, Failure(None, problem))
 
     @property
     def fights(self) -> list[Fight]:
@@ -139,19 +169,19 @@ class Keeper:
         async with self._one_at_a_time:
             return await asyncio.to_thread(read, self._host)
 
-    async def want(self, wanted: HostState) -> ApplyResult:
+    async def want(self, wanted: Wanted) -> ApplyResult:
         """Look at everything and bring it to `wanted`, from now on."""
         async with self._one_at_a_time:
-            self._wanted = lambda: wanted
-            return self._noted(await asyncio.to_thread(self._host.apply, wanted), ALL)
+            self._wanted = wanted
+            return self._noted(await asyncio.to_thread(self._host.apply, wanted.whole()), ALL)
 
-    async def change(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
+    async def change(self, delta: HostDelta, wanted: Wanted) -> ApplyResult:
         """Make a planned change. `wanted` gives the whole that it leads to, when that is needed."""
         async with self._one_at_a_time:
             self._wanted = wanted
-            if self.failed:  # the host is not what the delta starts from
-                return self._noted(await asyncio.to_thread(self._host.apply, wanted()), ALL)
-            return self._noted(await asyncio.to_thread(self._host.apply_delta, delta, wanted), frozenset())
+            if self._failed:  # the host is not what the delta starts from
+                return self._noted(await asyncio.to_thread(self._host.apply, wanted.whole()), ALL)
+            return self._noted(await asyncio.to_thread(self._host.apply_delta, delta, wanted.whole), frozenset())
 
     async def cleanup(self) -> ApplyResult:
         """Remove everything of ours and want nothing from now on."""
@@ -177,9 +207,10 @@ class Keeper:
                     self._seen_by.setdefault(change.part, {})[change.by] = None
                 if change.gone:
                     self._on_event(DeviceGone(change.gone))
-        if Part.DEVICES in parts or any(not address.present for address in addresses):
-            # IPv4 routes vanish with their device, IPv6 ones lose a preferred source that is gone; nothing tells.
-            parts.add(Part.ROUTES)
+                if change.routes_lost:
+                    parts.add(Part.ROUTES)
+        if any(not address.present for address in addresses):
+            parts.add(Part.ROUTES)  # those of IPv6 lose a preferred source that is gone; nothing tells
         if parts and self._wanted is not None:
             self.look_again(parts)
         if addresses:
@@ -208,13 +239,13 @@ class Keeper:
         async with self._one_at_a_time:
             if self._wanted is None:
                 return
-            wanted = self._wanted()
-            refused_before = set(map(str, self.failed))
-            try:
-                result = await asyncio.to_thread(self._host.apply, wanted, parts)
-            except HostError as error:
-                result = ApplyResult(failed=(Failure(None, error),))
-            self._noted(result, parts)
+            wanted = self._wanted
+            refused_before = set(map(str, self._failed))
+            result = self._noted(await self._apply(wanted, parts), parts)
+            if result.follow:
+                further = self._noted(await self._apply(wanted, result.follow), result.follow)
+                result = ApplyResult(result.changed + further.changed, result.failed + further.failed)
+                parts |= frozenset(map(_part, further.changed))
         now, restored = self._clock(), result.changed
         for part in parts:
             things = [words(operation.thing) for operation in restored if _part(operation) is part]
@@ -228,17 +259,25 @@ class Keeper:
         if not refused_before.issuperset(map(str, result.failed)):
             self._on_event(Refused(result.failed))
 
+    async def _apply(self, wanted: Wanted, parts: frozenset[Part]) -> ApplyResult:
+        state = wanted.whole() if Part.ROUTES in parts else wanted.frame()
+        try:
+            return await asyncio.to_thread(self._host.apply, state, parts)
+        except HostError as error:
+            return ApplyResult(failed=(Failure(None, error),))
+
     def _noted(self, result: ApplyResult, parts: frozenset[Part]) -> ApplyResult:
         """Remember what was refused, and try that again later. Of parts that were not looked at nothing is new."""
-        known = tuple(failure for failure in self.failed if not _parts(failure) <= parts)
-        self.failed = (*known, *result.failed)
+        known = tuple(failure for failure in self._failed if not _parts(failure) <= parts)
+        self._failed = (*known, *result.failed)
+        self._flows.judge(result.rebinding)
         if result.failed:
             due = self._clock() + self._retry
             for part in frozenset[Part]().union(*map(_parts, result.failed)):
                 self._due[part] = min(self._due.get(part, due), due)
             self._retry = min(self._retry * 2, LAST_RETRY)
             self._wake.set()
-        elif not self.failed:
+        elif not self._failed:
             self._retry = FIRST_RETRY
         return result
 

@@ -51,7 +51,8 @@ class LinkFacts:
 
 
 class Netlink:
-    """One pyroute2 socket, for one thread and the time of one call: opening it takes a millisecond.
+    """One pyroute2 socket, for one thread and the time of one call; opened when first needed, since that takes
+    milliseconds and most changes are of routes alone.
 
     pyroute2 runs an event loop inside even its synchronous calls, one for each thread it sees, and takes it from the
     process's policy; under uvloop's it fails ("invalid family 16"). So it gets a plain loop of our own. It follows
@@ -59,14 +60,23 @@ class Netlink:
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.SelectorEventLoop()
-        with _refusals("netlink socket"):
-            self._ipr = IPRoute(use_event_loop=self._loop)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._opened: IPRoute | None = None
+
+    @property
+    def _ipr(self) -> IPRoute:
+        if self._opened is None:
+            self._loop = asyncio.SelectorEventLoop()
+            with _refusals("netlink socket"):
+                self._opened = IPRoute(use_event_loop=self._loop)
+        return self._opened
 
     def close(self) -> None:
-        self._ipr.close()
-        self._loop.run_until_complete(asyncio.sleep(0))  # lets the transport go
-        self._loop.close()
+        if self._opened is not None:
+            self._opened.close()
+        if self._loop is not None:
+            self._loop.run_until_complete(asyncio.sleep(0))  # lets the transport go
+            self._loop.close()
 
     def __enter__(self) -> Netlink:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 
 from ravenvpn.errors import HostError
@@ -42,6 +43,18 @@ class Part(StrEnum):
 ALL = frozenset(Part)
 
 
+def narrowed(wanted: HostState, parts: frozenset[Part]) -> HostState:
+    """What is wanted of these parts. Our two devices stay in, since everything else hangs on them."""
+    if Part.DEVICES not in parts:
+        wanted = replace(wanted, addresses=(), neighbours=(), forwarding=(), sysctls=())
+    return replace(
+        wanted,
+        routes=wanted.routes if Part.ROUTES in parts else (),
+        rules=wanted.rules if Part.RULES in parts else (),
+        packet_filter=wanted.packet_filter if Part.FILTER in parts else None,
+    )
+
+
 def observe(
     netlink: Netlink,
     pipe: Pipe,
@@ -49,8 +62,9 @@ def observe(
     wanted: HostState,
     parts: frozenset[Part] = ALL,
 ) -> Observed:
-    """`wanted` says which sysctls and which underlay address to look at; parts not asked for are taken from it."""
-    observed = assumed(wanted)
+    """`wanted` says which sysctls and which underlay address to look at; parts not asked for are taken from it, so it
+    should be `narrowed` to them."""
+    observed = assumed(wanted) if parts != ALL else Observed()
     observed.remembered = dict(remembered)
     names = _devices(observed, netlink, wanted)
     if Part.DEVICES in parts:

@@ -47,13 +47,6 @@ class Filter:
     """Our nft table, only to be removed."""
 
 
-@dataclass(frozen=True, slots=True)
-class MisboundFlows:
-    """Live flows with these prefixes, bound to another source before the table was there (see `conntrack`)."""
-
-    prefixes: tuple[Prefix, ...]
-
-
 Thing = (
     Route
     | Stray
@@ -68,7 +61,6 @@ Thing = (
     | nft.Ruleset
     | LocalPrefixes
     | Filter
-    | MisboundFlows
 )
 
 

@@ -4,12 +4,16 @@ Two plain netlink sockets whose descriptors any event loop can watch. pyroute2's
 own loop (uvloop refuses the family), a thread would need a hand-over; here one `recv` a wake-up and a few bytes of
 each message are enough to know whether it concerns us. What exactly changed is not read from a notification: whoever
 is told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device are never announced.
+
+A filter in the kernel keeps away what a host has much of and does not concern us: our own 40,000 routes as we put
+them, a routing daemon's in tables of its own, neighbours that come and go on other devices.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import socket
 import struct
@@ -33,13 +37,15 @@ from ravenvpn.node.reasons import host_error
 from ravenvpn.node.rtnetlink import RTM_DELROUTE, RTM_DELRULE, RTM_NEWROUTE, RTM_NEWRULE, RTMSG, route_owner
 
 # Bits of sockaddr_nl.nl_groups: 1 << (RTNLGRP_* - 1), linux/rtnetlink.h.
-_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1 << 0, 1 << 4, 1 << 6, 1 << 7
+_LINK, _NEIGHBOUR, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7
 _IPV6_ADDRESS, _IPV6_ROUTE, _IPV6_RULE = 1 << 8, 1 << 10, 1 << 18
-_GROUPS = _LINK | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV4_RULE | _IPV6_ADDRESS | _IPV6_ROUTE | _IPV6_RULE
+_GROUPS = _LINK | _NEIGHBOUR | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV4_RULE | _IPV6_ADDRESS | _IPV6_ROUTE | _IPV6_RULE
 _NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES = 7
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
-_IFLA_IFNAME = 3
+_RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
+_IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _FRA_PROTOCOL = 21
 _NFT_NEWGEN = 0x0A0F  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN: the end of a transaction, and who made it
@@ -61,16 +67,27 @@ class AddressChange(NamedTuple):
 class Disturbance:
     """Something of ours may have been changed, and not by us.
 
-    `by` names the program where the kernel says so, `gone` one of our devices that was deleted.
+    `by` names the program where the kernel says so, `gone` one of our devices that was deleted. `routes_lost`: routes
+    may have gone with it, which the kernel does not tell of those of IPv4.
     """
 
     part: Part
     what: str
     by: str = ""
     gone: str = ""
+    routes_lost: bool = False
 
 
 Change = AddressChange | Disturbance
+
+
+class _Link(NamedTuple):
+    """What we set of a device."""
+
+    ifindex: int
+    up: bool
+    mtu: bytes | None
+    mac: bytes | None
 
 
 class Watch:
@@ -78,7 +95,8 @@ class Watch:
 
     Our own changes are told apart by `own_port`, the netlink port of those of routes and rules, and by
     `own_processes`, ids of the processes that wrote to nf_tables for us. In a process namespace of our own the kernel
-    tells other ids; that costs a look in vain.
+    tells other ids, and of links, addresses and forwarding entries it does not always tell the port: that costs a
+    look at a few things in vain.
     """
 
     def __init__(self, own_port: int, own_processes: Container[int]) -> None:
@@ -86,6 +104,7 @@ class Watch:
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._touched = False  # the nft transaction being read concerns our table
+        self._links: dict[str, _Link] = {}
         self._on_changes: Callable[[list[Change]], None] = lambda _: None
 
     def start(self, loop: asyncio.AbstractEventLoop, on_changes: Callable[[list[Change]], None]) -> None:
@@ -105,6 +124,9 @@ class Watch:
                 raise host_error("netlink notifications", error.errno or 0) from error
             with contextlib.suppress(PermissionError):
                 sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+            if protocol == NETLINK_ROUTE:
+                self._links.clear()
+                attach(sock, worth_a_look(self._own_port, _index(VXLAN_DEVICE)))
             loop.add_reader(sock.fileno(), self._readable, sock, read)
 
     def stop(self) -> None:
@@ -133,18 +155,57 @@ class Watch:
 
     def _read_route(self, data: bytes) -> Iterator[Change]:
         for kind, port, body in _messages(data):
-            if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-                change = None if port == self._own_port else _route(kind, body)
+            change: Change | None = None
+            if kind in (_RTM_NEWLINK, _RTM_DELLINK):
+                change = self._link(kind, body)
+            elif port == self._own_port:
+                continue
+            elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
+                change = _route(kind, body)
             elif kind in (RTM_NEWRULE, RTM_DELRULE):
-                change = None if port == self._own_port else _rule(kind, body)
+                change = _rule(kind, body)
             elif kind in (_RTM_NEWADDR, _RTM_DELADDR):
                 change = _address(kind, body)
-            elif kind in (_RTM_NEWLINK, _RTM_DELLINK):
-                change = _link(kind, body)
-            else:
-                change = None
+            elif kind in (_RTM_NEWNEIGH, _RTM_DELNEIGH):
+                change = self._neighbour(kind, body)
             if change is not None:
                 yield change
+
+    def _link(self, kind: int, body: bytes) -> Change | None:
+        """The kernel tells of a device for many reasons; it matters when something that we set is different."""
+        if len(body) < 16:
+            return None
+        found = attributes(body, 16)
+        name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+        if name not in _OURS:
+            return None
+        index, flags = struct.unpack_from("=4xiI", body)  # ifinfomsg
+        before = self._links.get(name)
+        now = _Link(index, bool(flags & _IFF_UP), found.get(_IFLA_MTU), found.get(_IFLA_ADDRESS))
+        if kind == _RTM_DELLINK:
+            self._links.pop(name, None)
+        else:
+            self._links[name] = now
+        if name == VXLAN_DEVICE and (before is None or before.ifindex != index or kind == _RTM_DELLINK):
+            self._follow_neighbours(0 if kind == _RTM_DELLINK else index)
+        if kind == _RTM_DELLINK:
+            return Disturbance(Part.DEVICES, f"device {name} deleted", gone=name, routes_lost=True)
+        if before == now:
+            return None
+        went_down = before is not None and before.up and not now.up
+        return Disturbance(Part.DEVICES, f"device {name} changed", routes_lost=went_down)
+
+    def _follow_neighbours(self, index: int) -> None:
+        for sock in self._sockets[:1]:
+            attach(sock, worth_a_look(self._own_port, index))
+
+    def _neighbour(self, kind: int, body: bytes) -> Change | None:
+        link = self._links.get(VXLAN_DEVICE)
+        index = struct.unpack_from("=4xi", body)[0] if len(body) >= 12 else 0
+        if index != (link.ifindex if link is not None else _index(VXLAN_DEVICE)):
+            return None
+        told = "added" if kind == _RTM_NEWNEIGH else "deleted"
+        return Disturbance(Part.DEVICES, f"neighbour or forwarding entry of {VXLAN_DEVICE} {told}")
 
     def _read_nft(self, data: bytes) -> Iterator[Change]:
         if not self._touched:
@@ -203,19 +264,11 @@ def _address(kind: int, body: bytes) -> Change | None:
     if _device(index) in _OURS:
         if address.is_link_local:
             return None
-        return Disturbance(Part.DEVICES, f"address {address} {'added' if kind == _RTM_NEWADDR else 'deleted'}")
+        gone = kind == _RTM_DELADDR
+        return Disturbance(Part.DEVICES, f"address {address} {'deleted' if gone else 'added'}", routes_lost=gone)
     if scope == _SCOPE_LINK:
         return None
     return AddressChange(address, kind == _RTM_NEWADDR)
-
-
-def _link(kind: int, body: bytes) -> Change | None:
-    name = attributes(body, 16).get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-    if name not in _OURS:
-        return None
-    if kind == _RTM_DELLINK:
-        return Disturbance(Part.DEVICES, f"device {name} deleted", gone=name)
-    return Disturbance(Part.DEVICES, f"device {name} changed")
 
 
 def _device(index: int) -> str:
@@ -223,3 +276,68 @@ def _device(index: int) -> str:
         return socket.if_indextoname(index)
     except OSError:  # gone with its addresses
         return ""
+
+
+def _index(device: str) -> int:
+    """0 if there is no such device."""
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return 0
+
+
+# --- The filter in the kernel ----------------------------------------------------------------------------------
+
+# linux/bpf_common.h, linux/filter.h, asm-generic/socket.h
+_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30  # BPF_LD | BPF_ABS | BPF_W, _H, _B
+_JUMP_EQUAL, _RETURN = 0x15, 0x06  # BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
+_SO_ATTACH_FILTER = 26
+_TYPE, _PORT, _BODY = 4, 12, HEADER.size  # offsets in a notification; the kernel sends them one by one
+_RTM_TABLE, _RTM_PROTOCOL, _NDM_INDEX = _BODY + 4, _BODY + 5, _BODY + 4
+_RT_TABLE_COMPAT = 252  # the table's number needs more than a byte, as ours do
+
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
+
+
+def worth_a_look(own_port: int, vxlan_index: int) -> list[Instruction]:
+    """A classic BPF program over one notification: keep it, or drop it before it is queued.
+
+    Dropped are routes of tables below 256 that do not carry our protocol, routes and rules that we changed, and
+    neighbours of any device but the VXLAN (`vxlan_index` 0: of all).
+    """
+    route, neighbour, owner, keep, drop = 8, 12, 14, 17, 16
+
+    def when(at: int, value: int, then: int, otherwise: int = -1) -> Instruction:
+        """Jumps are relative to the next instruction; without `otherwise` that is where it goes on."""
+        return _JUMP_EQUAL, then - at - 1, 0 if otherwise < 0 else otherwise - at - 1, value
+
+    # Loads take the bytes as big-endian, netlink is in host order: constants are turned around instead.
+    return [
+        (_LOAD_HALF, 0, 0, _TYPE),
+        when(1, socket.htons(RTM_NEWROUTE), route),
+        when(2, socket.htons(RTM_DELROUTE), route),
+        when(3, socket.htons(RTM_NEWRULE), owner),
+        when(4, socket.htons(RTM_DELRULE), owner),
+        when(5, socket.htons(_RTM_NEWNEIGH), neighbour),
+        when(6, socket.htons(_RTM_DELNEIGH), neighbour),
+        (_RETURN, 0, 0, 0xFFFFFFFF),
+        (_LOAD_BYTE, 0, 0, _RTM_PROTOCOL),  # route
+        when(9, PROTOCOL, owner),
+        (_LOAD_BYTE, 0, 0, _RTM_TABLE),
+        when(11, _RT_TABLE_COMPAT, owner, drop),
+        (_LOAD_WORD, 0, 0, _NDM_INDEX),  # neighbour
+        when(13, socket.htonl(vxlan_index) if vxlan_index else 0xFFFFFFFF, keep, drop),
+        (_LOAD_WORD, 0, 0, _PORT),  # owner
+        when(15, socket.htonl(own_port), drop, keep),
+        (_RETURN, 0, 0, 0),  # drop
+        (_RETURN, 0, 0, 0xFFFFFFFF),  # keep
+    ]
+
+
+def attach(sock: socket.socket, program: list[Instruction]) -> None:
+    """Put a filter on a socket, in the place of the one it has. A kernel that refuses it leaves us more to read."""
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
+    with contextlib.suppress(OSError):
+        sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code))
+        )

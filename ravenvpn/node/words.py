@@ -16,7 +16,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
-from ravenvpn.node.operations import Device, LocalPrefixes, MisboundFlows, Operation
+from ravenvpn.node.operations import Device, LocalPrefixes, Operation
 from ravenvpn.node.rtnetlink import Stray
 
 
@@ -60,8 +60,6 @@ def words(thing: object) -> str:
             return thing.what
         case LocalPrefixes():
             return f"nft table {NFT_TABLE}: {len(thing.prefixes)} prefixes of this region"
-        case MisboundFlows():
-            return f"flows bound before us, with {len(thing.prefixes)} prefixes"
         case _:
             return f"nft table {NFT_TABLE}"
 

@@ -72,7 +72,6 @@ def test_coming_up_closes_first_and_sends_traffic_last() -> None:
         "add rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
         "add rule 99 IPv4 iif ravenvpn0 lookup 9129",
         "add rule 100 IPv4 lookup 9127",
-        "remove flows bound before us, with 2 prefixes",
     ]
 
 

@@ -18,7 +18,7 @@ from node.worlds import HOST, lan_gateway
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.fights import Fights
-from ravenvpn.node.keep import AddressesChanged, DeviceGone, Event, Fighting, Keeper, Refused, Restored
+from ravenvpn.node.keep import AddressesChanged, DeviceGone, Event, Fighting, Keeper, Refused, Restored, Wanted
 from ravenvpn.node.observe import Part
 from ravenvpn.node.watch import AddressChange
 
@@ -69,7 +69,7 @@ def play(
             one = Scene(box, host, keeper, events)
             keeper.start()
             try:
-                assert (await keeper.want(wanted or lan_gateway())).failed == ()
+                assert (await keeper.want(Wanted.of(wanted or lan_gateway()))).failed == ()
                 await scene(one)
             finally:
                 await keeper.stop()
@@ -127,7 +127,7 @@ def test_what_is_undone_comes_back(
             assert isinstance(event, Restored)
             restored += event.things
         assert time.monotonic() - start < 8
-        assert await asyncio.to_thread(one.host.apply, lan_gateway()) == ApplyResult()
+        assert await one.keeper.look(lambda host: host.apply(lan_gateway())) == ApplyResult()
 
     play(node, state_file, scene, loop_factory)
 
@@ -148,7 +148,7 @@ def test_our_own_changes_disturb_nobody(node: Box, state_file: Path) -> None:
     async def scene(one: Scene) -> None:
         wanted = lan_gateway()
         await one.keeper.cleanup()
-        await one.keeper.want(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter))
+        await one.keeper.want(Wanted.of(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter)))
         await one.sh("ip rule del pref 100 lookup 9127")  # the one real harm
         event = await one.event(Restored)
         assert event == Restored(("rule 100 IPv4 lookup 9127",), ())

@@ -1,0 +1,191 @@
+"""Carries operations out in their order, as netlink messages, nft transactions and writes to /proc/sys.
+
+One refused change stops nothing else: it is reported, with its reason, beside what was changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import groupby
+
+from ravenvpn.errors import HostError
+from ravenvpn.mesh.hoststate import (
+    TUNNEL_DEVICE,
+    VXLAN_DEVICE,
+    DeviceAddress,
+    ForwardingEntry,
+    Neighbour,
+    Route,
+    Rule,
+    Sysctl,
+    TunDevice,
+    VxlanDevice,
+)
+from ravenvpn.node import nft, rtnetlink, sysctl
+from ravenvpn.node.netlink import Netlink
+from ravenvpn.node.observe import underlay
+from ravenvpn.node.operations import Device, Filter, LocalPrefixes, Operation, Verb
+from ravenvpn.node.pipe import Pipe, Reply
+from ravenvpn.node.reasons import host_error
+from ravenvpn.node.rtnetlink import Stray
+from ravenvpn.node.words import words
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What was refused, with the kernel's reason; no operation if it was the looking."""
+
+    operation: Operation | None
+    error: HostError
+
+    def __str__(self) -> str:
+        return f"{self.operation.verb} {self.error}" if self.operation is not None else str(self.error)
+
+
+class Execution:
+    """One sequence of operations: `changed` and `failed` grow as it goes on."""
+
+    def __init__(
+        self, netlink: Netlink, pipe: Pipe, originals: sysctl.Originals, nft_started: Callable[[int], None]
+    ) -> None:
+        """`nft_started` hears the process id of each write to nf_tables before it is made."""
+        self._netlink, self._pipe, self._originals, self._nft_started = netlink, pipe, originals, nft_started
+        self._indices = _indices()
+        self.changed: list[Operation] = []
+        self.failed: list[Failure] = []
+
+    def run(self, operations: Iterable[Operation]) -> None:
+        """Routes and rules that follow each other go as one batch."""
+        for batched, group in groupby(operations, key=lambda operation: isinstance(operation.thing, _BATCHED)):
+            if batched:
+                self._batch(list(group))
+                continue
+            for operation in group:
+                try:
+                    self._one(operation)
+                except HostError as error:
+                    self.failed.append(Failure(operation, error))
+                else:
+                    self.changed.append(operation)
+
+    def _batch(self, operations: list[Operation]) -> None:
+        messages: list[bytes] = []
+        sent: list[Operation] = []
+        for operation in operations:
+            thing = operation.thing
+            device = thing.device if isinstance(thing, Route) else None
+            if device is not None and device not in self._indices and operation.verb is not Verb.REMOVE:
+                self.failed.append(Failure(operation, host_error(words(thing), errno.ENODEV)))
+            elif device is not None and device not in self._indices:
+                self.changed.append(operation)  # it went with its device
+            else:
+                messages.append(_message(operation, self._indices.get(device, 0) if device else 0))
+                sent.append(operation)
+        for operation, reply in zip(sent, self._pipe.request(messages), strict=True):
+            if _settled(operation, reply):
+                self.changed.append(operation)
+            else:
+                error = host_error(words(operation.thing), reply.errno, reply.detail)
+                self.failed.append(Failure(operation, error))
+
+    def _one(self, operation: Operation) -> None:
+        thing, removing, netlink = operation.thing, operation.verb is Verb.REMOVE, self._netlink
+        match thing:
+            case TunDevice():
+                index = self._index(thing.name, words(thing))
+                link = netlink.link(thing.name)
+                if link is not None and link.kind != "tun":
+                    raise host_error(words(thing), errno.EEXIST, f"{thing.name} is there, but no TUN device")
+                netlink.set_link(index, thing.name, mtu=thing.mtu)
+            case VxlanDevice():
+                self._put_vxlan(operation, thing)
+            case Device():
+                netlink.remove_link(thing.name)
+                self._indices.pop(thing.name, None)
+            case DeviceAddress():
+                if not removing:
+                    netlink.add_address(self._index(thing.device, words(thing)), thing)
+                elif thing.device in self._indices:
+                    netlink.remove_address(self._indices[thing.device], thing)
+            case Neighbour():
+                if not removing:
+                    netlink.put_neighbour(self._index(thing.device, words(thing)), thing)
+                elif thing.device in self._indices:
+                    netlink.remove_neighbour(self._indices[thing.device], thing)
+            case ForwardingEntry():
+                if not removing:
+                    netlink.put_forwarding(self._index(thing.device, words(thing)), thing)
+                elif thing.device in self._indices:
+                    netlink.remove_forwarding(self._indices[thing.device], thing)
+            case Sysctl():
+                self._set_sysctl(operation, thing)
+            case nft.Ruleset():
+                nft.write(nft.replacement(thing), self._nft_started)
+            case LocalPrefixes():
+                nft.write(nft.refill(thing.prefixes), self._nft_started)
+            case Filter():
+                nft.write(nft.removal(), self._nft_started)
+            case _:  # routes, rules and strays go in batches
+                raise AssertionError(thing)
+
+    def _put_vxlan(self, operation: Operation, device: VxlanDevice) -> None:
+        if operation.verb is Verb.ADD:
+            carrier = underlay(self._netlink, device.local)
+            if carrier is None:
+                raise host_error(words(device), errno.EADDRNOTAVAIL, f"no device has {device.local}")
+            self._netlink.add_vxlan(device, carrier)
+            self._indices.update(_indices())
+        else:
+            index = self._index(device.name, words(device))
+            self._netlink.set_link(index, device.name, mtu=device.mtu, mac=device.mac)
+
+    def _set_sysctl(self, operation: Operation, item: Sysctl) -> None:
+        current = sysctl.read(item.key)
+        if operation.verb is Verb.REMOVE:
+            # Somebody else's value by now is somebody else's business.
+            if current == operation.before:
+                sysctl.write(item.key, item.value)
+            self._originals.forget(item.key)
+            return
+        if not item.ours and current is not None:
+            self._originals.remember(item.key, current, item.value)
+        sysctl.write(item.key, item.value)
+
+    def _index(self, device: str, subject: str) -> int:
+        if device not in self._indices:
+            raise host_error(subject, errno.ENODEV)
+        return self._indices[device]
+
+
+_BATCHED = (Route, Rule, Stray)
+
+
+def _indices() -> dict[str, int]:
+    """Indices of our devices, as far as they are there."""
+    found: dict[str, int] = {}
+    for name in (TUNNEL_DEVICE, VXLAN_DEVICE):
+        with contextlib.suppress(OSError):
+            found[name] = socket.if_nametoindex(name)
+    return found
+
+
+def _message(operation: Operation, oif: int) -> bytes:
+    thing, removing = operation.thing, operation.verb is Verb.REMOVE
+    if isinstance(thing, Route):
+        return rtnetlink.delete_route(thing, oif) if removing else rtnetlink.put_route(thing, oif)
+    if isinstance(thing, Rule):
+        return rtnetlink.delete_rule(thing) if removing else rtnetlink.add_rule(thing)
+    assert isinstance(thing, Stray)
+    return rtnetlink.delete_stray(thing)
+
+
+def _settled(operation: Operation, reply: Reply) -> bool:
+    if operation.verb is Verb.REMOVE:
+        return reply.errno in (0, errno.ESRCH, errno.ENOENT, errno.ENODEV)  # gone is gone
+    if isinstance(operation.thing, Rule):
+        return reply.errno in (0, errno.EEXIST)  # the kernel compares whole rules: it is there
+    return reply.errno == 0
