@@ -84,7 +84,14 @@ class Assembly:
         value = parsed.value
         if not isinstance(value, (Gateway, Peer)) or parsed.kind != key.kind:
             return
-        self.kept[key] = Kept(trimmed(thing), version_of(thing), frozenset(shown))
+        try:
+            document = trimmed(thing)
+        except RecursionError:  # in a part that is not read
+            self._tell(
+                key, (Problem("is nested too deeply", "write it as a plain object", "", f"{key.kind} {key.name}"),)
+            )
+            return
+        self.kept[key] = Kept(document, version_of(thing), frozenset(shown))
         if isinstance(value, Gateway):
             if self.world.gateways.get(value.name) != value:
                 self.world = self.world.with_gateway(value)

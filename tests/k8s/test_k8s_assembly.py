@@ -1,0 +1,150 @@
+"""Objects of the API, put together to a world."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ravenvpn.k8s.assembly import Assembly, Feed, trimmed
+
+KEY = "A" * 42 + "E="
+
+
+def gateway(name: str, version: str = "1", *, nodes: tuple[str, ...] = (), port: Any = 4500) -> dict[str, Any]:
+    return {
+        "apiVersion": "raven.openyurt.io/v1beta1",
+        "kind": "Gateway",
+        "metadata": {"name": name, "resourceVersion": version, "managedFields": [{"manager": "x" * 1000}]},
+        "spec": {"endpoints": [{"nodeName": f"{name}-1", "type": "tunnel", "port": port}]},
+        "status": {"nodes": [{"nodeName": node, "privateIP": "", "subnets": []} for node in nodes]},
+    }
+
+
+def peer(name: str, version: str = "1", key: str = KEY) -> dict[str, Any]:
+    return {
+        "apiVersion": "ravenvpn.io/v1alpha1",
+        "kind": "Peer",
+        "metadata": {"name": name, "resourceVersion": version},
+        "spec": {"publicKey": key},
+        "status": {"sessions": {"up": 1}},
+    }
+
+
+def test_objects_come_change_and_go() -> None:
+    assembly = Assembly("mesh")
+    assembly.put(Feed.GATEWAYS, gateway("factory"))
+    assembly.put(Feed.PEERS, peer("factory-1"))
+    assert sorted(assembly.world.gateways) == ["factory"]
+    assert sorted(assembly.world.peers) == ["factory-1"]
+
+    assembly.put(Feed.GATEWAYS, gateway("factory", "2", port=4501))
+    assert assembly.world.gateways["factory"].endpoints[0].port == 4501
+
+    assembly.remove(Feed.GATEWAYS, "factory")
+    assembly.remove(Feed.PEERS, "factory-1")
+    assert not assembly.world.gateways
+    assert not assembly.world.peers
+    assert not assembly.kept
+
+
+def test_a_change_that_says_nothing_new_leaves_the_world_the_very_same() -> None:
+    """Such as the status of a Peer: nobody may have to plan for it."""
+    assembly = Assembly()
+    assembly.put(Feed.PEERS, peer("a"))
+    world = assembly.world
+    assembly.put(Feed.PEERS, {**peer("a", "2"), "status": {"sessions": {"up": 2}}})
+    assert assembly.world is world
+
+
+def test_a_malformed_object_is_a_problem_and_its_last_good_version_stays() -> None:
+    assembly = Assembly()
+    assembly.put(Feed.PEERS, peer("a"))
+    assembly.put(Feed.PEERS, peer("a", "2", key="short"))
+
+    assert [str(problem) for problem in assembly.problems] != []
+    assert "Peer a" in str(assembly.problems[0])
+    assert sorted(assembly.world.peers) == ["a"]
+    assert assembly.known(Feed.PEERS) == {"a": "1"}, "so it is read again after a restart"
+
+    assembly.put(Feed.PEERS, peer("a", "3"))
+    assert assembly.problems == ()
+
+
+def test_a_malformed_object_that_goes_takes_its_problem_along() -> None:
+    assembly = Assembly()
+    assembly.put(Feed.PEERS, peer("a", key="short"))
+    assert assembly.problems
+    assembly.remove(Feed.PEERS, "a")
+    assert assembly.problems == ()
+
+
+def test_hostile_objects_raise_nothing() -> None:
+    assembly = Assembly()
+    deep: dict[str, Any] = {}
+    for _ in range(2000):
+        deep = {"a": deep}
+    for thing in (
+        {},
+        {"kind": "Gateway"},
+        {"kind": 5, "metadata": None},
+        {**gateway("a"), "spec": {"endpoints": deep}},
+        {**gateway("b"), "spec": deep},
+        {**gateway("f"), "spec": {"endpoints": [None]}},
+        {**gateway("c"), "kind": "Peer"},
+        {**gateway("d"), "metadata": {"name": "d", "labels": 4}},
+        {**gateway("e"), "spec": {"endpoints": [{"nodeName": "x" * 100_000, "type": "tunnel"}]}},
+    ):
+        assembly.put(Feed.GATEWAYS, thing)
+    assert not assembly.world.gateways
+    assert not assembly.kept
+    assert len(assembly.problems) >= 6
+    assert all(len(str(problem)) < 1000 for problem in assembly.problems)
+
+
+def test_a_peer_that_two_feeds_show_stays_until_neither_does() -> None:
+    """A node of our region becomes a plain one: the selector of gateways drops it, that of our region goes on."""
+    assembly = Assembly()
+    assembly.put(Feed.PEERS, peer("a"))
+    assembly.put(Feed.REGION, peer("a"))
+    world = assembly.world
+    assembly.remove(Feed.PEERS, "a")
+    assert assembly.world is world
+    assembly.remove(Feed.REGION, "a")
+    assert not assembly.world.peers
+
+
+def test_leaving_a_region_drops_what_only_it_showed() -> None:
+    assembly = Assembly()
+    assembly.put(Feed.PEERS, peer("gateway"))
+    assembly.put(Feed.REGION, peer("gateway"))
+    assembly.put(Feed.REGION, peer("plain"))
+    assembly.drop(Feed.REGION)
+    assert sorted(assembly.world.peers) == ["gateway"]
+
+
+def test_what_is_kept_rebuilds_the_same_world() -> None:
+    assembly = Assembly("mesh")
+    assembly.put(Feed.GATEWAYS, gateway("factory", "7", nodes=("factory-1", "factory-2")))
+    assembly.put(Feed.PEERS, peer("factory-1", "8"))
+    assembly.put(Feed.REGION, peer("factory-1", "8"))
+
+    again = Assembly("mesh")
+    again.restore(assembly.kept.values())
+
+    assert again.world.gateways["factory"] == assembly.world.gateways["factory"]
+    assert again.world.peers["factory-1"] == assembly.world.peers["factory-1"]
+    assert again.known(Feed.GATEWAYS) == {"factory": "7"}
+    assert again.known(Feed.REGION) == again.known(Feed.PEERS) == {"factory-1": "8"}
+    assert again.regions_of("factory-2") == ["factory"]
+
+
+def test_what_nobody_reads_is_not_kept() -> None:
+    thing = peer("a")
+    thing["metadata"] |= {
+        "managedFields": [{"manager": "kubectl"}],
+        "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "mine": "stays"},
+    }
+    kept = trimmed(thing).decode()
+    assert "managedFields" not in kept
+    assert "last-applied" not in kept
+    assert "sessions" not in kept
+    assert '"mine":"stays"' in kept
