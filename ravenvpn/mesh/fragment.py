@@ -67,7 +67,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
     if not context.is_gateway:
         # A plain node holds no session with other regions: its gateway does.
         return Fragment(
-            host_routes=tuple(_through_gateway(announced, context)),
+            host_routes=tuple(_through_gateway(_of_this_kernel(announced, context), context)),
             remote=frozenset(prefixes),
             notes=tuple(notes),
         )
@@ -104,13 +104,13 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Fra
     host_routes: list[Route] = []
     if not standby or context.overlay is not None:
         table = hoststate.TABLE_LOCAL if standby else hoststate.TABLE_REMOTE
-        for a in announced:
+        for a in _of_this_kernel(announced, context):
             if carriers:
                 source = None if standby else context.sources.get(a.prefix.version)
                 host_routes.append(_tunnelled(a, table, source, mtu, through))
             host_routes.append(fail_closed(a.prefix, a.reason, table))
     if standby:
-        host_routes += _through_gateway(announced, context)
+        host_routes += _through_gateway(_of_this_kernel(announced, context), context)
     return Fragment(
         peers=peers,
         routes=routes,
@@ -144,6 +144,10 @@ def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], li
             )
             announced = tuple(a for a in announced if a not in near)
     return announced, notes
+
+
+def _of_this_kernel(announced: Iterable[Announced], context: Context) -> Iterable[Announced]:
+    return announced if context.facts.ipv6 else (a for a in announced if a.prefix.version == 4)
 
 
 def _tunnelled(announced: Announced, table: int, source: Address | None, mtu: int, through: str) -> Route:

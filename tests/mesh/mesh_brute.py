@@ -371,7 +371,12 @@ def in_order(world: World, resolved: Resolved, home: str) -> list:
         for s in (world.peers[i.node].sources if i.node in world.peers else ())
         if not any(p.version == s.version and s in p for p in i.subnets)
     ]
-    own = [(i.node, ipaddress.ip_network(a)) for i in nodes for a in lan_of(world, i)]
+    own = [
+        (i.node, ipaddress.ip_network(a))
+        for i in nodes
+        for a in lan_of(world, i)
+        if not any(p.version == a.version and a in p for p in i.subnets)
+    ]
     own = [claim for claim in own if claim[1] in resolved.addresses[home]]
     return [c for c in pods + sources + own if c[1] in resolved.prefixes[home]]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
+from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
 
@@ -71,9 +72,10 @@ def gateway(
     nat: bool,
     able: int = NODES_A_REGION,
     public: bool = True,
+    lan: int = 4,
     created: float | None = None,
 ) -> Gateway:
-    """The first `able` nodes may be its gateway, the others are plain."""
+    """The first `able` nodes may be its gateway, the others are plain. `lan` is the family of its own network."""
     endpoints = tuple(
         Endpoint(
             n,
@@ -83,7 +85,7 @@ def gateway(
         )
         for i, n in enumerate(nodes[:able])
     )
-    infos = tuple(NodeInfo(n, own_addresses(region, i)[0], prefixes.get(n, ())) for i, n in enumerate(nodes))
+    infos = tuple(NodeInfo(n, own_addresses(region, i)[lan == 6], prefixes.get(n, ())) for i, n in enumerate(nodes))
     return Gateway(
         REGIONS[region],
         endpoints,
@@ -110,6 +112,7 @@ def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
         nat=draw(st.booleans()),
         able=draw(st.integers(1, count)),
         public=peaceful or draw(st.integers(0, 4)) > 0,
+        lan=draw(st.sampled_from((4, 4, 6))),
         created=None if peaceful else draw(st.sampled_from((None, 1.0, 2.0))),
     )
     if not peaceful and draw(st.integers(0, 3)) == 0:  # an address that others have too, or of the other family
@@ -134,11 +137,13 @@ def number_of(name: str) -> int:
 
 
 @st.composite
-def peers(draw: st.DrawFn, name: str, *, peaceful: bool) -> Peer:
+def peers(draw: st.DrawFn, name: str, *, peaceful: bool, lan: Address | None = None, both: bool = False) -> Peer:
+    """In a peaceful world a node has addresses of both families, or the one `lan`."""
     key = number_of(name)
     region, number = "abcdefg".index(name[0]), int(name[1:])
     if peaceful:
-        return peer(name, key, node_addresses=own_addresses(region, number))
+        own = own_addresses(region, number)
+        return peer(name, key, node_addresses=own if both else tuple(a for a in own if a == lan))
     if draw(st.integers(0, 7)) == 0:
         key = draw(st.integers(0, len(REGIONS) * NODES_A_REGION - 1))
     return peer(
@@ -180,8 +185,16 @@ def peers(draw: st.DrawFn, name: str, *, peaceful: bool) -> Peer:
 def worlds(draw: st.DrawFn, *, peaceful: bool = False, least: int = 0) -> World:
     count = draw(st.integers(least, len(REGIONS)))
     made = [draw(gateways(region, peaceful=peaceful)) for region in range(count)]
-    names = sorted({info.node for g in made for info in g.status.nodes})
-    return World.of(made, [draw(peers(n, peaceful=peaceful)) for n in names if peaceful or draw(st.integers(0, 9))])
+    dual = draw(st.sets(st.sampled_from(REGIONS)))  # regions whose nodes have addresses of both families
+    lans = {info.node: (info.private_ip, g.name in dual) for g in made for info in g.status.nodes}
+    return World.of(
+        made,
+        [
+            draw(peers(n, peaceful=peaceful, lan=lan, both=both))
+            for n, (lan, both) in sorted(lans.items())
+            if peaceful or draw(st.integers(0, 9))
+        ],
+    )
 
 
 @st.composite

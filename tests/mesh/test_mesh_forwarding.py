@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mesh_simulation import Fate, Journey, plans, send
-from mesh_worlds import REGIONS, edits, livenesses, own_addresses, worlds
+from mesh_worlds import REGIONS, edits, livenesses, worlds
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE, Route
 from ravenvpn.mesh.liveness import Liveness, Verdict
@@ -110,9 +110,12 @@ def test_while_a_role_moves_nothing_loops_and_nothing_is_lost(world: World, data
 
 
 def crossing(world: World, family: int) -> Iterator[tuple[str, int, str, int, ipaddress.IPv4Address]]:
-    """(node, its region, node of another region, that region, an address of that other node)."""
+    """(node, its region, node of another region, that region, an address of that other node, if it has one)."""
     for name, here, number, there in journeys(world):
-        yield name, here, f"{'abcdefg'[there]}{number}", there, own_addresses(there, number)[family == 6]
+        far = f"{'abcdefg'[there]}{number}"
+        for address in world.peers[far].node_addresses:
+            if address.version == family:
+                yield name, here, far, there, address
 
 
 @given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
@@ -121,11 +124,11 @@ def test_node_addresses_are_reached_as_pods_are_where_that_is_wanted(world: Worl
     """By pods and by nodes with their own address as source; otherwise they are none of our business."""
     wanted, unwanted = plans(world, forward_node_ip=True), plans(world)
     for name, here, far, there, address in crossing(world, family):
-        own = own_addresses(here, int(name[1:]))[family == 6]
         as_pods = send(wanted, name, pod(here, int(name[1:])), pod(there, int(far[1:])))
-        for source in (pod(here, int(name[1:]), family), own):
+        own = (a for a in world.peers[name].node_addresses if a.version == family)
+        for source in (pod(here, int(name[1:]), family), *own):
             assert send(wanted, name, source, address) == as_pods
-        assert send(unwanted, name, own, address) == Journey(Fate.CLEAR, (name,))
+            assert send(unwanted, name, source, address) == Journey(Fate.CLEAR, (name,))
 
 
 @given(worlds(peaceful=True, least=2), st.data())

@@ -303,14 +303,21 @@ def test_the_api_server_is_reached_past_the_tunnel() -> None:
 
 
 def test_a_kernel_without_ipv6_gets_none() -> None:
-    host = plan(
-        World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1")), me="cloud-1", facts=LocalFacts(ipv6=False)
-    ).host
+    """Neither as the only gateway, nor as one of three nodes of a region, whatever pods the others have."""
+    dual = replace(CLOUD.status.nodes[0], subnets=(net("10.244.1.0/24"), net("fd00:1::/64")))
+    cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=(dual,)))
+    three = region("factory", *((f"edge-{i}", f"fd00:{i}::/64") for i in (1, 2, 3)), nat=True)
+    three = replace(three, endpoints=three.endpoints[:2])
+    for me in ("cloud-1", "edge-1", "edge-2", "edge-3"):
+        world = World.of([cloud, three], peers("cloud-1", "edge-1", "edge-2", "edge-3"))
+        host = plan(world, me=me, facts=LocalFacts(ipv6=False)).host
 
-    assert {r.family for r in host.rules} == {4}
-    assert host.addresses == ()
-    assert {r.prefix.version for r in host.routes} == {4}
-    assert not [s for s in host.sysctls if "ipv6" in s.key]
+        assert {r.family for r in host.rules} == {4}
+        assert not [a for a in host.addresses if a.address.version == 6]
+        assert {r.prefix.version for r in host.routes} <= {4}
+        assert not [r for r in host.routes if r.via and r.via.version == 6]
+        assert not [n for n in host.neighbours if n.address.version == 6]
+        assert not [s for s in host.sysctls if "ipv6" in s.key]
 
 
 def test_an_old_kernel_forwards_ipv6_everywhere_and_still_listens_to_routers() -> None:
