@@ -1,0 +1,210 @@
+"""A control plane with the controller in it, as a process under its own service account."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from control_plane import ControlPlane
+
+from ravenvpn.k8s.client import GATEWAYS, NODES, PEERS, ApiError, Client
+from ravenvpn.k8s.resource import Resource
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+READY = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
+SPACE = {"apiVersion": "raven.openyurt.io/v1beta1", "kind": "Gateway"}
+Object = dict[str, Any]
+Found = TypeVar("Found")
+
+
+def define(plane: ControlPlane) -> None:
+    """Definitions, and the rights of the controller's service account."""
+    files = [DEPLOY / "crds" / "gateways.yaml", DEPLOY / "crds" / "peers.yaml", DEPLOY / "rbac-controller.yaml"]
+    plane.kubectl("apply", *(f"--filename={file}" for file in files))
+    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+
+
+class ControllerProcess:
+    """`raven-vpn controller` against `plane`."""
+
+    def __init__(
+        self, plane: ControlPlane, *arguments: str, account: str = "ravenvpn-controller", name: str = "controller"
+    ) -> None:
+        self.port = _free_port()
+        self.log = plane.folder / f"{name}-{self.port}.log"
+        kubeconfig = plane.account(account)
+        argv = [sys.executable, "-m", "ravenvpn", "controller", f"--kubeconfig={kubeconfig}", f"--identity={name}"]
+        argv += [f"--http-address=127.0.0.1:{self.port}", "--log-format=json", *arguments]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+
+    async def started(self, within: float = 60.0) -> None:
+        """Until it answers probes."""
+
+        async def livez() -> int:
+            assert self.running, self.log.read_text()
+            return self.get("/livez")[0]
+
+        await eventually(livez, 200, within)
+
+    def stop(self) -> int:
+        """By SIGTERM; its exit code."""
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
+        try:
+            return self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def lines(self) -> list[Object]:
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def get(self, path: str) -> tuple[int, str]:
+        """What /readyz and its kind answer; (0, "") where nobody does."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    @property
+    def leads(self) -> bool:
+        return "this replica leads" in self.get("/readyz")[1]
+
+    def rss(self) -> int:
+        """Bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+        return int(line.split()[1]) * 1024
+
+    def cpu(self) -> float:
+        """Seconds so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Region:
+    """Gateways, Nodes and Peers, written as an administrator; what was made is removed at the end."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._made: list[tuple[Resource, str]] = []
+
+    async def create(self, resource: Resource, thing: Object) -> Object:
+        made = await self.client.create(resource, thing)
+        self._made.append((resource, thing["metadata"]["name"]))
+        return made
+
+    async def gateway(self, name: str, endpoints: Sequence[Object], **spec: Any) -> Object:
+        spec = {"tunnelConfig": {"Replicas": 1}, "endpoints": list(endpoints), **spec}
+        return await self.create(GATEWAYS, {**SPACE, "metadata": {"name": name}, "spec": spec})
+
+    async def node(
+        self, name: str, gateway: str, cidrs: Sequence[str] = (), ip: str = "10.0.0.1", **metadata: Any
+    ) -> None:
+        labels = {"raven.openyurt.io/gateway": gateway}
+        spec = {"podCIDR": cidrs[0], "podCIDRs": list(cidrs)} if cidrs else {}
+        thing = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels, **metadata}}
+        await self.create(NODES, {**thing, "spec": spec})
+        addresses = [{"type": "InternalIP", "address": one} for one in ip.split(",")]
+        status = {"conditions": [READY], "addresses": addresses}
+        await self.client.merge(NODES, name, {"status": status}, subresource="status")
+
+    async def ready(self, name: str, ready: bool) -> None:
+        condition = {**READY, "status": "True" if ready else "False"}
+        await self.client.merge(NODES, name, {"status": {"conditions": [condition]}}, subresource="status")
+
+    async def peer(self, name: str, gateway: str, key: str, **spec: Any) -> None:
+        metadata = {"name": name, "labels": {"raven.openyurt.io/gateway": gateway}}
+        thing = {"apiVersion": "ravenvpn.io/v1alpha1", "kind": "Peer", "metadata": metadata}
+        await self.create(PEERS, {**thing, "spec": {"publicKey": key, **spec}})
+
+    async def status(self, name: str) -> Object:
+        found: Object = (await self.client.get(GATEWAYS, name)).get("status") or {}
+        return found
+
+    async def active(self, name: str) -> list[str]:
+        return [e["nodeName"] for e in (await self.status(name)).get("activeEndpoints") or []]
+
+    async def condition(self, name: str, kind: str) -> Object:
+        conditions = (await self.status(name)).get("conditions") or []
+        return next((c for c in conditions if c["type"] == kind), {})
+
+    async def clear(self) -> None:
+        for resource, name in reversed(self._made):
+            await self.drop(resource, name)
+        self._made.clear()
+
+    async def drop(self, resource: Resource, name: str) -> None:
+        try:
+            await self.client.delete(resource, name)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+
+
+async def eventually(look: Callable[[], Awaitable[Found]], wanted: Any, within: float = 20.0) -> Found:
+    """What `look` found as soon as it is `wanted` (or, where that can be called, as that says)."""
+    deadline = time.monotonic() + within
+    while True:
+        found = await look()
+        if wanted(found) if callable(wanted) else found == wanted:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {within:g} s still {found!r}, not {wanted!r}")
+        await asyncio.sleep(0.05)
+
+
+def fresh(name: str) -> str:
+    return f"{name}-{secrets.token_hex(3)}"
+
+
+def tunnel(node: str, **more: Any) -> dict[str, Any]:
+    return {"nodeName": node, "type": "tunnel", **more}
+
+
+async def pair(region: Region) -> tuple[str, str, str]:
+    """A region of two nodes that both may be the gateway: its name and theirs."""
+    name = fresh("factory")
+    one, two = f"{name}-1", f"{name}-2"
+    third, fourth = secrets.token_bytes(2)
+    await region.node(one, name, [f"10.{third}.{fourth}.0/25", f"fd00:{third:x}:{fourth:x}:1::/64"], ip="10.0.1.1")
+    await region.node(two, name, [f"10.{third}.{fourth}.128/25"], ip="10.0.1.2")
+    await region.gateway(name, [tunnel(one), tunnel(two)])
+    return name, one, two
