@@ -1,0 +1,133 @@
+"""A thousand regions of ten nodes: what the controller needs in memory, and when nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from control_plane import ControlPlane, require_kube
+from controller_cluster import READY, SPACE, ControllerProcess, define, eventually
+
+from ravenvpn.k8s.client import GATEWAYS, NODES, Client
+from ravenvpn.k8s.resource import Object
+
+pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1800)]
+
+REGIONS, EACH = 1000, 10
+MAX_RSS = 300 << 20  # bytes
+MAX_IDLE = 0.01  # of a core
+
+
+@pytest.fixture
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    require_kube()
+    plane = ControlPlane(tmp_path_factory.mktemp("scale") / "kube", arguments="--max-mutating-requests-inflight=1000")
+    try:
+        plane.start()
+        define(plane)
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture
+async def client(plane: ControlPlane) -> AsyncIterator[Client]:
+    async with Client.connect(str(plane.admin)) as client:
+        yield client
+
+
+def node(region: int, i: int) -> Object:
+    number = region * EACH + i
+    cidrs = [f"10.{number >> 8}.{number & 255}.0/24", f"fd00:10:{number:x}::/64"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": f"edge-{region}-{i}",
+            # As a kubelet leaves it: some of everything.
+            "labels": {"raven.openyurt.io/gateway": f"region-{region}", "kubernetes.io/os": "linux"},
+            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
+        },
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+    }
+
+
+def status(number: int) -> Object:
+    images = [{"names": [f"registry.example.org/app-{i}@sha256:{'0' * 64}"], "sizeBytes": 1 << 20} for i in range(20)]
+    address = f"172.{16 + (number >> 16)}.{(number >> 8) & 255}.{number & 255}"
+    return {
+        "status": {
+            "conditions": [READY],
+            "addresses": [{"type": "InternalIP", "address": address}],
+            "images": images,
+        }
+    }
+
+
+async def fill(client: Client) -> None:
+    slots = asyncio.Semaphore(16)
+
+    async def one(region: int, i: int) -> None:
+        async with slots:
+            await client.create(NODES, node(region, i))
+            await client.merge(NODES, f"edge-{region}-{i}", status(region * EACH + i), subresource="status")
+
+    async def gateway(region: int) -> None:
+        endpoints = [{"nodeName": f"edge-{region}-{i}", "type": "tunnel", "underNAT": True} for i in range(2)]
+        spec = {"tunnelConfig": {"Replicas": 1}, "endpoints": endpoints}
+        async with slots:
+            await client.create(GATEWAYS, {**SPACE, "metadata": {"name": f"region-{region}"}, "spec": spec})
+
+    await asyncio.gather(*(gateway(region) for region in range(REGIONS)))
+    for region in range(REGIONS):
+        await asyncio.gather(*(one(region, i) for i in range(EACH)))
+
+
+async def test_a_thousand_regions_of_ten_nodes_stay_small_and_quiet(plane: ControlPlane, client: Client) -> None:
+    await fill(client)
+    began = time.monotonic()
+    running = ControllerProcess(plane, name="scale")
+    try:
+        await running.started()
+
+        async def ready() -> int:
+            found = [c for g in await _all(client) for c in g.get("status", {}).get("conditions", ())]
+            return sum(c["type"] == "Ready" and c["status"] == "True" for c in found)
+
+        await eventually(ready, REGIONS, within=300)
+        took = time.monotonic() - began
+        await asyncio.sleep(20)
+        cpu, at = running.cpu(), time.monotonic()
+        await asyncio.sleep(120)
+        idle = (running.cpu() - cpu) / (time.monotonic() - at)
+        rss = running.rss()
+        # One node's change is one Gateway's: no other is written.
+        versions = {g["metadata"]["name"]: g["metadata"]["resourceVersion"] for g in await _all(client)}
+        cpu, at = running.cpu(), time.monotonic()
+        await client.merge(
+            NODES, "edge-7-0", {"status": {"conditions": [{**READY, "status": "False"}]}}, subresource="status"
+        )
+
+        async def active() -> list[str]:
+            return [e["nodeName"] for e in (await client.get(GATEWAYS, "region-7"))["status"]["activeEndpoints"]]
+
+        await eventually(active, ["edge-7-1"])
+        moved = time.monotonic() - at
+        after = {g["metadata"]["name"]: g["metadata"]["resourceVersion"] for g in await _all(client)}
+        changed = {name for name, version in after.items() if versions[name] != version}
+        print(
+            f"{REGIONS} Gateways, {REGIONS * EACH} Nodes: {rss >> 20} MiB, idle {idle:.2%} of a core, all written"
+            f" {took:.1f} s after the start, one role moved in {moved * 1000:.0f} ms"
+            f" ({running.cpu() - cpu:.3f} CPU seconds)"
+        )
+        assert changed == {"region-7"}
+        assert rss <= MAX_RSS
+        assert idle < MAX_IDLE
+    finally:
+        assert running.stop() == 0
+
+
+async def _all(client: Client) -> list[Object]:
+    return [g async for page in client.list(GATEWAYS) for g in page.items]
