@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 import time
@@ -450,75 +449,6 @@ def test_a_stop_after_any_number_of_operations_converges(node: Box, state_file: 
             break
         count += 5
     assert count > 30
-
-
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-sys.path[:0] = sys.argv[1:3]
-from node.box import open_tun
-from node.worlds import lan_gateway, remote_routes
-from dataclasses import replace
-from ravenvpn.node.apply import Host
-
-state_file, seed, rounds = Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-chance = random.Random(seed)
-small = lan_gateway()
-large = replace(small, routes=(*small.routes, *remote_routes(*(f"11.0.{n}.0/24" for n in range(200)))))
-print("ready", flush=True)
-for line in sys.stdin:
-    tun = open_tun()
-    child = os.fork()
-    if not child:
-        with Host(state_file) as host:
-            while True:
-                host.apply(large)
-                host.apply(small)
-                host.apply_changes(small, large)
-                host.cleanup()
-                tun = open_tun()
-    os.setpgid(child, child)
-    time.sleep(chance.uniform(0.001, 0.15))
-    os.killpg(child, signal.SIGKILL)  # and an nft under way: it would hold the TUN, and write, a moment longer
-    os.waitpid(child, 0)
-    tun.close()
-    print("killed", flush=True)
-"""
-
-
-def test_a_kill_at_any_moment_converges(node: Box, state_file: Path) -> None:
-    """kill -9 while the host is changed this way and that, fifty times; then start, then cleanup."""
-    node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
-    before = node.dump()
-    tun = node.tun()
-    node.call(apply, state_file, lan_gateway())
-    whole = node.dump()
-    node.call(cleanup, state_file)
-    tun.close()
-    seed, tests = random.randrange(1 << 30), Path(__file__).parent.parent
-    arguments = [str(tests), str(tests.parent), str(state_file), str(seed), "50"]
-    victim = subprocess.Popen(
-        ["ip", "netns", "exec", node.name, sys.executable, "-c", KILLED, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert victim.stdin is not None
-    assert victim.stdout is not None
-    with victim:
-        assert victim.stdout.readline() == "ready\n"
-        for turn in range(50):
-            print("go", file=victim.stdin, flush=True)
-            assert victim.stdout.readline() == "killed\n"
-            tun = node.tun()
-            assert node.call(apply, state_file, lan_gateway()).failed == ()
-            assert changes(whole, node.dump()) == [], f"seed {seed}, kill {turn}"
-            assert node.call(cleanup, state_file).failed == ()
-            tun.close()
-            if turn % 5 == 4:
-                assert changes(before, node.dump()) == [], f"seed {seed}, kill {turn}"
-        victim.stdin.close()
-        victim.wait(10)
 
 
 def test_a_device_of_another_kind_under_our_name_is_said(node: Box, state_file: Path) -> None:

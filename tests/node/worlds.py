@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
+from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import (
     FAIL_CLOSED_METRIC,
     TABLE_LOCAL,
@@ -22,6 +23,8 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
+from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.plan import plan
 
 # The host of `HOST`: a LAN with an uplink, pods behind a bridge.
 HOST = """
@@ -109,3 +112,31 @@ def lan_gateway() -> HostState:
         ),
         packet_filter=replace(base.packet_filter, local=local),
     )
+
+
+def planned(role: str) -> HostState:
+    """What the planner wants of the host of `HOST` as "gateway", "standby" or "plain" node of a region of three."""
+    me = Endpoint("here-1", public_ip="198.51.100.1")
+    other, far = Endpoint("here-2", public_ip="198.51.100.2"), Endpoint("far-1", public_ip="198.51.100.3")
+    endpoints = {"gateway": (me, other), "standby": (other, me), "plain": (other,)}[role]
+    here = GatewayStatus(
+        tuple(
+            NodeInfo(
+                f"here-{number}",
+                ip_address(address),
+                (ip_network(f"10.244.{pods}.0/24"), ip_network(f"fd00:{pods}::/64")),
+            )
+            for number, address, pods in ((1, "10.0.0.5", 1), (2, "10.0.0.6", 4), (3, "10.0.0.7", 5))
+        ),
+        endpoints[:1],
+    )
+    there = GatewayStatus((NodeInfo("far-1", ip_address("172.16.0.1"), REMOTE),), (far,))
+    world = World.of(
+        [Gateway("here", endpoints, 1, status=here), Gateway("there", (far,), 1, status=there)],
+        [Peer(name, bytes([number]) * 32) for number, name in enumerate(("here-1", "here-2", "far-1"), 1)],
+    )
+    facts = LocalFacts(
+        addresses=frozenset(map(ip_address, ("10.0.0.5", "fd00:10::5", "10.244.1.1", "fd00:1::1"))),
+        pod_devices=("cni0",),
+    )
+    return plan(world, me="here-1", facts=facts).host

@@ -1,0 +1,170 @@
+"""Done again, or cut off and done again: the second time writes nothing, and a start after a kill makes it whole."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from node.box import Box, changes
+from node.worlds import HOST, planned
+
+from ravenvpn.mesh.hoststate import HostState
+from ravenvpn.node.apply import ApplyResult, Host
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "strace", "iptables-legacy")]
+
+TESTS = Path(__file__).parent.parent
+PATHS = [str(TESTS), str(TESTS.parent)]
+ROLES = pytest.mark.parametrize("role", ["gateway", "standby", "plain"])
+
+# What a write looks like in a trace: a netlink message that makes, changes or deletes, or a file opened for it.
+WRITE = re.compile(
+    r"nlmsg_type=RTM_(NEW|DEL|SET)|NFNL_MSG_BATCH_BEGIN|IPCTNL_MSG_CT_(NEW|DELETE)"
+    r'|openat\(.*"/(proc|sys)/.*O_(WRONLY|RDWR)|openat\(.*sysctls.*O_(WRONLY|RDWR)|(rename|unlink)\w*\('
+)
+
+ONCE = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+from node.worlds import planned
+from ravenvpn.node.apply import Host
+
+with Host(Path(sys.argv[3])) as host:
+    result = host.apply(planned(sys.argv[4]))
+print(len(result.changed), [str(failure) for failure in result.failed])
+"""
+
+
+def apply(state_file: Path, wanted: HostState) -> ApplyResult:
+    with Host(state_file) as host:
+        return host.apply(wanted)
+
+
+def cleanup(state_file: Path) -> ApplyResult:
+    with Host(state_file) as host:
+        return host.cleanup()
+
+
+@pytest.fixture
+def node(box: Callable[[], Box]) -> Box:
+    one = box()
+    one.sh(HOST + "sysctl -qw net.ipv4.conf.cni0.forwarding=0")
+    return one
+
+
+def traced(node: Box, state_file: Path, role: str) -> tuple[str, list[str]]:
+    """What an apply in a process of its own says it did, and the writes that strace saw it and its children make."""
+    trace = state_file.with_name("trace")
+    calls = "trace=openat,rename,unlink,sendto,sendmsg"
+    watching = ["strace", "-f", "-qq", "-s", "500", "-e", calls, "-o", str(trace)]
+    program = [sys.executable, "-B", "-c", ONCE, *PATHS, str(state_file), role]
+    said = subprocess.run(
+        ["ip", "netns", "exec", node.name, *watching, *program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout.strip()
+    return said, [line for line in trace.read_text().splitlines() if WRITE.search(line)]
+
+
+@ROLES
+def test_the_second_time_writes_nothing(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
+    """strace sees neither rtnetlink nor nf_tables nor conntrack nor a sysctl nor our own file written."""
+    if role != "plain":
+        held.enter_context(node.tun())
+
+    said, writes = traced(node, state_file, role)
+
+    assert said.endswith(" []")
+    for sight in ("RTM_NEWROUTE", "RTM_NEWRULE", "BATCH_BEGIN", "conf/raven0/rp_filter", "rename("):
+        assert [line for line in writes if sight in line] != [], f"strace does not see {sight}"
+    assert traced(node, state_file, role) == ("0 []", [])
+
+
+KILLED = """
+import os, random, signal, sys, time
+from contextlib import ExitStack
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from node.box import open_tun
+from node.worlds import planned, remote_routes
+from dataclasses import replace
+from ravenvpn.node.apply import Host
+
+state_file, role, chance = Path(sys.argv[3]), sys.argv[4], random.Random(int(sys.argv[5]))
+small = planned(role)
+device = "raven0" if role == "plain" else "ravenvpn0"
+large = replace(small, routes=(*small.routes, *remote_routes(*(f"11.0.{n}.0/24" for n in range(200)), device=device)))
+
+
+def tun():
+    return open_tun() if role != "plain" else None
+
+
+print("ready", flush=True)
+for line in sys.stdin:
+    device = tun()
+    child = os.fork()
+    if not child:
+        with Host(state_file) as host:
+            while True:
+                host.apply(large)
+                host.apply(small)
+                host.apply_changes(small, large)
+                host.cleanup()
+                device = tun()
+    os.setpgid(child, child)
+    time.sleep(chance.uniform(0.001, 0.15))
+    os.killpg(child, signal.SIGKILL)  # and an nft under way: it would hold the TUN, and write, a moment longer
+    os.waitpid(child, 0)
+    if device:
+        device.close()
+    print("killed", flush=True)
+"""
+
+
+@ROLES
+@pytest.mark.parametrize("kills", [pytest.param(8), pytest.param(50, marks=pytest.mark.soak)])
+def test_a_kill_at_any_moment_converges(node: Box, state_file: Path, role: str, kills: int) -> None:
+    """kill -9 while the host is changed this way and that; then start, then cleanup."""
+    before = node.dump()
+
+    def start() -> ExitStack:
+        devices = ExitStack()
+        if role != "plain":
+            devices.enter_context(node.tun())
+        assert node.call(apply, state_file, planned(role)).failed == ()
+        return devices
+
+    with start():
+        whole = node.dump()
+        node.call(cleanup, state_file)
+    seed = random.randrange(1 << 30)
+    victim = subprocess.Popen(
+        ["ip", "netns", "exec", node.name, sys.executable, "-c", KILLED, *PATHS, str(state_file), role, str(seed)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert victim.stdin is not None
+    assert victim.stdout is not None
+    with victim:
+        assert victim.stdout.readline() == "ready\n"
+        for turn in range(kills):
+            print("go", file=victim.stdin, flush=True)
+            assert victim.stdout.readline() == "killed\n"
+            with start():
+                assert changes(whole, node.dump()) == [], f"seed {seed}, kill {turn}"
+                assert node.call(cleanup, state_file).failed == ()
+            if turn % 5 == 4:
+                assert changes(before, node.dump()) == [], f"seed {seed}, kill {turn}"
+        victim.stdin.close()
+        victim.wait(10)
