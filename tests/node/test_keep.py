@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 import uvloop
 from node.box import Box
-from node.worlds import HOST, lan_gateway
+from node.worlds import HOST, lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.fights import Fights
 from ravenvpn.node.keep import AddressesChanged, DeviceGone, Event, Fighting, Keeper, Refused, Restored, Wanted
 from ravenvpn.node.observe import Part
-from ravenvpn.node.watch import AddressChange
+from ravenvpn.node.watch import AddressChange, attach, worth_a_look
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
 
@@ -106,6 +109,20 @@ def node(box: Callable[[], Box], held: ExitStack) -> Box:
         ("ip link set ravenvpn0 down", "device ravenvpn0 mtu 1420 up"),
         ("ip link del raven0", "device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1370"),
         ("ip addr del 240.0.0.5/8 dev raven0", "address 240.0.0.5/8 dev raven0"),
+        ("ip neigh del 240.0.0.6 dev raven0", "neighbour 240.0.0.6 at aa:0f:0a:00:00:06 dev raven0"),
+        (
+            "ip neigh replace fdaa:0:0:2::6 lladdr aa:0f:00:00:00:01 dev raven0 nud permanent",
+            "neighbour fdaa:0:0:2::6 at aa:0f:0a:00:00:06 dev raven0",
+        ),
+        (
+            "bridge fdb del aa:0f:0a:00:00:06 dev raven0 dst 10.0.0.6",
+            "forwarding entry aa:0f:0a:00:00:06 to 10.0.0.6 dev raven0",
+        ),
+        (
+            # The kernel drops its IPv4 routes and tells nobody.
+            "ip link set ravenvpn0 down; ip link set ravenvpn0 up",
+            "route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
+        ),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) and value.startswith(("ip", "nft")) else "",
 )
@@ -130,6 +147,86 @@ def test_what_is_undone_comes_back(
         assert await one.keeper.look(lambda host: host.apply(lan_gateway())) == ApplyResult()
 
     play(node, state_file, scene, loop_factory)
+
+
+@pytest.mark.parametrize(
+    ("harm", "things"),
+    [
+        (
+            "ip link del raven0",
+            [
+                "device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1420",
+                "address 240.0.0.5/8 dev raven0",
+                "neighbour 240.0.0.6 at aa:0f:f0:00:00:06 dev raven0",
+                "forwarding entry aa:0f:f0:00:00:06 to 10.0.0.6 dev raven0",
+                "route 10.244.2.0/24 table 9127 via 240.0.0.6 dev raven0 src 10.244.1.1 mtu 1420",
+            ],
+        ),
+        ("nft flush ruleset", ["nft table ravenvpn"]),
+        (
+            "bridge fdb del aa:0f:f0:00:00:06 dev raven0 dst 10.0.0.6",
+            ["forwarding entry aa:0f:f0:00:00:06 to 10.0.0.6 dev raven0"],
+        ),
+    ],
+    ids=["device", "packet filter", "forwarding entry"],
+)
+def test_what_is_undone_on_a_plain_node_comes_back(
+    box: Callable[[], Box], state_file: Path, harm: str, things: list[str]
+) -> None:
+    """No tunnel device: all it has is the VXLAN and what hangs on it."""
+    plain = box()
+    plain.sh(HOST)
+
+    async def scene(one: Scene) -> None:
+        await one.sh(harm)
+        restored: list[str] = []
+        while not set(things) <= set(restored):
+            event = await one.event(Restored)
+            assert isinstance(event, Restored)
+            restored += event.things
+        assert await one.keeper.look(lambda host: host.apply(planned("plain"))) == ApplyResult()
+
+    play(plain, state_file, scene, wanted=planned("plain"))
+
+
+def test_the_kernel_keeps_away_what_concerns_nobody_here(node: Box, state_file: Path) -> None:
+    """Of a routing daemon's routes, of neighbours elsewhere and of our own routes nothing is even queued."""
+
+    def listen() -> tuple[socket.socket, Host]:
+        host = Host(state_file)
+        assert host.apply(lan_gateway()).failed == ()
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        sock.bind((0, 1 << 2 | 1 << 6 | 1 << 7))  # neighbours, IPv4 routes and rules
+        attach(sock, worth_a_look(host.port, socket.if_nametoindex("raven0")))
+        return sock, host
+
+    def heard(sock: socket.socket) -> list[int]:
+        kinds = []
+        with contextlib.suppress(BlockingIOError):
+            while data := sock.recv(1 << 16):
+                kinds.append(int.from_bytes(data[4:6], sys.byteorder))
+        return kinds
+
+    sock, host = node.call(listen)
+    with sock, host:
+        node.sh(
+            """
+            ip route add 10.77.0.0/16 via 10.0.0.9
+            ip neigh add 10.0.0.9 lladdr 02:00:00:00:00:09 dev eth0 nud permanent
+            """
+        )
+        changed = replace(lan_gateway(), routes=lan_gateway().routes[2:], rules=lan_gateway().rules[1:])
+        assert len(node.call(host.apply_changes, lan_gateway(), changed).changed) == 3
+        assert heard(sock) == []
+        node.sh(
+            """
+            ip route add 10.78.0.0/16 via 10.0.0.9 proto 157
+            ip route add 10.79.0.0/16 via 10.0.0.9 table 9127
+            ip rule add pref 50 lookup 77
+            ip neigh add 240.0.0.9 lladdr aa:0f:00:00:00:09 dev raven0 nud permanent
+            """
+        )
+        assert heard(sock) == [24, 24, 32, 28]  # RTM_NEWROUTE twice, RTM_NEWRULE, RTM_NEWNEIGH
 
 
 def test_nft_changes_name_the_program(node: Box, state_file: Path) -> None:
