@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cluster_follow import install
 from cluster_mesh import MESHES, Mesh, Standing
 from control_plane import DEFAULT, NOT_BUILT, VERSIONS, ControlPlane, require_kube
 
@@ -18,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    fixtures = {"cluster", "own_cluster", "any_cluster"}
+    fixtures = {"cluster", "own_cluster", "any_cluster", "watched"}
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
@@ -81,6 +82,19 @@ def own_cluster(tmp_path: Path) -> Iterator[ControlPlane]:
     plane = ControlPlane(tmp_path / "kube")
     try:
         plane.start()
+        yield plane
+    finally:
+        plane.stop()
+
+
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane for the scenes that follow all of it, and kill it: each leaves it running. Kinds are there."""
+    require_kube()
+    plane = ControlPlane(tmp_path_factory.mktemp("watched") / "kube")
+    try:
+        plane.start()
+        install(plane)
         yield plane
     finally:
         plane.stop()

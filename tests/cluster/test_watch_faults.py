@@ -1,0 +1,242 @@
+"""Following the API through everything that happens to an API server, a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+from cluster_follow import Follower, following, gateway, patient
+from control_plane import ControlPlane
+
+from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, Client
+from ravenvpn.k8s.resource import ApiError
+from ravenvpn.k8s.watch import Reflector
+
+
+@pytest.fixture
+def plane(watched: ControlPlane) -> ControlPlane:
+    return watched
+
+
+async def put(client: Client, *names: str) -> None:
+    for name in names:
+        await patient(lambda name=name: client.apply(GATEWAYS, gateway(name), field_manager="scene"))
+
+
+async def delete(client: Client, *names: str) -> None:
+    for name in names:
+        await patient(lambda name=name: client.delete(GATEWAYS, name))
+
+
+async def settled(client: Client, follower: Follower) -> None:
+    """Empty, and followed."""
+    for name in list(follower.there):
+        await delete(client, name)
+    await follower.until(lambda: not follower.there, "all is deleted")
+
+
+def told(follower: Follower) -> list[str]:
+    """Who came or changed, and with a minus who went, in this order, since the last time this was asked."""
+    said = [
+        name
+        for batch in follower.batches
+        for name in (*(thing["metadata"]["name"] for thing in batch.changed), *(f"-{key}" for key in batch.deleted))
+    ]
+    follower.batches.clear()
+    return said
+
+
+async def test_a_killed_server_is_followed_again_and_only_differences_are_told(plane: ControlPlane) -> None:
+    """A new server's memory begins with its start, so a client may have to list; what it knows it is not told."""
+    async with (
+        Client.connect(str(plane.admin)) as client,
+        following(Reflector(client, GATEWAYS)) as follower,
+    ):
+        await put(client, "a", "b")
+        await follower.until(lambda: {"a", "b"} <= set(follower.there), "a and b")
+        told(follower)
+        plane.kill()
+        await follower.until(lambda: follower.connection.connected_since is None, "lost")
+        assert follower.connection.lost_since is not None
+        assert set(follower.there) == {"a", "b"}, "what is known stays known"
+        assert "gateways" in follower.connection.error
+
+        await asyncio.to_thread(plane.start)
+        await delete(client, "a")
+        await put(client, "c")
+        await asyncio.to_thread(plane.compact)
+        await follower.until(lambda: set(follower.there) == {"b", "c"}, "b and c")
+        await follower.until(lambda: follower.connection.connected_since is not None, "connected")
+
+        assert sorted(told(follower)) == ["-a", "c"]
+        assert follower.connection.error == ""
+        await settled(client, follower)
+
+
+async def test_a_version_that_is_too_old_is_410_and_the_world_is_compared(plane: ControlPlane) -> None:
+    """An agent that slept: it had b and x at the first of all versions. x is gone, b stayed, c is new."""
+    async with Client.connect(str(plane.admin)) as client:
+        await put(client, "b", "c")
+        await asyncio.to_thread(plane.compact)
+        pages = [page async for page in client.list(GATEWAYS)]
+        versions = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in pages[0].items}
+        plane.kill()  # its cache reaches back to before the compaction; a new one's does not
+        await asyncio.to_thread(plane.start)
+
+        with pytest.raises(ApiError) as refused:
+            async for _ in client.watch(GATEWAYS, resource_version="1"):
+                pass
+        assert refused.value.status == 410
+
+        known = {"b": versions["b"], "x": "1"}
+        async with following(Reflector(client, GATEWAYS, version="1", known=known)) as follower:
+            follower.there = {"b": {}, "x": {}}
+            await follower.until(lambda: set(follower.there) == {"b", "c"}, "compared")
+            told = [thing["metadata"]["name"] for batch in follower.batches for thing in batch.changed]
+            assert told == ["c"], "b is as it was, and nobody is told of it"
+            assert [key for batch in follower.batches for key in batch.deleted] == ["x"]
+            assert follower.connection.lists == 1
+            follower.there["b"] = {}
+            await settled(client, follower)
+
+
+async def test_a_hung_server_is_noticed_and_taken_up_again(plane: ControlPlane) -> None:
+    """Its connections stand, its kernel answers, and not a byte comes: SIGSTOP."""
+    async with (
+        Client.connect(str(plane.admin)) as client,
+        following(Reflector(client, GATEWAYS, silence=3.0)) as follower,
+    ):
+        await put(client, "a")
+        await follower.until(lambda: "a" in follower.there, "a")
+        with plane.hung():
+            began = time.monotonic()
+            await follower.until(lambda: follower.connection.connected_since is None, "noticed")
+            assert time.monotonic() - began < 10.0
+            assert "no answer in time" in follower.connection.error
+        await put(client, "b")
+        await follower.until(lambda: "b" in follower.there, "b")
+        assert follower.connection.lists == 1
+        await settled(client, follower)
+
+
+async def test_another_serving_certificate_and_another_ca(plane: ControlPlane) -> None:
+    """All identities are new, and the kubeconfig is written anew while the client runs."""
+    async with (
+        Client.connect(str(plane.admin)) as client,
+        following(Reflector(client, GATEWAYS)) as follower,
+    ):
+        await put(client, "a")
+        await follower.until(lambda: "a" in follower.there, "a")
+
+        plane.kill()
+        plane.forget_serving_certificate()
+        await asyncio.to_thread(plane.start)
+        await put(client, "b")
+        await follower.until(lambda: "b" in follower.there, "b, over another certificate of the same CA")
+
+        plane.kill()
+        plane.forget_serving_certificate(new_ca=True)
+        plane.admin.unlink()
+        await asyncio.to_thread(plane.start)
+        await put(client, "c")
+        await follower.until(lambda: "c" in follower.there, "c, over another CA")
+        assert set(follower.there) == {"a", "b", "c"}
+        await settled(client, follower)
+
+
+async def test_a_client_with_the_old_ca_alone_trusts_nobody(plane: ControlPlane, tmp_path: Path) -> None:
+    stale = tmp_path / "stale.kubeconfig"
+    stale.write_bytes(plane.admin.read_bytes())
+    plane.kill()
+    plane.forget_serving_certificate(new_ca=True)
+    plane.admin.unlink()
+    await asyncio.to_thread(plane.start)
+    async with Client.connect(str(stale)) as client:
+        with pytest.raises(ApiError) as refused:
+            await client.get(NAMESPACES, "kube-system")
+        assert refused.value.status == 0
+        assert "certificate" in str(refused.value)
+        # The operator mends the file: no restart is needed.
+        stale.write_bytes(plane.admin.read_bytes())
+        assert (await client.get(NAMESPACES, "kube-system"))["metadata"]["name"] == "kube-system"
+
+
+async def test_a_pods_token_and_ca_rotate(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kubelet does it: another file under the same name. The old token is worth nothing by then."""
+    account = "rotating"
+    plane.kubectl("create", "serviceaccount", account, "-n", "kube-system")
+    plane.kubectl("create", "clusterrolebinding", account, "--clusterrole=cluster-admin",
+                  f"--serviceaccount=kube-system:{account}")  # fmt: skip
+    folder = tmp_path / "serviceaccount"
+    folder.mkdir()
+    (folder / "token").write_text("e30.e30.e30")
+    (folder / "ca.crt").write_bytes(plane.ca.read_bytes())
+    host, _, port = plane.url.removeprefix("https://").rpartition(":")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+    monkeypatch.setattr("ravenvpn.k8s.client.SERVICE_ACCOUNT", folder)
+
+    async with Client.connect() as client:
+        with pytest.raises(ApiError) as refused:
+            await client.get(NAMESPACES, "kube-system")
+        assert refused.value.status == 401
+
+        fresh = folder / "..fresh"
+        fresh.write_text(plane.token(account) + "\n")
+        os.replace(fresh, folder / "token")
+        assert (await client.get(NAMESPACES, "kube-system"))["metadata"]["name"] == "kube-system"
+
+
+async def test_keys_of_a_kubeconfig_do_not_stay_in_files(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library puts them through temporary files; ours are gone once they are read."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert b"client-key-data" in plane.admin.read_bytes()
+    async with Client.connect(str(plane.admin)) as client:
+        assert (await client.version()).startswith("v")
+        assert os.listdir(tmp_path) == []
+
+
+async def test_a_hundred_watchers_come_back_spread(plane: ControlPlane) -> None:
+    """They lose the server in one instant; who is accepted when, afterwards, is spread over seconds."""
+    async with Client.connect(str(plane.admin)) as client:
+        returned: list[float] = []
+
+        async def follow() -> None:
+            def changed() -> None:
+                if reflector.connection.connected_since is not None:
+                    returned.append(time.monotonic())
+
+            reflector = Reflector(client, GATEWAYS, on_connection=changed)
+            async for _ in reflector.follow():
+                pass
+
+        tasks = [asyncio.create_task(follow()) for _ in range(100)]
+        try:
+            await until_many(returned, 100)
+            returned.clear()
+            plane.kill()
+            await asyncio.to_thread(plane.start)
+            await until_many(returned, 100)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        first = min(returned)
+        spread = sorted(moment - first for moment in returned)
+        assert spread[-1] - spread[0] > 1.0
+        assert max(sum(at <= one < at + 0.1 for one in spread) for at in spread) <= 35
+
+
+async def until_many(found: list[float], count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(found) < count:
+        assert time.monotonic() < deadline, f"only {len(found)} of {count} are there"
+        await asyncio.sleep(0.02)
