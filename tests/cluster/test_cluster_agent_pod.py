@@ -1,4 +1,4 @@
-"""The agent with what its pod has, and nothing more: capabilities, mounts and environment of deploy/agent.yaml.
+"""The agent with what its pod has, and nothing more: what deploy/workloads/agent.yaml gives it.
 
 A container runtime is imitated as far as it takes things away: a root file system that is read-only, /proc/sys and
 /sys too, a /dev of its own, no capability but those added, no new privileges. The world comes from files here.
@@ -23,7 +23,7 @@ from ravenvpn.lab.agents import RAVEN_VPN, WORLD, Agents, wait_until
 from ravenvpn.lab.host import Node
 
 ROOT = Path(__file__).parents[2]
-POD = next(yaml.safe_load_all((ROOT / "deploy" / "agent.yaml").read_text()))["spec"]["template"]["spec"]
+POD = next(yaml.safe_load_all((ROOT / "deploy" / "workloads" / "agent.yaml").read_text()))["spec"]["template"]["spec"]
 CONTAINER = POD["containers"][0]
 
 pytestmark = [

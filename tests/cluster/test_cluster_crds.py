@@ -282,7 +282,7 @@ def test_the_older_version_is_not_served(defined: ControlPlane, name: str) -> No
 def refusals(cluster: ControlPlane, things: list[dict[str, Any]]) -> dict[str, str]:
     """What the API server says of each, by name; nothing of it is made."""
     text = "\n---\n".join(json.dumps(thing) for thing in things)
-    said = cluster.kubectl("create", "--validate=false", "-f", "-", input=text, check=False)
+    said = cluster.kubectl("apply", "--validate=false", "-f", "-", input=text, check=False)
     assert "created" not in said
     return {
         thing["metadata"]["name"]: next((line for line in said.splitlines() if thing["metadata"]["name"] in line), "")

@@ -66,7 +66,7 @@ class Replicas:
     def start(self) -> ControllerProcess:
         account = f"controller-{self._subject}-{len(self.all)}"
         documents = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _named(account)}]
-        for document in yaml.safe_load_all((DEPLOY / "rbac-controller.yaml").read_text()):
+        for document in yaml.safe_load_all((DEPLOY / "workloads" / "rbac-controller.yaml").read_text()):
             if document["kind"].endswith("Binding"):
                 metadata = {**document["metadata"], "name": f"{document['metadata']['name']}-{account}"}
                 subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
