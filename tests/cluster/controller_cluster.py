@@ -31,7 +31,11 @@ Found = TypeVar("Found")
 
 def define(plane: ControlPlane) -> None:
     """Definitions, and the rights of the controller's service account."""
-    files = [DEPLOY / "crds" / "gateways.yaml", DEPLOY / "crds" / "peers.yaml", DEPLOY / "workloads" / "rbac-controller.yaml"]
+    files = [
+        DEPLOY / "crds" / "gateways.yaml",
+        DEPLOY / "crds" / "peers.yaml",
+        DEPLOY / "workloads" / "rbac-controller.yaml",
+    ]
     plane.kubectl("apply", *(f"--filename={file}" for file in files))
     plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
 
