@@ -8,7 +8,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,9 @@ from cluster_lab import PATIENCE, PORT, ClusterLab, cluster_lab
 from cluster_pairs import Pairs
 from control_plane import DEFAULT, OLDEST
 
+from ravenvpn.agent.report import StatusReport
+from ravenvpn.cli.client import ask
+from ravenvpn.errors import AgentUnreachableError, HostError
 from ravenvpn.lab import Region
 from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
 from ravenvpn.lab.host import Node
@@ -27,6 +29,7 @@ DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 NAMESPACE = "kube-system"
 AGENT, CONTROLLER = "ravenvpn-agent", "ravenvpn-controller"
 TOKENS = "/run/secrets/kubernetes.io/serviceaccount"  # where client libraries look, by way of /var/run
+SOCKET = "/run/ravenvpn/agent.sock"
 CONTROLLER_NODES = ("cloud-1", "cloud-2")
 MESHES = ((DEFAULT, "nftables"), (DEFAULT, "iptables"), (OLDEST, "iptables"))  # version and kube-proxy's mode
 GATEWAYS = "/apis/raven.openyurt.io/v1beta1/gateways"
@@ -114,7 +117,7 @@ class Mesh:
     def start_controller(self, name: str) -> None:
         """In a mount namespace of its own, where it finds its own token and not the agent's."""
         node = self.node(name)
-        script = f'mount --bind /run/controller{TOKENS} {TOKENS} && exec "$@"'
+        script = f'mkdir -p {TOKENS} && mount --bind /run/controller{TOKENS} {TOKENS} && exec "$@"'
         with node.path(f"/run/controller/{name}.log").open("ab") as log:
             self.controllers[name] = node.popen(
                 ["unshare", "--mount", "sh", "-c", script, "sh", *RAVEN_VPN, "controller"],
@@ -163,23 +166,32 @@ class Mesh:
         endpoints = self.gateway(name).get("status", {}).get("activeEndpoints") or []
         return [endpoint["nodeName"] for endpoint in endpoints if endpoint.get("type") == "tunnel"]
 
-    def announced(self) -> set[str]:
-        return {peer["metadata"]["name"] for peer in self.cluster.api.get(PEERS)["items"]}
+    def wait_until_connected(self) -> None:
+        """Until every agent has the world from the API server; at once the log of one that ended instead."""
+        for node in self.lab.nodes:
 
-    def wait_until_announced(self) -> None:
-        names = {node.name for node in self.lab.nodes}
-        begin = time.monotonic()
-        try:
-            wait_until(lambda: self.announced() >= names, "every node has its Peer", PATIENCE)
-        except Exception as error:
-            missing = sorted(names - self.announced())
-            logs = "\n".join(self.agents.log(self.node(name)) for name in missing[:2])
-            raise AssertionError(f"no Peer of {missing} after {time.monotonic() - begin:.0f} s\n{logs}") from error
+            def connected(node: Node = node) -> bool:
+                assert self.agents.process(node).poll() is None, f"{node.name}: {self.agents.log(node)}"
+                with contextlib.suppress(AgentUnreachableError):
+                    api = self.status(node).api
+                    return api is not None and api.connected_since is not None
+                return False
+
+            try:
+                wait_until(connected, f"{node.name} hears the API server", PATIENCE)
+            except HostError as error:
+                raise AssertionError(f"{error}\n{self.agents.log(node)}") from error
+
+    def status(self, node: Node) -> StatusReport:
+        """As `raven-vpn status` gets it, without the time a new process takes."""
+        report = ask(node.path(SOCKET), "/v1/status", StatusReport)
+        assert isinstance(report, StatusReport)
+        return report
 
 
 @contextlib.contextmanager
 def cluster_mesh(*regions: Region, version: str = DEFAULT, proxy: str = "", arguments: str = "") -> Iterator[Mesh]:
-    """Everything runs and every agent has announced itself; there is no Gateway yet."""
+    """Everything runs and every agent is connected; there is no Gateway yet."""
     with cluster_lab(*regions, version=version, arguments=arguments) as cluster:
         mesh = Mesh(cluster, Agents(cluster.lab))
         mesh.install()
@@ -187,7 +199,7 @@ def cluster_mesh(*regions: Region, version: str = DEFAULT, proxy: str = "", argu
             cluster.start_proxies(proxy)
         mesh.start_controllers()
         mesh.start_agents()
-        mesh.wait_until_announced()
+        mesh.wait_until_connected()
         yield mesh
 
 
