@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import socket
 
 import click
@@ -37,7 +37,7 @@ from ravenvpn.errors import ConfigError
 @click.option(
     "--identity",
     default="",
-    help="Name of this replica in the Lease.  [default: host name and process]",
+    help="Name of this replica in the Lease, not to be shared.  [default: host name and a random number]",
 )
 @click.option(
     "--lease-namespace",
@@ -112,7 +112,7 @@ def controller(
         log_format=log_format,
     )
     options = Options(
-        identity=identity or f"{socket.gethostname()}_{os.getpid()}",
+        identity=identity or f"{socket.gethostname()}_{secrets.token_hex(4)}",
         elect=Elect(elect),
         leader_election=leader_elect,
         lease_namespace=lease_namespace,

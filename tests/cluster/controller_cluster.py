@@ -36,8 +36,9 @@ def define(plane: ControlPlane) -> None:
         DEPLOY / "crds" / "peers.yaml",
         DEPLOY / "workloads" / "rbac-controller.yaml",
     ]
-    plane.kubectl("apply", *(f"--filename={file}" for file in files))
-    plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    plane.kubectl("apply", "--server-side", "--force-conflicts", *(f"--filename={file}" for file in files))
+    names = ("crd/gateways.raven.openyurt.io", "crd/peers.ravenvpn.io")
+    plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
 
 
 class ControllerProcess:

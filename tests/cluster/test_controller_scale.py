@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,7 +12,7 @@ import pytest
 from control_plane import ControlPlane, require_kube
 from controller_cluster import READY, SPACE, ControllerProcess, define, eventually
 
-from ravenvpn.k8s.client import GATEWAYS, NODES, Client
+from ravenvpn.k8s.client import GATEWAYS, NODES, PEERS, Client
 from ravenvpn.k8s.resource import Object
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1800)]
@@ -51,18 +53,31 @@ def node(region: int, i: int) -> Object:
             "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"},
         },
         "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        "status": status(number),
     }
 
 
 def status(number: int) -> Object:
     images = [{"names": [f"registry.example.org/app-{i}@sha256:{'0' * 64}"], "sizeBytes": 1 << 20} for i in range(20)]
     address = f"172.{16 + (number >> 16)}.{(number >> 8) & 255}.{number & 255}"
+    addresses = [{"type": "InternalIP", "address": address}]
+    return {"conditions": [READY], "addresses": addresses, "images": images}
+
+
+def peer(region: int, i: int) -> Object:
+    number = region * EACH + i
+    key = base64.b64encode(hashlib.sha256(str(number).encode()).digest()).decode()
+    labels = {"raven.openyurt.io/gateway": f"region-{region}", "ravenvpn.io/role": "plain"}
     return {
-        "status": {
-            "conditions": [READY],
-            "addresses": [{"type": "InternalIP", "address": address}],
-            "images": images,
-        }
+        "apiVersion": "ravenvpn.io/v1alpha1",
+        "kind": "Peer",
+        "metadata": {"name": f"edge-{region}-{i}", "labels": labels},
+        "spec": {
+            "publicKey": key,
+            "listenPort": 4500,
+            "sources": [f"10.{number >> 8}.{number & 255}.1"],
+            "suites": ["chacha20poly1305", "aes256gcm"],
+        },
     }
 
 
@@ -72,7 +87,7 @@ async def fill(client: Client) -> None:
     async def one(region: int, i: int) -> None:
         async with slots:
             await client.create(NODES, node(region, i))
-            await client.merge(NODES, f"edge-{region}-{i}", status(region * EACH + i), subresource="status")
+            await client.create(PEERS, peer(region, i))
 
     async def gateway(region: int) -> None:
         endpoints = [{"nodeName": f"edge-{region}-{i}", "type": "tunnel", "underNAT": True} for i in range(2)]
@@ -118,7 +133,7 @@ async def test_a_thousand_regions_of_ten_nodes_stay_small_and_quiet(plane: Contr
         after = {g["metadata"]["name"]: g["metadata"]["resourceVersion"] for g in await _all(client)}
         changed = {name for name, version in after.items() if versions[name] != version}
         print(
-            f"{REGIONS} Gateways, {REGIONS * EACH} Nodes: {rss >> 20} MiB, idle {idle:.2%} of a core, all written"
+            f"{REGIONS} Gateways, {REGIONS * EACH} Nodes with a Peer each: {rss >> 20} MiB, idle {idle:.2%} of a core, all written"
             f" {took:.1f} s after the start, one role moved in {moved * 1000:.0f} ms"
             f" ({running.cpu() - cpu:.3f} CPU seconds)"
         )

@@ -216,7 +216,9 @@ class Controller:
         if self.view.touched or self._rights is None or now - self._judged_at >= JUDGE:
             self._judged_at = now
             await self._judge()
-        assert self._rights is not None
+        if self._rights is None:
+            asyncio.get_running_loop().call_later(1.0, self._wake.set)  # who elects here is not known yet
+            return
         if self.view.touched or self.view.touched_peers:
             await self._rounds.look(self._rights, self._wake.set)
             self._names.watch({name for service in self.view.services.values() for name in service.ingress})
@@ -228,22 +230,25 @@ class Controller:
 
     async def _judge(self) -> None:
         """Who elects, and what may be written; a change of either is a reason to look at everything."""
-        opinion = deference.judge(
-            self._options.elect,
-            self.view.gateways.values(),
-            FIELD_MANAGER,
-            self._surroundings.lease_renewed,
-            self._wall(),
-        )
-        self._surroundings.look_at_lease = self._options.elect is Elect.AUTO and bool(opinion.gateway)
-        if self._opinion is None or opinion.elects is not self._opinion.elects:
+        opinion = self._opinion_now()
+        surroundings = self._surroundings
+        surroundings.look_at_lease = self._options.elect is Elect.AUTO and bool(opinion.gateway)
+        if surroundings.look_at_lease and not surroundings.lease_known:
+            if not await surroundings.ask_for_lease():
+                return
+            opinion = self._opinion_now()
+        before, self._opinion = self._opinion, opinion
+        if before is None or opinion.elects is not before.elects:
             log.info("this controller %s: %s", "elects" if opinion.elects else "steps back", opinion.why)
             held = self.view.gateways.get(opinion.gateway)
-            if held is not None and (not opinion.elects or self._opinion is not None):
+            if held is not None and (not opinion.elects or before is not None):
                 reason = "ElectionTaken" if opinion.elects else "SteppedBack"
                 await self._writer.tell([Notice(subject(held), reason, opinion.why)])
-        self._opinion = opinion
-        rights = Rights(opinion.elects, self._surroundings.added or frozenset(), self._options.publish_keys)
+        rights = Rights(opinion.elects, surroundings.added or frozenset(), self._options.publish_keys)
         if rights != self._rights:
             self._rights = rights
             self.view.touch_all()
+
+    def _opinion_now(self) -> Opinion:
+        lease = self._surroundings.lease_renewed
+        return deference.judge(self._options.elect, self.view.gateways.values(), FIELD_MANAGER, lease, self._wall())

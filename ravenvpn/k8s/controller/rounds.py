@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -19,7 +19,7 @@ from ravenvpn.k8s.controller.view import View
 from ravenvpn.k8s.controller.wanted import status_of
 from ravenvpn.k8s.controller.writer import NotLeading, Writer
 from ravenvpn.k8s.progress import Backoff
-from ravenvpn.mesh.model import Gateway, GatewayStatus
+from ravenvpn.mesh.model import Gateway, GatewayStatus, Peer
 
 log = logging.getLogger(__name__)
 
@@ -67,27 +67,29 @@ class Rounds:
         touched, view.touched = view.touched - {""}, set()
         peers, view.touched_peers = view.touched_peers, set()
         names = sorted(touched)
-        # First what all of them should say, then who contradicts whom, and only then a decision on any.
+        # First what all of them should say and who contradicts whom, and only then a decision on any.
         statuses: dict[str, GatewayStatus] = {}
-        wanted: dict[str, Gateway | None] = {}
-        for i, name in enumerate(names):
-            held = view.gateways.get(name)
-            value = held.value if held else None
-            statuses[name] = NOTHING if value is None else self._guarded(name, value)
-            wanted[name] = None if value is None else replace(value, status=statuses[name])
-            if i % CHUNK == CHUNK - 1:
-                await asyncio.sleep(0)
-        announced = {name: view.peers.get(name) for name in peers}
-        changed = self.standing.update(
-            wanted, {name: peer.value if peer else None for name, peer in announced.items()}
-        )
+        changed = set(self.standing.update({}, {name: self._announced(name) for name in peers}))
+        for some in _chunks(names):
+            wanted: dict[str, Gateway | None] = {}
+            for name in some:
+                held = view.gateways.get(name)
+                value = held.value if held else None
+                statuses[name] = NOTHING if value is None else self._guarded(name, value)
+                wanted[name] = None if value is None else replace(value, status=statuses[name])
+            changed |= self.standing.update(wanted, {})
+            await asyncio.sleep(0)
         view.touched |= changed - touched
-        for i, name in enumerate(names):
-            self._one(name, statuses[name], rights, wake)
-            if i % CHUNK == CHUNK - 1:
-                await asyncio.sleep(0)
+        for some in _chunks(names):
+            for name in some:
+                self._one(name, statuses[name], rights, wake)
+            await asyncio.sleep(0)
         if view.touched:
             wake()
+
+    def _announced(self, name: str) -> Peer | None:
+        held = self._view.peers.get(name)
+        return held.value if held else None
 
     def _guarded(self, name: str, gateway: Gateway) -> GatewayStatus:
         try:
@@ -160,6 +162,10 @@ class Rounds:
         if name in self._waiting:
             self._waiting[name].cancel()
         self._waiting[name] = asyncio.get_running_loop().call_later(after, again)
+
+
+def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
 
 
 def _now(seconds: float) -> str:

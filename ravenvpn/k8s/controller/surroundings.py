@@ -32,6 +32,7 @@ class Surroundings:
         self.calico: bool | None = None  # whether its resources are served
         self.mesh: str | None = None
         self.lease_renewed: float | None = None
+        self.lease_known = False
         self.look_at_lease = False  # set where there is reason to
         self._client, self._on_change, self._draw = client, on_change, draw
 
@@ -90,17 +91,25 @@ class Surroundings:
         return str(namespace["metadata"]["uid"])
 
     async def _watch_lease(self) -> None:
-        leases = LEASES.within("kube-system")
         while True:
             if self.look_at_lease:
                 before = self.lease_renewed
-                try:
-                    self.lease_renewed = facts.read_time(read(await self._client.get(leases, YURT_MANAGER)).renewed)
-                except ApiError as error:
-                    if error.status in (403, 404):
-                        self.lease_renewed = None
-                except ClusterError as error:
-                    log.debug("%s", error)
+                await self.ask_for_lease()
                 if self.lease_renewed != before:
                     self._on_change()
             await asyncio.sleep(LEASE_INTERVAL)
+
+    async def ask_for_lease(self) -> bool:
+        """When yurt-manager renewed its Lease; whether that could be found out."""
+        try:
+            document = await self._client.get(LEASES.within("kube-system"), YURT_MANAGER)
+            self.lease_renewed = facts.read_time(read(document).renewed)
+        except ApiError as error:
+            if error.status not in (403, 404):
+                return False
+            self.lease_renewed = None
+        except ClusterError as error:
+            log.warning("%s", error)
+            self.lease_renewed = None
+        self.lease_known = True
+        return True

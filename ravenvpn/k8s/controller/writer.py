@@ -75,7 +75,7 @@ class Writer:
             if event is not None:
                 try:
                     await self._tell(event)
-                except ApiError as error:
+                except (ApiError, NotLeading) as error:
                     log.debug("event not written: %s", error)
 
     async def _tell(self, event: EventWrite) -> None:
