@@ -18,13 +18,18 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @click.pass_context
 def check(ctx: click.Context, output: str) -> None:
     """Look at this host without changing it: TUN, capabilities, offloads, clock, sysctls, packet filters of others,
-    MTU, free ports. Exit 1 if something fails; what only deserves a look is a warning."""
+    MTU, free ports, and the cluster where the world comes from one. Exit 1 if something fails; what only deserves a
+    look is a warning."""
     from ravenvpn.node import check as checks
     from ravenvpn.node.gather import gather
 
     config = config_of(ctx)
     http = config.http_endpoint
     findings = checks.judge(gather(listen_port=config.listen_port or 4500, health_port=http[1] if http else 10275))
+    if config.world_directory is None:
+        from ravenvpn.cli import cluster_check
+
+        findings += cluster_check.look(config)
 
     def table() -> None:
         rows = [(finding.verdict.upper(), finding.name, finding.what) for finding in findings]

@@ -181,9 +181,9 @@ class Kubeconfig(Access):
 
     async def _read(self, configuration: Any) -> tuple[Iterable[str], float | None]:
         library = _library()
-        merged = library.Merger(self._paths)
-        if merged.config is None:
+        if not any(os.path.exists(os.path.expanduser(path)) for path in self._paths.split(":") if path):
             raise ConfigError("no such file", where=self._paths, field="kubeconfig")
+        merged = library.Merger(self._paths)
         loader = library.Loader(merged.config, active_context=self._context, config_base_path=None)
         await loader.load_and_set(configuration)
         files = [*merged.paths, *self._named(merged, loader)]
