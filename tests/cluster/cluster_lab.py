@@ -102,7 +102,7 @@ class ClusterLab:
                     f"--iface={Node.DEVICE}",
                     f"--ip-masq={str(masquerade).lower()}",
                     "--healthz-port=0",
-                    "--iptables-resync=1",
+                    "--iptables-resync=60",
                 ],
                 env={"NODE_NAME": node.name},
             )
