@@ -181,7 +181,7 @@ class Kubeconfig(Access):
 
     async def _read(self, configuration: Any) -> tuple[Iterable[str], float | None]:
         library = _library()
-        if not any(os.path.exists(os.path.expanduser(path)) for path in self._paths.split(":") if path):
+        if not _any_exists(self._paths):
             raise ConfigError("no such file", where=self._paths, field="kubeconfig")
         merged = library.Merger(self._paths)
         loader = library.Loader(merged.config, active_context=self._context, config_base_path=None)
@@ -212,6 +212,10 @@ def _stamp(file: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _any_exists(paths: str) -> bool:
+    return any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path)
 
 
 def _content(file: str | None) -> bytes | None:
