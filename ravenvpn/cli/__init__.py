@@ -23,6 +23,7 @@ EXIT_UNREACHABLE = 3
 VERBS = {
     "agent": ("ravenvpn.cli.agent", "Join this node to the mesh (what ravenvpn.service runs)."),
     "controller": ("ravenvpn.cli.controller", "Elect the active gateways of a cluster's regions."),
+    "install": ("ravenvpn.cli.install", "Put ravenvpn into a cluster, or print the manifests."),
     "status": ("ravenvpn.cli.status", "Is this node well? Exit 1 and the reason first if not."),
     "peers": ("ravenvpn.cli.peers", "Show the tunnel's peers: path, handshakes, traffic."),
     "plan": ("ravenvpn.cli.plan", "Show what the agent wants on this host, and why."),
