@@ -191,6 +191,24 @@ def uplink(mesh: Mesh, region: str) -> tuple[Any, ...]:
     return router.v4, router.v6
 
 
+def test_with_forward_node_ip_every_node_is_reached_as_pods_are(mesh: Mesh):
+    """By its own address, through the tunnel, from pods and nodes of other regions: a gateway's public one too."""
+    for node in mesh.lab.nodes:
+        node.write("/etc/ravenvpn/config.yaml", "forward_node_ip: true\n")
+        mesh.agents.process(node).terminate()
+    for node in mesh.lab.nodes:
+        mesh.agents.end(node)
+    mesh.agents.start_all()
+    mesh.well()
+    asked = [pair for pair in pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.nodes) if pair.crosses]
+    expected = {pair: own(pair.sender, pair) for pair in asked}
+    assert wrong(run(mesh, datagrams(asked), *mesh.lab.nodes), expected) == []
+    assert wrong(run(mesh, streams(asked, 64 << 10), *mesh.lab.nodes), expected) == []
+    # And nothing else is another now.
+    asked = [pair for pair in pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.pods) if pair.crosses]
+    assert wrong(run(mesh, datagrams(asked)), {pair: own(pair.sender, pair) for pair in asked}) == []
+
+
 def test_after_cleanup_every_host_is_as_before_the_first_start(mesh: Mesh):
     """Bridge with nft, Calico with iptables-nft, bridge with iptables-legacy; the others are in test_regions_life."""
     assert_clean(mesh)
