@@ -30,6 +30,7 @@ want curl curl
 want dnsmasq dnsmasq-base
 want openssl openssl
 want gcc "gcc libc6-dev"
+want valgrind valgrind
 want unshare util-linux
 want nsenter util-linux
 [ -n "$missing_commands" ] || exit 0
