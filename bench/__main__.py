@@ -15,8 +15,10 @@ from rich.console import Console
 from bench import cpu, machine, page, report
 from bench.bars import judge
 from bench.candidates import Candidate, all_of
+from bench.mesh import Mesh
 from bench.results import Outcome, Run, figures_of
 from bench.room import Room
+from bench.scenes import SCENES, Scene
 from bench.workloads import EVERY, FIRST, Workload
 from ravenvpn.errors import HostError, RavenError
 
@@ -27,10 +29,10 @@ SETTLE = 0.3  # seconds between two runs, so that one's last packets are not the
 def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     candidates = [c for c in all_of(options.wireguard_go) if _chosen(c.name, options.candidates)]
-    workloads = _workloads(options)
+    workloads, scenes = _workloads(options), _scenes(options)
     if options.list:
-        for workload in EVERY:
-            print(f"{workload.name:24}{workload.title}")
+        for one in (*EVERY, *SCENES):
+            print(f"{one.name:28}{one.title}")
         print("\n".join(["", *(candidate.name for candidate in candidates)]))
         return 0
     if os.geteuid() != 0:
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {"runs": options.runs, "seconds": options.seconds}
     console.print("  ".join(f"{name}: {value}" for name, value in facts.items()), highlight=False)
     console.print(
-        f"{len(workloads)} workloads, {options.runs} turns of {options.seconds:g} s each\n", highlight=False
+        f"{len(workloads) + len(scenes)} workloads, {options.runs} turns of {options.seconds:g} s each\n",
+        highlight=False,
     )
     began = time.strftime("%Y%m%d-%H%M%S")
     outcomes: list[Outcome] = []
@@ -59,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                             with console.status(f"{workload.title}: turn {turn + 1}, {candidate.name}"):
                                 _measure(room, candidate, outcome, turn, options.seconds)
                     report.print_outcome(console, outcome, known=unavailable)
+        for scene in scenes:
+            outcomes.append(outcome := Outcome(scene))
+            _play(console, outcome, scene, options)
+            report.print_outcome(console, outcome)
     except KeyboardInterrupt:
         console.print("interrupted; what was measured so far is written down")
     except RavenError as error:
@@ -85,19 +92,23 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.quick:
         options.runs, options.seconds = 2, 2.0
-    if unknown := set(filter(None, options.workloads.split(","))) - {workload.name for workload in EVERY}:
+    if unknown := set(filter(None, options.workloads.split(","))) - {one.name for one in (*EVERY, *SCENES)}:
         parser.error(f"no such workload: {', '.join(sorted(unknown))}; --list names them")
     return options
 
 
 def _workloads(options: argparse.Namespace) -> list[Workload]:
     """In the order of their underlay's MTU: each needs a room of its own."""
-    if options.workloads:
+    if options.workloads:  # maybe scenes alone
         wanted = options.workloads.split(",")
         chosen = [workload for workload in EVERY if workload.name in wanted]
     else:
         chosen = list(EVERY if options.all else FIRST)
     return sorted(chosen, key=lambda workload: workload.underlay_mtu)
+
+
+def _scenes(options: argparse.Namespace) -> list[Scene]:
+    return [scene for scene in SCENES if options.all or scene.name in options.workloads.split(",")]
 
 
 def _chosen(name: str, wanted: str) -> bool:
@@ -129,6 +140,20 @@ def _measure(room: Room, candidate: Candidate, outcome: Outcome, turn: int, seco
         outcome.failures[candidate.name] = str(error)
     else:
         outcome.runs.append(Run(candidate.name, turn, figures_of(moved, usage, cpu.resident(candidate.pids()))))
+
+
+def _play(console: Console, outcome: Outcome, scene: Scene, options: argparse.Namespace) -> None:
+    """All turns of a scene, in a mesh of its own."""
+    try:
+        with Mesh() as mesh:
+            for turn in range(options.runs):
+                with console.status(f"{scene.title}: turn {turn + 1}"):
+                    before = cpu.now(mesh.pids())
+                    figures = scene.run(mesh, options.seconds)
+                    usage = cpu.now(mesh.pids()) - before
+                outcome.runs.append(Run(mesh.name, turn, figures_of(figures, usage, cpu.resident(mesh.pids()))))
+    except HostError as error:
+        outcome.failures[Mesh.name] = str(error)
 
 
 if __name__ == "__main__":

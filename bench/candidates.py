@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -118,6 +120,25 @@ class Tunnel:
         return [process.pid for process, _ in self._ends]
 
 
+class Ravenvpn(Tunnel):
+    """Ours, which can be told what to do without."""
+
+    @contextmanager
+    def without(self, room: Room, offload: str) -> Iterator[None]:
+        """Ends it and starts it without that, and back."""
+        usual = self._argv
+        self._restart(room, [*usual, "--without", offload])
+        try:
+            yield
+        finally:
+            self._restart(room, usual)
+
+    def _restart(self, room: Room, argv: list[str]) -> None:
+        self._stop()
+        self._argv = argv
+        self.start(room)
+
+
 def _wg(*argv: str) -> str:
     command, *rest = argv
     return subprocess.run(
@@ -129,13 +150,14 @@ def wireguard_go(program: Path, number: int) -> Tunnel:
     return Tunnel("wireguard-go", number, [str(program), "-f"], {"LOG_LEVEL": "error"})
 
 
-def ravenvpn(body: str, suite: str, number: int) -> Tunnel:
+def ravenvpn(body: str, suite: str, number: int) -> Ravenvpn:
     """`body` as RAVENVPN_DATAPLANE takes it, `suite` as `raven-vpn tun --suite`."""
     short = {"chacha20poly1305": "ChaCha", "aes256gcm": "AES"}[suite]
     beside = Path(sys.executable).with_name("raven-vpn")
     program = str(beside) if beside.exists() else shutil.which("raven-vpn") or "raven-vpn"
     environment = {**os.environ, "RAVENVPN_DATAPLANE": body}
-    return Tunnel(f"ravenvpn {body} {short}", number, [program, "tun", "--foreground", "--suite", suite], environment)
+    argv = [program, "tun", "--foreground", "--suite", suite]
+    return Ravenvpn(f"ravenvpn {body} {short}", number, argv, environment)
 
 
 def all_of(wireguard_go_program: Path | None) -> list[Candidate]:

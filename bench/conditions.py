@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from bench.candidates import Candidate, Tunnel
+from bench.candidates import Candidate, Ravenvpn, Tunnel
 from bench.room import Room
 from ravenvpn.crypto.keys import PrivateKey
+from ravenvpn.errors import HostError
 
 
 class Condition(Protocol):
@@ -46,6 +47,20 @@ class OffloadsOff:
             yield
         finally:
             switch("on")
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """ravenvpn started anew without one of its offloads, as `raven-vpn tun --without` takes it."""
+
+    offload: str
+
+    @contextmanager
+    def __call__(self, room: Room, candidate: Candidate) -> Iterator[None]:
+        if not isinstance(candidate, Ravenvpn):
+            raise HostError("it has no such switch")
+        with candidate.without(room, self.offload):
+            yield
 
 
 @cache

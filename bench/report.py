@@ -15,6 +15,8 @@ from bench.results import REFERENCE, Outcome, Spread
 
 # In the table; JSON has every figure.
 SHOWN = (
+    "Gbit/s, × closed port",
+    "p99, × calm",
     "Gbit/s",
     "kpps",
     "handshakes/s",
@@ -23,6 +25,8 @@ SHOWN = (
     "p99 µs",
     "p99.9 µs",
     "lost %",
+    "health ms",
+    "flood kpps",
     "core-s/GB",
     "core-s/Mpkt",
     "core-s/1000",
@@ -70,7 +74,10 @@ def print_outcome(console: Console, outcome: Outcome, known: Collection[str] = (
 def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     for verdict in verdicts:
         colour, word = ("green", "met") if verdict.met else ("red", "missed")
-        console.print(f"[{colour}]{word:>6}[/]  {verdict.bar}: {number(verdict.reached)}×", highlight=False)
+        console.print(
+            f"[{colour}]{word:>6}[/]  {verdict.bar}: {number(verdict.reached)}{'×' if verdict.bar.to else ''}",
+            highlight=False,
+        )
 
 
 def as_json(

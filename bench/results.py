@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from bench.cpu import Usage
-from bench.workloads import Figures, Workload
+from bench.workloads import Figures, Measured
 
 REFERENCE = "wireguard-go"
 
@@ -49,7 +49,7 @@ def figures_of(moved: Figures, usage: Usage, resident: float) -> Figures:
 class Outcome:
     """All runs of one workload, and what could not be measured, by candidate."""
 
-    workload: Workload
+    workload: Measured
     runs: list[Run] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 

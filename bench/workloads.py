@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.candidates import Candidate, Tunnel
-from bench.conditions import USUAL, Condition, Crowd, OffloadsOff, crowd_key
+from bench.conditions import USUAL, Condition, Crowd, OffloadsOff, Without, crowd_key
 from bench.room import FAR, Room
 from ravenvpn.crypto import tai64n
 from ravenvpn.crypto.aead import Suite
@@ -24,13 +24,26 @@ from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.errors import HostError
+from ravenvpn.lab.host import Host
 from ravenvpn.tunnel.wire import COOKIE_REPLY_BYTES, RESPONSE_BYTES, Initiation
 
 # A run's figures by name. "bytes" and "packets" say what was delivered, for figures per GB and per million packets.
 Figures = dict[str, float]
 
 
-class Workload(Protocol):
+class Ends(Protocol):
+    """Where clients run, and where servers do."""
+
+    @property
+    def near(self) -> Host: ...
+
+    @property
+    def far(self) -> Host: ...
+
+
+class Measured(Protocol):
+    """Whatever a report has a table for."""
+
     @property
     def name(self) -> str:
         """In JSON and on the command line."""
@@ -45,6 +58,8 @@ class Workload(Protocol):
     @property
     def underlay_mtu(self) -> int: ...
 
+
+class Workload(Measured, Protocol):
     @property
     def condition(self) -> Condition:
         """What holds meanwhile."""
@@ -109,44 +124,53 @@ class PingRtt:
 
     def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
         if not self.under_bulk:
-            return self._ping(room, candidate.far, seconds)
-        with iperf_server(room, candidate.far):
-            bulk = room.near.popen(
-                ["iperf3", "-c", candidate.far, "-t", str(int(seconds) + 5)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            try:
-                time.sleep(0.5)  # past slow start
-                return self._ping(room, candidate.far, seconds)
-            finally:
-                bulk.kill()
-                bulk.wait()
+            return ping(room, candidate.far, seconds, self.INTERVAL)
+        with bulk(room, candidate.far, seconds):
+            return ping(room, candidate.far, seconds, self.INTERVAL)
 
-    def _ping(self, room: Room, far: str, seconds: float) -> Figures:
-        count = int(seconds / self.INTERVAL)
-        done = room.near.run(
-            ["ping", "-n", "-i", str(self.INTERVAL), "-c", str(count), "-W", "1", far],
-            check=False,
-            timeout=seconds * 10 + 20,
-        )
-        times = sorted(float(ms) * 1e3 for ms in re.findall(r"time=([0-9.]+) ms", done.stdout))
-        if not times:
-            raise HostError(f"no ping was answered: {done.stdout.strip()[-200:]}")
 
-        def quantile(share: float) -> float:
-            return times[min(len(times) - 1, int(share * len(times)))]
+def ping(room: Ends, far: str, seconds: float, interval: float) -> Figures:
+    """Quantiles of the round-trip times, and how many were lost. HostError if all were."""
+    count = int(seconds / interval)
+    done = room.near.run(
+        ["ping", "-n", "-i", str(interval), "-c", str(count), "-W", "1", far],
+        check=False,
+        timeout=seconds * 10 + 20,
+    )
+    times = sorted(float(ms) * 1e3 for ms in re.findall(r"time=([0-9.]+) ms", done.stdout))
+    if not times:
+        raise HostError(f"no ping was answered: {done.stdout.strip()[-200:]}")
 
-        return {
-            "p50 µs": quantile(0.5),
-            "p99 µs": quantile(0.99),
-            "p99.9 µs": quantile(0.999),
-            "lost %": 100 * (count - len(times)) / count,
-        }
+    def quantile(share: float) -> float:
+        return times[min(len(times) - 1, int(share * len(times)))]
+
+    return {
+        "p50 µs": quantile(0.5),
+        "p99 µs": quantile(0.99),
+        "p99.9 µs": quantile(0.999),
+        "lost %": 100 * (count - len(times)) / count,
+    }
 
 
 @contextmanager
-def iperf_server(room: Room, address: str) -> Iterator[None]:
+def bulk(room: Ends, far: str, seconds: float) -> Iterator[None]:
+    """One TCP flow for as long as the block lasts, which is about so many seconds; past slow start when it begins."""
+    with iperf_server(room, far):
+        client = room.near.popen(
+            ["iperf3", "-c", far, "-t", str(int(seconds * 10) + 5)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            time.sleep(0.5)
+            yield
+        finally:
+            client.kill()
+            client.wait()
+
+
+@contextmanager
+def iperf_server(room: Ends, address: str) -> Iterator[None]:
     """One iperf3 server for one test, listening when this yields."""
     server = room.far.popen(
         ["iperf3", "-s", "-1", "-B", address, "--forceflush"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -166,7 +190,7 @@ def iperf_server(room: Room, address: str) -> Iterator[None]:
         server.stdout.close()
 
 
-def iperf(room: Room, far: str, seconds: float, options: list[str]) -> dict[str, Any]:
+def iperf(room: Ends, far: str, seconds: float, options: list[str]) -> dict[str, Any]:
     """The `end` of iperf3's JSON, sums of all flows. HostError if it fails."""
     with iperf_server(room, far):
         client = room.near.run(
@@ -265,6 +289,20 @@ MORE: tuple[Workload, ...] = (
         "tcp1-no-wire-offload",
         "one TCP flow, neither UDP segmentation nor GRO on the wire",
         condition=OffloadsOff(wire=("tx-udp-segmentation", "gro")),
+    ),
+    *(
+        TcpFlows(f"tcp1-without-{offload}", f"one TCP flow, ravenvpn without {offload}", condition=Without(offload))
+        for offload in ("tun_tso", "tun_gro", "udp_gso", "udp_gro")
+    ),
+    *(
+        UdpRate(
+            f"udp1372-without-{offload}",
+            f"UDP, 1372 B at 80 kpps, ravenvpn without {offload}",
+            size=1372,
+            offered=80_000,
+            condition=Without(offload),
+        )
+        for offload in ("tun_uso", "tun_gro_udp")
     ),
 )
 EVERY = (*FIRST, *MORE)

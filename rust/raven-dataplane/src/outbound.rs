@@ -8,7 +8,7 @@ use crate::packet;
 use crate::peer::Staged;
 use crate::split::Plan;
 use crate::state::State;
-use crate::sys;
+use crate::sys::{self, Pages};
 use crate::transmit::{Envelope, Transmitter};
 use crate::vnet;
 
@@ -18,14 +18,14 @@ const BUDGET_FRAMES: usize = 256;
 const MAX_FRAME: usize = vnet::LEN + 65535 + packet::IPV6_HEADER;
 
 pub struct Outbound {
-    frame: Box<[u8]>,
+    frame: Pages,
     tun: RawFd,
 }
 
 impl Outbound {
     #[must_use]
     pub fn new(tun: RawFd) -> Self {
-        Self { frame: vec![0; MAX_FRAME].into_boxed_slice(), tun }
+        Self { frame: Pages::new(MAX_FRAME), tun }
     }
 
     /// Moves up to a budget of frames; false when the TUN will never be readable again. It is read until it is empty

@@ -16,7 +16,7 @@ use crate::aead::TAG;
 use crate::counters::Drop;
 use crate::keypair::Place;
 use crate::state::State;
-use crate::sys::{self, Name, Outgoing, Source};
+use crate::sys::{self, Name, Outgoing, Pages, Source};
 use crate::wire;
 
 /// Sealed bytes that may wait. Three superpackets, so that trains can be filled across frames and still lie in a
@@ -67,7 +67,7 @@ pub struct Envelope {
 }
 
 pub struct Transmitter {
-    arena: Vec<u8>,
+    arena: Pages,
     fill: usize,
     batches: Vec<Batch>,
     v4: Option<RawFd>,
@@ -78,7 +78,7 @@ pub struct Transmitter {
 impl Default for Transmitter {
     fn default() -> Self {
         Self {
-            arena: vec![0; ARENA],
+            arena: Pages::new(ARENA),
             fill: 0,
             batches: Vec::with_capacity(MAX_BATCHES + 1),
             v4: None,
@@ -182,7 +182,9 @@ impl Transmitter {
             self.compact();
         }
         if self.arena.len() - self.fill < total && self.arena.len() < ARENA_WAITING {
-            self.arena.resize(ARENA_WAITING, 0);
+            let mut wider = Pages::new(ARENA_WAITING);
+            wider[..self.fill].copy_from_slice(&self.arena[..self.fill]);
+            self.arena = wider;
         }
         self.arena.len() - self.fill >= total && self.batches.len() < MAX_BATCHES_WAITING
     }

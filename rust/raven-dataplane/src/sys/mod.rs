@@ -4,9 +4,11 @@ use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
 mod name;
+mod pages;
 mod udp;
 
 pub use name::{Name, Source};
+pub use pages::Pages;
 pub use udp::{Meta, Outgoing, Receiver, SLOT, SLOTS, send};
 
 /// Seconds on CLOCK_BOOTTIME, which goes on while the machine sleeps, as sessions age then too.

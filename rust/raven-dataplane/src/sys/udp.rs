@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use super::{Name, Source, check};
+use super::{Name, Pages, Source, check};
 
 /// Room for one datagram, or for what UDP_GRO made of several: no IP packet is longer.
 pub const SLOT: usize = 65536;
@@ -42,7 +42,7 @@ pub struct Meta {
 
 /// Buffers of one recvmmsg.
 pub struct Receiver {
-    arena: Box<[u8]>,
+    arena: Pages,
     names: Box<[Name; SLOTS]>,
     controls: Box<[Control; SLOTS]>,
     metas: Box<[Meta; SLOTS]>,
@@ -51,8 +51,7 @@ pub struct Receiver {
 impl Default for Receiver {
     fn default() -> Self {
         Self {
-            // Zeroed pages are only backed by memory once touched: idle bodies stay small.
-            arena: vec![0; SLOT * SLOTS].into_boxed_slice(),
+            arena: Pages::new(SLOT * SLOTS),
             names: Box::new([Name::default(); SLOTS]),
             controls: Box::new([Control([0; CONTROL]); SLOTS]),
             metas: Box::new([Meta::default(); SLOTS]),

@@ -1,0 +1,80 @@
+"""Two regions with an agent each, as a candidate that is measured whole: world, plan, tunnels, host."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab.agents import WORLD, Agents, wait_until
+from ravenvpn.lab.host import Host, Node
+
+HEALTH = ("127.0.0.1", 10275)
+
+
+class Mesh:
+    """`near` and `far` are pods, each behind a gateway whose agent reads its world from files."""
+
+    name = "ravenvpn agents"
+
+    def __enter__(self) -> Self:
+        self._lab = Lab(Region("cloud"), Region("factory", nat=Nat.PORT_RESTRICTED))
+        self._lab.__enter__()
+        try:
+            self.gateway, self._caller = self._lab.node("cloud-1"), self._lab.node("factory-1")
+            self.near, self.far = self._lab.pod("factory-1-pod-1"), self._lab.pod("cloud-1-pod-1")
+            self.agents = Agents(self._lab)
+            self.agents.prepare()
+            self.agents.start_all()
+            self.until_well()
+        except BaseException:
+            self._lab.remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lab.__exit__(kind, error, trace)
+
+    @property
+    def internet(self) -> Host:
+        """Where strangers are."""
+        return self._lab.internet
+
+    @property
+    def nodes(self) -> tuple[Node, Node]:
+        return self.gateway, self._caller
+
+    def pids(self) -> list[int]:
+        return [self.agents.process(node).pid for node in self.nodes]
+
+    def until_well(self) -> None:
+        """Both agents are content and what one pod sends arrives at the other."""
+        self.agents.wait_until_well(patience=60)
+        ping = ["ping", "-c", "1", "-W", "1", str(self.far.v4)]
+        wait_until(lambda: not self.near.run(ping, check=False).returncode, "one pod hears the other")
+
+    def worlds(self) -> tuple[Path, Path]:
+        """The folders that the agents watch."""
+        return self.gateway.path(WORLD), self._caller.path(WORLD)
+
+    def health(self) -> float:
+        """Seconds until the gateway's agent has answered what a kubelet asks; a second if it did not."""
+        began = time.monotonic()
+        connection = http.client.HTTPConnection(*HEALTH)
+        connection.sock = self.gateway.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            connection.sock.settimeout(1)
+            connection.sock.connect(HEALTH)
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+        except OSError:
+            return 1.0
+        finally:
+            connection.close()
+        return time.monotonic() - began

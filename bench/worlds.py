@@ -1,0 +1,53 @@
+"""Large worlds as manifests, for agents with the file source: regions that nobody answers for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from typing import Any
+
+from ravenvpn.mesh.model import GATEWAY_LABEL
+
+
+def world(regions: int) -> str:
+    """So many regions of one node, each with its Gateway, Node and Peer, as one List in JSON, which is YAML too.
+
+    Every second one is behind NAT. Addresses are of 172.16.0.0/12 and 10.0.0.0/9, pods and nodes one each."""
+    items = [item for number in range(regions) for item in _region(number)]
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
+
+
+def _region(number: int) -> list[dict[str, Any]]:
+    name = f"storm-{number}"
+    node = f"{name}-node"
+    high, low = divmod(number, 250)
+    reachable = {"publicIP": f"192.0.{2 + high}.{low + 1}"} if number % 2 == 0 else {"underNAT": True}
+    gateway = {
+        "apiVersion": "raven.openyurt.io/v1beta1",
+        "kind": "Gateway",
+        "metadata": {"name": name},
+        "spec": {
+            "nodeSelector": {"matchLabels": {GATEWAY_LABEL: name}},
+            "tunnelConfig": {"Replicas": 1},
+            "endpoints": [{"nodeName": node, "type": "tunnel", "port": 4500, **reachable}],
+        },
+    }
+    peer = {
+        "apiVersion": "ravenvpn.io/v1alpha1",
+        "kind": "Peer",
+        "metadata": {"name": node},
+        "spec": {"publicKey": base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()},
+    }
+    pods = f"10.100.{high}.{low}/32"
+    machine = {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node, "labels": {GATEWAY_LABEL: name}},
+        "spec": {"podCIDR": pods, "podCIDRs": [pods]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": f"172.30.{high}.{low + 1}"}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    return [gateway, machine, peer]
