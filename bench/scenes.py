@@ -41,8 +41,8 @@ class Scene(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFlood:
-    """Spoofed initiations at ten times what the responder can answer (below 2,000 a second, workload "handshakes"), to
-    the tunnel's port, and for comparison to a closed one of the same node."""
+    """Spoofed initiations at ten times what the responder can answer (below 2,000 a second: workload "handshakes"),
+    to the tunnel's port, and for comparison to a closed one of the same node."""
 
     name: str = "agent-flood"
     title: str = "agents, 20,000 spoofed handshakes a second to one of them"
