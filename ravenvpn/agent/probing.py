@@ -181,7 +181,8 @@ class Probing:
         asked = probers.facts(watched.peer).asked_since
         session = status.session_age is not None
         wanted = self._idle if session or (watched.plan.warm and status.endpoint is not None) else None
-        if wanted is not None and (now < watched.busy_until or (asked is not None and now - asked > OPEN_QUESTION)):
+        busy = watched.plan.prompt or now < watched.busy_until
+        if wanted is not None and (busy or (asked is not None and now - asked > OPEN_QUESTION)):
             wanted = min(self._busy, wanted)
         if wanted != watched.interval:
             if wanted is None:

@@ -189,6 +189,7 @@ def _sessions(context: Context, gateway: Gateway, peers: Mapping[str, Peer], ref
             warm=True,
             suites=entry.suites if entry else peer.suites if peer else (),
             tunnel_address=identity.tunnel_address(context.mesh, info.node),
+            prompt=kind is PeerKind.ACTIVE and context.role is not Role.ACTIVE,
             reason=f"{kind} node of our own region, for probes",
         )
     return found

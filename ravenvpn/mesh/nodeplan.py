@@ -59,6 +59,7 @@ class PeerPlan:
     suites: tuple[Suite, ...]
     tunnel_address: IPv6Address
     roaming: bool = True
+    prompt: bool = False  # to be judged as promptly as one with traffic: what we send elsewhere goes by it
     reason: str = field(default="", compare=False)
 
 

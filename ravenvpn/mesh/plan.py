@@ -24,7 +24,7 @@ from ravenvpn.mesh.liveness import UNKNOWN, Liveness
 from ravenvpn.mesh.model import Gateway, World, host_prefix, lan_addresses
 from ravenvpn.mesh.nodeplan import NodePlan, PlanDelta, Role, TunnelPlan
 from ravenvpn.mesh.seats import Overlay, overlay, seats
-from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, as_hub, digest, hub_rank
+from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, acting, as_hub, digest, hub_rank
 
 
 def plan(
@@ -67,6 +67,7 @@ class Planner:
         known = before.facts if before else LocalFacts()
         context = self._make_context(known if facts is None else facts, liveness)
         stale, doubtful = set(touched), self._touched_by(liveness)
+        stale |= {name for name in doubtful if self._acting(name, liveness) != self._acting(name, self._liveness)}
         self._liveness = liveness
         if before is None or replace(context, hubs=before.hubs) != before:
             stale |= self._regions.keys() | self._fragments.keys()
@@ -76,7 +77,7 @@ class Planner:
         stale |= {name for name in doubtful - stale if self._way_changed(name, context)}
 
         differences = Differences()
-        if context != before or (context.region is not None and context.region.name in touched):
+        if context != before or (context.region is not None and context.region.name in stale):
             new_home = self._make_home(context)
             differences.piece(self._home, new_home)
             self._home = new_home
@@ -204,7 +205,7 @@ class Planner:
     # Folding.
 
     def _make_context(self, facts: LocalFacts, liveness: Liveness) -> Context:
-        region = self._own_region()
+        region = self._own_region(liveness)
         role, entry = role_of(self.me, region)
         info = None
         if region is not None:
@@ -222,7 +223,7 @@ class Planner:
             near=self._near(region, facts),
             facts=facts,
             settings=self._settings,
-            hubs=self._hubs(),
+            hubs=self._hubs(liveness),
             overlay=self._overlay(region, facts, liveness),
         )
 
@@ -243,15 +244,24 @@ class Planner:
         everybody = seats(self._world.gateways[region.name], self._world.peers, self._world.mesh, refused)
         return overlay(self.me, region, everybody, facts.addresses, liveness)
 
-    def _own_region(self) -> Region | None:
+    def _own_region(self, liveness: Liveness) -> Region | None:
         for name in sorted(self._regions_of.get(self.me, ())):
             members = {info.node for info in self._world.gateways[name].status.nodes}
             if self.me in members - self._conflicts.refused(name).nodes:
-                return self._regions[name]
+                return self._acting(name, liveness)
         return None
 
-    def _hubs(self) -> tuple[Hub, ...]:
-        return tuple(as_hub(self._regions[name]) for _, name in self._hub_ranks[:MAX_HUBS])
+    def _acting(self, name: str, liveness: Liveness) -> Region | None:
+        region = self._regions.get(name)
+        return acting(region, liveness, self.me) if region else None
+
+    def _hubs(self, liveness: Liveness) -> tuple[Hub, ...]:
+        """Which regions serve as hubs does not depend on who lives, or both ends of a pair could differ in it."""
+        found = []
+        for _, name in self._hub_ranks[:MAX_HUBS]:
+            region = self._acting(name, liveness)
+            found.append(as_hub(region if region and region.serves_as_hub else self._regions[name]))
+        return tuple(found)
 
     def _make_home(self, context: Context) -> Home:
         name = context.region.name if context.region else ""
@@ -262,12 +272,12 @@ class Planner:
         return replace(made, notes=(*made.notes, *notes))
 
     def _way_changed(self, name: str, context: Context) -> bool:
-        region, fragment = self._regions.get(name), self._fragments.get(name)
+        region, fragment = self._acting(name, self._liveness), self._fragments.get(name)
         return region is not None and fragment is not None and fragment.way != way_to(region, context, self._liveness)
 
     def _fold(self, name: str, context: Context, differences: Differences) -> None:
         before = self._fragments.pop(name, EMPTY)
-        region = self._regions.get(name)
+        region = self._acting(name, self._liveness)
         after = EMPTY
         if region is not None and (context.region is None or region.name != context.region.name):
             after = remote_fragment(region, context, self._liveness)

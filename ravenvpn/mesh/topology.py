@@ -12,7 +12,7 @@ import base64
 import binascii
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -60,6 +60,7 @@ class Region:
     announced: tuple[Announced, ...]  # accepted prefixes, each once
     notes: tuple[str, ...] = ()
     torn: bool = False  # lost prefixes to others, which its nodes therefore leave to their own network
+    succession: tuple[str, ...] = ()  # its gateway nodes in the order of the spec, in which places are given
 
     @property
     def active(self) -> tuple[GatewayNode, ...]:
@@ -79,6 +80,29 @@ class Hub(NamedTuple):
     nodes: tuple[str, ...]
     hosts: tuple[str, ...]  # where the active ones are tried
     unlearned: bool = False  # see GatewayNode; of the active ones
+
+
+def acting(region: Region, liveness: Liveness, me: str) -> Region:
+    """The region as `me` has to treat it: where every active gateway is proven dead, others stand in.
+
+    As many as there were, by the order of the spec, as `mesh.status.elect` would choose; those proven alive first. It
+    holds for as long as the proof does, and nobody has to agree: a standby puts what arrives into its own tunnel,
+    and the far ends accept the region's prefixes from all its gateways. The controller makes it final, or the active
+    one comes back.
+    """
+    active = region.active
+    if not active or not all(liveness.dead(g.node) and g.node != me for g in active):
+        return region
+    able = [n for n in region.succession if n == me or not liveness.dead(n)]
+    able.sort(key=lambda n: n != me and liveness.of(n) is not Verdict.ALIVE)
+    chosen = set(able[: len(active)])
+    if not chosen:
+        return region
+    gateways = sorted(
+        (replace(g, active=g.node in chosen) for g in region.gateways), key=lambda g: (not g.active, g.node)
+    )
+    note = f"region {region.name}: {', '.join(sorted(chosen))} for {active[0].node}, which is proven dead"
+    return replace(region, gateways=tuple(gateways), notes=(*region.notes, note))
 
 
 def upstream_key(endpoint: Endpoint) -> bytes | None:
@@ -137,8 +161,17 @@ def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused, *, for
         nodes.append(GatewayNode(endpoint.node, is_active, endpoint.under_nat, keys, candidates, suites, unlearned))
     if not any(n.active for n in nodes):
         notes.append(f"Gateway {gateway.name}: no active tunnel endpoint, its pods cannot be reached")
+    order = {e.node: i for i, e in reversed([*enumerate(gateway.endpoints)]) if e.type is EndpointType.TUNNEL}
+    succession = tuple(sorted((n.node for n in nodes if n.node in order), key=order.__getitem__))
     nodes.sort(key=lambda n: (not n.active, n.node))
-    return Region(gateway.name, tuple(nodes), announced, tuple(notes), torn=bool(refused.shadowed))
+    return Region(
+        gateway.name,
+        tuple(nodes),
+        announced,
+        tuple(notes),
+        torn=bool(refused.shadowed),
+        succession=succession,
+    )
 
 
 def _announced(

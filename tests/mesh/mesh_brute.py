@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World
@@ -67,6 +67,7 @@ class Resolved:
     shadowed: dict[str, set]
     addresses: dict[str, set] = field(default_factory=dict)  # of the prefixes, those that are nodes' own addresses
     gateways: dict[str, list[Ends]] = field(default_factory=dict)
+    elected: dict[str, list[Ends]] = field(default_factory=dict)  # the same, whoever is dead
 
 
 def lan_of(world: World, info) -> list:
@@ -174,8 +175,24 @@ def resolve(world: World, forward: bool = False) -> Resolved:
     both = {name: lost[name] | void[name] for name in lost}
     resolved = Resolved(members, keyless, kept, both, shadowed, {name: set(addresses[name]) for name in addresses})
     for gateway in ordered:
-        resolved.gateways[gateway.name] = ends(world, gateway, resolved)
+        resolved.elected[gateway.name] = ends(world, gateway, resolved)
     return resolved
+
+
+def stand_in(world: World, resolved: Resolved, liveness: Liveness, me: str) -> None:
+    """Where all active gateways are proven dead, as many others are taken for active: living ones, then unknown."""
+    for name, elected in resolved.elected.items():
+        resolved.gateways[name] = [replace(e) for e in elected]
+        by_name = {e.node: e for e in resolved.gateways[name]}
+        active = [e for e in by_name.values() if e.active]
+        dead = {n for n, v in liveness.verdicts.items() if v is Verdict.DEAD} - {me}
+        alive = {n for n, v in liveness.verdicts.items() if v is Verdict.ALIVE} | {me}
+        spec = [e.node for e in world.gateways[name].endpoints if e.type is EndpointType.TUNNEL]
+        able = [n for n in dict.fromkeys(spec) if n in by_name and n not in dead]
+        able = [n for n in able if n in alive] + [n for n in able if n not in alive]
+        if active and able and all(e.node in dead for e in active):
+            for e in by_name.values():
+                e.active = e.node in able[: len(active)]
 
 
 def ends(world: World, gateway: Gateway, resolved: Resolved) -> list[Ends]:
@@ -200,10 +217,19 @@ def ends(world: World, gateway: Gateway, resolved: Resolved) -> list[Ends]:
 def hubs(resolved: Resolved) -> list[str]:
     able = [
         r
-        for r, es in resolved.gateways.items()
+        for r, es in resolved.elected.items()
         if any(e.active and e.dialable for e in es) and not resolved.shadowed[r]
     ]
     return sorted(able, key=lambda r: (hashlib.sha256(b"hub\0" + r.encode()).digest()[:8], r))[:16]
+
+
+def serving(resolved: Resolved, hub: str) -> list[str]:
+    """The nodes of a hub that relay now."""
+    for who in (resolved.gateways, resolved.elected):
+        found = [e.node for e in who[hub] if e.active and e.dialable]
+        if found:
+            return found
+    return []
 
 
 def weight(one: str, other: str, third: str) -> int:
@@ -216,7 +242,7 @@ def hub_for(resolved: Resolved, me: str, other: str, liveness: Liveness) -> str 
     far = [e.node for e in resolved.gateways[other] if e.active]
 
     def nodes(hub: str) -> list[str]:
-        return [e.node for e in resolved.gateways[hub] if e.active and e.dialable]
+        return serving(resolved, hub)
 
     def dead(n: str) -> bool:
         return liveness.verdicts.get(n) is Verdict.DEAD
@@ -267,6 +293,7 @@ def heeded(world: World, resolved: Resolved, home: str, name: str) -> set:
 
 def brute_plan(world: World, liveness: Liveness, me: str, forward: bool = False) -> BrutePlan:
     resolved = resolve(world, forward)
+    stand_in(world, resolved, liveness, me)
     home = next((r for r in sorted(resolved.members) if me in resolved.members[r]), None)
     if home is None:
         return BrutePlan()
@@ -441,7 +468,7 @@ def towards(
         for h in hubs(resolved):
             plan.accepts |= {(e.node, p) for e in resolved.gateways[h] if e.dialable for p in beyond}
         if hub is not None:
-            carriers = ordered([e.node for e in resolved.gateways[hub] if e.active and e.dialable])
+            carriers = ordered(serving(resolved, hub))
             plan.routes |= dict.fromkeys(beyond, carriers)
     if carriers:
         plan.routes |= dict.fromkeys(prefixes, carriers)
