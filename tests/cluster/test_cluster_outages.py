@@ -60,8 +60,22 @@ def hung(mesh: Mesh) -> None:
         time.sleep(2 * AWAY)
 
 
+def everything_at_once(mesh: Mesh) -> None:
+    """The short form of the others."""
+    mesh.cluster.plane.forget_serving_certificate()
+    killed_and_history_forgotten(mesh)
+
+
 @pytest.mark.parametrize(
-    "outage", [killed, killed_and_history_forgotten, back_with_another_certificate, all_of_it_killed, hung]
+    "outage",
+    [
+        everything_at_once,
+        hung,
+        pytest.param(killed, marks=pytest.mark.soak),
+        pytest.param(killed_and_history_forgotten, marks=pytest.mark.soak),
+        pytest.param(back_with_another_certificate, marks=pytest.mark.soak),
+        pytest.param(all_of_it_killed, marks=pytest.mark.soak),
+    ],
 )
 def test_traffic_notices_nothing_and_agents_hear_again(
     mesh: Mesh, measured: Measured, outage: Callable[[Mesh], None], tmp_path: Path
