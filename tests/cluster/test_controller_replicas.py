@@ -24,7 +24,7 @@ from controller_cluster import DEPLOY, ControllerProcess, Region, define, eventu
 from ravenvpn.k8s.client import CRDS, GATEWAYS, LEASES, NODES, Client, Page
 from ravenvpn.k8s.lease import micro_time
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]  # the first waits for its control plane besides
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the first waits for its control plane besides
 
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 LEASE = "raven-vpn-controller"
@@ -201,9 +201,10 @@ async def leaders_die(plane: ControlPlane, region: Region, times: int, *argument
                 seen = witness.versions
                 await eventually(_count(lambda: witness.versions), lambda found, seen=seen: found > seen)
                 replicas.kill(leader)
-                await replicas.start().started()
+                another = replicas.start()
                 following, _ = await replicas.leader()
                 assert following != account
+                await another.started()
             seen = witness.versions
             await eventually(_count(lambda: witness.versions), lambda found: found > seen)
         replicas.assert_one_writer_at_a_time(times + 1)
