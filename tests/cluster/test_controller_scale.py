@@ -134,7 +134,7 @@ async def test_a_thousand_regions_of_ten_nodes_stay_small_and_quiet(plane: Contr
         changed = {name for name, version in after.items() if versions[name] != version}
         spent = running.cpu() - cpu
         print(
-            f"{REGIONS} Gateways, {REGIONS * EACH} Nodes with a Peer each: {rss >> 20} MiB, idle {idle:.2%} of a core,"
+            f"{REGIONS} Gateways, {REGIONS * EACH} Nodes, a Peer each: {rss >> 20} MiB, idle {idle:.2%} of a core,"
             f" all written {took:.1f} s after the start, one role moved in {moved * 1000:.0f} ms ({spent:.3f} s CPU)"
         )
         assert changed == {"region-7"}
