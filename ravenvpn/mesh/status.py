@@ -2,7 +2,7 @@
 
 The rules are those of upstream's gateway-pickup-controller, with its defects mended: which endpoint survives when
 Replicas shrinks follows the order of the spec, every pod CIDR of both families is listed, and each role carries
-an epoch. The controller and the file source use it; agents fall back to `elect` when the active one is proven dead.
+an epoch. The controller and the file source use it. (`mesh.topology.acting` says who stands in while nobody elects.)
 """
 
 from __future__ import annotations
