@@ -63,6 +63,7 @@ class Host:
         self.nft_processes: deque[int] = deque(maxlen=64)
         # Elements of the filter's sets, since a delta holds only those that changed.
         self._local: frozenset[Prefix] = frozenset()
+        self._foreign: frozenset[str] = frozenset()  # devices of others under our names, when last looked
         # What live flows are judged by. A process that was killed may have left them unjudged, so the first look does
         # not ask whether the filter is new.
         self._remote = PrefixSet()
@@ -116,6 +117,7 @@ class Host:
         remembered, unreadable = self._remembered() if Part.DEVICES in parts else ({}, ())
         with Netlink() as netlink:
             observed = observe(netlink, self._pipe, remembered, wanted, parts)
+            self._foreign = frozenset(observed.foreign)
             result = self._execute(diff(observed, wanted), netlink)
         hanging = frozenset((Part.DEVICES, Part.ROUTES)) if any(map(_shakes, result.changed)) else frozenset()
         if not self._judged and parts >= {Part.ROUTES, Part.FILTER}:
@@ -155,7 +157,7 @@ class Host:
             return self._execute(operations, netlink)
 
     def _execute(self, operations: Sequence[Operation], netlink: Netlink) -> ApplyResult:
-        execution = Execution(netlink, self._pipe, self._originals, self.nft_processes.append)
+        execution = Execution(netlink, self._pipe, self._originals, self.nft_processes.append, self._foreign)
         execution.run(operations)
         return ApplyResult(
             tuple(execution.changed), tuple(execution.failed), rebinding=self._newly_bound(execution.changed)

@@ -44,7 +44,7 @@ def diff(observed: Observed, wanted: HostState) -> list[Operation]:
             _sysctls(observed, wanted, fresh),
             _addresses(observed, wanted, fresh),
             (operation for device, operation in unwanted_addresses if device in flushed),
-            _neighbours(observed, wanted, fresh),
+            _neighbours(observed, wanted, fresh | set(_renamed_devices(observed, wanted))),
             _forwarding(observed, wanted, fresh),
             filter_first,
             (operation for operation in put if not closes(operation.thing)),
@@ -106,6 +106,14 @@ def _fresh_devices(observed: Observed, wanted: HostState) -> Iterable[str]:
             yield device.name
     vxlan = wanted.vxlan
     if vxlan is not None and vxlan.name in observed.links and _differs(observed.links[vxlan.name], vxlan, observed):
+        yield vxlan.name
+
+
+def _renamed_devices(observed: Observed, wanted: HostState) -> Iterable[str]:
+    """Devices that get another MAC, and with that, so the kernel has it, lose all their neighbours."""
+    vxlan = wanted.vxlan
+    link = observed.links.get(vxlan.name) if vxlan is not None else None
+    if vxlan is not None and link is not None and link.mac.lower() != vxlan.mac.lower():
         yield vxlan.name
 
 
@@ -189,9 +197,10 @@ def _forwarding(observed: Observed, wanted: HostState, fresh: set[str]) -> Itera
 
 
 def _removed_neighbours(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
-    macs = {(entry.device, entry.mac) for entry in wanted.forwarding}
+    """Those that no wanted one takes the place of."""
+    replaced = {(entry.device, entry.mac) for entry in wanted.forwarding if entry not in observed.forwarding}
     for entry in sorted(observed.forwarding - set(wanted.forwarding), key=str):
-        if entry.device not in fresh and (entry.device, entry.mac) not in macs:
+        if entry.device not in fresh and (entry.device, entry.mac) not in replaced:
             yield Operation(Verb.REMOVE, entry)
     addresses = {(item.device, item.address) for item in wanted.neighbours}
     for item in sorted(observed.neighbours - set(wanted.neighbours), key=str):

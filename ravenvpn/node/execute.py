@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -25,7 +25,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
-from ravenvpn.node import nft, rtnetlink, sysctl
+from ravenvpn.node import neighbours, nft, rtnetlink, sysctl
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.observe import underlay
 from ravenvpn.node.operations import Device, Filter, LocalPrefixes, Operation, Verb
@@ -50,16 +50,23 @@ class Execution:
     """One sequence of operations: `changed` and `failed` grow as it goes on."""
 
     def __init__(
-        self, netlink: Netlink, pipe: Pipe, originals: sysctl.Originals, nft_started: Callable[[int], None]
+        self,
+        netlink: Netlink,
+        pipe: Pipe,
+        originals: sysctl.Originals,
+        nft_started: Callable[[int], None],
+        foreign: Collection[str] = (),
     ) -> None:
-        """`nft_started` hears the process id of each write to nf_tables before it is made."""
+        """`nft_started` hears the process id of each write to nf_tables before it is made. `foreign` are devices that
+        have our names and are not ours."""
         self._netlink, self._pipe, self._originals, self._nft_started = netlink, pipe, originals, nft_started
-        self._indices = _indices()
+        self._foreign = foreign
+        self._indices = _indices(foreign)
         self.changed: list[Operation] = []
         self.failed: list[Failure] = []
 
     def run(self, operations: Iterable[Operation]) -> None:
-        """Routes and rules that follow each other go as one batch."""
+        """Routes, rules and neighbours that follow each other go as one batch."""
         for batched, group in groupby(operations, key=lambda operation: isinstance(operation.thing, _BATCHED)):
             if batched:
                 self._batch(list(group))
@@ -77,7 +84,8 @@ class Execution:
         sent: list[Operation] = []
         for operation in operations:
             thing = operation.thing
-            device = thing.device if isinstance(thing, Route) else None
+            assert isinstance(thing, _BATCHED)
+            device = None if isinstance(thing, Rule | Stray) else thing.device
             if device is not None and device not in self._indices and operation.verb is not Verb.REMOVE:
                 self.failed.append(Failure(operation, host_error(words(thing), errno.ENODEV)))
             elif device is not None and device not in self._indices:
@@ -96,11 +104,7 @@ class Execution:
         thing, removing, netlink = operation.thing, operation.verb is Verb.REMOVE, self._netlink
         match thing:
             case TunDevice():
-                index = self._index(thing.name, words(thing))
-                link = netlink.link(thing.name)
-                if link is not None and link.kind != "tun":
-                    raise host_error(words(thing), errno.EEXIST, f"{thing.name} is there, but no TUN device")
-                netlink.set_link(index, thing.name, mtu=thing.mtu)
+                netlink.set_link(self._index(thing.name, words(thing)), thing.name, mtu=thing.mtu)
             case VxlanDevice():
                 self._put_vxlan(operation, thing)
             case Device():
@@ -111,16 +115,6 @@ class Execution:
                     netlink.add_address(self._index(thing.device, words(thing)), thing)
                 elif thing.device in self._indices:
                     netlink.remove_address(self._indices[thing.device], thing)
-            case Neighbour():
-                if not removing:
-                    netlink.put_neighbour(self._index(thing.device, words(thing)), thing)
-                elif thing.device in self._indices:
-                    netlink.remove_neighbour(self._indices[thing.device], thing)
-            case ForwardingEntry():
-                if not removing:
-                    netlink.put_forwarding(self._index(thing.device, words(thing)), thing)
-                elif thing.device in self._indices:
-                    netlink.remove_forwarding(self._indices[thing.device], thing)
             case Sysctl():
                 self._set_sysctl(operation, thing)
             case nft.Ruleset():
@@ -129,19 +123,22 @@ class Execution:
                 nft.write(nft.refill(thing.prefixes), self._nft_started)
             case Filter():
                 nft.write(nft.removal(), self._nft_started)
-            case _:  # routes, rules and strays go in batches
+            case _:  # the others go in batches
                 raise AssertionError(thing)
 
     def _put_vxlan(self, operation: Operation, device: VxlanDevice) -> None:
         if operation.verb is Verb.ADD:
+            self._refuse_foreign(device.name, words(device))
             carrier = underlay(self._netlink, device.local)
             if carrier is None:
                 raise host_error(words(device), errno.EADDRNOTAVAIL, f"no device has {device.local}")
             self._netlink.add_vxlan(device, carrier)
-            self._indices.update(_indices())
+            self._indices = _indices(self._foreign)
         else:
-            index = self._index(device.name, words(device))
-            self._netlink.set_link(index, device.name, mtu=device.mtu, mac=device.mac)
+            index, link = self._index(device.name, words(device)), self._netlink.link(device.name)
+            # Even the MAC it has, set again, makes the kernel forget the device's neighbours.
+            mac = device.mac if link is None or link.mac.lower() != device.mac.lower() else None
+            self._netlink.set_link(index, device.name, mtu=device.mtu, mac=mac)
 
     def _set_sysctl(self, operation: Operation, item: Sysctl) -> None:
         current = sysctl.read(item.key)
@@ -151,23 +148,32 @@ class Execution:
                 sysctl.write(item.key, item.value)
             self._originals.forget(item.key)
             return
+        if (
+            current == item.value
+        ):  # a device made anew had it from the defaults; where /proc/sys is read-only that counts
+            return
         if not item.ours and current is not None:
             self._originals.remember(item.key, current, item.value)
         sysctl.write(item.key, item.value)
 
+    def _refuse_foreign(self, device: str, subject: str) -> None:
+        if device in self._foreign:
+            raise host_error(subject, errno.EEXIST, f"another program has a device of another kind named {device}")
+
     def _index(self, device: str, subject: str) -> int:
+        self._refuse_foreign(device, subject)
         if device not in self._indices:
             raise host_error(subject, errno.ENODEV)
         return self._indices[device]
 
 
-_BATCHED = (Route, Rule, Stray)
+_BATCHED = (Route, Rule, Stray, Neighbour, ForwardingEntry)
 
 
-def _indices() -> dict[str, int]:
+def _indices(foreign: Collection[str]) -> dict[str, int]:
     """Indices of our devices, as far as they are there."""
     found: dict[str, int] = {}
-    for name in (TUNNEL_DEVICE, VXLAN_DEVICE):
+    for name in {TUNNEL_DEVICE, VXLAN_DEVICE}.difference(foreign):
         with contextlib.suppress(OSError):
             found[name] = socket.if_nametoindex(name)
     return found
@@ -175,12 +181,18 @@ def _indices() -> dict[str, int]:
 
 def _message(operation: Operation, oif: int) -> bytes:
     thing, removing = operation.thing, operation.verb is Verb.REMOVE
-    if isinstance(thing, Route):
-        return rtnetlink.delete_route(thing, oif) if removing else rtnetlink.put_route(thing, oif)
-    if isinstance(thing, Rule):
-        return rtnetlink.delete_rule(thing) if removing else rtnetlink.add_rule(thing)
-    assert isinstance(thing, Stray)
-    return rtnetlink.delete_stray(thing)
+    match thing:
+        case Route():
+            return rtnetlink.delete_route(thing, oif) if removing else rtnetlink.put_route(thing, oif)
+        case Rule():
+            return rtnetlink.delete_rule(thing) if removing else rtnetlink.add_rule(thing)
+        case Neighbour():
+            return neighbours.delete_neighbour(thing, oif) if removing else neighbours.put_neighbour(thing, oif)
+        case ForwardingEntry():
+            return neighbours.delete_forwarding(thing, oif) if removing else neighbours.put_forwarding(thing, oif)
+        case Stray():
+            return rtnetlink.delete_stray(thing)
+    raise AssertionError(thing)
 
 
 def _settled(operation: Operation, reply: Reply) -> bool:

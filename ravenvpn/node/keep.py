@@ -31,6 +31,7 @@ from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.execute import Failure
 from ravenvpn.node.fights import Fight, Fights
 from ravenvpn.node.flows import FlowJudge
+from ravenvpn.node.neighbours import RTM_DELNEIGH
 from ravenvpn.node.observe import ALL, Part
 from ravenvpn.node.operations import Device, Operation
 from ravenvpn.node.rtnetlink import RTM_DELRULE, Stray
@@ -297,7 +298,7 @@ def _part(operation: Operation) -> Part:
         case Rule():
             return Part.RULES
         case Stray(deletion=deletion):
-            return Part.RULES if deletion == RTM_DELRULE else Part.ROUTES
+            return {RTM_DELRULE: Part.RULES, RTM_DELNEIGH: Part.DEVICES}.get(deletion, Part.ROUTES)
         case TunDevice() | VxlanDevice() | Device() | DeviceAddress() | Neighbour() | ForwardingEntry() | Sysctl():
             return Part.DEVICES
         case _:

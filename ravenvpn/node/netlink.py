@@ -1,14 +1,13 @@
-"""The only door to pyroute2: links, addresses, neighbours and forwarding entries.
+"""The only door to pyroute2: links and addresses.
 
-Everything here is synchronous and by the dozen; routes, rules and flows, which come by the thousand, go through
-`pipe`. pyroute2's exceptions end here.
+Everything here is synchronous and by the dozen; routes, rules, neighbours and flows, which come by the thousand, go
+through `pipe`. pyroute2's exceptions end here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,16 +17,13 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from ravenvpn.mesh.hoststate import Address, DeviceAddress, ForwardingEntry, Interface, Neighbour, VxlanDevice
+from ravenvpn.mesh.hoststate import Address, DeviceAddress, Interface, VxlanDevice
 from ravenvpn.node.reasons import host_error
 
-_NUD_PERMANENT, _NUD_NOARP = 0x80, 0x40
-_NTF_SELF = 2  # the VXLAN's own forwarding table, not a bridge's above it
 _IFA_F_NODAD = 0x02  # no duplicate address detection: the address is usable at once
 _IFA_F_TENTATIVE, _IFA_F_DADFAILED = 0x40, 0x08
 _IFF_UP = 1
 _SCOPE_LINK = 253
-_NO_MAC = "00:00:00:00:00:00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,27 +109,6 @@ class Netlink:
                 if not (found.get("IFA_FLAGS") or found["flags"]) & unusable
             ]
 
-    def neighbours(self, index: int, device: str) -> list[Neighbour]:
-        """Permanent entries of both families."""
-        found: list[Neighbour] = []
-        with _refusals(f"neighbours of {device}"):
-            for family in (socket.AF_INET, socket.AF_INET6):
-                for entry in self._ipr.get_neighbours(family=family, ifindex=index):
-                    if entry["ifindex"] == index and entry["state"] & _NUD_PERMANENT:
-                        address, mac = entry.get("NDA_DST"), entry.get("NDA_LLADDR")
-                        if address is not None:
-                            found.append(Neighbour(device, ip_address(address), mac or _NO_MAC))
-        return found
-
-    def forwarding(self, index: int, device: str) -> list[ForwardingEntry]:
-        """The VXLAN's own FDB. Entries without a destination belong to the kernel."""
-        with _refusals(f"forwarding entries of {device}"):
-            return [
-                ForwardingEntry(device, entry.get("NDA_LLADDR"), ip_address(entry.get("NDA_DST")))
-                for entry in self._ipr.fdb("dump", ifindex=index)
-                if entry["ifindex"] == index and entry.get("NDA_DST") is not None
-            ]
-
     # --- Changing ----------------------------------------------------------------------------------------------
 
     def set_link(self, index: int, name: str, *, mtu: int, up: bool = True, mac: str | None = None) -> None:
@@ -182,29 +157,6 @@ class Netlink:
         gone = (errno.EADDRNOTAVAIL, errno.ENODEV)
         with _refusals(f"address {item.address} on {item.device}", gone=gone):
             self._ipr.addr("del", index=index, address=str(item.address.ip), prefixlen=item.address.network.prefixlen)
-
-    def put_neighbour(self, index: int, item: Neighbour) -> None:
-        with _refusals(f"neighbour {item.address} on {item.device}"):
-            self._ipr.neigh("replace", ifindex=index, dst=str(item.address), lladdr=item.mac, state=_NUD_PERMANENT)
-
-    def remove_neighbour(self, index: int, item: Neighbour) -> None:
-        with _refusals(f"neighbour {item.address} on {item.device}", gone=(errno.ENOENT, errno.ENODEV)):
-            self._ipr.neigh("del", ifindex=index, dst=str(item.address))
-
-    def put_forwarding(self, index: int, item: ForwardingEntry) -> None:
-        with _refusals(f"forwarding entry {item.mac} on {item.device}"):
-            self._ipr.fdb(
-                "replace",
-                ifindex=index,
-                lladdr=item.mac,
-                dst=str(item.destination),
-                state=_NUD_PERMANENT | _NUD_NOARP,
-                flags=_NTF_SELF,
-            )
-
-    def remove_forwarding(self, index: int, item: ForwardingEntry) -> None:
-        with _refusals(f"forwarding entry {item.mac} on {item.device}", gone=(errno.ENOENT, errno.ENODEV)):
-            self._ipr.fdb("del", ifindex=index, lladdr=item.mac, dst=str(item.destination), flags=_NTF_SELF)
 
 
 @contextmanager

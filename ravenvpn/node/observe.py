@@ -18,7 +18,7 @@ from ravenvpn.mesh.hoststate import (
     HostState,
     Rule,
 )
-from ravenvpn.node import nft, rtnetlink, sysctl
+from ravenvpn.node import neighbours, nft, rtnetlink, sysctl
 from ravenvpn.node.diff import assumed
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.operations import Observed
@@ -27,7 +27,7 @@ from ravenvpn.node.rtnetlink import Stray, route_key
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _TABLES = (TABLE_REMOTE, TABLE_LOCAL)
-_OUR_DEVICES = (TUNNEL_DEVICE, VXLAN_DEVICE)
+_OUR_DEVICES = {TUNNEL_DEVICE: "tun", VXLAN_DEVICE: "vxlan"}  # and their kinds: of another kind they are not ours
 _SCOPE_LINK = 253
 
 
@@ -68,7 +68,7 @@ def observe(
     observed.remembered = dict(remembered)
     names = _devices(observed, netlink, wanted)
     if Part.DEVICES in parts:
-        _what_hangs_on_devices(observed, netlink, names, wanted)
+        _what_hangs_on_devices(observed, netlink, pipe, names, wanted)
     if Part.ROUTES in parts:
         _routes(observed, pipe, names)
     if Part.RULES in parts:
@@ -79,10 +79,12 @@ def observe(
 
 
 def _devices(observed: Observed, netlink: Netlink, wanted: HostState) -> dict[int, str]:
-    for name in _OUR_DEVICES:
+    for name, kind in _OUR_DEVICES.items():
         link = netlink.link(name)
-        if link is not None:
+        if link is not None and link.kind == kind:
             observed.links[name] = link
+        elif link is not None:
+            observed.foreign.add(name)
     if wanted.vxlan is not None:
         observed.underlay = underlay(netlink, wanted.vxlan.local)
     return {link.index: name for name, link in observed.links.items()}
@@ -96,7 +98,9 @@ def underlay(netlink: Netlink, local: object) -> int | None:
     return None
 
 
-def _what_hangs_on_devices(observed: Observed, netlink: Netlink, names: dict[int, str], wanted: HostState) -> None:
+def _what_hangs_on_devices(
+    observed: Observed, netlink: Netlink, pipe: Pipe, names: dict[int, str], wanted: HostState
+) -> None:
     # The kernel's own link-local IPv6 address comes and goes with the device.
     observed.addresses = {
         DeviceAddress(names[index], address)
@@ -106,8 +110,12 @@ def _what_hangs_on_devices(observed: Observed, netlink: Netlink, names: dict[int
     observed.neighbours, observed.forwarding = set(), set()
     vxlan = observed.links.get(VXLAN_DEVICE)
     if vxlan is not None:
-        observed.neighbours.update(netlink.neighbours(vxlan.index, vxlan.name))
-        observed.forwarding.update(netlink.forwarding(vxlan.index, vxlan.name))
+        observed.neighbours.update(neighbours.neighbours(pipe, vxlan.index, vxlan.name))
+        for entry in neighbours.forwarding(pipe, vxlan.index, vxlan.name):
+            if isinstance(entry, Stray):
+                observed.strays.append(entry)
+            else:
+                observed.forwarding.add(entry)
     observed.sysctls = {item.key: sysctl.read(item.key) for item in wanted.sysctls}
 
 

@@ -82,13 +82,14 @@ class Observed:
     """What this host has of ours."""
 
     links: dict[str, LinkFacts] = field(default_factory=dict)
+    foreign: set[str] = field(default_factory=set)  # devices of another kind under our names: never touched
     underlay: int | None = None  # index of the device that has the VXLAN's local address; 0: bind to none
     addresses: set[DeviceAddress] = field(default_factory=set)
     neighbours: set[Neighbour] = field(default_factory=set)
     forwarding: set[ForwardingEntry] = field(default_factory=set)
     routes: dict[Key, Route] = field(default_factory=dict)
     rules: set[Rule] = field(default_factory=set)
-    strays: list[Stray] = field(default_factory=list)  # routes and rules no plan makes, or that are there twice
+    strays: list[Stray] = field(default_factory=list)  # what no plan makes, or what is there twice
     sysctls: dict[str, str | None] = field(default_factory=dict)
     remembered: dict[str, Remembered] = field(default_factory=dict)
     packet_filter: nft.FilterFacts | None = None

@@ -52,7 +52,7 @@ class Stray:
 
     what: str
     message: bytes  # family header and attributes, as the kernel wrote them
-    deletion: int  # RTM_DELROUTE or RTM_DELRULE
+    deletion: int  # RTM_DELROUTE, RTM_DELRULE or RTM_DELNEIGH
 
 
 # --- Routes ----------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from ravenvpn.mesh.hoststate import (
     VXLAN_DEVICE,
     Address,
 )
+from ravenvpn.node.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH
 from ravenvpn.node.observe import ALL, Part
 from ravenvpn.node.pipe import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, SO_RCVBUFFORCE, attributes
 from ravenvpn.node.reasons import host_error
@@ -43,7 +44,6 @@ _GROUPS = _LINK | _NEIGHBOUR | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV4_RULE | _IPV6_
 _NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES = 7
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
-_RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
@@ -93,10 +93,10 @@ class _Link(NamedTuple):
 class Watch:
     """Reads notifications while started.
 
-    Our own changes are told apart by `own_port`, the netlink port of those of routes and rules, and by
+    Our own changes are told apart by `own_port`, the netlink port of those that go by `pipe`, and by
     `own_processes`, ids of the processes that wrote to nf_tables for us. In a process namespace of our own the kernel
-    tells other ids, and of links, addresses and forwarding entries it does not always tell the port: that costs a
-    look at a few things in vain.
+    tells other ids, and of links, addresses and forwarding entries it does not tell the port: that costs a look at
+    a few things in vain.
     """
 
     def __init__(self, own_port: int, own_processes: Container[int]) -> None:
@@ -166,7 +166,7 @@ class Watch:
                 change = _rule(kind, body)
             elif kind in (_RTM_NEWADDR, _RTM_DELADDR):
                 change = _address(kind, body)
-            elif kind in (_RTM_NEWNEIGH, _RTM_DELNEIGH):
+            elif kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
                 change = self._neighbour(kind, body)
             if change is not None:
                 yield change
@@ -204,7 +204,7 @@ class Watch:
         index = struct.unpack_from("=4xi", body)[0] if len(body) >= 12 else 0
         if index != (link.ifindex if link is not None else _index(VXLAN_DEVICE)):
             return None
-        told = "added" if kind == _RTM_NEWNEIGH else "deleted"
+        told = "added" if kind == RTM_NEWNEIGH else "deleted"
         return Disturbance(Part.DEVICES, f"neighbour or forwarding entry of {VXLAN_DEVICE} {told}")
 
     def _read_nft(self, data: bytes) -> Iterator[Change]:
@@ -302,8 +302,8 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, va
 def worth_a_look(own_port: int, vxlan_index: int) -> list[Instruction]:
     """A classic BPF program over one notification: keep it, or drop it before it is queued.
 
-    Dropped are routes of tables below 256 that do not carry our protocol, routes and rules that we changed, and
-    neighbours of any device but the VXLAN (`vxlan_index` 0: of all).
+    Dropped are routes of tables below 256 that do not carry our protocol, what we changed ourselves, and neighbours
+    of any device but the VXLAN (`vxlan_index` 0: of all).
     """
     route, neighbour, owner, keep, drop = 8, 12, 14, 17, 16
 
@@ -318,15 +318,15 @@ def worth_a_look(own_port: int, vxlan_index: int) -> list[Instruction]:
         when(2, socket.htons(RTM_DELROUTE), route),
         when(3, socket.htons(RTM_NEWRULE), owner),
         when(4, socket.htons(RTM_DELRULE), owner),
-        when(5, socket.htons(_RTM_NEWNEIGH), neighbour),
-        when(6, socket.htons(_RTM_DELNEIGH), neighbour),
+        when(5, socket.htons(RTM_NEWNEIGH), neighbour),
+        when(6, socket.htons(RTM_DELNEIGH), neighbour),
         (_RETURN, 0, 0, 0xFFFFFFFF),
         (_LOAD_BYTE, 0, 0, _RTM_PROTOCOL),  # route
         when(9, PROTOCOL, owner),
         (_LOAD_BYTE, 0, 0, _RTM_TABLE),
         when(11, _RT_TABLE_COMPAT, owner, drop),
         (_LOAD_WORD, 0, 0, _NDM_INDEX),  # neighbour
-        when(13, socket.htonl(vxlan_index) if vxlan_index else 0xFFFFFFFF, keep, drop),
+        when(13, socket.htonl(vxlan_index) if vxlan_index else 0xFFFFFFFF, owner, drop),
         (_LOAD_WORD, 0, 0, _PORT),  # owner
         when(15, socket.htonl(own_port), drop, keep),
         (_RETURN, 0, 0, 0),  # drop

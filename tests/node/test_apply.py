@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from node.box import Box, changes
-from node.worlds import HOST, gateway, lan_gateway, remote_routes
+from node.worlds import HOST, gateway, lan_gateway, planned, remote_routes
 
-from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route, Sysctl, TunDevice
+from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route, Rule, Sysctl
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.diff import diff
 from ravenvpn.node.words import words
@@ -451,10 +451,82 @@ def test_a_stop_after_any_number_of_operations_converges(node: Box, state_file: 
     assert count > 30
 
 
-def test_a_device_of_another_kind_under_our_name_is_said(node: Box, state_file: Path) -> None:
-    node.sh("ip link add ravenvpn0 type veth peer name other")
-    wanted = HostState(tun=TunDevice("ravenvpn0", 1420))
+@pytest.mark.parametrize("device", ["ravenvpn0", "raven0"])
+def test_a_device_of_another_kind_under_our_name_is_said_and_left_alone(
+    node: Box, state_file: Path, held: ExitStack, device: str
+) -> None:
+    if device == "raven0":
+        held.enter_context(node.tun())
+    node.sh(f"ip link add {device} type veth peer name other; ip addr add 192.0.2.9/24 dev {device}")
+    node.sh(f"ip link set {device} up")
+    before = node.sh(f"ip -d addr show {device}")
+    wanted = planned("gateway")
 
     result = node.call(apply, state_file, wanted)
 
-    assert [failure.error.errno_name for failure in result.failed] == ["EEXIST"]
+    errors = [failure.error for failure in result.failed if failure.error.subject.startswith(f"device {device} ")]
+    assert [(error.message, error.errno_name) for error in errors] == [
+        (f"another program has a device of another kind named {device}", "EEXIST")
+    ]
+    assert node.sh(f"ip -d addr show {device}") == before
+    assert f"dev {device}" not in node.sh("ip route show table 9127; ip route show table 9129 || true")
+    assert "unreachable 10.244.2.0/24" in node.sh("ip route show table 9127")
+    assert node.call(cleanup, state_file).failed == ()
+    assert node.sh(f"ip -d addr show {device}") == before
+
+
+def test_another_mac_costs_no_neighbour(gateway_node: Box, state_file: Path) -> None:
+    """The kernel forgets all neighbours of a device whose MAC is set, permanent ones too."""
+    gateway_node.call(apply, state_file, lan_gateway())
+    gateway_node.sh("ip link set raven0 address aa:0f:00:00:00:77")
+
+    assert gateway_node.call(apply, state_file, lan_gateway()).failed == ()
+
+    assert "240.0.0.6 lladdr aa:0f:0a:00:00:06" in gateway_node.sh("ip neigh show dev raven0 nud permanent")
+    assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
+
+
+def test_upstreams_vxlan_is_taken_over_as_it_is(node: Box, state_file: Path) -> None:
+    """A plain node whose agent of upstream was stopped: the device stays, and so does what leads to the gateway;
+    what floods, and what leads elsewhere, goes. Its rule and its table are not ours to change."""
+    node.sh(
+        """
+        sysctl -qw net.ipv4.conf.cni0.forwarding=0
+        ip link add raven0 address aa:0f:f0:00:00:05 mtu 1400 type vxlan id 200 dstport 4472 nolearning \
+            ageing 300 local 10.0.0.5 dev eth0 remote 10.0.0.6
+        ip addr add 240.0.0.5/8 dev raven0 scope link
+        ip link set raven0 up
+        ip neigh add 240.0.0.6 lladdr aa:0f:f0:00:00:06 dev raven0 nud permanent
+        bridge fdb append aa:0f:f0:00:00:06 dev raven0 dst 10.0.0.6 self permanent
+        ip neigh add 240.0.0.9 lladdr aa:0f:f0:00:00:09 dev raven0 nud permanent
+        bridge fdb append aa:0f:f0:00:00:09 dev raven0 dst 10.0.0.9 self permanent
+        ip route add default via 240.0.0.6 dev raven0 onlink mtu 1400 table 9027
+        ip rule add pref 100 fwmark 0x40 lookup 9027
+        """
+    )
+    index = node.sh("cat /sys/class/net/raven0/ifindex")
+    theirs = node.sh("ip route show table 9027; ip rule show pref 100")
+    wanted = planned("plain")
+
+    result = node.call(apply, state_file, wanted)
+
+    assert result.failed == ()
+    assert [
+        f"{operation.verb} {words(operation.thing)}"
+        for operation in result.changed
+        if not isinstance(operation.thing, Route | Rule | Sysctl) and " fd" not in words(operation.thing)
+    ] == [
+        "change device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1420",
+        "add nft table ravenvpn",
+        "remove forwarding entry 00:00:00:00:00:00 to 10.0.0.6 dev raven0",
+        "remove forwarding entry aa:0f:f0:00:00:09 to 10.0.0.9 dev raven0",
+        "remove neighbour 240.0.0.9 at aa:0f:f0:00:00:09 dev raven0",
+    ]
+    assert node.sh("cat /sys/class/net/raven0/ifindex") == index
+    assert node.sh("ip route show table 9027; ip rule show pref 100 fwmark 0x40") == theirs
+    assert node.call(apply, state_file, wanted) == ApplyResult()
+    # And back: the device goes, as upstream's agent makes its own and stumbles over one that is there.
+    assert node.call(cleanup, state_file).failed == ()
+    assert node.sh("ip rule show pref 100").split("\t")[1].strip() == "from all fwmark 0x40 lookup 9027"
+    assert "raven0" not in node.sh("ip -br link")
+    node.sh("ip link add raven0 type vxlan id 200 dstport 4472 nolearning local 10.0.0.5 dev eth0")

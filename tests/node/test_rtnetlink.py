@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.mesh.hoststate import Route, RouteKind, Rule, RuleAction
@@ -45,6 +45,7 @@ def routes(draw: st.DrawFn) -> Route:
 
 
 @given(routes())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_route_read_back_is_the_same(route: Route) -> None:
     assert read_route(route_body(route, 7 if route.device else 0), {7: "raven0"}) == (route, True)
 
@@ -69,6 +70,7 @@ def rules(draw: st.DrawFn) -> Rule:
 
 
 @given(rules())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_rule_read_back_is_the_same(rule: Rule) -> None:
     assert read_rule(rule_body(rule)) == rule
 

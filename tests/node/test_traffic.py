@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from node.box import Box, read_packet
 from node.packets import ICMP, ICMPV6, TCP, UDP, Capture, Packet, parse, syn, to, udp
-from node.worlds import HOST, gateway
+from node.worlds import HOST, gateway, planned
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route
 from ravenvpn.node import conntrack
@@ -348,28 +349,63 @@ def test_the_outer_packets_never_enter_the_tunnel_they_carry(region: Region) -> 
     assert inner.ports[0] == 4501
 
 
-def test_flows_that_live_already_come_right(region: Region) -> None:
-    """Bound by MASQUERADE before the agent came: their entries go, and only theirs."""
-    region.node.sh(masquerade("iptables-legacy", 4))
+def flows(node: Box, family: int) -> dict[str, tuple[str, str]]:
+    """Where each flow goes → (id of its entry, where its replies go)."""
+    listed = node.sh(f"conntrack -L -o id -f ipv{family} 2>/dev/null").splitlines()
+    fields = [re.findall(r"(dst|id)=(\S+)", line) for line in listed]
+    return {found[0][1]: (found[2][1], found[1][1]) for found in fields if len(found) == 3}
 
-    def open_flow() -> socket.socket:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.sendto(b"early", ("10.244.2.9", 7777))
-        return sock
 
-    with region.pod.call(open_flow) as flow:
-        region.pod.call(send, None, "192.0.2.1", 53)
-        assert "dst=10.244.2.9" in region.node.sh("conntrack -L 2>/dev/null")
+@FAMILIES
+@pytest.mark.parametrize("role", ["gateway", "plain"])
+def test_flows_that_live_already_come_right(region: Region, family: int, role: str) -> None:
+    """Bound by MASQUERADE before the agent came: the entries of those with other regions go, and only theirs."""
+    region.node.sh(masquerade("iptables-legacy", family))
+    far, outside, mate = {4: ("10.244.2.9", "192.0.2.1", "10.244.4.9"), 6: ("fd00:2::9", "2001:db8::1", "fd00:4::9")}[
+        family
+    ]
+    for destination in (far, outside, mate):
+        region.pod.call(send, None, destination)
+    before = flows(region.node, family)
+    uplink = {4: "10.0.0.5", 6: "fd00:10::5"}[family]
+    assert {destination: before[destination][1] for destination in (far, outside, mate)} == {
+        far: uplink,
+        outside: uplink,
+        mate: uplink,
+    }
 
-        region.apply(gateway())
+    region.apply(planned(role))
 
-        flows = region.node.sh("conntrack -L 2>/dev/null")
-        assert "dst=10.244.2.9" not in flows
-        assert "dst=192.0.2.1" in flows
-        flow.sendto(b"late", ("10.244.2.9", 7777))
-    packet = region.out_of_tunnel(to("10.244.2.9"))
-    assert packet is not None
-    assert packet.source == "10.244.1.9"
+    after = flows(region.node, family)
+    assert far not in after
+    assert {outside: after[outside], mate: after[mate]} == {outside: before[outside], mate: before[mate]}
+    region.pod.call(send, None, far)
+    bound = flows(region.node, family)[far]
+    assert bound[1] == POD[family]
+    # A restart, and a table that another program deleted: what is bound rightly stays.
+    region.apply(planned(role))
+    region.node.sh("nft delete table inet ravenvpn")
+    region.apply(planned(role))
+    assert flows(region.node, family)[far] == bound
+
+
+def test_flows_bound_to_a_source_that_is_ours_no_more_are_judged_anew(region: Region) -> None:
+    """Of the node itself: the address it announces has changed."""
+    wanted = gateway()
+    assert wanted.packet_filter is not None
+    sources = (ip_address("10.244.1.2"), ip_address("fd00:1::1"))
+    changed = replace(wanted, packet_filter=replace(wanted.packet_filter, own_sources=sources))
+    region.node.sh("ip addr add 10.244.1.2/24 dev cni0")
+    with region.node.call(Host, region.state_file) as host:
+        region.node.call(lambda: judged(host.apply(wanted)))
+        region.node.call(send, "10.0.0.5", "10.244.2.9")
+        assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.1"
+
+        region.node.call(lambda: judged(host.apply_changes(wanted, changed)))
+
+        assert "10.244.2.9" not in flows(region.node, 4)
+    region.node.call(send, "10.0.0.5", "10.244.2.9")
+    assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.2"
 
 
 def test_a_region_that_joins_later_finds_its_flows_right(region: Region) -> None:
