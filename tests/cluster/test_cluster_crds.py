@@ -204,7 +204,7 @@ def name() -> str:
 @pytest.fixture
 def apply(defined: ControlPlane) -> Callable[..., str]:
     def apply(*objects: dict[str, Any], **more: Any) -> str:
-        text = "\n---\n".join(json.dumps(thing) for thing in objects)
+        text = yaml.safe_dump_all(objects)
         return defined.kubectl("apply", "--server-side", "-f", "-", input=text, **more)
 
     return apply
@@ -281,7 +281,7 @@ def test_the_older_version_is_not_served(defined: ControlPlane, name: str) -> No
 
 def refusals(cluster: ControlPlane, things: list[dict[str, Any]]) -> dict[str, str]:
     """What the API server says of each, by name; nothing of it is made."""
-    text = "\n---\n".join(json.dumps(thing) for thing in things)
+    text = yaml.safe_dump_all(things)
     said = cluster.kubectl("apply", "--validate=false", "-f", "-", input=text, check=False)
     assert "created" not in said
     return {
