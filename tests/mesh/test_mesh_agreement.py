@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mesh_brute import brute_plan
+from mesh_brute import brute_plan, mesh_prefix
 from mesh_worlds import NODES_A_REGION, REGIONS, edits, livenesses, node, worlds
 
 from ravenvpn.mesh.context import LocalFacts, Settings
@@ -17,6 +18,8 @@ from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, Role, TunnelDelta, TunnelPlan
 from ravenvpn.mesh.plan import Planner, plan
 
+# A reason names the object and the field of it.
+OBJECT = re.compile(r"(Gateway region-[a-g], status\.nodes|Peer [a-g][0-2], spec\.)")
 names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A_REGION - 1))
 
 
@@ -46,6 +49,13 @@ def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, f
     if fast.host.packet_filter is not None:
         assert set(fast.host.packet_filter.remote) == slow.remote
     assert len(fast.host.routes) == len(set(fast.host.routes))
+    for route in fast.host.routes:
+        assert "node " in route.reason or "mesh" in route.reason
+        assert route.prefix == mesh_prefix(world) or OBJECT.search(route.reason), route.reason
+        assert route.kind is RouteKind.UNREACHABLE or 1280 <= (route.mtu or 0) <= 1420
+    host = fast.host
+    for things in (host.rules, host.addresses, host.neighbours, host.forwarding, host.sysctls, fast.tunnel.peers):
+        assert all(thing.reason for thing in things)
 
 
 @st.composite

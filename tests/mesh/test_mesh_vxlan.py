@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import replace
 
+import pytest
+
 from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import (
     DeviceAddress,
@@ -150,6 +152,60 @@ def test_mtu_fits_the_regions_own_network() -> None:
     assert mtu("10.0.0.", 9000) == 1420  # the tunnel's
     assert mtu("fd00:10::", 1400) == 1330
     assert mtu("fd00:10::", 1300) == 1280
+
+
+@pytest.mark.parametrize(
+    ("lan", "narrow", "expected"),
+    [
+        # LAN and way to the cloud as routes have them; then plain node → gateway, gateway → gateway, gateway → node.
+        (1500, 1500, (1420, 1420, 1420)),
+        (1500, 1400, (1420, 1320, 1420)),  # the gateway alone knows: it answers what is too big
+        (
+            1400,
+            1500,
+            (1350, 1420, 1350),
+        ),  # the far end's packets may be too big for the LAN: the gateway answers them
+        (9000, 1500, (1420, 1420, 1420)),
+        (1500, 1300, (1420, 1280, 1420)),  # outer packets are fragmented rather than IPv6 be cut off
+    ],
+)
+@pytest.mark.parametrize("six", [False, True])
+def test_mtu_of_all_four_ways(lan: int, narrow: int, expected: tuple[int, int, int], six: bool) -> None:
+    """Of both families of pods alike, over a LAN of either; the fourth way is the far region's first."""
+    address = "fd00:10::" if six else "10.0.0."
+    out, into_tunnel, back = expected
+    if six:
+        out, back = min(out, lan - 70), min(back, lan - 70)
+    infos = [node(f"edge-{i}", f"{address}{i}", f"10.244.{i + 1}.0/24", f"fd00:{i + 1}::/64") for i in (1, 2, 3)]
+    factory = region("factory", *infos, nat=True, able=2)
+    lans = {f"{address}{i}": lan for i in (1, 2, 3)}
+
+    def mtus(me: str, table: int, device: str) -> set[tuple[int, int | None]]:
+        routes = planned(me, factory, mtus={**lans, "203.0.113.10": narrow}).host.routes
+        there = [r for r in routes if (r.table, r.device) == (table, device) and r.prefix.prefixlen in (24, 64)]
+        return {(r.prefix.version, r.mtu) for r in there}
+
+    assert mtus("edge-3", 9127, "raven0") == {(4, out), (6, out)}
+    assert mtus("edge-1", 9127, "ravenvpn0") == {(4, into_tunnel), (6, into_tunnel)}
+    assert mtus("edge-1", 9129, "raven0") == {(4, back), (6, back)}
+    # A standby: its own by the LAN, what others send here by the tunnel, and out of it as the active one.
+    assert mtus("edge-2", 9127, "raven0") == {(4, out), (6, out)}
+    assert mtus("edge-2", 9129, "ravenvpn0") == {(4, into_tunnel), (6, into_tunnel)}
+    assert mtus("edge-2", 9129, "raven0") == {(4, back), (6, back)}
+
+
+def test_a_node_of_several_blocks_has_all_of_them_routed_both_ways() -> None:
+    """Calico gives blocks of either family as pods come; none of them says anything about the others."""
+    blocks = ("10.64.7.0/26", "10.64.9.64/26", "10.64.200.128/26", "fd00:64::/122", "fd00:64::a40/122")
+    factory = region("factory", EDGE_1, node("edge-2", "10.0.0.2", *blocks), nat=True)
+
+    out = planned("cloud-1", factory)
+    assert {r.prefix for r in out.host.routes if r.device == "ravenvpn0"} >= set(map(net, blocks))
+    assert {str(p) for p in dict(out.tunnel.accepts)["edge-1"]} >= set(blocks)
+    back = [r for r in planned("edge-1", factory).host.routes if r.table == 9129]
+    assert {(r.prefix, str(r.via)) for r in back} == {
+        (net(block), PLACES["edge-2"] if ":" in block else "240.0.0.2") for block in blocks
+    }
 
 
 def test_a_region_with_ipv6_alone_carries_ipv4_pods_by_ipv6_next_hops() -> None:
