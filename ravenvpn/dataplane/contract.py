@@ -5,8 +5,9 @@ replay windows, staged packets, padding, longest-prefix match, the inner source 
 (one floor up) owns handshakes, timers, cookies, limits and who is where. What passes between them is on this page:
 mutators going down, events coming up, both ordered.
 
-A body is driven by one event loop. Between two calls of its pump the mutators of one batch look atomic to packets.
-It never opens or closes a descriptor; it reads no clock but the one handed in; it never raises for what a packet
+A body is driven by one event loop. Between two calls of its pump the mutators of one batch look atomic to packets. A
+body may pump without the loop when that was held up for milliseconds; each mutator is atomic for itself even then.
+It never opens or closes a descriptor that packets pass; it reads no clock but the one handed in; it never raises for what a packet
 holds.
 """
 

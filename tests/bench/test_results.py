@@ -13,6 +13,7 @@ from bench import page, report
 from bench.bars import judge
 from bench.cpu import Usage
 from bench.results import Outcome, Run, Spread, figures_of
+from bench.scenes import HandshakeFlood
 from bench.workloads import PingRtt, TcpFlows
 
 US = "ravenvpn pure ChaCha"
@@ -60,6 +61,18 @@ def test_a_crowd_is_judged_by_the_same_candidate_alone():
     assert verdict.reached == pytest.approx(1.1)
     assert not verdict.met
     assert judge([crowd]) == []
+
+
+def test_some_bars_are_figures_as_such():
+    figures = {"Gbit/s, × closed port": 0.9, "lost %": 0.5, "health ms": 120.0}
+    outcome = Outcome(HandshakeFlood(), [Run("ravenvpn agents", 0, figures)])
+
+    verdicts = {verdict.bar.figure: (verdict.reached, verdict.met) for verdict in judge([outcome])}
+    assert verdicts == {
+        "Gbit/s, × closed port": (0.9, True),
+        "lost %": (0.5, True),
+        "health ms": (120.0, False),
+    }
 
 
 def test_costs_are_per_gigabyte_delivered():

@@ -2,15 +2,16 @@
 //!
 //! A thin skin: arguments are checked and converted, the GIL is released while packets move, errors are mapped, and
 //! the event loop is told which descriptors to watch. One lock guards the body; nobody waits for the GIL inside it.
+//! While the loop is held up a thread pumps in its place ([`Relief`]), unless a test moves the clock.
 
 use std::net::Ipv6Addr;
 use std::os::fd::RawFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use raven_dataplane::{Announcement, Body, boottime};
+use raven_dataplane::{Announcement, Body, Relief, boottime};
 
 mod convert;
 
@@ -24,11 +25,12 @@ struct Watch {
     reads_tun: bool,
     writer: Option<RawFd>,
     tun_gone: bool,
+    relief: Option<Relief>,
 }
 
 #[pyclass(frozen, module = "ravenvpn.dataplane._native")]
 struct NativeDataPlane {
-    body: Mutex<Body>,
+    body: Arc<Mutex<Body>>,
     watch: Mutex<Watch>,
     tun: Option<RawFd>,
     /// None: CLOCK_BOOTTIME, asked without Python.
@@ -53,7 +55,7 @@ impl NativeDataPlane {
         let usual = clock.py().import("ravenvpn.dataplane")?.getattr("boottime")?;
         let body = Body::new(tun, convert::offloads(offloads)?, convert::timing(timing)?, boot_id);
         let clock = (!clock.is(&usual)).then(|| clock.clone().unbind());
-        Ok(Self { body: Mutex::new(body), watch: Mutex::default(), tun, clock })
+        Ok(Self { body: Arc::new(Mutex::new(body)), watch: Mutex::default(), tun, clock })
     }
 
     // Life.
@@ -67,10 +69,12 @@ impl NativeDataPlane {
         this.watch().running = Some((r#loop, on_events));
         this.with(slf.py(), Body::listen);
         Self::watch_sockets(slf)?;
+        Self::have_relief(slf)?;
         Self::settle(slf)
     }
 
     fn stop(slf: &Bound<'_, Self>) -> PyResult<()> {
+        Self::dismiss_relief(slf)?;
         Self::unwatch_sockets(slf)?;
         Self::read_tun(slf, false)?;
         slf.get().watch().running = None;
@@ -257,6 +261,7 @@ impl NativeDataPlane {
     // Called by the loop.
 
     fn _pump_tun(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().note_pump();
         let now = slf.get().now(slf.py())?;
         if !slf.get().with(slf.py(), |body| body.pump_tun(now)) {
             slf.get().watch().tun_gone = true;
@@ -265,8 +270,16 @@ impl NativeDataPlane {
     }
 
     fn _pump_udp(slf: &Bound<'_, Self>, v6: bool) -> PyResult<()> {
+        slf.get().note_pump();
         let now = slf.get().now(slf.py())?;
         slf.get().with(slf.py(), |body| body.pump_udp(v6, now));
+        Self::settle(slf)
+    }
+
+    fn _relieved(slf: &Bound<'_, Self>) -> PyResult<()> {
+        if let Some(relief) = &slf.get().watch().relief {
+            relief.back();
+        }
         Self::settle(slf)
     }
 
@@ -285,6 +298,33 @@ impl NativeDataPlane {
     /// Runs `work` on the body without the GIL.
     fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
         py.detach(|| work(&mut self.body.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    fn note_pump(&self) {
+        if let Some(relief) = &self.watch().relief {
+            relief.pumped();
+        }
+    }
+
+    fn have_relief(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let Some((event_loop, _)) = slf.get().running(slf.py()).filter(|_| slf.get().clock.is_none()) else {
+            return Ok(());
+        };
+        // Where no thread can be had, the loop is on its own.
+        let Ok(relief) = Relief::start(slf.get().body.clone()) else { return Ok(()) };
+        let arguments = (relief.descriptor(), slf.getattr("_relieved")?);
+        slf.get().watch().relief = Some(relief);
+        event_loop.bind(slf.py()).call_method1("add_reader", arguments)?;
+        Ok(())
+    }
+
+    /// From here on nothing is pumped but by the loop.
+    fn dismiss_relief(slf: &Bound<'_, Self>) -> PyResult<()> {
+        let Some((event_loop, _)) = slf.get().running(slf.py()) else { return Ok(()) };
+        let Some(relief) = slf.get().watch().relief.take() else { return Ok(()) };
+        event_loop.bind(slf.py()).call_method1("remove_reader", (relief.descriptor(),))?;
+        slf.py().detach(|| drop(relief));
+        Ok(())
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {

@@ -106,6 +106,14 @@ impl Body {
         }
     }
 
+    pub(crate) fn sockets(&self) -> [Option<RawFd>; 2] {
+        self.sockets
+    }
+
+    pub(crate) fn tun(&self) -> Option<RawFd> {
+        self.outbound.as_ref().map(Outbound::tun).filter(|_| !self.frozen)
+    }
+
     /// Moves a budget of frames out; false when the TUN will never be readable again.
     pub fn pump_tun(&mut self, now: f64) -> bool {
         match &mut self.outbound {

@@ -28,6 +28,11 @@ impl Outbound {
         Self { frame: Pages::new(MAX_FRAME), tun }
     }
 
+    #[must_use]
+    pub fn tun(&self) -> RawFd {
+        self.tun
+    }
+
     /// Moves up to a budget of frames; false when the TUN will never be readable again. It is read until it is empty
     /// before the last datagrams are sent: small packets travel together.
     pub fn pump(&mut self, state: &mut State, transmitter: &mut Transmitter, now: f64) -> bool {

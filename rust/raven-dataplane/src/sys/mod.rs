@@ -51,6 +51,26 @@ pub fn write(fd: RawFd, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as libc::c_int) })
 }
 
+/// What to wait for: room for writing besides something to read, or the latter alone. A negative `fd` is nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    pub fd: RawFd,
+    pub write: bool,
+}
+
+/// Which of these are ready, after at most so many milliseconds.
+pub fn poll<const N: usize>(interests: &[Interest; N], milliseconds: i32) -> [bool; N] {
+    let mut polled = interests.map(|Interest { fd, write }| libc::pollfd {
+        fd,
+        events: libc::POLLIN | if write { libc::POLLOUT } else { 0 },
+        revents: 0,
+    });
+    // SAFETY: `polled` is an array of N such structs that we may write.
+    let count = unsafe { libc::poll(polled.as_mut_ptr(), N as libc::nfds_t, milliseconds) };
+    // A descriptor that is gone (POLLNVAL) is not ready for anything.
+    polled.map(|one| count > 0 && one.revents & !libc::POLLNVAL != 0)
+}
+
 /// Sets an integer socket option.
 pub fn set_option(fd: RawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     let length = size_of::<i32>() as libc::socklen_t;

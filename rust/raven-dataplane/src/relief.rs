@@ -1,0 +1,272 @@
+//! Packets go on while the event loop is held up.
+//!
+//! The loop pumps: that costs nothing beside a thread of our own, as measured, and lets a batch of mutators look like
+//! one to packets. But the loop also plans, shakes hands and writes routes, in Python, and then packets would wait for
+//! it: half a second when a thousand regions come at once, or all the time under a flood of handshakes. So a thread
+//! stands by. Once there is traffic it looks every [`TICK`] whether the loop came by, and if it did not although
+//! something can be read, it pumps itself until the loop is back. It needs no GIL; what it leaves to be said is said
+//! by the loop, which it wakes through a descriptor.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crate::body::Body;
+use crate::sys::{self, Interest};
+
+/// How long packets wait for the loop before somebody else takes care of them.
+const TICK: Duration = Duration::from_millis(2);
+/// With fewer pumps than this in a window nobody stands by: an idle agent shall not wake up for nothing.
+const BUSY: u64 = 20;
+const WINDOW: Duration = Duration::from_millis(100);
+/// The thread stays on duty until this long a window has so little.
+const STAY: Duration = Duration::from_secs(1);
+/// Milliseconds to wait for packets before it is checked again whether the loop is back.
+const PATIENCE: i32 = 10;
+
+/// The thread that stands by. It ends when this is dropped.
+pub struct Relief {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    wakes: UnixStream,
+    window: Mutex<(Instant, u64)>,
+}
+
+struct Shared {
+    body: Arc<Mutex<Body>>,
+    /// How often the loop came by.
+    visits: AtomicU64,
+    on_duty: AtomicBool,
+    ends: AtomicBool,
+    loop_wakes: UnixStream,
+}
+
+impl Relief {
+    pub fn start(body: Arc<Mutex<Body>>) -> io::Result<Self> {
+        let (wakes, loop_wakes) = UnixStream::pair()?;
+        for one in [&wakes, &loop_wakes] {
+            one.set_nonblocking(true)?;
+        }
+        let shared = Arc::new(Shared {
+            body,
+            visits: AtomicU64::new(0),
+            on_duty: AtomicBool::new(false),
+            ends: AtomicBool::new(false),
+            loop_wakes,
+        });
+        let theirs = shared.clone();
+        let thread = thread::Builder::new().name("relief".into()).spawn(move || theirs.stand_by())?;
+        Ok(Self { shared, thread: Some(thread), wakes, window: Mutex::new((Instant::now(), 0)) })
+    }
+
+    /// Readable when the loop is to call [`Self::back`].
+    #[must_use]
+    pub fn descriptor(&self) -> RawFd {
+        self.wakes.as_raw_fd()
+    }
+
+    /// The loop is back after it was held up.
+    pub fn back(&self) {
+        let mut words = [0; 64];
+        while matches!((&self.wakes).read(&mut words), Ok(1..)) {}
+        self.shared.visits.fetch_add(1, Relaxed);
+    }
+
+    /// The loop pumped.
+    pub fn pumped(&self) {
+        self.shared.visits.fetch_add(1, Relaxed);
+        if self.shared.on_duty.load(Relaxed) {
+            return;
+        }
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.0.elapsed() > WINDOW {
+            *window = (Instant::now(), 0);
+        }
+        window.1 += 1;
+        if window.1 >= BUSY {
+            self.shared.on_duty.store(true, Relaxed);
+            if let Some(thread) = &self.thread {
+                thread.thread().unpark();
+            }
+        }
+    }
+}
+
+impl Drop for Relief {
+    fn drop(&mut self) {
+        self.shared.ends.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join(); // it panics only where the loop would have
+        }
+    }
+}
+
+impl Shared {
+    fn body(&self) -> MutexGuard<'_, Body> {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn visits(&self) -> u64 {
+        self.visits.load(Relaxed)
+    }
+
+    fn ends(&self) -> bool {
+        self.ends.load(Relaxed)
+    }
+
+    fn stand_by(&self) {
+        while !self.ends() {
+            if self.on_duty.load(Relaxed) {
+                self.watch();
+                self.on_duty.store(false, Relaxed);
+            } else {
+                thread::park();
+            }
+        }
+    }
+
+    /// While there is traffic.
+    fn watch(&self) {
+        let (mut begin, mut then) = (Instant::now(), self.visits());
+        let mut before = then;
+        loop {
+            thread::sleep(TICK);
+            if self.ends() {
+                return;
+            }
+            let now = self.visits();
+            if now == before && self.take_over(now) {
+                (begin, then) = (Instant::now(), self.visits());
+            } else if begin.elapsed() > STAY {
+                if now - then < BUSY {
+                    return;
+                }
+                (begin, then) = (Instant::now(), now);
+            }
+            before = self.visits();
+        }
+    }
+
+    /// Pumps until the loop is back; false if there was nothing to do.
+    fn take_over(&self, visits: u64) -> bool {
+        let mut wait = 0;
+        while self.visits() == visits && !self.ends() {
+            let wanted = self.body().wanted();
+            let ready = sys::poll(&wanted, wait);
+            if !ready.iter().any(|ready| *ready) {
+                if wait == 0 {
+                    return false; // the loop had nothing to come for
+                }
+                continue;
+            }
+            wait = PATIENCE;
+            self.body().pump_ready(&wanted, &ready, sys::boottime());
+            let _ = (&self.loop_wakes).write(&[0]); // full: it was told often enough
+        }
+        wait > 0
+    }
+}
+
+impl Body {
+    /// What there is to wait for now.
+    fn wanted(&self) -> [Interest; 3] {
+        let [v4, v6] = self.sockets();
+        let blocked = self.blocked();
+        let socket = |fd: Option<RawFd>| Interest { fd: fd.unwrap_or(-1), write: fd.is_some() && fd == blocked };
+        let tun = self.tun().filter(|_| blocked.is_none());
+        [socket(v4), socket(v6), Interest { fd: tun.unwrap_or(-1), write: false }]
+    }
+
+    fn pump_ready(&mut self, wanted: &[Interest; 3], ready: &[bool; 3], now: f64) {
+        for (v6, interest) in [false, true].into_iter().zip(wanted).filter(|(v6, _)| ready[usize::from(*v6)]) {
+            if interest.write {
+                self.resume();
+            }
+            self.pump_udp(v6, now);
+        }
+        if ready[2] && self.blocked().is_none() {
+            self.pump_tun(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::Offloads;
+    use crate::state::Timing;
+    use std::os::unix::net::UnixDatagram;
+
+    /// A body that drops everything it reads from its TUN, having no routes, and counts that.
+    struct Scene {
+        relief: Relief,
+        body: Arc<Mutex<Body>>,
+        wire: UnixDatagram,
+        _inside: UnixDatagram,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let (wire, inside) = UnixDatagram::pair().expect("a socket pair");
+            inside.set_nonblocking(true).expect("non-blocking");
+            let body = Body::new(Some(inside.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
+            let body = Arc::new(Mutex::new(body));
+            Self { relief: Relief::start(body.clone()).expect("a thread"), body, wire, _inside: inside }
+        }
+
+        fn reads(&self) -> u64 {
+            self.body.lock().expect("nobody panics").counters().tun_reads
+        }
+
+        /// Whether somebody reads what the kernel sends, within a second.
+        fn is_read(&self) -> bool {
+            let before = self.reads();
+            self.wire.send(&[0; 40]).expect("room for a frame");
+            let begin = Instant::now();
+            while self.reads() == before && begin.elapsed() < Duration::from_secs(1) {
+                thread::sleep(TICK);
+            }
+            self.reads() > before
+        }
+    }
+
+    #[test]
+    fn packets_go_on_without_the_loop_once_there_is_traffic() {
+        let scene = Scene::new();
+        for _ in 0..BUSY {
+            scene.relief.pumped();
+        }
+        assert!(scene.is_read());
+        let mut word = [0];
+        assert_eq!((&scene.relief.wakes).read(&mut word).ok(), Some(1), "the loop is told");
+        assert!(scene.is_read(), "for as long as it is away");
+    }
+
+    #[test]
+    fn nobody_stands_by_where_little_happens() {
+        let scene = Scene::new();
+        for _ in 1..BUSY {
+            scene.relief.pumped();
+        }
+        assert!(!scene.is_read());
+    }
+
+    #[test]
+    fn it_ends_with_its_owner() {
+        let scene = Scene::new();
+        for _ in 0..BUSY {
+            scene.relief.pumped();
+        }
+        let Scene { relief, body, wire, _inside } = scene;
+        drop(relief);
+        wire.send(&[0; 40]).expect("room for a frame");
+        thread::sleep(TICK * 10);
+        assert_eq!(body.lock().expect("nobody panics").counters().tun_reads, 0);
+        assert_eq!(Arc::strong_count(&body), 1);
+    }
+}
