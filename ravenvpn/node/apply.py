@@ -216,7 +216,7 @@ class Host:
         return self._rebinding(self._remote | PrefixSet() if filter_changed else fresh)
 
     def _rebinding(self, remote: PrefixSet) -> Rebinding | None:
-        return Rebinding(remote, self._own_sources) if remote else None
+        return Rebinding(remote, self._own_sources, PrefixSet(self._local)) if remote else None
 
 
 def _shakes(operation: Operation) -> bool:

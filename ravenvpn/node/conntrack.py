@@ -16,7 +16,7 @@ import errno
 import socket
 import struct
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Prefix
@@ -84,22 +84,26 @@ def _place(prefix: Prefix) -> tuple[tuple[int, int], int]:
 
 @dataclass(frozen=True, slots=True)
 class Rebinding:
-    """Whose live flows are to be judged anew: those with the prefixes in `remote`, by what `own_sources` are now."""
+    """Whose live flows are to be judged anew: those with the prefixes in `remote`, by what `own_sources` are now, and
+    whose sources are kept: `local`."""
 
     remote: PrefixSet
     own_sources: frozenset[bytes]
+    local: PrefixSet = field(default_factory=PrefixSet)
 
     def after(self, earlier: Rebinding | None) -> Rebinding:
         """Both in one walk."""
-        return self if earlier is None else Rebinding(earlier.remote | self.remote, self.own_sources)
+        return self if earlier is None else Rebinding(earlier.remote | self.remote, self.own_sources, self.local)
 
 
-def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes]) -> bool:
+def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes], local: PrefixSet) -> bool:
     """Whether a flow with another region is bound to a source that our nft chain would not have given it."""
     if flow.reply_destination == flow.source:  # not translated
         return False
     if flow.reply_source in remote:
-        return flow.reply_destination not in own_sources
+        # Our own source may be just what a CNI or an operator gave a pod's flow. It is right for what starts here, and
+        # for what kube-proxy sent to a Service's endpoint.
+        return flow.reply_destination not in own_sources or (flow.source in local and not flow.dnat)
     # From another region to a Service here and masqueraded by kube-proxy: rightly so.
     return flow.source in remote and not flow.dnat
 
@@ -110,7 +114,7 @@ def forget(rebinding: Rebinding) -> int:
 
     def judge(body: bytes) -> bool:
         flow = read_flow(body)
-        if flow is not None and misbound(flow, rebinding.remote, rebinding.own_sources):
+        if flow is not None and misbound(flow, rebinding.remote, rebinding.own_sources, rebinding.local):
             doomed.append(message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle))
         return False  # a host may have a million flows: none is kept
 

@@ -15,6 +15,7 @@ POD, OTHER_POD, FAR, NODE, OWN, SERVICE, OUTSIDE = (
     for text in ("10.244.1.9", "10.244.1.8", "10.244.2.9", "10.0.0.5", "10.244.1.1", "10.96.0.10", "192.0.2.1")
 )
 REMOTE = PrefixSet([ip_network("10.244.2.0/24"), ip_network("fd00:2::/64")])
+PODS = PrefixSet([ip_network("10.244.1.0/24")])
 
 
 def flow(
@@ -30,6 +31,8 @@ def flow(
         ("a Service's, masqueraded by the CNI", flow(POD, SERVICE, FAR, NODE, dnat=True), True),
         ("with its own source", flow(POD, FAR, FAR, POD), False),
         ("with our own source", flow(POD, SERVICE, FAR, OWN, dnat=True), False),
+        ("the node's, with our own source", flow(NODE, FAR, FAR, OWN), False),
+        ("a pod's, which an operator's SNAT gave just that", flow(POD, FAR, FAR, OWN), True),
         ("from another region, masqueraded by flannel", flow(FAR, POD, POD, NODE), True),
         ("from another region, as it came", flow(FAR, POD, POD, FAR), False),
         ("from another region to a NodePort, kube-proxy's", flow(FAR, NODE, POD, OWN, dnat=True), False),
@@ -38,7 +41,7 @@ def flow(
     ],
 )
 def test_misbound(what: str, one: Flow, expected: bool) -> None:
-    assert misbound(one, REMOTE, {OWN}) is expected, what
+    assert misbound(one, REMOTE, {OWN}, PODS) is expected, what
 
 
 networks = st.builds(
