@@ -292,6 +292,27 @@ async def test_a_leader_that_is_told_to_go_leaves_the_lease_to_the_next_at_once(
         replicas.stop()
 
 
+async def test_an_api_server_that_dies_and_comes_back_ends_nothing_and_moves_nothing(
+    plane: ControlPlane, region: Region
+) -> None:
+    running = ControllerProcess(plane, *QUICK, name="patient")
+    try:
+        await running.started()
+        name, one, two = await pair(region)
+        await eventually(lambda: region.active(name), [one], within=40)
+        before = await region.status(name)
+        plane.kill()
+        await eventually(_readyz(running), lambda text: "this replica leads" not in text)
+        plane.start()
+        await eventually(_readyz(running), lambda text: "this replica leads" in text, within=90)
+        assert await region.status(name) == before
+        await region.ready(one, False)
+        await eventually(lambda: region.active(name), [two], within=60)
+    finally:
+        assert running.stop() == 0
+    assert "Traceback" not in running.log.read_text()
+
+
 async def test_a_lease_that_client_go_holds_is_respected(plane: ControlPlane, region: Region) -> None:
     """Any holder counts, whatever wrote it."""
     spec = {

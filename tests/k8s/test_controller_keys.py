@@ -68,3 +68,12 @@ def test_the_patch_keeps_everything_else_and_holds_to_the_version_it_was_made_of
     }
     assert keys.patch(document, {"cloud-2": OTHER_KEY}) is None
     assert "publicKey" not in document["spec"]["endpoints"][0]["config"]
+
+
+def test_a_key_that_somebody_overwrites_again_and_again_is_left_to_them() -> None:
+    """Upstream's agent on the same node writes its own whenever it sees another: five tries in ten minutes."""
+    quarrels = keys.Quarrels()
+    assert [quarrels.allow("cloud", "cloud-1", float(t)) for t in range(8)] == [True] * 5 + [False] * 3
+    assert quarrels.allow("cloud", "cloud-2", 8.0)
+    assert not quarrels.allow("cloud", "cloud-1", 599.0)
+    assert quarrels.allow("cloud", "cloud-1", 601.0)

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from ravenvpn.k8s.controller.facts import HeldGateway
+from ravenvpn.k8s.controller.facts import YURT_MANAGER, HeldGateway
 
-YURT_MANAGER = "yurt-manager"
 # Seconds. A write is taken as a sign of life for an hour, a renewed Lease (15 s by default) for a minute.
 RECENT = 3600.0
 ALIVE = 60.0

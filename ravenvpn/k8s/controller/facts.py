@@ -26,6 +26,7 @@ SERVICE_LABEL = "kubernetes.io/service-name"
 ROLE_LABEL = "ravenvpn.io/role"
 EPOCH_ANNOTATION = "ravenvpn.io/epoch"
 RAVEN_CFG = "raven-cfg"
+YURT_MANAGER = "yurt-manager"  # OpenYurt's controller: the name it writes under, and of its Lease
 _CALICO = "projectcalico.org"
 # What our definition of the Gateway's status has beyond upstream's, which prunes them.
 CONDITIONS, NODE_COUNT = "conditions", "nodeCount"

@@ -14,6 +14,23 @@ from typing import Any
 from ravenvpn.mesh.model import EndpointType, Gateway, Peer
 
 PUBLIC_KEY = "publicKey"
+# A key to be written more often than this is somebody else's too: most likely upstream's agent runs on the same node.
+PATIENCE = 5
+WITHIN = 600.0  # seconds
+
+
+class Quarrels:
+    """Which keys are written over and over: two agents on one node would go on for ever, and everybody would watch."""
+
+    def __init__(self) -> None:
+        self._writes: dict[tuple[str, str], list[float]] = {}
+
+    def allow(self, gateway: str, node: str, now: float) -> bool:
+        """Whether the key of this node may be written once more at `now`, in seconds; if so it counts as written."""
+        recent = [at for at in self._writes.pop((gateway, node), ()) if now - at < WITHIN]
+        allowed = len(recent) < PATIENCE
+        self._writes[gateway, node] = [*recent, now] if allowed else recent
+        return allowed
 
 
 def missing(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, str]:

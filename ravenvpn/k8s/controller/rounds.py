@@ -12,7 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ravenvpn.k8s.client import ApiError
-from ravenvpn.k8s.controller.decide import Decision, Rights, decide
+from ravenvpn.k8s.controller.decide import Decision, Rights, decide, subject
+from ravenvpn.k8s.controller.keys import Quarrels
 from ravenvpn.k8s.controller.notices import Notice
 from ravenvpn.k8s.controller.standing import Standing
 from ravenvpn.k8s.controller.view import View
@@ -51,6 +52,8 @@ class Rounds:
         self._again: set[str] = set()  # touched while busy
         self._backoffs: dict[str, Backoff] = {}
         self._waiting: dict[str, asyncio.TimerHandle] = {}
+        self._quarrels = Quarrels()
+        self._contested: set[str] = set()  # Gateways of which that was said
         self._slots = asyncio.Semaphore(PARALLEL)
         view.touch_all()
         view.touched_peers.update(view.peers)
@@ -120,6 +123,7 @@ class Rounds:
         except Exception:
             self._defect(name)
             return
+        decision = self._without_quarrels(decision)
         if name not in self._view.gateways:
             for forgotten in (self._told, self._backoffs, self.failing):
                 forgotten.pop(name, None)
@@ -127,6 +131,20 @@ class Rounds:
             self._told[name] = decision.lasting
         if decision:
             self._busy[name] = asyncio.create_task(self._write(decision, wake), name=f"write Gateway {name}")
+
+    def _without_quarrels(self, decision: Decision) -> Decision:
+        if not decision.keys:
+            return decision
+        allowed = tuple(key for key in decision.keys if self._quarrels.allow(decision.name, key[0], self._wall()))
+        held = self._view.gateways.get(decision.name)
+        left = [node for node, key in decision.keys if (node, key) not in allowed]
+        if not left or held is None:
+            return decision
+        message = f"the public key of node {left[0]} is overwritten again and again: do two agents run there?"
+        notice = Notice(subject(held), "KeyContested", message, warning=True)
+        told = () if decision.name in self._contested else (notice,)
+        self._contested.add(decision.name)
+        return replace(decision, keys=allowed, notices=(*decision.notices, *told))
 
     async def _write(self, decision: Decision, wake: Callable[[], None]) -> None:
         name = decision.name

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from ravenvpn.errors import ClusterError
 from ravenvpn.k8s.client import CRDS, LEASES, NAMESPACES, ApiError, Client
 from ravenvpn.k8s.controller import facts
-from ravenvpn.k8s.controller.deference import YURT_MANAGER
 from ravenvpn.k8s.lease import read
 from ravenvpn.k8s.progress import Backoff
 from ravenvpn.mesh.model import DEFAULT_MESH
@@ -102,7 +101,7 @@ class Surroundings:
     async def ask_for_lease(self) -> bool:
         """When yurt-manager renewed its Lease; whether that could be found out."""
         try:
-            document = await self._client.get(LEASES.within("kube-system"), YURT_MANAGER)
+            document = await self._client.get(LEASES.within("kube-system"), facts.YURT_MANAGER)
             self.lease_renewed = facts.read_time(read(document).renewed)
         except ApiError as error:
             if error.status not in (403, 404):

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ravenvpn.k8s.controller import facts
-from ravenvpn.k8s.controller.facts import Block, HeldGateway, HeldNode, HeldPeer, HeldService, HeldSlice
+from ravenvpn.k8s.controller.facts import YURT_MANAGER, Block, HeldGateway, HeldNode, HeldPeer, HeldService, HeldSlice
 from ravenvpn.k8s.resource import Object, key_of
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.model import EndpointType, Node
@@ -46,6 +46,7 @@ class View:
         self.peers: dict[str, HeldPeer] = {}
         self.services: dict[str, HeldService] = {}
         self.slices: dict[str, HeldSlice] = {}
+        self.written_by_others: dict[str, HeldGateway] = {}  # whose status yurt-manager has written
         self.gates = Gates()
         self.touched: set[str] = set()
         self.touched_peers: set[str] = set()
@@ -125,6 +126,10 @@ class View:
         if before is not None and before.uid != held.uid:
             self._no_gateway(name)
         self.gateways[name] = held
+        if any(YURT_MANAGER in writer.manager for writer in held.writers):
+            self.written_by_others[name] = held
+        else:
+            self.written_by_others.pop(name, None)
         for node in {e.node for e in before.value.endpoints} if before and before.value else ():
             _discard(self._candidates, node, name)
         if held.value is not None:
@@ -137,6 +142,7 @@ class View:
 
     def _no_gateway(self, name: str) -> None:
         held = self.gateways.pop(name, None)
+        self.written_by_others.pop(name, None)
         self._epochs.pop(name, None)
         if held is not None and held.value is not None:
             for node in {e.node for e in held.value.endpoints}:
