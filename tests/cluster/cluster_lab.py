@@ -29,11 +29,15 @@ REGIONS = (
     Region("factory", nodes=3, gateways=2, nat=Nat.PORT_RESTRICTED),
     Region("ship", nodes=3, nat=Nat.SYMMETRIC),
 )
-CONTROL_PLANE = "cloud-3"  # a plain node, as in most clusters
 POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 PORT = 6443
 POD_MTU = 1450  # what flannel's CNI plugin gives pods where the LAN has 1500
 PATIENCE = 60.0
+
+
+def control_plane_of(lab: Lab) -> Node:
+    """The first region's last node: a plain one, as in most clusters."""
+    return [node for node in lab.nodes if node.region is lab.plans[0].region][-1]
 
 
 @dataclass
@@ -50,7 +54,7 @@ class ClusterLab:
 
     def connect(self) -> Api:
         """One more client, for a thread of its own."""
-        return Api(self.node(CONTROL_PLANE), self.plane.address, PORT, self.plane.folder / "pki")
+        return Api(control_plane_of(self.lab), self.plane.address, PORT, self.plane.folder / "pki")
 
     def gateways(self) -> list[Manifest]:
         """One for each region, as an operator writes them; nothing is applied by this."""
@@ -72,6 +76,11 @@ class ClusterLab:
                 metadata = {**thing["metadata"], "annotations": notes}
                 self.api.create("/api/v1/nodes", {**thing, "metadata": metadata, "status": None})
                 self.api.merge(f"/api/v1/nodes/{name}/status", {"status": thing["status"]})
+
+    def register_again(self, name: str) -> None:
+        """Its status as it was at first."""
+        thing = next(t for t in self.lab.manifests({}) if t["kind"] == "Node" and t["metadata"]["name"] == name)
+        self.api.merge(f"/api/v1/nodes/{name}/status", {"status": thing["status"]})
 
     def set_ready(self, name: str, ready: bool) -> None:
         condition = {"type": "Ready", "status": "True" if ready else "Unknown", "reason": "Scene", "message": ""}
@@ -182,13 +191,11 @@ def _start(node: Node, log: str, argv: list[str], env: dict[str, str] | None = N
 
 
 @contextlib.contextmanager
-def cluster_lab(
-    *regions: Region, version: str = DEFAULT, masquerade: bool = True, arguments: str = ""
-) -> Iterator[ClusterLab]:
-    """Up and registered, flannel running; no agent yet, and no CRD. `arguments` are kube-apiserver's."""
+def cluster_lab(*regions: Region, version: str = DEFAULT, masquerade: bool = True) -> Iterator[ClusterLab]:
+    """Up and registered, flannel running; no agent yet, and no CRD."""
     require_kube(version, FLANNELD, "kube-proxy")
     with Lab(*(regions or REGIONS)) as lab:
-        host = lab.node(CONTROL_PLANE)
+        host = control_plane_of(lab)
         plane = ControlPlane(
             lab.folder / "kube",
             version,
@@ -197,7 +204,6 @@ def cluster_lab(
             address=str(host.v4),
             advertise=str(host.v4),
             port=PORT,
-            arguments=arguments,
             environment={MARK: lab.prefix},
         )
         try:

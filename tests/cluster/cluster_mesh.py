@@ -8,7 +8,7 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,8 @@ class Mesh:
     def start_agent(self, node: Node, *arguments: str) -> None:
         self.agents.start(node, "--source", "cluster", *arguments, env=self.environment)
 
-    def start_controllers(self) -> None:
-        for name in CONTROLLER_NODES:
+    def start_controllers(self, names: Sequence[str] = CONTROLLER_NODES) -> None:
+        for name in names:
             self.give_token(CONTROLLER, self.node(name), f"/run/controller{TOKENS}")
             self.start_controller(name)
 
@@ -133,7 +133,7 @@ class Mesh:
 
     def controller_log(self, lines: int = 15) -> str:
         text = ""
-        for name in CONTROLLER_NODES:
+        for name in self.controllers:
             said = self.node(name).read(f"/run/controller/{name}.log").splitlines()
             text += f"{name}:\n" + "\n".join(said[-lines:]) + "\n"
         return text
@@ -190,14 +190,16 @@ class Mesh:
 
 
 @contextlib.contextmanager
-def cluster_mesh(*regions: Region, version: str = DEFAULT, proxy: str = "", arguments: str = "") -> Iterator[Mesh]:
+def cluster_mesh(
+    *regions: Region, version: str = DEFAULT, proxy: str = "", controllers: Sequence[str] = CONTROLLER_NODES
+) -> Iterator[Mesh]:
     """Everything runs and every agent is connected; there is no Gateway yet."""
-    with cluster_lab(*regions, version=version, arguments=arguments) as cluster:
+    with cluster_lab(*regions, version=version) as cluster:
         mesh = Mesh(cluster, Agents(cluster.lab))
         mesh.install()
         if proxy:
             cluster.start_proxies(proxy)
-        mesh.start_controllers()
+        mesh.start_controllers(controllers)
         mesh.start_agents()
         mesh.wait_until_connected()
         yield mesh
