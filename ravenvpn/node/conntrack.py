@@ -101,8 +101,8 @@ def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes], loca
     if flow.reply_destination == flow.source:  # not translated
         return False
     if flow.reply_source in remote:
-        # Our own source may be just what a CNI or an operator gave a pod's flow. It is right for what starts here, and
-        # for what kube-proxy sent to a Service's endpoint.
+        # Our own source may be just what a CNI or an operator gave a pod's flow. It is right for what starts here,
+        # and for what kube-proxy sent to a Service's endpoint.
         return flow.reply_destination not in own_sources or (flow.source in local and not flow.dnat)
     # From another region to a Service here and masqueraded by kube-proxy: rightly so.
     return flow.source in remote and not flow.dnat
