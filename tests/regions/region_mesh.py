@@ -12,7 +12,7 @@ from ravenvpn.agent.report import StatusReport
 from ravenvpn.cli.client import ask
 from ravenvpn.errors import AgentUnreachableError, HostError
 from ravenvpn.lab import Lab, Node
-from ravenvpn.lab.agents import Agents, wait_until
+from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
 
 SOCKET = "/run/ravenvpn/agent.sock"
 PATIENCE = 90.0  # seconds to get well; nine agents that start at once on a busy machine take most of them
@@ -79,6 +79,6 @@ def assert_clean(mesh: Mesh) -> None:
     for name in names:
         mesh.agents.end(mesh.node(name))
     with ThreadPoolExecutor(max_workers=4) as workers:
-        list(workers.map(lambda name: mesh.agents.cli(mesh.node(name), "cleanup"), names))
+        list(workers.map(lambda name: mesh.node(name).run([*RAVEN_VPN, "cleanup"], timeout=PATIENCE), names))
     left = {name: differences(mesh.before[name], dump(mesh.node(name))) for name in names}
     assert {name: found for name, found in left.items() if found} == {}
