@@ -39,7 +39,7 @@ ROLE_LABEL = "ravenvpn.io/role"
 NOT_FOR_ALL = ("plain", "none")  # roles whose Peers only their own region needs
 
 # Seconds.
-SAVE_AFTER = 2.0  # a change until it is written
+SAVE_AFTER = 1.0  # a change until it is written
 BYTES_A_SECOND = 200_000  # written at most, so that a large world is written less often
 
 MAX_ENDPOINTS = 8
