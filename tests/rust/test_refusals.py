@@ -1,0 +1,101 @@
+"""A kernel that refuses superpackets on the TUN, as 6.6.44 did, under the native body.
+
+No kernel at hand does, so this thread's is told to: a superpacket is gathered from three parts or more, a single
+packet from two, and a seccomp filter answers EINVAL to the former (seccomp(2)). Descriptors and body are real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import platform
+import struct
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from dataplane.packets import apart, superpacket, tcp, udp
+from dataplane.rig import two
+
+from ravenvpn import dataplane
+
+pytestmark = [
+    pytest.mark.skipif(bool(dataplane.native_absence()), reason="THE NATIVE BODY IS NOT BUILT"),
+    pytest.mark.skipif(platform.machine() not in {"x86_64", "aarch64"}, reason="NO NUMBER OF WRITEV KNOWN HERE"),
+]
+
+WRITEV = {"x86_64": 20, "aarch64": 66}
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+LOAD, IF_EQUAL, IF_GREATER, RETURN = 0x20, 0x15, 0x25, 0x06  # BPF, linux/bpf_common.h
+ERRNO, ALLOW = 0x00050000, 0x7FFF0000
+NUMBER, THIRD_ARGUMENT = 0, 32  # offsets in struct seccomp_data
+
+
+def refuse_superpackets() -> None:
+    """From now on, in this thread."""
+    program = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (LOAD, 0, 0, NUMBER),
+            (IF_EQUAL, 0, 3, WRITEV[platform.machine()]),
+            (LOAD, 0, 0, THIRD_ARGUMENT),
+            (IF_GREATER, 0, 1, 2),
+            (RETURN, 0, 0, ERRNO | errno.EINVAL),
+            (RETURN, 0, 0, ALLOW),
+        )
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    for arguments in ((PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, head, 0, 0)):
+        if libc.prctl(*arguments):
+            pytest.skip(f"SECCOMP IS NOT TO BE HAD HERE: {errno.errorcode[ctypes.get_errno()]}")
+
+
+def under_refusal(scene: Callable[[], Awaitable[None]]) -> None:
+    """In a thread that ends with it, as the filter can't be taken off."""
+
+    def run() -> None:
+        refuse_superpackets()
+        asyncio.run(scene())
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result()
+
+
+def frame_of(protocol: str) -> bytes:
+    if protocol == "tcp":
+        return superpacket(tcp("10.1.0.1", "10.2.0.1", bytes(20 * 1000)), 1000, hdr_len=40)
+    return superpacket(udp("fd01::1", "fd02::1", bytes(20 * 1000)), 1000, hdr_len=48)
+
+
+@pytest.mark.parametrize(("protocol", "given_up"), [("tcp", "tun_gro"), ("udp", "tun_gro_udp")])
+def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(protocol, given_up):
+    frame = frame_of(protocol)
+
+    async def scene() -> None:
+        async with two("native") as pair:
+            await pair.connect()
+            for turn in range(1, 5):
+                pair.alice.wire.send(frame)
+                await pair.settle()
+                assert pair.bob.frames() == [bytes(10) + packet for packet in apart(frame)], turn
+                assert getattr(pair.bob.plane.offloads(), given_up) == (turn < 3)
+            assert pair.bob.counters.fallbacks == {given_up: 1}
+            assert pair.bob.drops() == {}
+
+    under_refusal(scene)
+
+
+def test_the_filter_refuses_nothing_else():
+    async def scene() -> None:
+        async with two("native") as pair:
+            await pair.connect()
+            packet = udp("10.1.0.1", "10.2.0.1", b"alone")
+            pair.alice.put(packet)
+            await pair.settle()
+            assert pair.bob.packets() == [packet]
+            assert pair.bob.counters.fallbacks == {}
+
+    under_refusal(scene)
