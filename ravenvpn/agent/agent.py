@@ -281,7 +281,7 @@ class Agent:
         if self._resolved:
             self._resolved = False
             self._sessions.refresh()
-        wanted = Wanted(lambda: self._planner.plan().host, self._planner.host_frame)
+        wanted = Wanted(self._planner.host, self._planner.host_frame)
         await self._upkeep.apply(delta.host, wanted, whole=opened, began=began)
         self._sessions.finish(delta.tunnel)
         if delta.tunnel.peers_removed:

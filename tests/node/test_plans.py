@@ -49,6 +49,7 @@ def test_deltas_lead_where_a_look_would(data: st.DataObject, box: Callable[[], B
                 result = host.apply_delta(delta.host, lambda: planner.plan().host)
                 assert [str(failure) for failure in result.failed] == []
                 assert host.apply(wanted) == ApplyResult(), f"after turn {turn}"
+                assert host.apply(planner.host()) == ApplyResult()
             assert host.cleanup().failed == ()
             assert host.cleanup() == ApplyResult()
 

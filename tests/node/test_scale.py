@@ -1,5 +1,8 @@
-"""A thousand regions of ten nodes on a real kernel: what a change costs, and what follows a start. In CPU time, since
-the machine may be doing other things; the bar of 50 ms from plan to kernel is measured by the agent's soak test."""
+"""Hundreds of regions of ten nodes on a real kernel: what a change costs, and what follows a start.
+
+In CPU time, since the machine may be doing other things; the bar of 50 ms from plan to kernel is measured by the
+agent's soak test.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("nft")]
 
 FACTS = LocalFacts(addresses=frozenset({ip_address("172.16.0.1")}))
 CHANGE_BAR = 0.005  # seconds of CPU, the median; 0.001 when measured, 0.015 with a walk over all flows in it
-AFTERWARDS_BAR = 0.3  # seconds of CPU; a look at all routes takes one
+AFTERWARDS_BAR = 0.2  # seconds of CPU; 0.05 when measured, a look at all routes takes half a second
 
 
 def test_a_change_costs_what_changed_and_a_start_is_not_repeated(
@@ -35,9 +38,9 @@ def test_a_change_costs_what_changed_and_a_start_is_not_repeated(
     held.enter_context(node.tun())
 
     async def main() -> tuple[float, list[float], int]:
-        world, planner, events = world_of(1000), Planner("region-00000-0"), list[Event]()
+        world, planner, events = world_of(400), Planner("region-00000-0"), list[Event]()
         planner.update(world, facts=FACTS)
-        wanted = Wanted(lambda: planner.plan().host, planner.host_frame)
+        wanted = Wanted(planner.host, planner.host_frame)
         with Host(state_file) as host:
             keeper = Keeper(host, events.append)
             keeper.start()
@@ -65,6 +68,6 @@ def test_a_change_costs_what_changed_and_a_start_is_not_repeated(
     finally:
         gc.unfreeze()
 
-    assert routes > 39_000
+    assert routes > 15_000
     assert times[len(times) // 2] < CHANGE_BAR
     assert afterwards < AFTERWARDS_BAR
