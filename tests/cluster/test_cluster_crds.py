@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
-from control_plane import ControlPlane, Failed
+from control_plane import ControlPlane
 
-CRDS = Path(__file__).parents[2] / "deploy" / "crds"
+from ravenvpn.k8s import crd
+
+ROOT = Path(__file__).parents[2]
+CRDS = ROOT / "deploy" / "crds"
+EXAMPLE = ROOT / "examples" / "kubernetes" / "gateways.yaml"
 MINE = "scene=definitions"
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 
@@ -183,6 +187,11 @@ def test_a_gateways_names_are_upstreams() -> None:
         ("v1beta1", True, True, {"status": {}}),
         ("v1alpha1", False, False, {"status": {}}),
     ]
+
+
+def test_the_example_has_nothing_to_complain_about() -> None:
+    found = [crd.parse(document, by_hand=True) for document in yaml.safe_load_all(EXAMPLE.read_text())]
+    assert [(one.name, one.problems) for one in found] == [("cloud", ()), ("factory", ()), ("ship", ())]
 
 
 @pytest.fixture(scope="module")
@@ -390,19 +399,3 @@ def test_malformed_peers_are_refused(defined: ControlPlane, name: str) -> None:
     for i, spec in enumerate(bad):
         (field,) = spec
         assert f'"{name}-{i}" is invalid: spec.{field}' in said[f"{name}-{i}"]
-
-
-def test_what_upstream_has_defined_is_not_overwritten(own_cluster: ControlPlane) -> None:
-    """Helm has put OpenYurt's definition there; server-side apply refuses to take its fields away."""
-    upstream = yaml.safe_load((CRDS / "gateways.yaml").read_text())
-    upstream["metadata"]["labels"] = {}
-    upstream["spec"]["names"]["categories"] = ["all"]
-    beta = upstream["spec"]["versions"][0]
-    del beta["additionalPrinterColumns"]
-    for field in OURS["v1beta1"]:
-        beta["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"].pop(field.partition("[")[0], None)
-    own_cluster.kubectl("create", "--field-manager=helm", "-f", "-", input=json.dumps(upstream))
-    with pytest.raises(Failed, match=r'(?s)conflicts with "helm".*- \.spec\.versions'):
-        own_cluster.kubectl("apply", "--server-side", "-f", str(CRDS / "gateways.yaml"))
-    found = json.loads(own_cluster.kubectl("get", "crd", "gateways.raven.openyurt.io", "-o", "json"))
-    assert found["spec"]["names"]["categories"] == ["all"]
