@@ -194,7 +194,7 @@ class Alone:
 class Election:
     """Stands for the Lease as long as it runs, and calls `on_change` when leading begins or ends.
 
-    `fit` says whether this replica could do the work; one that could not leaves the Lease to others, or lets it lapse.
+    `fit` says whether this replica could do the work; one that could not leaves the Lease to others or lets it lapse.
     """
 
     def __init__(
@@ -240,7 +240,8 @@ class Election:
                 self._tell()
                 wait = min(timing.retry * (1 + 0.2 * self._jitter()), self._until_over())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._nudged.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._nudged.wait()
                 self._nudged.clear()
                 self._tell()
         finally:

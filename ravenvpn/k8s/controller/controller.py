@@ -183,8 +183,10 @@ class Controller:
     async def _decide_forever(self) -> None:
         try:
             while True:
+                # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), JUDGE)
+                    async with asyncio.timeout(JUDGE):
+                        await self._wake.wait()
                 await asyncio.sleep(GATHER)
                 self._wake.clear()
                 await self._decide()

@@ -20,7 +20,7 @@ WITHIN = 600.0  # seconds
 
 
 class Quarrels:
-    """Which keys are written over and over: two agents on one node would go on for ever, and everybody would watch."""
+    """Which keys are written over and over: two agents on one node would go on for ever, and all would watch."""
 
     def __init__(self) -> None:
         self._writes: dict[tuple[str, str], list[float]] = {}
