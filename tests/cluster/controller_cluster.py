@@ -184,7 +184,9 @@ class Region:
                 raise
 
 
-async def eventually(look: Callable[[], Awaitable[Found]], wanted: Any, within: float = 20.0) -> Found:
+async def eventually(
+    look: Callable[[], Awaitable[Found]], wanted: Any, within: float = 20.0, every: float = 0.05
+) -> Found:
     """What `look` found as soon as it is `wanted` (or, where that can be called, as that says)."""
     deadline = time.monotonic() + within
     while True:
@@ -193,7 +195,7 @@ async def eventually(look: Callable[[], Awaitable[Found]], wanted: Any, within: 
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"after {within:g} s still {found!r}, not {wanted!r}")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every)
 
 
 def fresh(name: str) -> str:
