@@ -146,6 +146,7 @@ class ClusterSource:
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+            self._unsaved.set()  # how far we had come, if nothing else, so that the next start lists nothing
             await self._save()
 
     # The saved world.
@@ -276,6 +277,7 @@ class ClusterSource:
                 self._take(feed, assembly, batch)
 
     def _take(self, feed: Feed, assembly: Assembly, batch: Batch) -> None:
+        world, problems = assembly.world, assembly.problems
         for thing in batch.changed:
             assembly.put(feed, thing)
         for name in batch.deleted:
@@ -293,8 +295,10 @@ class ClusterSource:
             self._assembly, self._saved_at = assembly, None
             self._unsaved.set()
             self._wake.set()
-        if batch.changed or batch.deleted:
+        if assembly.world is not world:  # not the status of a Peer, which nobody goes by
             self._unsaved.set()
+            self._wake.set()
+        elif assembly.problems != problems:
             self._wake.set()
 
     def _moves_us(self, assembly: Assembly, batch: Batch) -> bool:
