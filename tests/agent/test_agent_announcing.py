@@ -1,0 +1,178 @@
+"""What a node says about itself in its Peer, and what is made of the API server's absence. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from ravenvpn import config
+from ravenvpn.agent.announcing import SelfPortrait, key_conflicts, report
+from ravenvpn.agent.report import ApiReport, Vitals
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import PublicKey
+from ravenvpn.errors import ConfigError
+from ravenvpn.health import unhealthy_reasons, unready_reasons
+from ravenvpn.k8s import crd
+from ravenvpn.k8s.announcement import Announcement
+from ravenvpn.mesh.conflict import Conflict, ConflictKind
+from ravenvpn.mesh.context import LocalFacts, Settings
+from ravenvpn.mesh.model import Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+from ravenvpn.mesh.nodeplan import Role
+from ravenvpn.node.facts import LocalAddress
+
+KEY = PublicKey(b"\7" * 32)
+IP = ipaddress.ip_address
+
+
+def world(*peers: Peer, private_ip: str = "10.0.0.5") -> World:
+    info = NodeInfo("f1", IP(private_ip), (ipaddress.ip_network("10.244.3.0/24"),))
+    return World.of([Gateway("factory", status=GatewayStatus(nodes=(info,)))], peers)
+
+
+def present(*texts: str) -> tuple[LocalAddress, ...]:
+    """Such as "eth0 10.0.0.5/24"."""
+    pairs = (text.split() for text in texts)
+    return tuple(LocalAddress(device, ipaddress.ip_interface(address)) for device, address in pairs)
+
+
+def announce(of: World, role: Role, here: tuple[LocalAddress, ...], **more: object) -> Announcement:
+    portrait = SelfPortrait(
+        "f1",
+        KEY,
+        [Suite.CHACHA20POLY1305, Suite.AES256GCM],
+        more.get("addresses", ()),  # type: ignore[arg-type]
+        more.get("settings", Settings()),  # type: ignore[arg-type]
+    )
+    facts = LocalFacts(addresses=frozenset(item.address.ip for item in here))
+    return portrait.announcement(of, role, "factory" if role is not Role.NONE else "", facts, here)
+
+
+HERE = present(
+    "cni0 10.244.3.1/24",
+    "docker0 172.17.0.1/16",
+    "eth0 10.0.0.5/24",
+    "eth0 10.0.0.99/24",  # another's address, for a while
+    "eth0 fd00:10::5/64",
+    "eth1 192.168.7.5/24",
+)
+
+
+def test_its_addresses_on_the_lan_are_those_of_the_device_with_its_internal_ip() -> None:
+    peer = announce(world(), Role.PLAIN, HERE).peer
+    assert peer.node_addresses == (IP("10.0.0.5"), IP("fd00:10::5"))
+
+
+def test_its_source_is_an_address_among_its_pods_else_its_internal_ip() -> None:
+    assert announce(world(), Role.PLAIN, HERE).peer.sources == (IP("10.244.3.1"), IP("fd00:10::5"))
+    without_cni = HERE[1:]
+    assert announce(world(), Role.PLAIN, without_cni).peer.sources == (IP("10.0.0.5"), IP("fd00:10::5"))
+
+
+def test_what_it_said_before_is_not_what_makes_it_say_so_again() -> None:
+    """Once a port was wanted by the Gateway, and before the CNI was up the source was the InternalIP."""
+    before = Peer("f1", KEY.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
+    peer = announce(world(before), Role.PLAIN, HERE).peer
+    assert peer.listen_port == 4500
+    assert peer.sources[0] == IP("10.244.3.1")
+
+
+def test_who_is_active_makes_no_difference_to_it() -> None:
+    active, standby = (announce(world(), role, HERE) for role in (Role.ACTIVE, Role.STANDBY))
+    assert active == standby
+    assert active.role == "gateway"
+    assert announce(world(), Role.PLAIN, HERE).role == "plain"
+    assert announce(world(), Role.NONE, HERE).role == "none"
+
+
+def test_only_the_operator_says_where_others_may_try_it() -> None:
+    public = (*HERE, *present("eth2 198.51.100.7/24"))
+    assert announce(world(), Role.ACTIVE, public).peer.addresses == ()
+    said = config.build({"addresses": "vpn.example.org, [2001:db8::7]:4600"}).announced_addresses
+    assert said == (HostPort("vpn.example.org"), HostPort("2001:db8::7", 4600))
+    assert announce(world(), Role.ACTIVE, public, addresses=said).peer.addresses == said
+
+
+def test_what_is_written_is_what_is_read_back() -> None:
+    """Or the agent would write it again and again."""
+    wanted = announce(world(), Role.ACTIVE, HERE, addresses=(HostPort("2001:db8::7", 4600),))
+    assert crd.parse(wanted.document()).value == wanted.peer
+
+
+@pytest.mark.parametrize(("key", "text"), [("source", "cluster:"), ("source", "file:"), ("addresses", "1.2.3.999")])
+def test_settings_that_are_none(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        config.build({key: text})
+
+
+# The API server's absence.
+
+
+def vitals(api: ApiReport | None, world_at: float | None = 1.0) -> Vitals:
+    return Vitals(
+        role="plain",
+        source="cluster https://192.0.2.10:6443",
+        world_at=world_at,
+        applied_at=2.0,
+        source_error="" if world_at else (api.error if api else ""),
+        device_up=True,
+        host_missing=0,
+        loop_lag=0.0,
+        regions=1,
+        unreachable=(),
+        sessions_wanted=2,
+        sessions_up=1,
+        api=api,
+    )
+
+
+def api(away: float | None, *, saved_at: float | None = None, announce_error: str = "") -> ApiReport:
+    return ApiReport(
+        server="https://192.0.2.10:6443",
+        connected_since=None if away else 1.0,
+        away=away,
+        heard_at=None,
+        error="connection refused" if away else "",
+        saved_at=saved_at,
+        announced=True,
+        announce_error=announce_error,
+        lists=0,
+        watches=0,
+        events=0,
+        writes=0,
+    )
+
+
+def test_a_node_without_the_api_server_is_ready_and_says_that_it_is_away() -> None:
+    assert unready_reasons(vitals(api(3600.0))) == []
+    assert unhealthy_reasons(vitals(api(3600.0)), ()) == [
+        "the API server has been away for 3600 s; traffic goes on by the last one it told (connection refused)"
+    ]
+    assert "by the saved world" in unhealthy_reasons(vitals(api(60.0, saved_at=1.0)), ())[0]
+
+
+def test_a_moment_without_it_is_nothing() -> None:
+    assert unhealthy_reasons(vitals(api(5.0)), ()) == []
+    assert unhealthy_reasons(vitals(api(None)), ()) == []
+
+
+def test_a_node_that_never_had_a_world_is_not_ready_and_says_why() -> None:
+    reasons = unready_reasons(vitals(api(5.0), world_at=None))
+    assert "no world has been read yet" in reasons[0]
+    assert "connection refused" in reasons[1]
+
+
+def test_a_peer_that_cannot_be_written_is_told() -> None:
+    assert unhealthy_reasons(vitals(api(None, announce_error="forbidden")), ()) == [
+        "our Peer cannot be written: forbidden"
+    ]
+
+
+def test_a_key_that_two_have_is_a_condition_of_both() -> None:
+    shared = Conflict(ConflictKind.DUPLICATE_KEY, "k", "Peer b", "spec.publicKey", "Peer a", "run keygen")
+    assert key_conflicts("a", [shared]) == key_conflicts("b", [shared]) == [shared]
+    assert key_conflicts("c", [shared]) == []
+    conditions = {c.type: c.holds for c in report("1", "native", vitals(None), [], [shared]).conditions}
+    assert conditions == {"Ready": True, "KeyIsOurs": False}
+    conditions = {c.type: c.holds for c in report("1", "native", vitals(None), ["no device"], []).conditions}
+    assert conditions == {"Ready": False, "KeyIsOurs": True}
