@@ -57,6 +57,17 @@ async def test_packets_leave_while_the_loop_is_held_up(ends):
     assert len(eve.captured()) == 1
 
 
+async def test_a_loop_that_comes_by_seldom_and_finds_much_is_relieved_too(ends):
+    """Under a flood it does."""
+    end, eve = ends
+    end.put(*[PACKET] * 50)
+    await asyncio.sleep(0.01)
+    eve.captured()
+
+    while_held_up(end.put, PACKET)
+    assert len(eve.captured()) == 1
+
+
 async def test_nobody_stands_in_for_the_loop_where_little_happens(ends):
     end, eve = ends
     await traffic(end, 3)

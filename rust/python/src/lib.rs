@@ -261,18 +261,16 @@ impl NativeDataPlane {
     // Called by the loop.
 
     fn _pump_tun(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().note_pump();
         let now = slf.get().now(slf.py())?;
-        if !slf.get().with(slf.py(), |body| body.pump_tun(now)) {
+        if !slf.get().pump(slf.py(), |body| body.pump_tun(now)) {
             slf.get().watch().tun_gone = true;
         }
         Self::settle(slf)
     }
 
     fn _pump_udp(slf: &Bound<'_, Self>, v6: bool) -> PyResult<()> {
-        slf.get().note_pump();
         let now = slf.get().now(slf.py())?;
-        slf.get().with(slf.py(), |body| body.pump_udp(v6, now));
+        slf.get().pump(slf.py(), |body| body.pump_udp(v6, now));
         Self::settle(slf)
     }
 
@@ -300,10 +298,17 @@ impl NativeDataPlane {
         py.detach(|| work(&mut self.body.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    fn note_pump(&self) {
+    /// Lets the body pump, and whoever stands in for the loop know of it.
+    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
+        let (outcome, packets) = self.with(py, |body| {
+            let before = body.packets_read();
+            let outcome = work(body);
+            (outcome, body.packets_read() - before)
+        });
         if let Some(relief) = &self.watch().relief {
-            relief.pumped();
+            relief.pumped(packets);
         }
+        outcome
     }
 
     fn have_relief(slf: &Bound<'_, Self>) -> PyResult<()> {

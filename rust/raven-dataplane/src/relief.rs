@@ -20,10 +20,10 @@ use crate::sys::{self, Interest};
 
 /// How long packets wait for the loop before somebody else takes care of them.
 const TICK: Duration = Duration::from_millis(2);
-/// With fewer pumps than this in a window nobody stands by: an idle agent shall not wake up for nothing.
+/// With fewer packets than this in a window nobody stands by: an idle agent shall not wake up for nothing.
 const BUSY: u64 = 20;
 const WINDOW: Duration = Duration::from_millis(100);
-/// The thread stays on duty until this long a window has so little.
+/// The thread leaves when the loop came by less often than that in so long a window and was not missed.
 const STAY: Duration = Duration::from_secs(1);
 /// Milliseconds to wait for packets before it is checked again whether the loop is back.
 const PATIENCE: i32 = 10;
@@ -76,8 +76,9 @@ impl Relief {
         self.shared.visits.fetch_add(1, Relaxed);
     }
 
-    /// The loop pumped.
-    pub fn pumped(&self) {
+    /// The loop pumped, and moved so many packets. Many at once count as much as many times: under a flood the loop
+    /// comes by seldom.
+    pub fn pumped(&self, packets: u64) {
         self.shared.visits.fetch_add(1, Relaxed);
         if self.shared.on_duty.load(Relaxed) {
             return;
@@ -86,7 +87,7 @@ impl Relief {
         if window.0.elapsed() > WINDOW {
             *window = (Instant::now(), 0);
         }
-        window.1 += 1;
+        window.1 += packets.max(1);
         if window.1 >= BUSY {
             self.shared.on_duty.store(true, Relaxed);
             if let Some(thread) = &self.thread {
@@ -173,6 +174,12 @@ impl Shared {
 }
 
 impl Body {
+    /// Packets read so far, from either side.
+    #[must_use]
+    pub fn packets_read(&self) -> u64 {
+        self.counters().udp_rx_datagrams + self.counters().tun_rx_packets
+    }
+
     /// What there is to wait for now.
     fn wanted(&self) -> [Interest; 3] {
         let [v4, v6] = self.sockets();
@@ -238,9 +245,7 @@ mod tests {
     #[test]
     fn packets_go_on_without_the_loop_once_there_is_traffic() {
         let scene = Scene::new();
-        for _ in 0..BUSY {
-            scene.relief.pumped();
-        }
+        scene.relief.pumped(BUSY);
         assert!(scene.is_read());
         let mut word = [0];
         assert_eq!((&scene.relief.wakes).read(&mut word).ok(), Some(1), "the loop is told");
@@ -251,7 +256,7 @@ mod tests {
     fn nobody_stands_by_where_little_happens() {
         let scene = Scene::new();
         for _ in 1..BUSY {
-            scene.relief.pumped();
+            scene.relief.pumped(1);
         }
         assert!(!scene.is_read());
     }
@@ -259,9 +264,7 @@ mod tests {
     #[test]
     fn it_ends_with_its_owner() {
         let scene = Scene::new();
-        for _ in 0..BUSY {
-            scene.relief.pumped();
-        }
+        scene.relief.pumped(BUSY);
         let Scene { relief, body, wire, _inside } = scene;
         drop(relief);
         wire.send(&[0; 40]).expect("room for a frame");
