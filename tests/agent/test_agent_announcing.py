@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import time
 
 import pytest
+from agent_reports import status
 
-from ravenvpn import config
+from ravenvpn import config, metrics
 from ravenvpn.agent.announcing import SelfPortrait, key_conflicts, report
 from ravenvpn.agent.report import ApiReport, Vitals
+from ravenvpn.cli.status import _screen
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.errors import ConfigError
@@ -176,3 +179,21 @@ def test_a_key_that_two_have_is_a_condition_of_both() -> None:
     assert conditions == {"Ready": True, "KeyIsOurs": False}
     conditions = {c.type: c.holds for c in report("1", "native", vitals(None), ["no device"], []).conditions}
     assert conditions == {"Ready": False, "KeyIsOurs": True}
+
+
+def test_scrapers_see_how_it_stands() -> None:
+    text = metrics.exposition(lambda: (status(api=api(60.0, saved_at=1.0)), [])).decode()
+    assert "ravenvpn_api_connected 0.0" in text
+    assert "ravenvpn_api_saved_world 1.0" in text
+    assert "ravenvpn_api_writes_total 0.0" in text
+    assert "ravenvpn_api" not in metrics.exposition(lambda: (status(), [])).decode()
+
+
+def test_a_person_sees_that_the_world_is_a_saved_one(capsys: pytest.CaptureFixture[str]) -> None:
+    _screen(status(api=api(3600.0, saved_at=time.time() - 60)))
+    screen = capsys.readouterr().out
+    assert "THE ONE SAVED" in screen
+    assert "AWAY for 1h" in screen
+    assert "connection refused" in screen
+    _screen(status(api=api(None)))
+    assert "connected for" in capsys.readouterr().out
