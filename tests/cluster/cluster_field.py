@@ -68,18 +68,35 @@ def peer(number: int) -> Object:
     }
 
 
-def sow(mesh: Mesh, numbers: Iterable[int], nodes: int = 1) -> None:
-    """Create these regions, several at a time."""
+def status(number: int, nodes: int) -> Object:
+    """Of the Gateway, as the controller would write it."""
+    active = {**gateway(number)["spec"]["endpoints"][0], "config": {"enable-l3-tunnel": "true"}}
+    return {
+        "activeEndpoints": [active],
+        "nodes": [
+            {
+                "nodeName": made["metadata"]["name"],
+                "privateIP": made["status"]["addresses"][0]["address"],
+                "subnets": made["spec"]["podCIDRs"],
+            }
+            for made in (node(number, index) for index in range(nodes))
+        ],
+    }
+
+
+def sow(mesh: Mesh, numbers: Iterable[int], nodes: int = 1, *, finished: bool = False) -> None:
+    """Create these regions, several at a time. `finished`: with a status, and without Nodes, since no controller
+    that would read them is there."""
 
     def one(number: int) -> None:
         api = mesh.cluster.connect()
         try:
-            for index in range(nodes):
-                made = node(number, index)
-                api.create("/api/v1/nodes", made)
-                api.merge(f"/api/v1/nodes/{made['metadata']['name']}/status", {"status": made["status"]})
+            for index in range(0 if finished else nodes):
+                api.create("/api/v1/nodes", node(number, index))
             api.create(PEERS, peer(number))
             api.create(GATEWAYS, gateway(number))
+            if finished:
+                api.merge(f"{GATEWAYS}/{name(number)}/status", {"status": status(number, nodes)})
         finally:
             api.close()
 
