@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import cpu, machine, page, report
-from bench.bars import judge
+from bench.bars import BARS, judge
 from bench.candidates import Candidate, all_of
 from bench.mesh import Mesh
 from bench.results import Outcome, Run, figures_of
@@ -86,12 +86,16 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each run (default 5)")
     parser.add_argument("--quick", action="store_true", help="2 turns of 2 seconds of the first workload")
     parser.add_argument("--all", action="store_true", help="every workload, not only the first")
+    parser.add_argument("--bars", action="store_true", help="the workloads that bars are about")
     parser.add_argument("--workloads", default="", help="names, comma-separated")
     parser.add_argument("--candidates", default="", help="names or parts of them, comma-separated")
     parser.add_argument("--list", action="store_true", help="name workloads and candidates, measure nothing")
     options = parser.parse_args(argv)
     if options.quick:
         options.runs, options.seconds = 2, 2.0
+    if options.bars:
+        wanted = {name for bar in BARS for name in (bar.workload, bar.to_workload) if name}
+        options.workloads = ",".join(sorted(wanted))
     if unknown := set(filter(None, options.workloads.split(","))) - {one.name for one in (*EVERY, *SCENES)}:
         parser.error(f"no such workload: {', '.join(sorted(unknown))}; --list names them")
     return options
