@@ -138,3 +138,18 @@ def test_plain_nodes_and_standbys_watch_the_active_one_closely() -> None:
         peers = plan(WORLD, UNKNOWN, me).tunnel.peers
         assert {p.name for p in peers if p.prompt} == {"edge-1"}
     assert not any(p.prompt for p in plan(WORLD, UNKNOWN, "edge-1").tunnel.peers)
+
+
+def test_a_far_region_that_is_met_through_a_hub_is_followed_as_well() -> None:
+    """The hub stays; what moves is at whose tunnel address the far gateway answers."""
+    hub = region("hub", 1, "hub-1", order=("hub-1",), public="203.0.113.10")
+    ship = region("ship", 3, "ship-1", order=("ship-1",))
+    names = ("hub-1", "ship-1", "edge-1", "edge-2", "edge-3")
+    world = World.of([hub, ship, FACTORY], [Peer(n, n.encode().ljust(32)) for n in names])
+    planner = Planner("ship-1")
+    planner.update(world)
+
+    planner.update(world, FIRST_DEAD)
+
+    assert planner.plan() == plan(world, FIRST_DEAD, "ship-1")
+    assert planner.plan() != plan(world, UNKNOWN, "ship-1")
