@@ -479,6 +479,7 @@ def test_another_mac_costs_no_neighbour(gateway_node: Box, state_file: Path) -> 
     """The kernel forgets all neighbours of a device whose MAC is set, permanent ones too."""
     gateway_node.call(apply, state_file, lan_gateway())
     gateway_node.sh("ip link set raven0 address aa:0f:00:00:00:77")
+    gateway_node.sh("ip neigh replace 240.0.0.6 lladdr aa:0f:0a:00:00:06 dev raven0 nud permanent")
 
     assert gateway_node.call(apply, state_file, lan_gateway()).failed == ()
 
