@@ -183,8 +183,8 @@ class Agent:
         self._work.set()
 
     def _device_gone(self, name: str) -> None:
-        """Without its TUN a tunnel is of no use: open another. (Where there is no tunnel it was our own, of an attempt
-        that failed, and the next attempt has its time.)"""
+        """Without its TUN a tunnel is of no use: open another. (Where there is no tunnel it was our own, of an
+        attempt that failed, and the next attempt has its time.)"""
         if name == TUNNEL_DEVICE and self._sessions.tunnel is not None:
             self._reopen = True
             self._work.set()

@@ -132,7 +132,10 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
             "without: udp_gso,tso\n",
             "without: 'udp_gso,tso' names something that is no offload (choose from tun_tso, ",
         ),
-        ("source: http://example.org\n", "source: unknown source 'http://example.org' (use file:DIRECTORY, or cluster)"),
+        (
+            "source: http://example.org\n",
+            "source: unknown source 'http://example.org' (use file:DIRECTORY, or cluster)",
+        ),
         (
             "http_address: localhost\n",
             "http_address: 'localhost' is no address and port (write it as 127.0.0.1:10275)",
