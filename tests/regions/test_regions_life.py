@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from agent.agent_traffic import Flow, Traffic
 from region_dumps import dump
-from region_mesh import IPTABLES, TOOLS, Mesh, assert_clean
+from region_mesh import IPTABLES, PATIENCE, TOOLS, Mesh, assert_clean
 
 from ravenvpn.lab import Capture, Lab, Nat, Node, Region
 from ravenvpn.lab.agents import Agents, wait_until
@@ -121,7 +121,7 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
     node, agents = mesh.node, mesh.agents
     with captured(mesh) as seen, traffic(mesh) as flowing:
         for flow in flowing.flows:
-            wait_until(functools.partial(arrives, flow), f"{flow} arrives")
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives", PATIENCE)
         # Killed where they work: a plain node's, the gateway's, then the standby's too, so that nobody is left.
         for name in ("factory-3", "factory-1", "factory-2", "cloud-2"):
             agents.end(node(name), signal.SIGKILL)
@@ -136,7 +136,7 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
         # The gateway comes without the standby: that one is not ready.
         agents.start(node("factory-1"))
         first = flowing.flow("factory-1-pod-1", "ship-3-pod-1")
-        wait_until(functools.partial(arrives, first), f"{first} arrives again")
+        wait_until(functools.partial(arrives, first), f"{first} arrives again", PATIENCE)
         # Gateways that die with their hosts' network, the hub's among them while its standby has no agent.
         for region in ("ship", "cloud"):
             router = mesh.lab.router(region)
@@ -147,7 +147,7 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
             agents.start(node(name))
         mesh.well()
         for flow in flowing.flows:
-            wait_until(functools.partial(arrives, flow), f"{flow} arrives again")
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives again", PATIENCE)
         # The positive control: what looks like it but is no region's leaves in clear, and is seen.
         for pod in mesh.lab.pods:
             for address in STRANGER:
