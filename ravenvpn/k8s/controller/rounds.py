@@ -154,7 +154,8 @@ class Rounds:
             self._backoffs.pop(name, None)
             self.failing.pop(name, None)
         except NotLeading:
-            log.debug("Gateway %s: this replica may not write now", name)
+            # The Lease may be ours again before anybody noticed that it was not: nothing decided is forgotten.
+            self._retry(name, 1.0, wake)
         except ApiError as error:
             stale = error.status == 409
             if not stale:
