@@ -212,4 +212,5 @@ async def _tell_systemd(subject: JudgedAgent, agent: Agent, notifier: Notifier) 
             await asyncio.sleep(interval)
         else:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(agent.converged.wait(), interval)
+                async with asyncio.timeout(interval):
+                    await agent.converged.wait()

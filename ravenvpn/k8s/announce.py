@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -65,7 +66,8 @@ class Announcer:
             part, wait = self._outbox.next(self._now())
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), None if wait == float("inf") else wait)
+                    async with asyncio.timeout(None if wait == math.inf else wait):
+                        await self._wake.wait()
                 continue
             try:
                 await (self._write_peer() if part is Part.PEER else self._write_status())

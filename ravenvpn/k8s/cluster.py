@@ -229,7 +229,8 @@ class ClusterSource:
                 self._error = str(error)
                 delay = backoff.delay(error.retry_after or 0.0)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._hurry.wait()
 
     async def _follow_region(self, assembly: Assembly) -> None:
         """Peers of the region we are in, and of another one as soon as we are there."""

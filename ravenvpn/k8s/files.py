@@ -101,7 +101,8 @@ class FileSource:
                     self._last = snapshot
                     yield snapshot
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), LOOK_ANYWAY_MS / 1000)
+                    async with asyncio.timeout(LOOK_ANYWAY_MS / 1000):
+                        await self._wake.wait()
         finally:
             hints.cancel()
             with contextlib.suppress(asyncio.CancelledError):

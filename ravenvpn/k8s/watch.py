@@ -86,7 +86,8 @@ class Reflector:
             self._hurry.clear()
             if step.after > 0:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), step.after)
+                    async with asyncio.timeout(step.after):
+                        await self._hurry.wait()
             batches = self._watch(step.version) if step.version else self._list()
             async with aclosing(batches):
                 try:

@@ -224,7 +224,8 @@ class Keeper:
             next_due = min([*self._due.values(), looked + LOOK_EVERY])
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(next_due - now, 0.0))
+                async with asyncio.timeout(max(next_due - now, 0.0)):
+                    await self._wake.wait()
             now = self._clock()
             if now >= looked + LOOK_EVERY:
                 looked = now
