@@ -7,8 +7,8 @@ mutators going down, events coming up, both ordered.
 
 A body is driven by one event loop. Between two calls of its pump the mutators of one batch look atomic to packets. A
 body may pump without the loop when that was held up for milliseconds; each mutator is atomic for itself even then.
-It never opens or closes a descriptor that packets pass; it reads no clock but the one handed in; it never raises for what a packet
-holds.
+It never opens or closes a descriptor that packets pass; it reads no clock but the one handed in; it never raises for
+what a packet holds.
 """
 
 from __future__ import annotations
