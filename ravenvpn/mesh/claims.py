@@ -28,7 +28,7 @@ class Announced(NamedTuple):
     field: str  # of the owner
     reason: str
     kind: Kind = Kind.PODS
-    dialled: bool = False  # an ADDRESS at which its own node is called from outside
+    dialled: bool = False  # a SOURCE or ADDRESS at which its own node is called from outside
     source: bool = False  # an ADDRESS that is the node's own source as well
 
 
@@ -67,21 +67,26 @@ def claims(gateway: Gateway, peers: Mapping[str, Peer], *, forward_node_ip: bool
         for i, info in enumerate(gateway.status.nodes)
         for j, prefix in enumerate(info.subnets)
     ]
+    outer = outer_addresses(gateway, peers)
     for info in gateway.status.nodes:
         peer = peers.get(info.node)
+        called = outer.get(info.node, {})
         addresses = lan_addresses(info, peer) if forward_node_ip else ()
         for k, source in enumerate(peer.sources if peer else ()):
             if not _among(source, info.subnets) and source not in addresses:
                 owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
                 reason = f"own source of node {info.node}, {owner}, {field}"
-                found.append(Announced(host_prefix(source), info.node, owner, field, reason, Kind.SOURCE))
+                found.append(
+                    Announced(host_prefix(source), info.node, owner, field, reason, Kind.SOURCE, source in called)
+                )
     if forward_node_ip:
-        found += _addresses(gateway, peers)
+        found += _addresses(gateway, peers, outer)
     return found
 
 
-def _addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> Iterable[Announced]:
-    outer = outer_addresses(gateway, peers)
+def _addresses(
+    gateway: Gateway, peers: Mapping[str, Peer], outer: Mapping[str, Mapping[Address, str]]
+) -> Iterable[Announced]:
     for i, info in enumerate(gateway.status.nodes):
         peer = peers.get(info.node)
         called = outer.get(info.node, {})

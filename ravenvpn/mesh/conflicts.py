@@ -205,15 +205,14 @@ class _PrefixOwners:
                 f"mesh {self._mesh} ({reserved})",
                 "give the node another prefix, or the mesh another name",
             )
+        # What its own node is called at is that node, inside the tunnel as outside.
+        own = announced.dialled and announced.kind is not Kind.PODS
+        found = self._dialled.inside(prefix, lambda other: not own or other != region)
         if announced.kind is Kind.ADDRESS:
-            # What its own node is called at is that node, inside the tunnel as outside. Two nodes with one address
-            # are settled as two regions with one prefix are.
-            found = self._dialled.inside(prefix, lambda other: not announced.dialled or other != region)
+            # Two nodes with one address are settled as two regions with one prefix are.
             remedy = "give the node an InternalIP of its own"
         else:
-            found = self._dialled.inside(prefix, lambda _: True) or self._lan.inside(
-                prefix, lambda other: other != region
-            )
+            found = found or self._lan.inside(prefix, lambda other: other != region)
             remedy = (
                 "pods need addresses apart from those of nodes; for a single source, name one inside the pod prefix"
             )

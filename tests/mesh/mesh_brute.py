@@ -103,7 +103,8 @@ def resolve(world: World, forward: bool = False) -> Resolved:
             taken |= set(peer.public_keys)
 
     claimed: dict[str, list] = {}
-    dialled: list = []
+    dialled: list[tuple[str, object]] = []
+    own_calls: set[tuple[str, object]] = set()  # single sources at which their own node is called
     lan: list[tuple[str, object]] = []
     for gateway in ordered:
         mine: list = []
@@ -115,7 +116,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
                 and any(i.node == endpoint.node for i in gateway.status.nodes)
             )
             if endpoint.type is EndpointType.TUNNEL and not stolen and literal(endpoint.public_ip):
-                dialled.append(literal(endpoint.public_ip))
+                dialled.append((gateway.name, literal(endpoint.public_ip)))
         for info in gateway.status.nodes:
             if owner[info.node] != gateway.name:
                 continue
@@ -126,11 +127,14 @@ def resolve(world: World, forward: bool = False) -> Resolved:
             if peer:
                 lan += [(gateway.name, a) for a in peer.node_addresses]
                 if info.node in able:
-                    dialled += [literal(a.host) for a in peer.addresses if literal(a.host)]
+                    dialled += [(gateway.name, literal(a.host)) for a in peer.addresses if literal(a.host)]
                 for source in peer.sources:
                     among = any(p.version == source.version and source in p for p in info.subnets)
                     if not among and not (forward and source in lan_of(world, info)):
-                        mine.append(ipaddress.ip_network(source))
+                        alone = ipaddress.ip_network(source)
+                        if alone not in mine and source in called_at(world, gateway, info.node):
+                            own_calls.add((gateway.name, alone))
+                        mine.append(alone)
         claimed[gateway.name] = mine
     addresses: dict[str, dict] = {}  # region → prefix → whether its own node is called there
     for gateway in ordered:
@@ -160,7 +164,10 @@ def resolve(world: World, forward: bool = False) -> Resolved:
             if not strange and not rivals and not overlap(alone, mesh_prefix(world)):
                 kept[name].add(alone)
         for prefix in sorted(claimed[name], key=lambda p: (p.version, int(p.network_address), p.prefixlen)):
-            swallows = any(a.version == prefix.version and a in prefix for a in dialled)
+            own = (name, prefix) in own_calls
+            swallows = any(
+                a.version == prefix.version and a in prefix and not (own and r == name) for r, a in dialled
+            )
             swallows |= any(r != name and a.version == prefix.version and a in prefix for r, a in lan)
             if swallows or overlap(prefix, mesh_prefix(world)):
                 void[name].add(prefix)

@@ -174,6 +174,7 @@ def peers(draw: st.DrawFn, name: str, *, peaceful: bool, lan: Address | None = N
                     (ipaddress.ip_address(f"10.{region}.0.1"),),
                     (ipaddress.ip_address(f"172.31.{region}.1"),),
                     (ipaddress.ip_address("172.16.1.1"),),
+                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is called, if it is
                 )
             )
         ),

@@ -120,6 +120,21 @@ def test_a_region_that_covers_its_own_dialled_address_is_refused_too() -> None:
     assert index.refused("a").prefixes == {net("203.0.113.0/24")}
 
 
+def test_a_node_may_be_called_at_its_own_source() -> None:
+    """A public gateway whose CNI gives the host no address among its pods announces the address others call it at."""
+    index, said = settle(
+        gateway("a", info("a1", "10.1.0.0/24", at="203.0.113.7")),
+        gateway("b", info("b1", "10.2.0.0/24", at="203.0.113.8")),
+        peers=(
+            Peer("a1", b"1" * 32, sources=(ip("203.0.113.7"),), addresses=(HostPort("203.0.113.7"),)),
+            Peer("b1", b"2" * 32, sources=(ip("203.0.113.7"),), addresses=(HostPort("203.0.113.8"),)),
+        ),
+    )
+    assert not index.refused("a").prefixes
+    assert index.refused("b").prefixes == {net("203.0.113.7/32")}
+    assert len(said) == 1
+
+
 def test_nodes_of_another_region_are_not_swallowed() -> None:
     """Not only its gateways: a region's nodes talk to each other on their own network."""
     index, said = settle(
