@@ -55,10 +55,6 @@ def container(argv: Sequence[str], without: str = "") -> list[str]:
         "for d in null zero random urandom; do touch $root/dev/$d; mount --bind /dev/$d $root/dev/$d; done",
         "ln -s /proc/self/fd $root/dev/fd; ln -s fd/0 $root/dev/stdin; ln -s fd/1 $root/dev/stdout",
     ]
-    # The image: Python, its libraries and the package, as they are here. And the world of this test.
-    for folder in dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix]):
-        steps.append(f"mkdir -p $root{folder}; mount --bind {folder} $root{folder}")
-    steps.append(f"mkdir -p $root{WORLD}; mount --bind {WORLD} $root{WORLD}")
     for mount in CONTAINER["volumeMounts"]:
         if mount["name"] == without:
             continue
@@ -73,6 +69,11 @@ def container(argv: Sequence[str], without: str = "") -> list[str]:
         steps.append(f"mount --bind {source} {target}")
         if mount.get("readOnly"):
             steps.append(f"mount -o remount,bind,ro {target}")
+    # The image: Python, its libraries and the package, as they are here. And the world of this test. Last, since all
+    # of it may lie below a folder that the pod has mounted.
+    for folder in dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix]):
+        steps.append(f"mkdir -p $root{folder}; mount --bind {folder} $root{folder}")
+    steps.append(f"mkdir -p $root{WORLD}; mount --bind {WORLD} $root{WORLD}")
     steps.append("mount -o remount,ro $root; cd /")
     run = ["setpriv", "--no-new-privs", f"--bounding-set={capabilities}", "--inh-caps=-all", *argv]
     steps.append(f"exec chroot $root {shlex.join(run)}")
