@@ -27,6 +27,7 @@ from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Peer, PeerSettings, PeerStatus,
 from ravenvpn.tunnel.peers import PeerTable
 from ravenvpn.tunnel.reports import Report, SessionLost, SessionUp
 from ravenvpn.tunnel.sessions import Sessions
+from ravenvpn.tunnel.strangers import Strangers
 from ravenvpn.tunnel.timers import Timers
 
 __all__ = ["WORK_BUDGET", "Device", "PeerSettings", "PeerStatus", "Report", "SessionLost", "SessionUp"]
@@ -59,8 +60,9 @@ class Device:
         self._gate = Gate(self._identity, self._indices.find, self._send_cookie_reply)
         self._pace = pace or Pace()
         self._paced_until = DUE_NOW
+        self._strangers = Strangers(self._timing.rekey_timeout)
         self._handshakes = Handshakes(
-            dataplane, self._identity, self._peers, self._indices, random=random, suites=suites
+            dataplane, self._identity, self._peers, self._indices, self._strangers, random=random, suites=suites
         )
         self._sessions = Sessions(dataplane, self._handshakes)
         self._sessions_of: PublicKey | None = None  # the key of ours that sessions in force were made with
@@ -85,6 +87,7 @@ class Device:
         expire = self._sessions_of not in (None, public) and not known_to_peers
         self._sessions_of = public or self._sessions_of
         self._gate.clear()
+        self._strangers.clear()
         for peer in self._peers:
             self._sessions.identity_changed(peer, now, expire=expire)
 
@@ -116,6 +119,8 @@ class Device:
             for key in set(before.public_keys) - set(settings.public_keys):
                 self._identity.forget(key)
             self._sessions.configured(peer, before, now)
+        for call in self._strangers.take(settings.public_keys, now):
+            self._gate.readmit(call)
         return peer.id
 
     def set_endpoint(self, name: str, endpoint: Endpoint) -> None:
@@ -149,6 +154,7 @@ class Device:
         """Fall silent: keys and handshakes are wiped, settings and the newest timestamps kept."""
         self._sessions.up = False
         self._gate.clear()
+        self._strangers.clear()
         for peer in self._peers:
             self._sessions.interface_down(peer)
 

@@ -100,6 +100,11 @@ class Gate:
         except Refused as refused:
             self.drop(refused.reason)
 
+    def readmit(self, waiting: Waiting) -> None:
+        """Queue once more what has been taken and found authentic."""
+        if len(self._proven) < MAX_PROVEN:
+            self._proven.append(waiting)
+
     def take(self, now: float) -> Waiting:
         """The next message, if it may cost something; Refused if it may not. IndexError if none waits."""
         if self._proven:

@@ -22,6 +22,7 @@ from ravenvpn.tunnel.indices import IndexTable
 from ravenvpn.tunnel.peer import Failure, Peer, Pending
 from ravenvpn.tunnel.peers import PeerTable
 from ravenvpn.tunnel.phases import Happening, OutOfTurn, after
+from ravenvpn.tunnel.strangers import Strangers
 
 INITIATIONS_PER_SECOND: Final = 50  # accepted per peer, as the reference implementations have it
 STAMP_GRAIN_NS: Final = 1 << 24  # two initiations within one grain carry equal timestamps (crypto.tai64n)
@@ -39,6 +40,7 @@ class Handshakes:
         identity: Identity,
         peers: PeerTable,
         indices: IndexTable,
+        strangers: Strangers,
         *,
         random: Callable[[int], bytes],
         suites: frozenset[Suite],
@@ -47,6 +49,7 @@ class Handshakes:
         self._identity = identity
         self._peers = peers
         self._indices = indices
+        self._strangers = strangers
         self._random = random
         self._suites = suites
 
@@ -109,10 +112,11 @@ class Handshakes:
         if own is None or not self._identity.has(own):
             raise Refused(HandshakeDrop.BAD_MAC1)
         if isinstance(message, wire.Initiation):
-            return self._on_initiation(message, own, datagram, now)
+            return self._on_initiation(message, own, waiting, now)
         return self._on_response(message, own, datagram, now, unix_ns)
 
-    def _on_initiation(self, message: wire.Initiation, own: OwnKey, datagram: Datagram, now: float) -> Peer:
+    def _on_initiation(self, message: wire.Initiation, own: OwnKey, waiting: Waiting, now: float) -> Peer:
+        datagram = waiting.datagram
         try:
             received = receive_initiation(own.private, message.body, message.suite)
         except MalformedMessage:
@@ -121,6 +125,7 @@ class Handshakes:
             raise Refused(HandshakeDrop.OWN_STATIC)
         peer = self._peers.with_key(received.static)
         if peer is None:
+            self._strangers.keep(received.static, received.timestamp, waiting, now)
             raise Refused(HandshakeDrop.UNKNOWN_STATIC)
         # §5.1: a timestamp not greater than the last one is a replay.
         if received.timestamp <= peer.greatest.get(received.static, b""):

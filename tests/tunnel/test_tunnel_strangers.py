@@ -1,0 +1,91 @@
+"""Who calls before the other end has heard of them is answered the moment it has."""
+
+from __future__ import annotations
+
+from fake_dataplane import deterministic_random
+from tunnel_world import EVE, World
+
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.cookie import CookieStamper
+from ravenvpn.crypto.handshake import initiate
+from ravenvpn.crypto.keys import PrivateKey, PublicKey
+from ravenvpn.crypto.tai64n import stamp
+from ravenvpn.tunnel import wire
+from ravenvpn.tunnel.strangers import MOST
+
+LATENCY = 1 / 64
+
+
+def call(ours: PrivateKey, theirs: PublicKey, ns: int) -> bytes:
+    """A whole initiation as anyone who holds `ours` could make it."""
+    ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
+    body, _ = initiate(ours, theirs, Suite.CHACHA20POLY1305, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
+    message = wire.Initiation(7, Suite.CHACHA20POLY1305, body).pack()
+    return CookieStamper(theirs).stamp(message, 0.0)
+
+
+def test_a_call_that_came_too_early_is_answered_when_its_peer_is_configured(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob)
+    alice.sends(b"hello", bob)
+    world.run(1.0)
+    assert world.kinds() == ["initiation"]
+    configured = world.now
+    bob.knows(alice)
+    world.run(2 * LATENCY)
+    assert world.kinds() == ["initiation", "response", "data"]
+    assert bob.delivered == [b"hello"]
+    assert [flight.at for flight in world.sent if flight.kind == "response"] == [configured]
+
+
+def test_a_call_is_answered_for_as_long_as_its_caller_waits(world: World) -> None:
+    """REKEY_TIMEOUT later there is a newer one, and an answer to this would come to nothing."""
+    caller, bob = PrivateKey.generate(deterministic_random("caller")), world.node("bob")
+    alice = world.node("alice")
+    alice.key = caller
+    world.put(call(caller, bob.key.public, 0), EVE, bob.address)
+    world.run(5.0 + 2 * LATENCY)
+    bob.knows(alice)
+    world.run(0.0)
+    assert world.kinds(sender=bob) == []
+
+
+def test_an_old_call_sent_again_does_not_take_the_place_of_a_newer_one(world: World) -> None:
+    caller, bob = PrivateKey.generate(deterministic_random("caller")), world.node("bob")
+    alice = world.node("alice")
+    alice.key = caller
+    grain = 1 << 25
+    world.put(call(caller, bob.key.public, grain), alice.address, bob.address)
+    world.run(0.5)
+    world.put(call(caller, bob.key.public, 0), EVE, bob.address)
+    world.run(0.5)
+    bob.knows(alice)
+    world.run(0.0)
+    assert [flight.to for flight in world.sent if flight.kind == "response"] == [alice.address]
+
+
+def test_made_up_keys_take_no_more_than_their_room(world: World) -> None:
+    """The oldest goes first; memory stays bounded."""
+    bob = world.node("bob")
+    strangers = [PrivateKey.generate(deterministic_random(f"stranger {i}")) for i in range(MOST + 1)]
+    for stranger in strangers:
+        world.put(call(stranger, bob.key.public, 0), EVE, bob.address)
+        world.run(0.03)
+    alice = world.node("alice")
+    for stranger, answered in ((strangers[0], False), (strangers[1], True)):
+        alice.key, alice.name = stranger, f"stranger {answered}"
+        before = len(world.kinds(sender=bob))
+        bob.knows(alice)
+        world.run(0.0)
+        assert (len(world.kinds(sender=bob)) > before) is answered
+
+
+def test_who_we_no_longer_are_answers_nobody(world: World) -> None:
+    alice, bob = world.node("alice"), world.node("bob")
+    alice.knows(bob)
+    alice.device.initiate("bob", world.now)
+    world.run(1.0)
+    bob.device.set_private_key(PrivateKey.generate(deterministic_random("another bob")), world.now)
+    bob.knows(alice, endpoints=())
+    world.run(0.5)
+    assert world.kinds(sender=bob) == []
