@@ -68,47 +68,51 @@ def claims(gateway: Gateway, peers: Mapping[str, Peer], *, forward_node_ip: bool
         for j, prefix in enumerate(info.subnets)
     ]
     outer = outer_addresses(gateway, peers)
-    for info in gateway.status.nodes:
+    for i, info in enumerate(gateway.status.nodes):
         peer = peers.get(info.node)
         called = outer.get(info.node, {})
         addresses = lan_addresses(info, peer) if forward_node_ip else ()
         for k, source in enumerate(peer.sources if peer else ()):
-            if not _among(source, info.subnets) and source not in addresses:
-                owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
-                reason = f"own source of node {info.node}, {owner}, {field}"
-                found.append(
-                    Announced(host_prefix(source), info.node, owner, field, reason, Kind.SOURCE, source in called)
-                )
+            if _among(source, info.subnets):
+                continue
+            if source in addresses:  # as an address, but where it stands with the setting off, too
+                found.append(_address(source, gateway, i, peer, called))
+                continue
+            owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
+            reason = f"own source of node {info.node}, {owner}, {field}"
+            found.append(
+                Announced(host_prefix(source), info.node, owner, field, reason, Kind.SOURCE, source in called)
+            )
     if forward_node_ip:
-        found += _addresses(gateway, peers, outer)
+        for i, info in enumerate(gateway.status.nodes):
+            peer = peers.get(info.node)
+            called = outer.get(info.node, {})
+            for address in lan_addresses(info, peer):
+                if not _among(address, info.subnets):
+                    found.append(_address(address, gateway, i, peer, called))
     return found
 
 
-def _addresses(
-    gateway: Gateway, peers: Mapping[str, Peer], outer: Mapping[str, Mapping[Address, str]]
-) -> Iterable[Announced]:
-    for i, info in enumerate(gateway.status.nodes):
-        peer = peers.get(info.node)
-        called = outer.get(info.node, {})
-        for address in lan_addresses(info, peer):
-            if _among(address, info.subnets):
-                continue
-            if address == info.private_ip:
-                owner, field = f"Gateway {gateway.name}", f"status.nodes[{i}].privateIP"
-            else:
-                assert peer is not None
-                owner, field = f"Peer {info.node}", f"spec.nodeAddresses[{peer.node_addresses.index(address)}]"
-            reason = f"address of node {info.node}, {owner}, {field}"
-            yield Announced(
-                host_prefix(address),
-                info.node,
-                owner,
-                field,
-                reason,
-                Kind.ADDRESS,
-                dialled=address in called,
-                source=peer is not None and address in peer.sources,
-            )
+def _address(
+    address: Address, gateway: Gateway, i: int, peer: Peer | None, called: Mapping[Address, str]
+) -> Announced:
+    """Of the i-th node, on its region's network."""
+    info = gateway.status.nodes[i]
+    if address == info.private_ip:
+        owner, field = f"Gateway {gateway.name}", f"status.nodes[{i}].privateIP"
+    else:
+        assert peer is not None
+        owner, field = f"Peer {info.node}", f"spec.nodeAddresses[{peer.node_addresses.index(address)}]"
+    return Announced(
+        host_prefix(address),
+        info.node,
+        owner,
+        field,
+        f"address of node {info.node}, {owner}, {field}",
+        Kind.ADDRESS,
+        dialled=address in called,
+        source=peer is not None and address in peer.sources,
+    )
 
 
 def outer_addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, dict[Address, str]]:

@@ -93,6 +93,7 @@ def test_a_status_written_is_in_all_kernels_within_a_tenth_of_a_second(ten: Mesh
             ten.start_controller(name)
 
 
+@pytest.mark.soak  # (two cores for nine agents, two controllers and the API server are not always enough)
 def test_a_gateway_changed_is_in_all_kernels_within_a_tenth_of_a_second(ten: Mesh, measured: Measured) -> None:
     """By way of the controller, which writes it into the status."""
     region = field.name(6)

@@ -258,6 +258,7 @@ class Caller:
             for resource in rule["resources"]
             for name in rule.get("resourceNames") or [""]
             if not resource.startswith("selfsubject")
+            and resource != "clustertrustbundles"  # every account may read them since 1.37
         }
 
 

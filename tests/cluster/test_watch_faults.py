@@ -121,6 +121,7 @@ async def test_a_hung_server_is_noticed_and_taken_up_again(plane: ControlPlane) 
     ):
         await put(client, "a")
         await follower.until(lambda: "a" in follower.there, "a")
+        await follower.until(lambda: follower.connection.connected_since is not None, "watching")
         with plane.hung():
             began = time.monotonic()
             await follower.until(lambda: follower.connection.connected_since is None, "noticed")
