@@ -18,6 +18,7 @@ from ravenvpn.k8s.problems import Problem, path_steps
 
 MAX_BYTES = 16 << 20
 MAX_DEPTH = 64  # Kubernetes objects stay below twenty
+TOO_DEEP = (f"is nested more than {MAX_DEPTH} deep", "write it as a plain object")
 # What aliases may add to a file beyond what is written in it. A few anchors are a convenience; a bomb is a million.
 MAX_ALIASED = 50_000
 
@@ -72,6 +73,8 @@ def load(data: bytes, file: str) -> Loaded:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
+        if "nesting depth" in (error.problem or error.context or ""):  # a parser that counts before we do
+            return Loaded(tuple(documents), (Problem(*TOO_DEEP, file=file, line=line),))
         problem = Problem(f"is not YAML: {error.problem or error.context}", "mend the syntax", file=file, line=line)
         return Loaded(tuple(documents), (problem,))
     except yaml.reader.ReaderError as error:
@@ -148,7 +151,7 @@ class _Builder:
         if top is not None and isinstance(top.value, dict) and top.key is None:
             raise _Refused("a key is not plain text", "keys of Kubernetes objects are text", line)
         if len(self._stack) >= MAX_DEPTH:
-            raise _Refused(f"is nested more than {MAX_DEPTH} deep", "write it as a plain object", line)
+            raise _Refused(*TOO_DEEP, line)
         mapping = isinstance(event, yaml.MappingStartEvent)
         _refuse_tag(event.tag, ("map",) if mapping else ("seq",), line)
         if event.anchor:

@@ -87,7 +87,6 @@ def test_hostile_objects_raise_nothing() -> None:
         {"kind": "Gateway"},
         {"kind": 5, "metadata": None},
         {**gateway("a"), "spec": {"endpoints": deep}},
-        {**gateway("b"), "spec": deep},
         {**gateway("f"), "spec": {"endpoints": [None]}},
         {**gateway("c"), "kind": "Peer"},
         {**gateway("d"), "metadata": {"name": "d", "labels": 4}},
@@ -98,6 +97,8 @@ def test_hostile_objects_raise_nothing() -> None:
     assert not assembly.kept
     assert len(assembly.problems) >= 6
     assert all(len(str(problem)) < 1000 for problem in assembly.problems)
+    # Fields nobody knows are passed over, or too deep for this Python; either way nothing is raised.
+    assembly.put(Feed.GATEWAYS, {**gateway("b"), "spec": deep})
 
 
 def test_a_peer_that_two_feeds_show_stays_until_neither_does() -> None:
