@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 
-from ravenvpn.mesh.claims import Announced, Kind
+from ravenvpn.mesh.claims import Announced
 from ravenvpn.mesh.context import MIN_MTU, Context
 from ravenvpn.mesh.hoststate import (
     TABLE_LOCAL,
@@ -85,13 +85,12 @@ def forwarding(context: Context) -> Iterable[ForwardingEntry]:
 def local_routes(context: Context) -> Iterable[Route]:
     """On gateways and standbys: what leaves the tunnel for another node of the region goes there by the VXLAN.
 
-    A prefix that holds one of our own pods' would take what is ours; such nesting is left to the CNI, which made it.
-    (Single addresses of this node are the kernel's own affair: table `local` comes before all others.)
+    A prefix that holds one of our own would take what is ours; such nesting is left to the CNI, which made it.
     """
     overlay, region = context.overlay, context.region
     if overlay is None or region is None or not context.is_gateway:
         return
-    own = [a.prefix for a in region.announced if a.node == context.node and a.kind is Kind.PODS]
+    own = [a.prefix for a in region.announced if a.node == context.node]
     everybody, allowed = {seat.node: seat for seat in overlay.others}, mtu(context)
     for announced in region.announced:
         seat = everybody.get(announced.node)

@@ -382,8 +382,7 @@ def on_vxlan(
         first: dict = {}
         for claim in in_order(world, resolved, home):
             first.setdefault(claim[1], claim[0])
-        pods = {p for info in world.gateways[home].status.nodes if info.node == me for p in info.subnets}
-        own = [p for p, node in first.items() if node == me and p in pods]
+        own = [p for p, node in first.items() if node == me]
         for prefix, node in first.items():
             ours = any(p.version == prefix.version and p.subnet_of(prefix) for p in own)
             if node != me and node in nodes and not ours:

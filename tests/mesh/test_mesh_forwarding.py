@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mesh_simulation import Fate, Journey, plans, send
 from mesh_worlds import REGIONS, edits, livenesses, worlds
 
-from ravenvpn.mesh.hoststate import TABLE_REMOTE, Route
+from ravenvpn.mesh.hoststate import TABLE_LOCAL, TABLE_REMOTE, Route
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, Role
@@ -153,7 +153,9 @@ def test_agents_at_odds_over_node_addresses_refuse_and_never_send_in_clear(world
 def test_forwarding_node_addresses_adds_and_takes_nothing_away(world: World, liveness: Liveness) -> None:
     more, less = plans(world, liveness, forward_node_ip=True), plans(world, liveness)
     for name, node_plan in less.items():
-        assert set(node_plan.host.routes) <= set(more[name].host.routes)
+        # (Inside the region, a prefix that holds an own address of the gateway is left to the CNI: see local_routes.)
+        beyond = {route for route in node_plan.host.routes if route.table != TABLE_LOCAL}
+        assert beyond <= set(more[name].host.routes)
         assert set(node_plan.tunnel.routes) <= set(more[name].tunnel.routes)
         assert node_plan.relays == more[name].relays
         accepted = dict(more[name].tunnel.accepts)
