@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import uvloop
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,10 +20,10 @@ from prometheus_client.registry import Collector
 
 from ravenvpn import logs
 from ravenvpn.agent.resolve import Resolver
-from ravenvpn.errors import RavenError
 from ravenvpn.httpd import Site
 from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.controller.controller import Controller, Options, Report
+from ravenvpn.process import run as run_process
 
 log = logging.getLogger(__name__)
 
@@ -45,26 +43,7 @@ def run(process: Process, options: Options) -> None:
     """Run the controller until SIGTERM or SIGINT; then the Lease is given up. ConfigError and HostError say what is
     missing at the start."""
     logs.set_up(process.log_level, process.log_format)
-    # A large cluster is a million objects that stay.
-    gc.set_threshold(100_000, 20, 50)
-    gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(_serve(process, options))
-        except BaseExceptionGroup as group:
-            first = next(_leaves(group))
-            if isinstance(first, RavenError):
-                raise first from group
-            log.critical("a defect ends this controller: %s: %s", type(first).__name__, first, exc_info=first)
-            raise SystemExit(1) from group
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+    run_process(_serve(process, options), "controller", allocations=100_000)
 
 
 async def _serve(process: Process, options: Options) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
-from ravenvpn import logs
+from ravenvpn import logs, process
 from ravenvpn.agent.agent import Agent, Source
 from ravenvpn.agent.announcing import SelfPortrait
 from ravenvpn.agent.endpoints import LastSeen
@@ -23,7 +20,7 @@ from ravenvpn.agent.sessions import Sessions
 from ravenvpn.config import AgentConfig
 from ravenvpn.control import ControlSocket
 from ravenvpn.crypto import keyfile
-from ravenvpn.errors import ConfigError, RavenError
+from ravenvpn.errors import ConfigError
 from ravenvpn.health import judged, unready_reasons
 from ravenvpn.httpd import HealthServer
 from ravenvpn.k8s.announce import Announcer
@@ -54,28 +51,7 @@ def run(config: AgentConfig) -> None:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(error.strerror or str(error), where=config.state_dir, field="state_dir") from error
-    # A large world is a million objects that stay: looking through them for cycles every 700 allocations, as is the
-    # default, would cost a tenth of the start and pauses later.
-    gc.set_threshold(200_000, 20, 50)
-    gc.freeze()
-    gc.enable()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(_serve(config, state))
-        except BaseExceptionGroup as group:
-            first = next(_leaves(group))
-            if isinstance(first, RavenError):
-                raise first from group
-            log.critical("a defect ends this agent: %s: %s", type(first).__name__, first, exc_info=first)
-            raise SystemExit(1) from group
-
-
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+    process.run(_serve(config, state), "agent", allocations=200_000)
 
 
 class JudgedAgent:
