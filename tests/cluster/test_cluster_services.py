@@ -61,7 +61,8 @@ def test_a_pod_reaches_a_service_in_another_region_and_is_seen_as_itself(mesh: M
 
 
 def answered(host: Host, address: str, port: int) -> tuple[str, str]:
-    """Asked until somebody answers: kube-proxy may not have written its rules yet."""
+    """Asked until somebody answers: kube-proxy may not have written its rules yet. After a scene that took the API
+    server away it may not even listen again: client-go asks at most every 30 s, and up to as long again by chance."""
     found: list[tuple[str, str]] = []
 
     def again() -> bool:
@@ -69,7 +70,7 @@ def answered(host: Host, address: str, port: int) -> tuple[str, str]:
             found.append(ask(host, address, port))
         return bool(found)
 
-    wait_until(again, f"{address} answers {host.name}", 20)
+    wait_until(again, f"{address} answers {host.name}", 90)
     return found[0]
 
 
