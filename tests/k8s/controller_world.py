@@ -11,7 +11,7 @@ from ravenvpn.k8s.controller.notices import Notice
 from ravenvpn.k8s.controller.standing import Standing
 from ravenvpn.k8s.controller.view import Kind, View
 from ravenvpn.k8s.controller.wanted import status_of
-from ravenvpn.mesh.model import GatewayStatus
+from ravenvpn.mesh.model import GatewayStatus, World
 
 Object = dict[str, Any]
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
@@ -49,15 +49,11 @@ def node(
     }
 
 
-def peer(name: str, region: str, key: str = KEY, *, epoch: int = 0, **spec: Any) -> Object:
-    metadata: Object = {"name": name, "labels": {"raven.openyurt.io/gateway": region}}
-    if epoch:
-        metadata["labels"]["ravenvpn.io/role"] = "gateway"
-        metadata["annotations"] = {"ravenvpn.io/epoch": str(epoch)}
+def peer(name: str, region: str, key: str = KEY, **spec: Any) -> Object:
     return {
         "apiVersion": "ravenvpn.io/v1alpha1",
         "kind": "Peer",
-        "metadata": metadata,
+        "metadata": {"name": name, "labels": {"raven.openyurt.io/gateway": region}},
         "spec": {"publicKey": key, **spec},
     }
 
@@ -121,6 +117,11 @@ class Cluster:
         for gone in decision.exposure.drop_slices:
             self.drop("EndpointSlice", gone)
         return decision
+
+    def world(self) -> World:
+        """As an agent has it."""
+        gateways = [held.value for held in self.view.gateways.values() if held.value]
+        return World.of(gateways, self.view.peers.values(), mesh="test")
 
     def status(self, name: str) -> Object:
         found: Object = self.documents[name].get("status") or {}

@@ -143,7 +143,7 @@ def look(cluster: Cluster) -> list[tuple[str, str]]:
         name: replace(value, status=status_of(cluster.view, value, cluster.addresses))
         for name, value in values.items()
     }
-    cluster.standing.update(wanted, {name: held.value for name, held in cluster.view.peers.items()})
+    cluster.standing.update(wanted, dict(cluster.view.peers))
     return [told for name in sorted(values) for told in reasons(cluster.settle(name))]
 
 

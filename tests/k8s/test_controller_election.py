@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from controller_world import NOW, Cluster, gateway, node, peer, reasons, tunnel
 
 from ravenvpn.k8s.controller.decide import Rights
 from ravenvpn.k8s.controller.facts import ADDED
 from ravenvpn.k8s.controller.view import Kind
+from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.plan import Planner
 from ravenvpn.mesh.status import Gates
 
 FACTORY = gateway("factory", [tunnel("edge-1", underNAT=True), tunnel("edge-2", underNAT=True)])
@@ -216,38 +220,44 @@ def test_blocks_mean_nothing_on_nodes_without_calico() -> None:
     assert subnets(cluster) == [["10.244.2.0/24"]]
 
 
-# Epochs.
+def test_a_peer_moves_no_role_whatever_it_says(factory: Cluster) -> None:
+    """Any agent's token may write any Peer, and who stands in for a dead gateway has seen it from its own place alone."""
+    factory.settle("factory")
+    boasting = peer("edge-2", "factory")
+    boasting["metadata"]["labels"]["ravenvpn.io/role"] = "gateway"
+    boasting["metadata"]["annotations"] = {"ravenvpn.io/epoch": "4"}
+    factory.put(boasting)
+    factory.settle("factory")
+    assert factory.active("factory") == ["edge-1"]
+    assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "1"
 
 
-def test_a_failover_counted_by_agents_is_adopted() -> None:
-    """While the API was away the agents moved the role to edge-2, and counted to 4."""
-    cluster = Cluster(FACTORY, EDGE_1, EDGE_2)
+def test_the_election_falls_on_whom_agents_have_taken_meanwhile() -> None:
+    """The active one died while nobody elected. The order is one for all, so nothing moves back and forth."""
+    cluster = Cluster(
+        gateway("factory", [tunnel("edge-1"), tunnel("edge-3"), tunnel("edge-2")]),
+        gateway("cloud", [tunnel("cloud-1", publicIP="203.0.113.10")]),
+        node("cloud-1", "cloud", cidrs=["10.244.9.0/24"], ip="10.0.9.1"),
+    )
+    for i in (1, 2, 3):
+        cluster.put(node(f"edge-{i}", "factory", cidrs=[f"10.244.{i}.0/24"], ip=f"10.0.1.{i}"))
+    for i, name in enumerate(("cloud-1", "edge-1", "edge-2", "edge-3")):
+        cluster.put(peer(name, "", base64.b64encode(bytes([i + 1] * 32)).decode()))
+    cluster.settle("cloud")
     cluster.settle("factory")
-    cluster.put(peer("edge-2", "factory", epoch=4))
-    assert cluster.touched() >= {"factory"}
+    known_before = cluster.world()
+    cluster.put(node("edge-1", "factory", ready=False, cidrs=["10.244.1.0/24"], ip="10.0.1.1"))
     cluster.settle("factory")
-    assert cluster.active("factory") == ["edge-2"]
-    assert cluster.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "4"
-    # Once adopted it is history: the next move counts on.
-    cluster.put(node("edge-2", "factory", ready=False))
-    cluster.settle("factory")
-    assert cluster.active("factory") == ["edge-1"]
-    assert cluster.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "5"
 
-
-@pytest.mark.parametrize("epoch", [1, 0])
-def test_an_older_claim_moves_nothing(epoch: int) -> None:
-    cluster = Cluster(FACTORY, EDGE_1, EDGE_2)
-    cluster.settle("factory")
-    cluster.put(peer("edge-2", "factory", epoch=epoch))
-    assert cluster.decide("factory").status is None
-
-
-def test_nobody_claims_a_role_the_spec_does_not_offer() -> None:
-    cluster = Cluster(FACTORY, EDGE_1, EDGE_2, node("edge-9", "factory"))
-    cluster.settle("factory")
-    cluster.put(peer("edge-9", "factory", epoch=7))
-    assert cluster.decide("factory").status is None
+    assert cluster.active("factory") == ["edge-3"]
+    for me in ("cloud-1", "edge-2", "edge-3"):
+        alive = {name: Verdict.ALIVE for name in ("cloud-1", "edge-2", "edge-3") if name != me}
+        seen = Liveness({**alive, "edge-1": Verdict.DEAD})
+        planner = Planner(me)
+        planner.update(known_before)
+        stand_in, elected = planner.update(known_before, seen), planner.update(cluster.world(), seen)
+        assert stand_in.tunnel.routes or stand_in.host, f"{me} takes edge-3"
+        assert (elected.tunnel.routes, bool(elected.host)) == ((), False), f"{me} has taken it"
 
 
 # What may be written.

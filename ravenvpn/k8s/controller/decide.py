@@ -54,7 +54,7 @@ def decide(
     """`status` is what is wanted (`wanted.status_of`), `told` what was said of it that lasts, `now` as RFC 3339."""
     held = view.gateways.get(name)
     ips = {node.name: node.internal_ips for node in view.members(name)}
-    peers = {node: view.peers[node].value for node in ips if node in view.peers}
+    peers = {node: view.peers[node] for node in ips if node in view.peers}
     value = held.value if held else None
     exposure, body = public.NOTHING, None
     notices: list[Notice] = []

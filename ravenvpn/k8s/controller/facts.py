@@ -23,16 +23,12 @@ from ravenvpn.mesh.status import Gates
 TYPE_LABEL = "raven.openyurt.io/gateway-type"
 NODE_LABEL = "raven.openyurt.io/endpoints-name"
 SERVICE_LABEL = "kubernetes.io/service-name"
-ROLE_LABEL = "ravenvpn.io/role"
-EPOCH_ANNOTATION = "ravenvpn.io/epoch"
 RAVEN_CFG = "raven-cfg"
 YURT_MANAGER = "yurt-manager"  # OpenYurt's controller: the name it writes under, and of its Lease
 _CALICO = "projectcalico.org"
 # What our definition of the Gateway's status has beyond upstream's, which prunes them.
 CONDITIONS, NODE_COUNT = "conditions", "nodeCount"
 ADDED = frozenset({CONDITIONS, NODE_COUNT})
-# Of one claim: an agent that moved its role while the API was away counted on from what it knew.
-MAX_EPOCH_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +82,6 @@ class HeldNode:
     value: Node | None
     calico: bool = False
     problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class HeldPeer:
-    """A Peer, and the role its agent took while nobody elected one: `epoch` 0 where it claims none."""
-
-    value: Peer
-    gateway: str
-    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,17 +298,10 @@ def read_node(document: Mapping[str, Any]) -> HeldNode:
     return HeldNode(meta.name, meta.uid, gateway, value, calico, parsed.problems)
 
 
-def read_peer(document: Mapping[str, Any]) -> HeldPeer | None:
+def read_peer(document: Mapping[str, Any]) -> Peer | None:
     """None where it cannot be read."""
-    meta = _meta(document)
-    parsed = crd.parse(document)
-    if not isinstance(parsed.value, Peer):
-        return None
-    labels = meta.labels or {}
-    text = (meta.annotations or {}).get(EPOCH_ANNOTATION, "")
-    counted = text.isascii() and text.isdigit() and len(text) <= MAX_EPOCH_DIGITS
-    epoch = int(text) if counted and labels.get(ROLE_LABEL) == "gateway" else 0
-    return HeldPeer(parsed.value, labels.get(GATEWAY_LABEL, ""), epoch)
+    value = crd.parse(document).value
+    return value if isinstance(value, Peer) else None
 
 
 def read_block(document: Mapping[str, Any]) -> Block | None:

@@ -20,7 +20,7 @@ from ravenvpn.k8s.controller.view import View
 from ravenvpn.k8s.controller.wanted import status_of
 from ravenvpn.k8s.controller.writer import NotLeading, Writer
 from ravenvpn.k8s.progress import Backoff
-from ravenvpn.mesh.model import Gateway, GatewayStatus, Peer
+from ravenvpn.mesh.model import Gateway, GatewayStatus
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Rounds:
         names = sorted(touched)
         # First what all of them should say and who contradicts whom, and only then a decision on any.
         statuses: dict[str, GatewayStatus] = {}
-        changed = set(self.standing.update({}, {name: self._announced(name) for name in peers}))
+        changed = set(self.standing.update({}, {name: view.peers.get(name) for name in peers}))
         for some in _chunks(names):
             wanted: dict[str, Gateway | None] = {}
             for name in some:
@@ -89,10 +89,6 @@ class Rounds:
             await asyncio.sleep(0)
         if view.touched:
             wake()
-
-    def _announced(self, name: str) -> Peer | None:
-        held = self._view.peers.get(name)
-        return held.value if held else None
 
     def _guarded(self, name: str, gateway: Gateway) -> GatewayStatus:
         try:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import NamedTuple
 
 from ravenvpn.k8s.controller import facts
-from ravenvpn.k8s.controller.facts import YURT_MANAGER, Block, HeldGateway, HeldNode, HeldPeer, HeldService, HeldSlice
+from ravenvpn.k8s.controller.facts import YURT_MANAGER, Block, HeldGateway, HeldNode, HeldService, HeldSlice
 from ravenvpn.k8s.resource import Object, key_of
 from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.model import EndpointType, Node
+from ravenvpn.mesh.model import EndpointType, Node, Peer
 from ravenvpn.mesh.status import Gates
 
 
@@ -30,20 +29,13 @@ class Kind(StrEnum):
     CONFIG = "ConfigMap"
 
 
-class Claim(NamedTuple):
-    """A node that took the role of a Gateway while nobody elected, as its Peer says."""
-
-    node: str
-    epoch: int
-
-
 class View:
     """The cluster as last seen. `touched` grows by every change; whoever decides empties it."""
 
     def __init__(self) -> None:
         self.gateways: dict[str, HeldGateway] = {}
         self.nodes: dict[str, HeldNode] = {}
-        self.peers: dict[str, HeldPeer] = {}
+        self.peers: dict[str, Peer] = {}
         self.services: dict[str, HeldService] = {}
         self.slices: dict[str, HeldSlice] = {}
         self.written_by_others: dict[str, HeldGateway] = {}  # whose status yurt-manager has written
@@ -52,7 +44,6 @@ class View:
         self.touched_peers: set[str] = set()
         self._members: dict[str, set[str]] = {}  # Gateway → Nodes with its label
         self._candidates: dict[str, set[str]] = {}  # node → Gateways whose endpoints name it
-        self._peers_of: dict[str, set[str]] = {}  # Gateway → Peers that say they are its
         self._exposed: dict[str, set[str]] = {}  # Gateway → its Services
         self._sliced: dict[str, set[str]] = {}  # Gateway → its EndpointSlices
         self._block_of: dict[str, Block] = {}
@@ -95,13 +86,6 @@ class View:
     def epochs(self, gateway: str) -> dict[EndpointType, int]:
         """The highest epochs ever seen of this Gateway."""
         return self._epochs.get(gateway, {})
-
-    def claim(self, gateway: str) -> Claim | None:
-        """The highest epoch that a Peer of this Gateway says it acts in."""
-        claims = [
-            Claim(name, self.peers[name].epoch) for name in self._peers_of.get(gateway, ()) if self.peers[name].epoch
-        ]
-        return max(claims, key=lambda c: (c.epoch, c.node), default=None)
 
     def services_of(self, gateway: str) -> list[HeldService]:
         return [self.services[name] for name in sorted(self._exposed.get(gateway, ()))]
@@ -171,20 +155,14 @@ class View:
 
     def _peer(self, document: Object) -> None:
         held, name = facts.read_peer(document), key_of(document)
-        before = self.peers.get(name)
         if held is None:
             self._no_peer(name)
-        elif held != before:
-            if before is not None:
-                _discard(self._peers_of, before.gateway, name)
+        elif held != self.peers.get(name):
             self.peers[name] = held
-            self._peers_of.setdefault(held.gateway, set()).add(name)
             self._touch_peer(name)
 
     def _no_peer(self, name: str) -> None:
-        held = self.peers.pop(name, None)
-        if held is not None:
-            _discard(self._peers_of, held.gateway, name)
+        if self.peers.pop(name, None) is not None:
             self._touch_peer(name)
 
     def _touch_peer(self, name: str) -> None:

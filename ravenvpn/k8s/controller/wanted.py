@@ -1,6 +1,8 @@
-"""The status a Gateway should have: `mesh.status` over the view, with what only a cluster adds.
+"""The status a Gateway should have: `mesh.status` over the view, with what only a cluster adds: an address for
+upstream's agents to dial.
 
-That is the epoch an agent counted on to while nobody elected, and an address for upstream's agents to dial.
+Who stands in for a dead gateway while nobody elects is no claim to the role. It is what each node saw for itself, and
+ends when it sees otherwise or the role moves here, by the same order.
 """
 
 from __future__ import annotations
@@ -10,11 +12,10 @@ from dataclasses import replace
 
 from ravenvpn.k8s.controller.facts import HeldService
 from ravenvpn.k8s.controller.public import LOAD_BALANCER, places
-from ravenvpn.k8s.controller.view import Claim, View
+from ravenvpn.k8s.controller.view import View
 from ravenvpn.k8s.fields import Report, read_address
 from ravenvpn.mesh.model import (
     DEFAULT_TUNNEL_PORT,
-    EPOCH_KEY,
     Endpoint,
     EndpointType,
     Gateway,
@@ -29,8 +30,7 @@ Addresses = Callable[[str], Sequence[str]]  # what a name stands for now; an add
 
 def status_of(view: View, gateway: Gateway, addresses: Addresses) -> GatewayStatus:
     """Who is active, with addresses, and what the nodes hold."""
-    adopted = _adopt(gateway, view.claim(gateway.name), view.epochs(gateway.name).get(EndpointType.TUNNEL, 0))
-    status = fill(adopted, view.members(gateway.name), view.gates, view.epochs(gateway.name))
+    status = fill(gateway, view.members(gateway.name), view.gates, view.epochs(gateway.name))
     before = {(e.node, e.type): e.public_ip for e in gateway.status.active}
     held = {service.name: service for service in view.services_of(gateway.name)}
     services = {
@@ -45,26 +45,8 @@ def status_of(view: View, gateway: Gateway, addresses: Addresses) -> GatewayStat
             service = services.get((endpoint.type, endpoint.node))
             active.append(_balanced(endpoint, service, present, addresses))
         else:
-            peer = view.peers.get(endpoint.node)
-            active.append(_announced(endpoint, peer.value if peer else None))
+            active.append(_announced(endpoint, view.peers.get(endpoint.node)))
     return replace(status, active=tuple(active))
-
-
-def _adopt(gateway: Gateway, claim: Claim | None, known: int) -> Gateway:
-    """Whoever claims a higher epoch than any seen counts as active, before anybody is elected."""
-    if claim is None or claim.epoch <= known:
-        return gateway
-    claimed = next((e for e in gateway.endpoints if e.node == claim.node and e.type is EndpointType.TUNNEL), None)
-    if claimed is None:
-        return gateway
-    current = replace(claimed, config={**claimed.config, EPOCH_KEY: str(claim.epoch)})
-    keep_tunnels = gateway.tunnel_replicas > 1
-    others = tuple(
-        e
-        for e in gateway.status.active
-        if e.node != claim.node and (keep_tunnels or e.type is not EndpointType.TUNNEL)
-    )
-    return replace(gateway, status=replace(gateway.status, active=(*others, current)))
 
 
 def _balanced(endpoint: Endpoint, service: HeldService | None, present: str, addresses: Addresses) -> Endpoint:
