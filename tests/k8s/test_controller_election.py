@@ -221,7 +221,7 @@ def test_blocks_mean_nothing_on_nodes_without_calico() -> None:
 
 
 def test_a_peer_moves_no_role_whatever_it_says(factory: Cluster) -> None:
-    """Any agent's token may write any Peer, and who stands in for a dead gateway has seen it from its own place alone."""
+    """Any agent's token may write any Peer, and who stands in for a dead gateway saw it from its own place alone."""
     factory.settle("factory")
     boasting = peer("edge-2", "factory")
     boasting["metadata"]["labels"]["ravenvpn.io/role"] = "gateway"
