@@ -17,9 +17,9 @@ from cluster_api import until_answered
 from cluster_lab import PATIENCE, PORT, ClusterLab, cluster_lab
 from cluster_pairs import Pairs
 from control_plane import DEFAULT, OLDEST
+from lab.lab_mesh import status_of
 
 from ravenvpn.agent.report import StatusReport
-from ravenvpn.cli.client import ask
 from ravenvpn.errors import AgentUnreachableError, HostError
 from ravenvpn.lab import Region
 from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
@@ -29,7 +29,6 @@ DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 NAMESPACE = "kube-system"
 AGENT, CONTROLLER = "ravenvpn-agent", "ravenvpn-controller"
 TOKENS = "/run/secrets/kubernetes.io/serviceaccount"  # where client libraries look, by way of /var/run
-SOCKET = "/run/ravenvpn/agent.sock"
 CONTROLLER_NODES = ("cloud-1", "cloud-2")
 MESHES = ((DEFAULT, "nftables"), (DEFAULT, "iptables"), (OLDEST, "iptables"))  # version and kube-proxy's mode
 GATEWAYS = "/apis/raven.openyurt.io/v1beta1/gateways"
@@ -183,10 +182,8 @@ class Mesh:
                 raise AssertionError(f"{error}\n{self.agents.log(node)}") from error
 
     def status(self, node: Node) -> StatusReport:
-        """As `raven-vpn status` gets it, without the time a new process takes."""
-        report = ask(node.path(SOCKET), "/v1/status", StatusReport)
-        assert isinstance(report, StatusReport)
-        return report
+        """AgentUnreachableError where no agent answers."""
+        return status_of(node)
 
 
 @contextlib.contextmanager

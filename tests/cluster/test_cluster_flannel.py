@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from agent.agent_mesh import Mesh
 from cluster_dumps import dump
 from cluster_lab import ClusterLab, cluster_lab
 from cluster_pairs import Pairs
+from lab.lab_mesh import LabMesh
 
 from ravenvpn.lab.agents import Agents, wait_until
 from ravenvpn.lab.host import Node
@@ -36,8 +36,8 @@ class Beside:
     before: dict[str, dict[str, object]]
 
     @property
-    def mesh(self) -> Mesh:
-        return Mesh(self.cluster.lab, self.agents, self.before, preshared_key="")
+    def mesh(self) -> LabMesh:
+        return LabMesh(self.cluster.lab, self.agents, self.before)
 
 
 @pytest.fixture(scope="module")

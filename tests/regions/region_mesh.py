@@ -1,66 +1,27 @@
-"""Meshes of regions with several nodes: real agents in a lab, and what their hosts looked like before them."""
+"""Meshes of regions with several nodes: real agents in a lab, and that their hosts are in the end what they were."""
 
 from __future__ import annotations
 
-import functools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
+from lab.lab_mesh import LabMesh
 from region_dumps import differences, dump
 
-from ravenvpn.agent.report import StatusReport
-from ravenvpn.cli.client import ask
-from ravenvpn.errors import AgentUnreachableError, HostError
-from ravenvpn.lab import Lab, Node
-from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
+from ravenvpn.lab import Node
+from ravenvpn.lab.agents import RAVEN_VPN
 
-SOCKET = "/run/ravenvpn/agent.sock"
-PATIENCE = 90.0  # seconds to get well; nine agents that start at once on a busy machine take most of them
 TOOLS = ("ip", "nft", "nsenter", "unshare", "sysctl", "ping", "tcpdump", "ss", "conntrack")
 IPTABLES = tuple(
     f"{ip}tables-{kind}{what}" for ip in ("ip", "ip6") for kind in ("nft", "legacy") for what in ("-save", "-restore")
 )
+PATIENCE = 90.0  # seconds; nine agents that start at once take longer than a lab's four
 
 
 @dataclass
-class Mesh:
-    lab: Lab
-    agents: Agents
-    before: dict[str, dict[str, object]] = field(default_factory=dict)  # dumps from before the first start
-
-    def node(self, name: str) -> Node:
-        return self.lab.node(name)
-
-    def status(self, name: str) -> StatusReport:
-        """Without the time a new process takes. HostError where no agent answers."""
-        try:
-            report = ask(self.node(name).path(SOCKET), "/v1/status", StatusReport)
-        except AgentUnreachableError as error:
-            raise HostError(str(error)) from error
-        assert isinstance(report, StatusReport)
-        return report
-
-    def complaint(self, name: str) -> str:
-        """Everything that is wrong with a node, or why it does not say; empty when it is well and all are met."""
-        try:
-            report = self.status(name)
-        except HostError as error:
-            return str(error)
-        if report.sessions_up < report.sessions_wanted:
-            return f"{report.sessions_up} of {report.sessions_wanted} sessions are up"
-        return " ".join(report.reasons)
-
-    def is_well(self, name: str) -> bool:
-        return not self.complaint(name)
-
-    def well(self, *names: str) -> None:
-        for name in names or [node.name for node in self.lab.nodes]:
-            try:
-                wait_until(
-                    functools.partial(lambda name: not self.complaint(name), name), f"{name} is well", PATIENCE
-                )
-            except HostError as error:
-                raise HostError(f"{error}: {self.complaint(name)}\n{self.agents.log(self.node(name))}") from error
+class Mesh(LabMesh):
+    PATIENCE: ClassVar[float] = PATIENCE
 
     def region(self, name: str) -> list[Node]:
         return [node for node in self.lab.nodes if node.region.name == name]

@@ -15,7 +15,7 @@ from region_dumps import dump
 from region_mesh import IPTABLES, PATIENCE, TOOLS, Mesh, assert_clean
 
 from ravenvpn.lab import Capture, Lab, Nat, Node, Region
-from ravenvpn.lab.agents import Agents, wait_until
+from ravenvpn.lab.agents import wait_until
 from ravenvpn.lab.topology import Cni, Flavour
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
@@ -41,9 +41,7 @@ def mesh() -> Iterator[Mesh]:
         for node in lab.nodes:
             if node.region.name == "factory":
                 translate(lab, node)
-        mesh = Mesh(lab, Agents(lab), {node.name: dump(node) for node in lab.nodes})
-        mesh.agents.prepare()
-        yield mesh
+        yield Mesh.prepared(lab, dump)
 
 
 def translate(lab: Lab, node: Node) -> None:

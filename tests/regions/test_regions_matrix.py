@@ -13,7 +13,6 @@ from region_mesh import IPTABLES, TOOLS, Mesh, assert_clean
 from region_traffic import Answer, Pair, Refusal, datagrams, echoes, pairs, region_of, stations, streams, version
 
 from ravenvpn.lab import Lab, Nat, Node, Pod, Region
-from ravenvpn.lab.agents import Agents
 from ravenvpn.lab.topology import Cni, Flavour
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
@@ -40,10 +39,8 @@ OURS = ("raven0", "ravenvpn0")
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Mesh]:
     with Lab(*REGIONS) as lab:
-        mesh = Mesh(lab, Agents(lab), {node.name: dump(node) for node in lab.nodes})
-        mesh.agents.prepare()
-        mesh.agents.start_all()
-        mesh.well()
+        mesh = Mesh.prepared(lab, dump)
+        mesh.start_all()
         yield mesh
 
 

@@ -20,7 +20,7 @@ from upstream_node import UpstreamNode
 from ravenvpn.errors import HostError
 from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab import manifests as manifest_files
-from ravenvpn.lab.agents import WORLD, Agents, wait_until
+from ravenvpn.lab.agents import WORLD, wait_until
 
 pytestmark = [
     pytest.mark.root,
@@ -93,8 +93,7 @@ class Move:
 @pytest.fixture(scope="module")
 def move() -> Iterator[Move]:
     with Lab(*REGIONS) as lab:
-        mesh = Mesh(lab, Agents(lab))
-        mesh.agents.prepare()
+        mesh = Mesh.prepared(lab)
         nodes, gateway = mesh.region("factory"), mesh.node(GATEWAY)
         remote = [str(node.pod_cidrs.v4) for node in mesh.region("cloud")]
         private = gateway.run(["wg", "genkey"]).stdout

@@ -19,7 +19,6 @@ from region_mesh import TOOLS, Mesh
 from region_traffic import PORT, Answer, Pair, Refusal, datagrams, family, pairs, stations, streams, version
 
 from ravenvpn.lab import Lab, Nat, Node, Pod, Region
-from ravenvpn.lab.agents import Agents
 from ravenvpn.lab.topology import Cni
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS), pytest.mark.timeout(240)]
@@ -46,10 +45,8 @@ def mesh() -> Iterator[Mesh]:
         for target in (harbour.v4, harbour.v6):
             way = cloud.ip(f"route get {target}").split(" dev ")[0].split(" via ")[1].split()[0]
             cloud.ip(f"route add {target} via {way} dev {cloud.DEVICE} mtu 1400")
-        mesh = Mesh(lab, Agents(lab))
-        mesh.agents.prepare()
-        mesh.agents.start_all()
-        mesh.well()
+        mesh = Mesh.prepared(lab)
+        mesh.start_all()
         yield mesh
 
 

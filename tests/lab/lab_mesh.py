@@ -1,0 +1,81 @@
+"""A lab with agents on its nodes: how they are made ready, and when they are well. Folders add what only they ask."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from ravenvpn.agent.report import StatusReport
+from ravenvpn.cli.client import ask
+from ravenvpn.errors import AgentUnreachableError, HostError
+from ravenvpn.lab import Lab, Node
+from ravenvpn.lab.agents import Agents, wait_until
+
+SOCKET = "/run/ravenvpn/agent.sock"
+Dump = dict[str, object]  # a host's network, by the command that showed it
+
+
+def status_of(node: Node) -> StatusReport:
+    """As `raven-vpn status` gets it, but at once; AgentUnreachableError where no agent answers."""
+    report = ask(node.path(SOCKET), "/v1/status", StatusReport)
+    assert isinstance(report, StatusReport)
+    return report
+
+
+@dataclass
+class LabMesh:
+    """Names are those of the lab's nodes. `before` has a dump of each from before its agent's first start."""
+
+    lab: Lab
+    agents: Agents
+    before: dict[str, Dump] = field(default_factory=dict)
+
+    # Seconds to get well; agents that start all at once on a busy machine take most of them.
+    PATIENCE: ClassVar[float] = 60.0
+
+    @classmethod
+    def prepared(cls, lab: Lab, dump: Callable[[Node], Dump] | None = None) -> Self:
+        """Keys and manifests are there, and no agent runs yet. Without `dump` nobody will ask how a host was."""
+        before = {} if dump is None else {node.name: dump(node) for node in lab.nodes}
+        mesh = cls(lab, Agents(lab), before)
+        mesh.agents.prepare()
+        return mesh
+
+    def start_all(self) -> None:
+        """All agents, and until all are well."""
+        self.agents.start_all()
+        self.well()
+
+    def node(self, name: str) -> Node:
+        return self.lab.node(name)
+
+    def status(self, name: str) -> StatusReport:
+        """HostError where no agent answers."""
+        try:
+            return status_of(self.node(name))
+        except AgentUnreachableError as error:
+            raise HostError(str(error)) from error
+
+    def complaint(self, name: str) -> str:
+        """Everything that is wrong with a node, or why it does not say; empty when it is well and all are met."""
+        try:
+            report = self.status(name)
+        except HostError as error:
+            return str(error)
+        if report.sessions_up < report.sessions_wanted:
+            return f"{report.sessions_up} of {report.sessions_wanted} sessions are up"
+        return " ".join(report.reasons)
+
+    def is_well(self, name: str) -> bool:
+        return not self.complaint(name)
+
+    def well(self, *names: str) -> None:
+        """Wait until these nodes, or all, are well; HostError with what is wrong and the end of the log if not."""
+        for name in names or [node.name for node in self.lab.nodes]:
+            try:
+                wait_until(functools.partial(self.is_well, name), f"{name} is well", self.PATIENCE)
+            except HostError as error:
+                log = self.agents.log(self.node(name))
+                raise HostError(f"{error}: {self.complaint(name)}\n{log}") from error
