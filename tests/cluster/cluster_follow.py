@@ -11,8 +11,6 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from control_plane import ControlPlane
-
 from ravenvpn.k8s.client import GATEWAYS, PEERS, Client
 from ravenvpn.k8s.cluster import ClusterSource
 from ravenvpn.k8s.files import Snapshot
@@ -20,15 +18,8 @@ from ravenvpn.k8s.resource import ApiError
 from ravenvpn.k8s.saved import WorldFile
 from ravenvpn.k8s.watch import Batch, Reflector
 
-CRDS = Path(__file__).parents[2] / "deploy" / "crds"
 KEY = "A" * 42 + "E="
 PATIENCE = 45.0  # seconds; what comes by itself has come long before, on a machine with time
-
-
-def install(plane: ControlPlane) -> None:
-    plane.kubectl("apply", "-k", str(CRDS))
-    plane.kubectl("wait", "--for=condition=Established", "-f", str(CRDS / "gateways.yaml"), "--timeout=30s")
-    plane.kubectl("wait", "--for=condition=Established", "-f", str(CRDS / "peers.yaml"), "--timeout=30s")
 
 
 def gateway(name: str, *nodes: str, public_ip: str = "203.0.113.1") -> dict[str, Any]:

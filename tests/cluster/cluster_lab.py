@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster_api import Api
-from control_plane import DEFAULT, FLANNELD, ControlPlane, kube_folder, require_kube
+from control_plane import DEFAULT, FLANNELD, ControlPlane, kube_folder, require_kube, running
 
 from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab.agents import wait_until
@@ -196,7 +196,7 @@ def cluster_lab(*regions: Region, version: str = DEFAULT, masquerade: bool = Tru
     require_kube(version, FLANNELD, "kube-proxy")
     with Lab(*(regions or REGIONS)) as lab:
         host = control_plane_of(lab)
-        plane = ControlPlane(
+        standing = running(
             lab.folder / "kube",
             version,
             # The host's network alone: its /run is its own, and the lab's folder stands under the machine's.
@@ -206,14 +206,10 @@ def cluster_lab(*regions: Region, version: str = DEFAULT, masquerade: bool = Tru
             port=PORT,
             environment={MARK: lab.prefix},
         )
-        try:
-            plane.start()
-            with contextlib.closing(Api(host, plane.address, PORT, plane.folder / "pki")) as api:
-                cluster = ClusterLab(lab, plane, api)
-                cluster.register_nodes()
-                for node in lab.nodes:
-                    cluster.hang_pods_as_the_cni_plugin_does(node)
-                cluster.start_flannel(masquerade=masquerade)
-                yield cluster
-        finally:
-            plane.stop()
+        with standing as plane, contextlib.closing(Api(host, plane.address, PORT, plane.folder / "pki")) as api:
+            cluster = ClusterLab(lab, plane, api)
+            cluster.register_nodes()
+            for node in lab.nodes:
+                cluster.hang_pods_as_the_cni_plugin_does(node)
+            cluster.start_flannel(masquerade=masquerade)
+            yield cluster

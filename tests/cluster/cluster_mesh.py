@@ -10,13 +10,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster_api import until_answered
 from cluster_lab import PATIENCE, PORT, ClusterLab, cluster_lab
 from cluster_pairs import Pairs
-from control_plane import DEFAULT, OLDEST
+from control_plane import DEFAULT, DEPLOY, OLDEST
 from lab.lab_mesh import status_of
 
 from ravenvpn.agent.report import StatusReport
@@ -25,7 +24,6 @@ from ravenvpn.lab import Region
 from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
 from ravenvpn.lab.host import Node
 
-DEPLOY = Path(__file__).parent.parent.parent / "deploy"
 NAMESPACE = "kube-system"
 AGENT, CONTROLLER = "ravenvpn-agent", "ravenvpn-controller"
 TOKENS = "/run/secrets/kubernetes.io/serviceaccount"  # where client libraries look, by way of /var/run
@@ -224,7 +222,7 @@ class Standing:
 
 
 if __name__ == "__main__":
-    # A cluster to look at; it stands until Ctrl-C.
+    # A cluster to look at, by `PYTHONPATH=tests`; it stands until Ctrl-C.
     with cluster_mesh(proxy="nftables") as standing:
         standing.apply_gateways()
         sys.stdout.write(f"{standing.lab.prefix} {standing.cluster.plane.folder}\n")

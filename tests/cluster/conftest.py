@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
-from cluster_follow import install
 from cluster_mesh import MESHES, Mesh, Standing
-from control_plane import DEFAULT, NOT_BUILT, VERSIONS, ControlPlane, require_kube
+from control_plane import DEFAULT, NOT_BUILT, VERSIONS, ControlPlane, define_kinds, running
 
 HERE = Path(__file__).parent
 
@@ -49,18 +50,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def _planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ControlPlane]]:
     """The shared control plane of a version, started when the first test asks for it."""
-    running: dict[str, ControlPlane] = {}
+    with ExitStack() as standing:
 
-    def plane(version: str) -> ControlPlane:
-        require_kube(version)
-        if version not in running:
-            running[version] = ControlPlane(tmp_path_factory.mktemp("kube") / version, version)
-            running[version].start()
-        return running[version]
+        @cache
+        def plane(version: str) -> ControlPlane:
+            return standing.enter_context(running(tmp_path_factory.mktemp("kube") / version, version))
 
-    yield plane
-    for made in running.values():
-        made.stop()
+        yield plane
 
 
 @pytest.fixture(scope="session")
@@ -78,26 +74,16 @@ def any_cluster(request: pytest.FixtureRequest, _planes: Callable[[str], Control
 @pytest.fixture
 def own_cluster(tmp_path: Path) -> Iterator[ControlPlane]:
     """A control plane of the default version for this test alone: kill it, hang it, compact it."""
-    require_kube()
-    plane = ControlPlane(tmp_path / "kube")
-    try:
-        plane.start()
+    with running(tmp_path / "kube") as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A control plane for the scenes that follow all of it, and kill it: each leaves it running. Kinds are there."""
-    require_kube()
-    plane = ControlPlane(tmp_path_factory.mktemp("watched") / "kube")
-    try:
-        plane.start()
-        install(plane)
+    with running(tmp_path_factory.mktemp("watched") / "kube") as plane:
+        define_kinds(plane)
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture

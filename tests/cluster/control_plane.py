@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
+DEPLOY = HERE.parents[1] / "deploy"
 CI = os.environ.get("CI") == "true"
 
 _PINNED = dict(
@@ -72,6 +73,28 @@ def require_kube(version: str = DEFAULT, *names: str) -> None:
         if CI:
             pytest.fail(str(error), pytrace=False)
         pytest.skip(str(error))
+
+
+@contextmanager
+def running(folder: Path, version: str = DEFAULT, *more: str, **options: Any) -> Iterator[ControlPlane]:
+    """A control plane for as long as the block lasts; the test is skipped where one is not built.
+
+    `more` as for `ControlPlane.start`, `options` as for `ControlPlane`.
+    """
+    require_kube(version, *(f"kube-{name}" for name in more))
+    plane = ControlPlane(folder, version, **options)
+    try:
+        plane.start(*more)
+        yield plane
+    finally:
+        plane.stop()
+
+
+def define_kinds(plane: ControlPlane) -> None:
+    """Gateway and Peer as deploy/ defines them, whatever stood there, and until they are served."""
+    plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(DEPLOY / "crds"))
+    names = ("crd/gateways.raven.openyurt.io", "crd/peers.ravenvpn.io")
+    plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
 
 
 class ControlPlane:

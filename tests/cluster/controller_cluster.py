@@ -13,16 +13,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
-from control_plane import ControlPlane
+from control_plane import DEPLOY, ControlPlane, define_kinds, running
 
 from ravenvpn.k8s.client import GATEWAYS, NODES, PEERS, ApiError, Client
 from ravenvpn.k8s.resource import Resource
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+RIGHTS = DEPLOY / "workloads" / "rbac-controller.yaml"
+KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 READY = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
 SPACE = {"apiVersion": "raven.openyurt.io/v1beta1", "kind": "Gateway"}
 Object = dict[str, Any]
@@ -31,18 +34,20 @@ Found = TypeVar("Found")
 
 def define(plane: ControlPlane) -> None:
     """Definitions, and the rights of the controller's service account."""
-    files = [
-        DEPLOY / "crds" / "gateways.yaml",
-        DEPLOY / "crds" / "peers.yaml",
-        DEPLOY / "workloads" / "rbac-controller.yaml",
-    ]
-    plane.kubectl("apply", "--server-side", "--force-conflicts", *(f"--filename={file}" for file in files))
-    names = ("crd/gateways.raven.openyurt.io", "crd/peers.ravenvpn.io")
-    plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
+    define_kinds(plane)
+    plane.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={RIGHTS}")
+
+
+@contextmanager
+def defined(folder: Path, **options: Any) -> Iterator[ControlPlane]:
+    """A control plane for controllers alone, as they look at all Gateways there are; `options` are its own."""
+    with running(folder / "kube", **options) as plane:
+        define(plane)
+        yield plane
 
 
 class ControllerProcess:
-    """`raven-vpn controller` against `plane`."""
+    """`raven-vpn controller` against `plane`, running from here on. As a context it is told to end, and ends well."""
 
     def __init__(
         self, plane: ControlPlane, *arguments: str, account: str = "ravenvpn-controller", name: str = "controller"
@@ -54,6 +59,14 @@ class ControllerProcess:
         argv += [f"--http-address=127.0.0.1:{self.port}", "--log-format=json", *arguments]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self.stop() == 0
 
     @property
     def pid(self) -> int:
@@ -182,6 +195,16 @@ class Region:
         except ApiError as error:
             if error.status != 404:
                 raise
+
+
+@asynccontextmanager
+async def administering(plane: ControlPlane) -> AsyncIterator[Region]:
+    async with Client.connect(str(plane.admin)) as client:
+        region = Region(client)
+        try:
+            yield region
+        finally:
+            await region.clear()
 
 
 async def eventually(

@@ -11,19 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from control_plane import ControlPlane, require_kube
+from control_plane import ControlPlane, require_kube, running
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """One for all tests of this file that wreck it: each leaves it running."""
-    require_kube()
-    plane = ControlPlane(tmp_path_factory.mktemp("wrecked") / "kube")
-    try:
-        plane.start()
+    with running(tmp_path_factory.mktemp("wrecked") / "kube") as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 def test_it_is_the_version_that_was_asked_for(any_cluster: ControlPlane) -> None:

@@ -1,8 +1,4 @@
-"""Gateway and Peer as the API server knows them: OpenYurt's fields, what is refused, and what a person sees.
-
-Unit tests hold the definitions against the tables of OpenYurt's types (pkg/apis/raven in openyurtio/openyurt, v1.7);
-the rest is sent to real API servers of three versions.
-"""
+"""Gateway and Peer as real API servers of three versions know them: what is refused, and what a person sees."""
 
 from __future__ import annotations
 
@@ -10,196 +6,21 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import openyurt_manual
 import pytest
 import yaml
-from control_plane import ControlPlane
+from control_plane import DEPLOY, ControlPlane, define_kinds
 
-from ravenvpn.k8s import crd
-
-ROOT = Path(__file__).parents[2]
-CRDS = ROOT / "deploy" / "crds"
-EXAMPLE = ROOT / "examples" / "kubernetes" / "gateways.yaml"
 MINE = "scene=definitions"
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
-
-ENDPOINT_V1ALPHA1 = {"nodeName!": "string", "underNAT": "boolean", "publicIP": "string", "config{}": "string"}
-ENDPOINT = {
-    **ENDPOINT_V1ALPHA1,
-    "type!": "string",
-    "port": "integer",
-    "natType": "string",
-    "publicPort": "integer",
-}
-NODE_SELECTOR = {
-    "nodeSelector.matchExpressions[].key!": "string",
-    "nodeSelector.matchExpressions[].operator!": "string",
-    "nodeSelector.matchExpressions[].values[]": "string",
-    "nodeSelector.matchLabels{}": "string",
-}
-NODE_INFO = {"nodes[].nodeName!": "string", "nodes[].privateIP!": "string", "nodes[].subnets![]": "string"}
-CONDITION = {
-    "type!": "string",
-    "status!": "string",
-    "observedGeneration": "integer",
-    "lastTransitionTime!": "string",
-    "reason!": "string",
-    "message!": "string",
-}
-
-
-def below(prefix: str, fields: dict[str, str]) -> dict[str, str]:
-    return {prefix + name: kind for name, kind in fields.items()}
-
-
-# "!" is required, "[]" an array's item, "{}" a map's value.
-UPSTREAM = {
-    "v1beta1": {
-        "spec": {
-            **NODE_SELECTOR,
-            "proxyConfig.Replicas!": "integer",
-            "proxyConfig.proxyHTTPPort": "string",
-            "proxyConfig.proxyHTTPSPort": "string",
-            "tunnelConfig.Replicas!": "integer",
-            **below("endpoints[].", ENDPOINT),
-            "exposeType": "string",
-        },
-        "status": {**NODE_INFO, **below("activeEndpoints[].", ENDPOINT)},
-    },
-    "v1alpha1": {
-        "spec": {**NODE_SELECTOR, **below("endpoints![].", ENDPOINT_V1ALPHA1), "exposeType": "string"},
-        "status": {**NODE_INFO, **below("activeEndpoint.", ENDPOINT_V1ALPHA1)},
-    },
-}
-OURS = {"v1beta1": {"nodeCount": "integer", **below("conditions[].", CONDITION)}, "v1alpha1": {}}
-
-OPENYURT_V1BETA1 = """
-# What OpenYurt's user manual shows, with addresses of documentation.
-apiVersion: raven.openyurt.io/v1beta1
-kind: Gateway
-metadata:
-  name: NAME-hangzhou
-  labels: {scene: definitions}
-spec:
-  proxyConfig:
-    Replicas: 1
-  tunnelConfig:
-    Replicas: 1
-  endpoints:
-    - nodeName: hangzhou-1
-      underNAT: true
-      port: 10262
-      type: proxy
-    - nodeName: hangzhou-1
-      underNAT: true
-      port: 4500
-      type: tunnel
----
-apiVersion: raven.openyurt.io/v1beta1
-kind: Gateway
-metadata:
-  name: NAME-cloud
-  labels: {scene: definitions}
-spec:
-  exposeType: PublicIP
-  proxyConfig:
-    Replicas: 1
-    proxyHTTPPort: 10255,9445
-    proxyHTTPSPort: 10250,9100
-  tunnelConfig:
-    Replicas: 1
-  endpoints:
-    - nodeName: cloud-1
-      underNAT: false
-      port: 10262
-      type: proxy
-      publicIP: 203.0.113.10
-    - nodeName: cloud-1
-      underNAT: false
-      port: 4500
-      type: tunnel
-      publicIP: 203.0.113.10
-      config:
-        enable-l3-tunnel: "true"
-        publicKey: tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww=
-  nodeSelector:
-    matchLabels:
-      raven.openyurt.io/gateway: NAME-cloud
-"""
-
-
-def schema(file: str, version: str) -> dict[str, Any]:
-    definition = yaml.safe_load((CRDS / file).read_text())
-    found = next(v for v in definition["spec"]["versions"] if v["name"] == version)
-    return found["schema"]["openAPIV3Schema"]
-
-
-def flat(node: dict[str, Any], name: str = "") -> dict[str, str]:
-    """A schema as a table: each leaf's path and type."""
-    if node["type"] == "object" and "additionalProperties" in node:
-        return flat(node["additionalProperties"], name + "{}")
-    if node["type"] == "object":
-        required = node.get("required", ())
-        table: dict[str, str] = {}
-        for key, inner in node["properties"].items():
-            table |= flat(inner, f"{name}.{key}".removeprefix(".") + ("!" if key in required else ""))
-        return table
-    if node["type"] == "array":
-        return flat(node["items"], name + "[]")
-    return {name: node["type"]}
-
-
-@pytest.mark.parametrize("version", ["v1beta1", "v1alpha1"])
-def test_a_gateway_has_upstreams_fields_and_little_more(version: str) -> None:
-    properties = schema("gateways.yaml", version)["properties"]
-    assert set(properties) == {"apiVersion", "kind", "metadata", "spec", "status"}
-    assert flat(properties["spec"]) == UPSTREAM[version]["spec"]
-    assert flat(properties["status"]) == {**UPSTREAM[version]["status"], **OURS[version]}
-
-
-def test_a_gateways_spec_restricts_nothing_that_upstream_accepts() -> None:
-    """Types and `required` are all that upstream's schema checks."""
-
-    def keywords(node: Any) -> set[str]:
-        if isinstance(node, dict):
-            return set(node).union(*(keywords(inner) for inner in node.values()))
-        return set().union(*map(keywords, node)) if isinstance(node, list) else set()
-
-    for version in ("v1beta1", "v1alpha1"):
-        spec = schema("gateways.yaml", version)["properties"]["spec"]
-        assert not keywords(spec) & {"enum", "pattern", "minimum", "maximum", "maxItems", "maxLength", "default"}
-
-
-def test_a_gateways_names_are_upstreams() -> None:
-    definition = yaml.safe_load((CRDS / "gateways.yaml").read_text())
-    spec = definition["spec"]
-    assert (spec["group"], spec["scope"]) == ("raven.openyurt.io", "Cluster")
-    assert {k: spec["names"][k] for k in ("kind", "listKind", "plural", "singular", "shortNames")} == {
-        "kind": "Gateway",
-        "listKind": "GatewayList",
-        "plural": "gateways",
-        "singular": "gateway",
-        "shortNames": ["gw"],
-    }
-    assert [(v["name"], v["served"], v["storage"], v["subresources"]) for v in spec["versions"]] == [
-        ("v1beta1", True, True, {"status": {}}),
-        ("v1alpha1", False, False, {"status": {}}),
-    ]
-
-
-def test_the_example_has_nothing_to_complain_about() -> None:
-    found = [crd.parse(document, by_hand=True) for document in yaml.safe_load_all(EXAMPLE.read_text())]
-    assert [(one.name, one.problems) for one in found] == [("cloud", ()), ("factory", ()), ("ship", ())]
 
 
 @pytest.fixture(scope="module")
 def defined(any_cluster: ControlPlane) -> Iterator[ControlPlane]:
     """A cluster with both definitions; what a test makes goes when all are through."""
-    any_cluster.kubectl("apply", "--server-side", "-k", str(CRDS))
-    for name in ("gateways.raven.openyurt.io", "peers.ravenvpn.io"):
-        any_cluster.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=30s")
+    define_kinds(any_cluster)
     yield any_cluster
     any_cluster.kubectl("delete", "gateways,peers", "-l", MINE, "--wait=false")
 
@@ -270,12 +91,13 @@ def test_applied_again_the_definitions_do_not_change(defined: ControlPlane) -> N
         )
 
     before = generations()
-    defined.kubectl("apply", "--server-side", "-k", str(CRDS))
+    defined.kubectl("apply", "--server-side", "-k", str(DEPLOY / "crds"))
     assert generations() == before
 
 
 def test_openyurts_own_gateways_apply_unchanged(defined: ControlPlane, name: str) -> None:
-    sample = OPENYURT_V1BETA1.replace("NAME", name)
+    sample = f"{openyurt_manual.GATEWAYS}---{openyurt_manual.OLDER}"
+    sample = sample.replace("  name: gw-", "  labels: {scene: definitions}\n  name: gw-").replace("gw-", f"{name}-")
     defined.kubectl("apply", "-f", "-", input=sample)
     for wanted in yaml.safe_load_all(sample):
         stored = json.loads(defined.kubectl("get", "gw", wanted["metadata"]["name"], "-o", "json"))

@@ -18,13 +18,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from control_plane import DEFAULT, OLDEST, ControlPlane, Failed, require_kube
+from control_plane import DEFAULT, DEPLOY, OLDEST, ControlPlane, Failed, running
 
 import ravenvpn
 from ravenvpn.k8s import bundle
 
 ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
 GATEWAYS = "/apis/raven.openyurt.io/v1beta1/gateways"
 PEERS = "/apis/ravenvpn.io/v1alpha1/peers"
 
@@ -116,10 +115,7 @@ def test_everything_is_accepted_in_a_dry_run(any_cluster: ControlPlane) -> None:
 @pytest.fixture(scope="module", params=[DEFAULT, OLDEST])
 def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A cluster of two nodes, one of them tainted, with a controller-manager and nothing of ours."""
-    require_kube(request.param, "kube-controller-manager")
-    plane = ControlPlane(tmp_path_factory.mktemp("fresh") / "kube", request.param)
-    try:
-        plane.start("controller-manager")
+    with running(tmp_path_factory.mktemp("fresh") / "kube", request.param, "controller-manager") as plane:
         nodes = [
             {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux"}}}
             for name in ("cloud-1", "edge-1")
@@ -127,8 +123,6 @@ def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         nodes[1]["spec"] = {"taints": [{"key": "edge", "effect": "NoExecute"}], "unschedulable": True}
         plane.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(nodes))
         yield plane
-    finally:
-        plane.stop()
 
 
 def until(condition: Any, what: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openyurt_manual
 import pytest
 from cluster_mesh import GATEWAYS, Mesh
 from cluster_pairs import Pairs
@@ -19,69 +20,11 @@ pytestmark = [
     pytest.mark.timeout(300),
 ]
 
-SAMPLES = """
-apiVersion: raven.openyurt.io/v1beta1
-kind: Gateway
-metadata:
-  name: gw-hangzhou
-spec:
-  proxyConfig:
-    Replicas: 1
-  tunnelConfig:
-    Replicas: 1
-  endpoints:
-    - nodeName: factory-1
-      underNAT: true
-      port: 10262
-      type: proxy
-    - nodeName: factory-1
-      underNAT: true
-      port: 4500
-      type: tunnel
----
-apiVersion: raven.openyurt.io/v1beta1
-kind: Gateway
-metadata:
-  name: gw-cloud
-spec:
-  exposeType: PublicIP
-  proxyConfig:
-    Replicas: 1
-    proxyHTTPPort: 10255,9445
-    proxyHTTPSPort: 10250,9100
-  tunnelConfig:
-    Replicas: 1
-  endpoints:
-    - nodeName: cloud-1
-      underNAT: false
-      port: 10262
-      type: proxy
-      publicIP: 198.51.100.2
-    - nodeName: cloud-1
-      underNAT: false
-      port: 4500
-      type: tunnel
-      publicIP: 198.51.100.2
----
-apiVersion: raven.openyurt.io/v1beta1
-kind: Gateway
-metadata:
-  name: gw-qingdao
-spec:
-  proxyConfig:
-    Replicas: 1
-  tunnelConfig:
-    Replicas: 1
-  endpoints:
-    - nodeName: ship-1
-      underNAT: true
-      port: 10262
-      type: proxy
-    - nodeName: ship-2
-      underNAT: true
-      port: 4500
-      type: tunnel
-"""
+SAMPLES = (
+    openyurt_manual.GATEWAYS.replace("hangzhou-1", "factory-1")
+    .replace("qingdao-", "ship-")
+    .replace("203.0.113.10", "198.51.100.2")
+)
 # As the manual has it, with the chart's values for both modes.
 SETTINGS = """
 apiVersion: v1

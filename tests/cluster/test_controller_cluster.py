@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from control_plane import ControlPlane, require_kube
-from controller_cluster import ControllerProcess, Region, define, eventually, fresh, pair, tunnel
+from control_plane import ControlPlane
+from controller_cluster import KEY, ControllerProcess, Region, administering, defined, eventually, fresh, pair, tunnel
 
-from ravenvpn.k8s.client import BLOCK_AFFINITIES, CONFIG_MAPS, EVENTS, GATEWAYS, NODES, SERVICES, Client
+from ravenvpn.k8s.client import BLOCK_AFFINITIES, CONFIG_MAPS, EVENTS, GATEWAYS, NODES, SERVICES
 from ravenvpn.k8s.resource import Resource
 
 pytestmark = pytest.mark.cluster
 
-KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 OTHER_KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
 SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "kube-system")
 BALANCERS = SERVICES.within("kube-system")
@@ -43,40 +42,26 @@ BLOCKS = {
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """Its own: the controller looks at all Gateways there are."""
-    require_kube()
-    plane = ControlPlane(tmp_path_factory.mktemp("controller") / "kube")
-    try:
-        plane.start()
-        define(plane)
+    with defined(tmp_path_factory.mktemp("controller")) as plane:
         plane.kubectl("create", "--filename=-", input=yaml.safe_dump(BLOCKS))
         plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture(scope="module")
 def controller(plane: ControlPlane) -> Iterator[ControllerProcess]:
-    running = ControllerProcess(plane)
-    try:
+    with ControllerProcess(plane) as running:
         yield running
         assert running.running, running.log.read_text()[-2000:]
-    finally:
-        assert running.stop() == 0
-        text = running.log.read_text()
-        assert "Traceback" not in text
-        assert '"forbidden' not in text.lower()
+    text = running.log.read_text()
+    assert "Traceback" not in text
+    assert '"forbidden' not in text.lower()
 
 
 @pytest.fixture
 async def region(plane: ControlPlane) -> AsyncIterator[Region]:
-    async with Client.connect(str(plane.admin)) as client:
-        region = Region(client)
-        try:
-            yield region
-        finally:
-            await region.clear()
+    async with administering(plane) as region:
+        yield region
 
 
 async def test_applied_gateways_are_elected_and_say_so(

@@ -18,39 +18,40 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from control_plane import ControlPlane, require_kube
-from controller_cluster import DEPLOY, ControllerProcess, Region, define, eventually, pair
+from control_plane import DEPLOY, ControlPlane
+from controller_cluster import (
+    KEY,
+    RIGHTS,
+    ControllerProcess,
+    Region,
+    administering,
+    define,
+    defined,
+    eventually,
+    pair,
+)
 
 from ravenvpn.k8s.client import CRDS, GATEWAYS, LEASES, NODES, Client, Page
 from ravenvpn.k8s.lease import micro_time
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the first waits for its control plane besides
 
-KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 LEASE = "raven-vpn-controller"
 QUICK = ("--lease-duration=4", "--renew-deadline=2", "--retry-period=0.5")
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    require_kube()
-    plane = ControlPlane(tmp_path_factory.mktemp("replicas") / "kube")
-    try:
-        plane.start()
-        define(plane)
+    with defined(tmp_path_factory.mktemp("replicas")) as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture
 async def region(plane: ControlPlane) -> AsyncIterator[Region]:
-    async with Client.connect(str(plane.admin)) as client:
-        region = Region(client)
+    async with administering(plane) as region:
         try:
             yield region
         finally:
-            await region.clear()
             await region.drop(LEASES.within("kube-system"), LEASE)
 
 
@@ -74,7 +75,7 @@ class Replicas:
     def start(self) -> ControllerProcess:
         account = f"controller-{self._subject}-{len(self.all)}"
         documents = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _named(account)}]
-        for document in yaml.safe_load_all((DEPLOY / "workloads" / "rbac-controller.yaml").read_text()):
+        for document in yaml.safe_load_all(RIGHTS.read_text()):
             if document["kind"].endswith("Binding"):
                 metadata = {**document["metadata"], "name": f"{document['metadata']['name']}-{account}"}
                 subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
@@ -295,8 +296,7 @@ async def test_a_leader_that_is_told_to_go_leaves_the_lease_to_the_next_at_once(
 async def test_an_api_server_that_dies_and_comes_back_ends_nothing_and_moves_nothing(
     plane: ControlPlane, region: Region
 ) -> None:
-    running = ControllerProcess(plane, *QUICK, name="patient")
-    try:
+    with ControllerProcess(plane, *QUICK, name="patient") as running:
         await running.started()
         name, one, two = await pair(region)
         await eventually(lambda: region.active(name), [one], within=40)
@@ -308,8 +308,6 @@ async def test_an_api_server_that_dies_and_comes_back_ends_nothing_and_moves_not
         assert await region.status(name) == before
         await region.ready(one, False)
         await eventually(lambda: region.active(name), [two], within=60)
-    finally:
-        assert running.stop() == 0
     assert "Traceback" not in running.log.read_text()
 
 
@@ -324,19 +322,15 @@ async def test_a_lease_that_client_go_holds_is_respected(plane: ControlPlane, re
     }
     body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}, "spec": spec}
     await region.client.create(LEASES.within("kube-system"), body)
-    standby = ControllerProcess(plane, name="standby")
-    try:
+    with ControllerProcess(plane, name="standby") as standby:
         await eventually(_readyz(standby), lambda text: text.startswith("ok\nleader: somebody_else"), within=60)
         name, _, _ = await pair(region)
         await asyncio.sleep(3.0)
         assert await region.status(name) == {}
-    finally:
-        assert standby.stop() == 0
 
 
 async def test_told_to_elect_it_does_whoever_else_writes(plane: ControlPlane, region: Region) -> None:
-    own = ControllerProcess(plane, "--elect=own", name="own")
-    try:
+    with ControllerProcess(plane, "--elect=own", name="own") as own:
         await own.started()
         name, one, two = await pair(region)
         theirs = {"nodes": [], "activeEndpoints": [{"nodeName": two, "type": "tunnel"}]}
@@ -347,8 +341,6 @@ async def test_told_to_elect_it_does_whoever_else_writes(plane: ControlPlane, re
         # Whom they chose stays, as it is ready; what the nodes hold is put right.
         await eventually(lambda: _nodes(region, name), [one, two])
         assert await region.active(name) == [two]
-    finally:
-        assert own.stop() == 0
 
 
 async def _nodes(region: Region, name: str) -> list[str]:
@@ -356,14 +348,11 @@ async def _nodes(region: Region, name: str) -> list[str]:
 
 
 async def test_told_to_defer_it_writes_no_status(plane: ControlPlane, region: Region) -> None:
-    deferring = ControllerProcess(plane, "--elect=defer", name="defer")
-    try:
+    with ControllerProcess(plane, "--elect=defer", name="defer") as deferring:
         name, _, _ = await pair(region)
         await eventually(_readyz(deferring), lambda text: "steps back: told to leave" in text, within=60)
         await asyncio.sleep(1.0)
         assert await region.status(name) == {}
-    finally:
-        assert deferring.stop() == 0
 
 
 async def test_on_upstreams_definition_no_conditions_are_written_and_nothing_fails(
@@ -377,23 +366,21 @@ async def test_on_upstreams_definition_no_conditions_are_written_and_nothing_fai
         for added in ("conditions", "nodeCount"):
             properties.pop(added, None)
     await region.client.replace(CRDS, definition)
-    running = ControllerProcess(plane, "--no-leader-elect", name="upstream")
     try:
-        await running.started()
-        name, one, two = await pair(region)
-        await eventually(lambda: region.active(name), [one])
-        await region.ready(one, False)
-        await eventually(lambda: region.active(name), [two])
-        assert set(await region.status(name)) == {"nodes", "activeEndpoints"}
-        assert "no conditions: none are written" in running.log.read_text()
-        # What the server prunes would differ for ever, and be written for ever.
-        before = (await region.client.get(GATEWAYS, name))["metadata"]["resourceVersion"]
-        await region.ready(one, True)
-        await region.peer(f"{name}-9", "elsewhere", KEY)
-        await asyncio.sleep(1.0)
-        assert (await region.client.get(GATEWAYS, name))["metadata"]["resourceVersion"] == before
-        assert 'outcome="refused"' not in running.get("/metrics")[1]
+        with ControllerProcess(plane, "--no-leader-elect", name="upstream") as running:
+            await running.started()
+            name, one, two = await pair(region)
+            await eventually(lambda: region.active(name), [one])
+            await region.ready(one, False)
+            await eventually(lambda: region.active(name), [two])
+            assert set(await region.status(name)) == {"nodes", "activeEndpoints"}
+            assert "no conditions: none are written" in running.log.read_text()
+            # What the server prunes would differ for ever, and be written for ever.
+            before = (await region.client.get(GATEWAYS, name))["metadata"]["resourceVersion"]
+            await region.ready(one, True)
+            await region.peer(f"{name}-9", "elsewhere", KEY)
+            await asyncio.sleep(1.0)
+            assert (await region.client.get(GATEWAYS, name))["metadata"]["resourceVersion"] == before
+            assert 'outcome="refused"' not in running.get("/metrics")[1]
     finally:
-        code = running.stop()
         define(plane)
-    assert code == 0

@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from control_plane import ControlPlane, require_kube
-from controller_cluster import READY, SPACE, ControllerProcess, define, eventually
+from control_plane import ControlPlane
+from controller_cluster import READY, SPACE, ControllerProcess, defined, eventually
 
 from ravenvpn.k8s.client import GATEWAYS, NODES, PEERS, Client
 from ravenvpn.k8s.resource import Object
@@ -24,14 +24,8 @@ MAX_IDLE = 0.01  # of a core
 
 @pytest.fixture
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    require_kube()
-    plane = ControlPlane(tmp_path_factory.mktemp("scale") / "kube", arguments="--max-mutating-requests-inflight=1000")
-    try:
-        plane.start()
-        define(plane)
+    with defined(tmp_path_factory.mktemp("scale"), arguments="--max-mutating-requests-inflight=1000") as plane:
         yield plane
-    finally:
-        plane.stop()
 
 
 @pytest.fixture
@@ -103,8 +97,7 @@ async def fill(client: Client) -> None:
 async def test_a_thousand_regions_of_ten_nodes_stay_small_and_quiet(plane: ControlPlane, client: Client) -> None:
     await fill(client)
     began = time.monotonic()
-    running = ControllerProcess(plane, name="scale")
-    try:
+    with ControllerProcess(plane, name="scale") as running:
         await running.started()
 
         async def ready() -> int:
@@ -140,8 +133,6 @@ async def test_a_thousand_regions_of_ten_nodes_stay_small_and_quiet(plane: Contr
         assert changed == {"region-7"}
         assert rss <= MAX_RSS
         assert idle < MAX_IDLE
-    finally:
-        assert running.stop() == 0
 
 
 async def _all(client: Client) -> list[Object]:

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from cluster_follow import KEY, delete, install, looking, patient, peer, put_gateway, put_peer, until
-from control_plane import ControlPlane
+from cluster_follow import KEY, delete, looking, patient, peer, put_gateway, put_peer, until
+from control_plane import ControlPlane, define_kinds
 
 from ravenvpn.k8s.announce import FIELD_MANAGER, Announcer
 from ravenvpn.k8s.announcement import Announcement, Condition, Report
@@ -289,7 +289,7 @@ async def test_a_peer_with_a_key_the_server_refuses_ends_nothing(client: Client)
 
 async def test_peers_of_the_oldest_version_too(any_cluster: ControlPlane) -> None:
     """Server-side apply with a status of its own, labels, watch: as on each version that is supported."""
-    install(any_cluster)
+    define_kinds(any_cluster)
     async with Client.connect(str(any_cluster.admin)) as client:
         assert await client.served("ravenvpn.io") == ("v1alpha1",)
         assert await client.served("nobody.example") == ()

@@ -1,0 +1,100 @@
+"""Gateways as OpenYurt's user manual of Raven publishes them, but for the names of nodes and the public address.
+
+Those it blots out; scenes put in their own.
+"""
+
+GATEWAYS = """
+apiVersion: raven.openyurt.io/v1beta1
+kind: Gateway
+metadata:
+  name: gw-hangzhou
+spec:
+  proxyConfig:
+    Replicas: 1
+  tunnelConfig:
+    Replicas: 1
+  endpoints:
+    - nodeName: hangzhou-1
+      underNAT: true
+      port: 10262
+      type: proxy
+    - nodeName: hangzhou-1
+      underNAT: true
+      port: 4500
+      type: tunnel
+---
+apiVersion: raven.openyurt.io/v1beta1
+kind: Gateway
+metadata:
+  name: gw-cloud
+spec:
+  exposeType: PublicIP
+  proxyConfig:
+    Replicas: 1
+    proxyHTTPPort: 10255,9445
+    proxyHTTPSPort: 10250,9100
+  tunnelConfig:
+    Replicas: 1
+  endpoints:
+    - nodeName: cloud-1
+      underNAT: false
+      port: 10262
+      type: proxy
+      publicIP: 203.0.113.10
+    - nodeName: cloud-1
+      underNAT: false
+      port: 4500
+      type: tunnel
+      publicIP: 203.0.113.10
+---
+apiVersion: raven.openyurt.io/v1beta1
+kind: Gateway
+metadata:
+  name: gw-qingdao
+spec:
+  proxyConfig:
+    Replicas: 1
+  tunnelConfig:
+    Replicas: 1
+  endpoints:
+    - nodeName: qingdao-1
+      underNAT: true
+      port: 10262
+      type: proxy
+    - nodeName: qingdao-2
+      underNAT: true
+      port: 4500
+      type: tunnel
+"""
+# With fields of older releases besides.
+OLDER = """
+apiVersion: raven.openyurt.io/v1beta1
+kind: Gateway
+metadata:
+  name: gw-older
+spec:
+  exposeType: PublicIP
+  proxyConfig:
+    Replicas: 1
+    proxyHTTPPort: 10255,9445
+    proxyHTTPSPort: 10250,9100
+  tunnelConfig:
+    Replicas: 1
+  endpoints:
+    - nodeName: cloud-1
+      underNAT: false
+      port: 10262
+      type: proxy
+      publicIP: 203.0.113.10
+    - nodeName: cloud-1
+      underNAT: false
+      port: 4500
+      type: tunnel
+      publicIP: 203.0.113.10
+      config:
+        enable-l3-tunnel: "true"
+        publicKey: tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww=
+  nodeSelector:
+    matchLabels:
+      raven.openyurt.io/gateway: gw-older
+"""
