@@ -1,5 +1,5 @@
 """What only the controller reads of objects, as values: resourceVersions, conditions, who wrote a status, and of
-Services, EndpointSlices, Calico's BlockAffinities and ConfigMaps what it needs. `crd` reads the rest.
+Calico's BlockAffinities and ConfigMaps what it needs. `crd` reads the rest; `balancers` Services and EndpointSlices.
 
 Nothing here raises on what an API server can hold: what cannot be read is as if it were not there.
 """
@@ -20,9 +20,6 @@ from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.model import EMPTY, GATEWAY_LABEL, Gateway, GatewayStatus, Node, Peer
 from ravenvpn.mesh.status import Gates
 
-TYPE_LABEL = "raven.openyurt.io/gateway-type"
-NODE_LABEL = "raven.openyurt.io/endpoints-name"
-SERVICE_LABEL = "kubernetes.io/service-name"
 RAVEN_CFG = "raven-cfg"
 YURT_MANAGER = "yurt-manager"  # OpenYurt's controller: the name it writes under, and of its Lease
 _CALICO = "projectcalico.org"
@@ -92,35 +89,6 @@ class Block:
     prefix: Prefix
 
 
-@dataclass(frozen=True, slots=True)
-class HeldService:
-    """One of our LoadBalancer Services. `ingress` are the addresses and names its provider gave it."""
-
-    name: str
-    gateway: str
-    kind: str
-    node: str
-    port: int
-    protocol: str
-    target_port: int
-    is_balancer: bool
-    ingress: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldSlice:
-    """One of our EndpointSlices."""
-
-    name: str
-    gateway: str
-    service: str
-    family: str
-    addresses: tuple[str, ...]
-    node: str
-    port: int
-    protocol: str
-
-
 class _ManagedFields(msgspec.Struct, rename="camel"):
     manager: str = ""
     subresource: str = ""
@@ -164,53 +132,6 @@ class _Block(msgspec.Struct):
 
 class _ConfigMap(msgspec.Struct):
     data: dict[str, str] | None = None
-
-
-class _ServicePort(msgspec.Struct, rename="camel"):
-    port: int = 0
-    protocol: str = "TCP"
-    target_port: int | str | None = None
-
-
-class _ServiceSpec(msgspec.Struct):
-    type: str = ""
-    ports: list[_ServicePort] | None = None
-
-
-class _Ingress(msgspec.Struct):
-    ip: str = ""
-    hostname: str = ""
-
-
-class _Balancer(msgspec.Struct):
-    ingress: list[_Ingress] | None = None
-
-
-class _ServiceStatus(msgspec.Struct, rename="camel"):
-    load_balancer: _Balancer | None = None
-
-
-class _Service(msgspec.Struct):
-    metadata: _Meta
-    spec: _ServiceSpec = msgspec.field(default_factory=_ServiceSpec)
-    status: _ServiceStatus | None = None
-
-
-class _SliceEndpoint(msgspec.Struct, rename="camel"):
-    addresses: list[str] | None = None
-    node_name: str | None = None
-
-
-class _SlicePort(msgspec.Struct):
-    port: int | None = None
-    protocol: str | None = None
-
-
-class _Slice(msgspec.Struct, rename="camel"):
-    metadata: _Meta
-    address_type: str = ""
-    endpoints: list[_SliceEndpoint] | None = None
-    ports: list[_SlicePort] | None = None
 
 
 def read_gateway(document: Mapping[str, Any], before: HeldGateway | None = None) -> HeldGateway:
@@ -330,51 +251,6 @@ def read_gates(document: Mapping[str, Any] | None) -> Gates:
     return Gates(
         tunnel=data.get("enable-l3-tunnel", "").lower() == "true",
         proxy=data.get("enable-l7-proxy", "").lower() == "true",
-    )
-
-
-def read_service(document: Mapping[str, Any]) -> HeldService | None:
-    """None where it is not one that a controller of Gateways makes."""
-    try:
-        service = msgspec.convert(document, _Service)
-    except msgspec.ValidationError:
-        return None
-    labels = service.metadata.labels or {}
-    if not service.metadata.name.startswith(f"x-raven-{labels.get(TYPE_LABEL)}-svc-"):
-        return None  # somebody else's, whatever its labels say
-    port = (service.spec.ports or [_ServicePort()])[0]
-    balancer = service.status.load_balancer if service.status else None
-    ingress = [entry.ip or entry.hostname for entry in (balancer.ingress if balancer else None) or ()]
-    return HeldService(
-        name=service.metadata.name,
-        gateway=labels.get(GATEWAY_LABEL, ""),
-        kind=labels.get(TYPE_LABEL, ""),
-        node=labels.get(NODE_LABEL, ""),
-        port=port.port,
-        protocol=port.protocol,
-        target_port=port.target_port if isinstance(port.target_port, int) else 0,
-        is_balancer=service.spec.type == "LoadBalancer",
-        ingress=tuple(dict.fromkeys(one for one in ingress if one)),
-    )
-
-
-def read_slice(document: Mapping[str, Any]) -> HeldSlice | None:
-    try:
-        held = msgspec.convert(document, _Slice)
-    except msgspec.ValidationError:
-        return None
-    labels = held.metadata.labels or {}
-    endpoint = (held.endpoints or [_SliceEndpoint()])[0]
-    port = (held.ports or [_SlicePort()])[0]
-    return HeldSlice(
-        name=held.metadata.name,
-        gateway=labels.get(GATEWAY_LABEL, ""),
-        service=labels.get(SERVICE_LABEL, ""),
-        family=held.address_type,
-        addresses=tuple(endpoint.addresses or ()),
-        node=endpoint.node_name or "",
-        port=port.port or 0,
-        protocol=port.protocol or "",
     )
 
 

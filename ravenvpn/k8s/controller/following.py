@@ -9,7 +9,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from ravenvpn.k8s.client import BLOCK_AFFINITIES, CONFIG_MAPS, GATEWAYS, NODES, PEERS, SERVICES, Client
-from ravenvpn.k8s.controller.facts import RAVEN_CFG, TYPE_LABEL
+from ravenvpn.k8s.controller.balancers import TYPE_LABEL
+from ravenvpn.k8s.controller.facts import RAVEN_CFG
 from ravenvpn.k8s.controller.view import Kind, View
 from ravenvpn.k8s.controller.writer import NAMESPACE, SLICES
 from ravenvpn.k8s.resource import Resource

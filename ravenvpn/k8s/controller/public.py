@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ravenvpn.k8s.controller.facts import NODE_LABEL, SERVICE_LABEL, TYPE_LABEL, HeldService, HeldSlice
+from ravenvpn.k8s.controller.balancers import NODE_LABEL, SERVICE_LABEL, TYPE_LABEL, HeldService, HeldSlice
 from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.model import (
     DEFAULT_PROXY_PORT,

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
-from ravenvpn.k8s.controller import facts
-from ravenvpn.k8s.controller.facts import YURT_MANAGER, Block, HeldGateway, HeldNode, HeldService, HeldSlice
+from ravenvpn.k8s.controller import balancers, facts
+from ravenvpn.k8s.controller.balancers import HeldService, HeldSlice
+from ravenvpn.k8s.controller.facts import YURT_MANAGER, Block, HeldGateway, HeldNode
 from ravenvpn.k8s.resource import Object, key_of
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.model import EndpointType, Node, Peer
@@ -195,7 +196,7 @@ class View:
             self.touched.add(self.nodes[node].gateway)
 
     def _service(self, document: Object) -> None:
-        held = facts.read_service(document)
+        held = balancers.read_service(document)
         if held is None or held == self.services.get(held.name):
             return
         self._no_service(held.name)
@@ -210,7 +211,7 @@ class View:
             self.touched.add(held.gateway)
 
     def _slice(self, document: Object) -> None:
-        held = facts.read_slice(document)
+        held = balancers.read_slice(document)
         if held is None or held == self.slices.get(held.name):
             return
         self._no_slice(held.name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ravenvpn.k8s.controller.facts import HeldService
+from ravenvpn.k8s.controller.balancers import HeldService
 from ravenvpn.k8s.controller.public import LOAD_BALANCER, places
 from ravenvpn.k8s.controller.view import View
 from ravenvpn.k8s.fields import Report, read_address
