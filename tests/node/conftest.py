@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from node.box import Box
+from node.pod_region import Region
+from node.worlds import HOST
 
 
 @pytest.fixture
@@ -32,3 +34,41 @@ def held() -> Iterator[ExitStack]:
 @pytest.fixture
 def state_file(tmp_path: Path) -> Path:
     return tmp_path / "sysctls"
+
+
+@pytest.fixture
+def node(box: Callable[[], Box]) -> Box:
+    """A host with a LAN, an uplink and pods, and nothing of ours."""
+    one = box()
+    one.sh(HOST)
+    return one
+
+
+@pytest.fixture
+def gateway_node(node: Box, held: ExitStack) -> Box:
+    """The same with ravenvpn0 open, as an agent holds it."""
+    held.enter_context(node.tun())
+    return node
+
+
+@pytest.fixture
+def region(box: Callable[[], Box], state_file: Path, held: ExitStack) -> Region:
+    """Nothing is applied yet; a router that the uplink leads to is known by its MAC, so that packets leave."""
+    node, pod = box(), box()
+    node.sh(HOST)
+    node.sh(
+        f"""
+        sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+        ip link add pod type veth peer name eth0 netns {pod.name}
+        ip link set pod master cni0 up
+        ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
+        ip neigh add fd00:10::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
+        """
+    )
+    pod.sh(
+        """
+        ip addr add 10.244.1.9/24 dev eth0; ip addr add fd00:1::9/64 dev eth0; ip link set eth0 up
+        ip route add default via 10.244.1.1; ip -6 route add default via fd00:1::1
+        """
+    )
+    return Region(node, pod, held.enter_context(node.tun()), state_file)

@@ -11,13 +11,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from node.applying import apply, cleanup
 from node.box import Box, changes
-from node.worlds import HOST, planned
+from node.worlds import HOST, lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import HostState
-from ravenvpn.node.apply import ApplyResult, Host
+from ravenvpn.node.apply import Host
+from ravenvpn.node.diff import diff
 
-pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "strace", "iptables-legacy")]
+pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 
 TESTS = Path(__file__).parent.parent
 PATHS = [str(TESTS), str(TESTS.parent)]
@@ -40,16 +42,6 @@ with Host(Path(sys.argv[3])) as host:
     result = host.apply(planned(sys.argv[4]))
 print(len(result.changed), [str(failure) for failure in result.failed])
 """
-
-
-def apply(state_file: Path, wanted: HostState) -> ApplyResult:
-    with Host(state_file) as host:
-        return host.apply(wanted)
-
-
-def cleanup(state_file: Path) -> ApplyResult:
-    with Host(state_file) as host:
-        return host.cleanup()
 
 
 @pytest.fixture
@@ -75,6 +67,7 @@ def traced(node: Box, state_file: Path, role: str) -> tuple[str, list[str]]:
     return said, [line for line in trace.read_text().splitlines() if WRITE.search(line)]
 
 
+@pytest.mark.needs("strace")
 @ROLES
 def test_the_second_time_writes_nothing(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
     """strace sees neither rtnetlink nor nf_tables nor conntrack nor a sysctl nor our own file written."""
@@ -87,6 +80,37 @@ def test_the_second_time_writes_nothing(node: Box, state_file: Path, held: ExitS
     for sight in ("RTM_NEWROUTE", "RTM_NEWRULE", "BATCH_BEGIN", "conf/raven0/rp_filter", "rename("):
         assert [line for line in writes if sight in line] != [], f"strace does not see {sight}"
     assert traced(node, state_file, role) == ("0 []", [])
+
+
+def test_a_stop_after_any_number_of_operations_converges(node: Box, state_file: Path) -> None:
+    """Coming up and going down are cut off all over; the next start makes it whole, and cleanup bare."""
+    before = node.dump()
+
+    def cut(wanted: HostState, count: int) -> int:
+        with Host(state_file) as host:
+            made = diff(host.observe(wanted), wanted)
+            host.execute(made[:count])
+            return len(made)
+
+    tun = node.tun()
+    node.call(apply, state_file, lan_gateway())
+    whole = node.dump()
+    node.call(cleanup, state_file)
+    tun.close()
+    count, going_down = 0, 0
+    while True:
+        tun = node.tun()
+        total = node.call(cut, lan_gateway(), count)
+        assert node.call(apply, state_file, lan_gateway()).failed == ()
+        assert changes(whole, node.dump()) == [], f"coming up, cut after {count}"
+        going_down = max(going_down, node.call(cut, HostState(), count))
+        node.call(cleanup, state_file)
+        tun.close()
+        assert changes(before, node.dump()) == [], f"going down, cut after {count}"
+        if count > max(total, going_down):
+            break
+        count += 5
+    assert count > 30
 
 
 KILLED = """

@@ -6,47 +6,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
+from node.applying import apply, cleanup
 from node.box import Box, changes
-from node.worlds import HOST, gateway, lan_gateway, planned, remote_routes
+from node.worlds import gateway, lan_gateway
 
-from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route, Rule, Sysctl
-from ravenvpn.node.apply import ApplyResult, Host
-from ravenvpn.node.diff import diff
+from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, Route, Sysctl
+from ravenvpn.node.apply import ApplyResult
 from ravenvpn.node.words import words
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
-
-Boxes = Callable[[], Box]
-
-
-def apply(state_file: Path, wanted: HostState) -> ApplyResult:
-    with Host(state_file) as host:
-        return host.apply(wanted)
-
-
-def cleanup(state_file: Path) -> ApplyResult:
-    with Host(state_file) as host:
-        return host.cleanup()
-
-
-@pytest.fixture
-def node(box: Boxes) -> Box:
-    one = box()
-    one.sh(HOST)
-    return one
-
-
-@pytest.fixture
-def gateway_node(node: Box, held: ExitStack) -> Box:
-    held.enter_context(node.tun())
-    return node
 
 
 @pytest.mark.parametrize("wanted", [gateway(), lan_gateway()], ids=["gateway", "gateway with a LAN"])
@@ -276,7 +250,7 @@ def test_no_nft_no_filter_but_all_the_rest(gateway_node: Box, state_file: Path, 
     """Where the program is absent the error names the package, and routes are in place regardless."""
     script = tmp_path / "without_nft.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom node.test_apply import apply, gateway\n"
+        "import sys\nfrom pathlib import Path\nfrom node.applying import apply\nfrom node.worlds import gateway\n"
         "print(*apply(Path(sys.argv[1]), gateway()).failed, sep='\\n')\n"
     )
     # A mount namespace in which there is no nft, as on a host that never installed it.
@@ -293,241 +267,3 @@ def test_no_nft_no_filter_but_all_the_rest(gateway_node: Box, state_file: Path, 
 
     assert done.stdout.strip() == "add nft: nft is not installed (apt-get install nftables)"
     assert "10.244.2.0/24 dev ravenvpn0" in gateway_node.sh("ip route show table 9127")
-
-
-def test_a_change_touches_what_changed(gateway_node: Box, state_file: Path) -> None:
-    """From one plan to the next without looking at the host; then a look finds nothing to do."""
-    first = lan_gateway()
-    assert first.packet_filter is not None
-    kept = first.routes[2:]
-    moved = tuple(replace(route, mtu=1400) if route.mtu == 1420 else route for route in kept[:2])
-    second = replace(
-        first,
-        routes=(*moved, *kept[2:], *remote_routes("10.250.0.0/16", "fd00:50::/64")),
-        neighbours=first.neighbours[:1],
-        sysctls=first.sysctls[:-1],
-        packet_filter=replace(
-            first.packet_filter,
-            local=(*first.packet_filter.local, ip_network("10.244.7.0/24")),
-            remote=(*first.packet_filter.remote[1:], ip_network("10.250.0.0/16")),
-        ),
-    )
-
-    def change() -> tuple[ApplyResult, ApplyResult, ApplyResult]:
-        with Host(state_file) as host:
-            assert host.apply(first).failed == ()
-            return host.apply_changes(first, second), host.apply(second), host.apply_changes(second, first)
-
-    changed, looked, back = gateway_node.call(change)
-
-    assert looked == ApplyResult()
-    assert changed.failed == ()
-    assert [f"{operation.verb} {words(operation.thing)}" for operation in changed.changed] == [
-        "add route unreachable 10.250.0.0/16 table 9127 metric 4278198272",
-        "add route unreachable fd00:50::/64 table 9127 metric 4278198272",
-        "change nft table ravenvpn: 5 prefixes of this region",
-        "change route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1400",
-        "add route 10.250.0.0/16 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
-        "add route fd00:50::/64 table 9127 dev ravenvpn0 src fd00:1::1 mtu 1420",
-        "remove route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
-        "remove neighbour fdaa:0:0:2::6 at aa:0f:0a:00:00:06 dev raven0",
-        "remove route unreachable 10.244.2.0/24 table 9127 metric 4278198272",
-        "remove sysctl net/ipv4/conf/cni0/forwarding=0",
-    ]
-    assert back.failed == ()
-    assert gateway_node.call(apply, state_file, first) == ApplyResult()
-
-
-def test_thousands_of_prefixes(gateway_node: Box, state_file: Path) -> None:
-    """A world of hundreds of Gateways: a second at once, milliseconds for a change of it."""
-    prefixes = [f"{10 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24" for number in range(3_000)]
-    base = replace(gateway(), routes=remote_routes(*prefixes))
-    assert base.packet_filter is not None
-    base = replace(base, packet_filter=PacketFilter(base.packet_filter.local, tuple(map(ip_network, prefixes))))
-    base = replace(base, routes=tuple(replace(route, source=None) for route in base.routes))
-    changed = replace(base, routes=(*base.routes[:500], *base.routes[520:]))
-
-    def measure() -> tuple[float, float, int]:
-        with Host(state_file) as host:
-            start = time.perf_counter()
-            assert host.apply(base).failed == ()
-            whole = time.perf_counter() - start
-            removed = host.apply_changes(base, changed)
-            times = []
-            for before, after in ((changed, base), (base, changed)) * 3:
-                start = time.perf_counter()
-                assert host.apply_changes(before, after).failed == ()
-                times.append(time.perf_counter() - start)
-            return whole, min(times), len(removed.changed)
-
-    whole, change, operations = gateway_node.call(measure)
-
-    assert operations == 20
-    # On idle cores 0.3 s and 6 ms. Changes of routes wait for a lock that all namespaces of a kernel share, so under
-    # load of others only a gross mistake can be told.
-    assert whole < 30
-    assert change < 5
-
-
-def test_a_moved_underlay_address_makes_the_vxlan_anew(gateway_node: Box, state_file: Path) -> None:
-    gateway_node.call(apply, state_file, lan_gateway())
-    gateway_node.sh("ip link add eth1 type veth peer name uplink1; ip link set eth1 up; ip link set uplink1 up")
-    gateway_node.sh("ip addr del 10.0.0.5/24 dev eth0; ip addr add 10.0.0.5/24 dev eth1")
-
-    result = gateway_node.call(apply, state_file, lan_gateway())
-
-    assert result.failed == ()
-    assert "vxlan id 200 local 10.0.0.5 dev eth1" in gateway_node.sh("ip -d link show raven0")
-    assert "10.244.4.0/24 via 240.0.0.6 dev raven0" in gateway_node.sh("ip route show table 9129")
-    assert "240.0.0.6 lladdr aa:0f:0a:00:00:06" in gateway_node.sh("ip neigh show dev raven0 nud permanent")
-    assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
-
-
-def test_an_underlay_of_ipv6(gateway_node: Box, state_file: Path) -> None:
-    wanted = lan_gateway()
-    assert wanted.vxlan is not None
-    entry = replace(wanted.forwarding[0], destination=ip_address("fd00:10::6"))
-    wanted = replace(
-        wanted, vxlan=replace(wanted.vxlan, local=ip_address("fd00:10::5"), mtu=1350), forwarding=(entry,)
-    )
-
-    result = gateway_node.call(apply, state_file, wanted)
-
-    assert result.failed == ()
-    assert "vxlan id 200 local fd00:10::5 dev eth0" in gateway_node.sh("ip -d link show raven0")
-    assert gateway_node.call(apply, state_file, wanted) == ApplyResult()
-
-
-def test_what_upstream_left_on_our_device_name_is_adopted(gateway_node: Box, state_file: Path) -> None:
-    """A pool is moved node by node: raven0 of the upstream agent, with its own MTU, learning and addresses."""
-    gateway_node.sh(
-        """
-        ip link add raven0 type vxlan id 200 dstport 4472 local 10.0.0.5 dev eth0 ageing 300
-        ip addr add 240.0.0.5/8 dev raven0 scope link
-        ip link set raven0 up
-        ip neigh add 240.0.0.9 lladdr aa:0f:0a:00:00:09 dev raven0 nud permanent
-        bridge fdb append aa:0f:0a:00:00:09 dev raven0 dst 10.0.0.9
-        ip route add default via 240.0.0.9 dev raven0 onlink table 9027
-        """
-    )
-
-    result = gateway_node.call(apply, state_file, lan_gateway())
-
-    assert result.failed == ()
-    assert " nolearning " in gateway_node.sh("ip -d link show raven0")
-    assert "240.0.0.9" not in gateway_node.sh("ip neigh show dev raven0")
-    assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
-
-
-def test_a_stop_after_any_number_of_operations_converges(node: Box, state_file: Path) -> None:
-    """Coming up and going down are cut off all over; the next start makes it whole, and cleanup bare."""
-    node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
-    before = node.dump()
-
-    def cut(wanted: HostState, count: int) -> int:
-        with Host(state_file) as host:
-            made = diff(host.observe(wanted), wanted)
-            host.execute(made[:count])
-            return len(made)
-
-    tun = node.tun()
-    node.call(apply, state_file, lan_gateway())
-    whole = node.dump()
-    node.call(cleanup, state_file)
-    tun.close()
-    count, going_down = 0, 0
-    while True:
-        tun = node.tun()
-        total = node.call(cut, lan_gateway(), count)
-        assert node.call(apply, state_file, lan_gateway()).failed == ()
-        assert changes(whole, node.dump()) == [], f"coming up, cut after {count}"
-        going_down = max(going_down, node.call(cut, HostState(), count))
-        node.call(cleanup, state_file)
-        tun.close()
-        assert changes(before, node.dump()) == [], f"going down, cut after {count}"
-        if count > max(total, going_down):
-            break
-        count += 5
-    assert count > 30
-
-
-@pytest.mark.parametrize("device", ["ravenvpn0", "raven0"])
-def test_a_device_of_another_kind_under_our_name_is_said_and_left_alone(
-    node: Box, state_file: Path, held: ExitStack, device: str
-) -> None:
-    if device == "raven0":
-        held.enter_context(node.tun())
-    node.sh(f"ip link add {device} type veth peer name other; ip addr add 192.0.2.9/24 dev {device}")
-    node.sh(f"ip link set {device} up")
-    before = node.sh(f"ip -d addr show {device}")
-    wanted = planned("gateway")
-
-    result = node.call(apply, state_file, wanted)
-
-    errors = [failure.error for failure in result.failed if failure.error.subject.startswith(f"device {device} ")]
-    assert [(error.message, error.errno_name) for error in errors] == [
-        (f"another program has a device of another kind named {device}", "EEXIST")
-    ]
-    assert node.sh(f"ip -d addr show {device}") == before
-    assert f"dev {device}" not in node.sh("ip route show table 9127; ip route show table 9129 || true")
-    assert "unreachable 10.244.2.0/24" in node.sh("ip route show table 9127")
-    assert node.call(cleanup, state_file).failed == ()
-    assert node.sh(f"ip -d addr show {device}") == before
-
-
-def test_another_mac_costs_no_neighbour(gateway_node: Box, state_file: Path) -> None:
-    """The kernel forgets all neighbours of a device whose MAC is set, permanent ones too."""
-    gateway_node.call(apply, state_file, lan_gateway())
-    gateway_node.sh("ip link set raven0 address aa:0f:00:00:00:77")
-    gateway_node.sh("ip neigh replace 240.0.0.6 lladdr aa:0f:0a:00:00:06 dev raven0 nud permanent")
-
-    assert gateway_node.call(apply, state_file, lan_gateway()).failed == ()
-
-    assert "240.0.0.6 lladdr aa:0f:0a:00:00:06" in gateway_node.sh("ip neigh show dev raven0 nud permanent")
-    assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
-
-
-def test_upstreams_vxlan_is_taken_over_as_it_is(node: Box, state_file: Path) -> None:
-    """A plain node whose agent of upstream was stopped: the device stays, and so does what leads to the gateway;
-    what floods, and what leads elsewhere, goes. Its rule and its table are not ours to change."""
-    node.sh(
-        """
-        sysctl -qw net.ipv4.conf.cni0.forwarding=0
-        ip link add raven0 address aa:0f:f0:00:00:05 mtu 1400 type vxlan id 200 dstport 4472 nolearning \
-            ageing 300 local 10.0.0.5 dev eth0 remote 10.0.0.6
-        ip addr add 240.0.0.5/8 dev raven0 scope link
-        ip link set raven0 up
-        ip neigh add 240.0.0.6 lladdr aa:0f:f0:00:00:06 dev raven0 nud permanent
-        bridge fdb append aa:0f:f0:00:00:06 dev raven0 dst 10.0.0.6 self permanent
-        ip neigh add 240.0.0.9 lladdr aa:0f:f0:00:00:09 dev raven0 nud permanent
-        bridge fdb append aa:0f:f0:00:00:09 dev raven0 dst 10.0.0.9 self permanent
-        ip route add default via 240.0.0.6 dev raven0 onlink mtu 1400 table 9027
-        ip rule add pref 100 fwmark 0x40 lookup 9027
-        """
-    )
-    index = node.sh("cat /sys/class/net/raven0/ifindex")
-    theirs = node.sh("ip route show table 9027; ip rule show pref 100")
-    wanted = planned("plain")
-
-    result = node.call(apply, state_file, wanted)
-
-    assert result.failed == ()
-    assert [
-        f"{operation.verb} {words(operation.thing)}"
-        for operation in result.changed
-        if not isinstance(operation.thing, Route | Rule | Sysctl) and " fd" not in words(operation.thing)
-    ] == [
-        "change device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1420",
-        "add nft table ravenvpn",
-        "remove forwarding entry 00:00:00:00:00:00 to 10.0.0.6 dev raven0",
-        "remove forwarding entry aa:0f:f0:00:00:09 to 10.0.0.9 dev raven0",
-        "remove neighbour 240.0.0.9 at aa:0f:f0:00:00:09 dev raven0",
-    ]
-    assert node.sh("cat /sys/class/net/raven0/ifindex") == index
-    assert node.sh("ip route show table 9027; ip rule show pref 100 fwmark 0x40") == theirs
-    assert node.call(apply, state_file, wanted) == ApplyResult()
-    # And back: the device goes, as upstream's agent makes its own and stumbles over one that is there.
-    assert node.call(cleanup, state_file).failed == ()
-    assert node.sh("ip rule show pref 100").split("\t")[1].strip() == "from all fwmark 0x40 lookup 9027"
-    assert "raven0" not in node.sh("ip -br link")
-    node.sh("ip link add raven0 type vxlan id 200 dstport 4472 nolearning local 10.0.0.5 dev eth0")

@@ -2,112 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
-from node.box import Box, read_packet
-from node.packets import ICMP, ICMPV6, TCP, UDP, Capture, Packet, parse, syn, to, udp
-from node.worlds import HOST, gateway, planned
+from node.box import Box
+from node.packets import ICMP, ICMPV6, TCP, UDP, Capture, Packet, syn, to, udp
+from node.pod_region import FAMILIES, FAR_POD, FLAVOURS, POD, Region, masquerade, send
+from node.worlds import gateway
 
-from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, PacketFilter, Route
-from ravenvpn.node import conntrack
-from ravenvpn.node.apply import ApplyResult, Host
+from ravenvpn.mesh.hoststate import TABLE_REMOTE, PacketFilter, Route
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "iptables-nft", "iptables-legacy", "conntrack")]
-
-POD = {4: "10.244.1.9", 6: "fd00:1::9"}
-FAR_POD = {4: "10.244.2.9", 6: "fd00:2::9"}
-POD_CIDR = {4: "10.244.1.0/24", 6: "fd00:1::/64"}
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
-
-
-def masquerade(flavour: str, family: int) -> str:
-    """Masquerade what leaves the pods' network and what comes into it, both ways as flannel does."""
-    cidr = POD_CIDR[family]
-    if flavour == "nft":
-        ip = "ip" if family == 4 else "ip6"
-        return f"""
-            nft add table {ip} flannel
-            nft 'add chain {ip} flannel post {{ type nat hook postrouting priority srcnat; }}'
-            nft add rule {ip} flannel post {ip} saddr {cidr} {ip} daddr != {cidr} masquerade
-            nft add rule {ip} flannel post {ip} saddr != {cidr} {ip} daddr {cidr} masquerade
-        """
-    program = f"{'ip' if family == 4 else 'ip6'}tables-{flavour.removeprefix('iptables-')}"
-    return f"""
-        {program} -t nat -A POSTROUTING -s {cidr} ! -d {cidr} -j MASQUERADE
-        {program} -t nat -A POSTROUTING ! -s {cidr} -d {cidr} -j MASQUERADE
-    """
-
-
-FLAVOURS = pytest.mark.parametrize("flavour", ["nft", "iptables-nft", "iptables-legacy"])
-
-
-def judged(result: ApplyResult) -> ApplyResult:
-    """Live flows come right after a change, as the keeper has it."""
-    if result.rebinding is not None:
-        conntrack.forget(result.rebinding)
-    return result
-
-
-@dataclass
-class Region:
-    node: Box
-    pod: Box
-    tun: io.FileIO
-    state_file: Path
-
-    def apply(self, wanted: HostState) -> None:
-        def work() -> ApplyResult:
-            with Host(self.state_file) as host:
-                return judged(host.apply(wanted))
-
-        assert self.node.call(work).failed == ()
-
-    def out_of_tunnel(self, taste: Callable[[bytes], bool], timeout: float = 5.0) -> Packet | None:
-        data = read_packet(self.tun, taste, timeout)
-        return parse(data) if data is not None else None
-
-    def into_tunnel(self, packet: bytes) -> None:
-        self.tun.write(packet)
-
-
-@pytest.fixture
-def region(box: Callable[[], Box], state_file: Path, held: ExitStack) -> Region:
-    node, pod = box(), box()
-    node.sh(HOST)
-    node.sh(
-        f"""
-        sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
-        ip link add pod type veth peer name eth0 netns {pod.name}
-        ip link set pod master cni0 up
-        ip neigh add 10.0.0.1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
-        ip neigh add fd00:10::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent
-        """
-    )
-    pod.sh(
-        """
-        ip addr add 10.244.1.9/24 dev eth0; ip addr add fd00:1::9/64 dev eth0; ip link set eth0 up
-        ip route add default via 10.244.1.1; ip -6 route add default via fd00:1::1
-        """
-    )
-    return Region(node, pod, held.enter_context(node.tun()), state_file)
-
-
-def send(source: str | None, destination: str, port: int = 7777) -> None:
-    family = socket.AF_INET6 if ":" in destination else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        if source:
-            sock.bind((source, 0))
-        sock.sendto(b"hello", (destination, port))
 
 
 def receive(host: Box, address: str, port: int, inject: Callable[[], None]) -> str:
@@ -347,82 +257,3 @@ def test_the_outer_packets_never_enter_the_tunnel_they_carry(region: Region) -> 
     inner = region.out_of_tunnel(to("10.244.2.9"))
     assert inner is not None
     assert inner.ports[0] == 4501
-
-
-def flows(node: Box, family: int) -> dict[str, tuple[str, str]]:
-    """Where each flow goes → (id of its entry, where its replies go)."""
-    listed = node.sh(f"conntrack -L -o id -f ipv{family} 2>/dev/null").splitlines()
-    fields = [re.findall(r"(dst|id)=(\S+)", line) for line in listed]
-    return {found[0][1]: (found[2][1], found[1][1]) for found in fields if len(found) == 3}
-
-
-@FAMILIES
-@pytest.mark.parametrize("role", ["gateway", "plain"])
-def test_flows_that_live_already_come_right(region: Region, family: int, role: str) -> None:
-    """Bound by MASQUERADE before the agent came: the entries of those with other regions go, and only theirs."""
-    region.node.sh(masquerade("iptables-legacy", family))
-    far, outside, mate = {4: ("10.244.2.9", "192.0.2.1", "10.244.4.9"), 6: ("fd00:2::9", "2001:db8::1", "fd00:4::9")}[
-        family
-    ]
-    for destination in (far, outside, mate):
-        region.pod.call(send, None, destination)
-    before = flows(region.node, family)
-    uplink = {4: "10.0.0.5", 6: "fd00:10::5"}[family]
-    assert {destination: before[destination][1] for destination in (far, outside, mate)} == {
-        far: uplink,
-        outside: uplink,
-        mate: uplink,
-    }
-
-    region.apply(planned(role))
-
-    after = flows(region.node, family)
-    assert far not in after
-    assert {outside: after[outside], mate: after[mate]} == {outside: before[outside], mate: before[mate]}
-    region.pod.call(send, None, far)
-    bound = flows(region.node, family)[far]
-    assert bound[1] == POD[family]
-    # A restart, and a table that another program deleted: what is bound rightly stays.
-    region.apply(planned(role))
-    region.node.sh("nft delete table inet ravenvpn")
-    region.apply(planned(role))
-    assert flows(region.node, family)[far] == bound
-
-
-def test_flows_bound_to_a_source_that_is_ours_no_more_are_judged_anew(region: Region) -> None:
-    """Of the node itself: the address it announces has changed."""
-    wanted = gateway()
-    assert wanted.packet_filter is not None
-    sources = (ip_address("10.244.1.2"), ip_address("fd00:1::1"))
-    changed = replace(wanted, packet_filter=replace(wanted.packet_filter, own_sources=sources))
-    region.node.sh("ip addr add 10.244.1.2/24 dev cni0")
-    with region.node.call(Host, region.state_file) as host:
-        region.node.call(lambda: judged(host.apply(wanted)))
-        region.node.call(send, "10.0.0.5", "10.244.2.9")
-        assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.1"
-
-        region.node.call(lambda: judged(host.apply_changes(wanted, changed)))
-
-        assert "10.244.2.9" not in flows(region.node, 4)
-    region.node.call(send, "10.0.0.5", "10.244.2.9")
-    assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.2"
-
-
-def test_a_region_that_joins_later_finds_its_flows_right(region: Region) -> None:
-    """A delta that makes a prefix remote forgets the misbound flows with it; flows bound rightly stay."""
-    region.node.sh(masquerade("iptables-legacy", 4))
-    wanted = gateway()
-    first = replace(wanted, routes=wanted.routes[:2])
-    region.apply(first)
-    region.pod.call(send, None, "10.244.2.9")
-    region.pod.call(send, None, "10.244.3.9")
-
-    def change() -> ApplyResult:
-        with Host(region.state_file) as host:
-            return judged(host.apply_changes(first, wanted))
-
-    assert region.node.call(change).failed == ()
-
-    flows = region.node.sh("conntrack -L 2>/dev/null")
-    assert "dst=10.244.3.9" not in flows
-    assert "dst=10.244.2.9" in flows

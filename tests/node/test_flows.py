@@ -1,0 +1,95 @@
+"""What conntrack has bound already when the host state comes or changes: flows with other regions come right."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+from node.box import Box
+from node.pod_region import FAMILIES, POD, Region, judged, masquerade, send
+from node.worlds import gateway, planned
+
+from ravenvpn.node.apply import ApplyResult, Host
+
+pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "iptables-nft", "iptables-legacy", "conntrack")]
+
+
+def flows(node: Box, family: int) -> dict[str, tuple[str, str]]:
+    """Where each flow goes → (id of its entry, where its replies go)."""
+    listed = node.sh(f"conntrack -L -o id -f ipv{family} 2>/dev/null").splitlines()
+    fields = [re.findall(r"(dst|id)=(\S+)", line) for line in listed]
+    return {found[0][1]: (found[2][1], found[1][1]) for found in fields if len(found) == 3}
+
+
+@FAMILIES
+@pytest.mark.parametrize("role", ["gateway", "plain"])
+def test_flows_that_live_already_come_right(region: Region, family: int, role: str) -> None:
+    """Bound by MASQUERADE before the agent came: the entries of those with other regions go, and only theirs."""
+    region.node.sh(masquerade("iptables-legacy", family))
+    far, outside, mate = {4: ("10.244.2.9", "192.0.2.1", "10.244.4.9"), 6: ("fd00:2::9", "2001:db8::1", "fd00:4::9")}[
+        family
+    ]
+    for destination in (far, outside, mate):
+        region.pod.call(send, None, destination)
+    before = flows(region.node, family)
+    uplink = {4: "10.0.0.5", 6: "fd00:10::5"}[family]
+    assert {destination: before[destination][1] for destination in (far, outside, mate)} == {
+        far: uplink,
+        outside: uplink,
+        mate: uplink,
+    }
+
+    region.apply(planned(role))
+
+    after = flows(region.node, family)
+    assert far not in after
+    assert {outside: after[outside], mate: after[mate]} == {outside: before[outside], mate: before[mate]}
+    region.pod.call(send, None, far)
+    bound = flows(region.node, family)[far]
+    assert bound[1] == POD[family]
+    # A restart, and a table that another program deleted: what is bound rightly stays.
+    region.apply(planned(role))
+    region.node.sh("nft delete table inet ravenvpn")
+    region.apply(planned(role))
+    assert flows(region.node, family)[far] == bound
+
+
+def test_flows_bound_to_a_source_that_is_ours_no_more_are_judged_anew(region: Region) -> None:
+    """Of the node itself: the address it announces has changed."""
+    wanted = gateway()
+    assert wanted.packet_filter is not None
+    sources = (ip_address("10.244.1.2"), ip_address("fd00:1::1"))
+    changed = replace(wanted, packet_filter=replace(wanted.packet_filter, own_sources=sources))
+    region.node.sh("ip addr add 10.244.1.2/24 dev cni0")
+    with region.node.call(Host, region.state_file) as host:
+        region.node.call(lambda: judged(host.apply(wanted)))
+        region.node.call(send, "10.0.0.5", "10.244.2.9")
+        assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.1"
+
+        region.node.call(lambda: judged(host.apply_changes(wanted, changed)))
+
+        assert "10.244.2.9" not in flows(region.node, 4)
+    region.node.call(send, "10.0.0.5", "10.244.2.9")
+    assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.2"
+
+
+def test_a_region_that_joins_later_finds_its_flows_right(region: Region) -> None:
+    """A delta that makes a prefix remote forgets the misbound flows with it; flows bound rightly stay."""
+    region.node.sh(masquerade("iptables-legacy", 4))
+    wanted = gateway()
+    first = replace(wanted, routes=wanted.routes[:2])
+    region.apply(first)
+    region.pod.call(send, None, "10.244.2.9")
+    region.pod.call(send, None, "10.244.3.9")
+
+    def change() -> ApplyResult:
+        with Host(region.state_file) as host:
+            return judged(host.apply_changes(first, wanted))
+
+    assert region.node.call(change).failed == ()
+
+    flows = region.node.sh("conntrack -L 2>/dev/null")
+    assert "dst=10.244.3.9" not in flows
+    assert "dst=10.244.2.9" in flows
