@@ -13,6 +13,7 @@ from ipaddress import IPv6Address
 
 from ravenvpn.dataplane import handover
 from ravenvpn.dataplane.contract import (
+    MAX_DATAGRAMS,
     Counters,
     Drop,
     Endpoint,
@@ -199,8 +200,11 @@ class PureDataPlane:
 
     # Looking.
 
-    def take_events(self) -> list[Event]:
-        return self._events.take()
+    def take_events(self, unproven: int = MAX_DATAGRAMS) -> list[Event]:
+        return self._events.take(unproven)
+
+    def unproven(self) -> int:
+        return self._events.unproven
 
     def counters(self) -> Counters:
         tally = self._tally

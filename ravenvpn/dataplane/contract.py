@@ -130,7 +130,11 @@ class Drop(enum.IntEnum):
 
 
 class Datagram(NamedTuple):
-    """A datagram that is not a transport message (type 4), unjudged. At most MAX_DATAGRAMS wait; more are dropped."""
+    """A datagram that is not a transport message (type 4), unjudged. At most MAX_DATAGRAMS wait; more are dropped.
+
+    Initiations that prove nothing wait apart, MAX_DATAGRAMS of them, and are handed up as the tunnel has room for
+    them: those of 148 bytes and type 1 whose mac2 is zero, which is all that a flood from spoofed sources can send.
+    """
 
     data: bytes
     endpoint: Endpoint
@@ -333,8 +337,12 @@ class DataPlane(Protocol):
         """A raw datagram from the same socket, DS field AF41 (handshake messages, cookies)."""
 
     # Looking.
-    def take_events(self) -> list[Event]:
-        """Everything that happened since the last call, in order, Traffic last."""
+    def take_events(self, unproven: int = MAX_DATAGRAMS) -> list[Event]:
+        """What happened since the last call, in order; then the oldest `unproven` of the initiations that prove
+        nothing (see Datagram); Traffic last. `on_events` is not called for initiations that were left waiting."""
+
+    def unproven(self) -> int:
+        """How many initiations that prove nothing wait."""
 
     def counters(self) -> Counters: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -48,6 +49,7 @@ class EventQueue:
         self.wake: Callable[[], None] = _nobody
         self._tally = tally
         self._events: list[Event] = []
+        self._unproven: deque[Datagram] = deque()
         self._moved: dict[Reporter, None] = {}
         self._waiting: Final = {Datagram: 0, Inner: 0}
         self._woken = False
@@ -58,6 +60,14 @@ class EventQueue:
 
     def post_bounded(self, event: Datagram | Inner) -> None:
         """An event that strangers or peers can cause at will: at most MAX_DATAGRAMS of each kind wait."""
+        if isinstance(event, Datagram) and _proves_nothing(event.data):
+            if len(self._unproven) >= MAX_DATAGRAMS:
+                self._tally.drop(Drop.HANDSHAKE_QUEUE_FULL)
+                return
+            self._unproven.append(event)
+            if len(self._unproven) == 1:  # those behind it are no news
+                self.rouse()
+            return
         if self._waiting[type(event)] >= MAX_DATAGRAMS:
             self._tally.drop(Drop.HANDSHAKE_QUEUE_FULL)
             return
@@ -73,8 +83,14 @@ class EventQueue:
     def forget(self, peer: Reporter) -> None:
         self._moved.pop(peer, None)
 
-    def take(self) -> list[Event]:
+    @property
+    def unproven(self) -> int:
+        return len(self._unproven)
+
+    def take(self, unproven: int) -> list[Event]:
+        """See `DataPlane.take_events`."""
         events = self._events
+        events.extend(self._unproven.popleft() for _ in range(min(unproven, len(self._unproven))))
         events.extend(peer.report() for peer in self._moved)
         self._events, self._moved = [], {}
         self._waiting[Datagram] = self._waiting[Inner] = 0
@@ -91,11 +107,16 @@ class EventQueue:
         """Call `wake` from now on, at once if something waits."""
         self.wake = wake
         self._woken = False
-        if self._events or self._moved:
+        if self._events or self._unproven or self._moved:
             self.rouse()
 
     def ignore(self) -> None:
         self.wake = _nobody
+
+
+def _proves_nothing(data: bytes) -> bool:
+    """Whether it is a first initiation, or means to look like one: mac2, the last 16 bytes, is zero (§5.4.4)."""
+    return len(data) == 148 and data[0] == 1 and not any(data[-16:])
 
 
 def _nobody() -> None:

@@ -1,8 +1,8 @@
 """One end of all tunnels, without I/O: what a driver feeds with events and instants.
 
-    device.receive(dataplane.take_events(), now, unix_ns)    whenever the data plane has events
-    device.tick(now, unix_ns)                                 after that, and at `deadline()`
-    arm the one timer at device.deadline()                    after any call
+    device.hear(now, unix_ns)                whenever the data plane has events
+    device.tick(now, unix_ns)                after that, and at `deadline()`
+    arm the one timer at device.deadline()   after any call
 
 The device speaks through the data plane it was given and returns nothing but reports. It reads no clock and rolls no
 dice: `now` is CLOCK_BOOTTIME in seconds, `unix_ns` the wall clock in nanoseconds, `random(n)` gives n bytes.
@@ -57,7 +57,7 @@ class Device:
         self._identity = Identity(random, self._timing)
         self._peers = PeerTable()
         self._indices = IndexTable(random)
-        self._gate = Gate(self._identity, self._indices.find, self._send_cookie_reply)
+        self._gate = Gate(self._identity, self._indices.find, self._send_cookie_reply, dataplane.unproven)
         self._pace = pace or Pace()
         self._paced_until = DUE_NOW
         self._strangers = Strangers(self._timing.rekey_timeout)
@@ -160,8 +160,12 @@ class Device:
 
     # What happens.
 
+    def hear(self, now: float, unix_ns: int) -> None:
+        """Take in what the data plane has to report, and of initiations that prove nothing what there is room for."""
+        self.receive(self._dataplane.take_events(self._gate.room), now, unix_ns)
+
     def receive(self, events: Sequence[Event], now: float, unix_ns: int) -> None:
-        """Take in what the data plane reports. Never raises for what a datagram holds; costs a hash for each."""
+        """Take in these events. Never raises for what a datagram holds; costs a hash for each."""
         up = self._sessions.up
         for event in events:
             if isinstance(event, Datagram):
@@ -184,7 +188,7 @@ class Device:
         due = deadlines.next()
         if due is not None and due <= now:
             # A body reports only what can arm a timer, so before one strikes: the facts as they are now.
-            self.receive(self._dataplane.take_events(), now, unix_ns)
+            self.hear(now, unix_ns)
             for peer_id in deadlines.take_due(now):
                 peer = self._peers.get(peer_id)
                 if peer is not None:
@@ -192,7 +196,7 @@ class Device:
                         self._sessions.on_expired(peer, timer, now)
                     self._sessions.settle(peer)
             # And after it: with a keepalive that left, what comes next is news to a body again.
-            self.receive(self._dataplane.take_events(), now, unix_ns)
+            self.hear(now, unix_ns)
         self.work(now, unix_ns)
 
     def work(self, now: float, unix_ns: int, budget: int = WORK_BUDGET) -> bool:
@@ -230,7 +234,8 @@ class Device:
         due = self._sessions.deadlines.next()
         if len(self._gate):
             return self._paced_until if due is None else min(due, self._paced_until)
-        return due
+        # What still waits before the gate is heard in the next turn.
+        return DUE_NOW if self._dataplane.unproven() else due
 
     def initiate(self, name: str, now: float) -> None:
         """Begin a handshake with the peer as soon as the limit of one per REKEY_TIMEOUT lets us."""

@@ -253,7 +253,7 @@ class Tunnel:
     def _beat(self, now: float) -> float | None:
         """Everything there is to do at this instant; returns when there will be more."""
         unix_ns = time.time_ns()
-        self._device.receive(self._dataplane.take_events(), now, unix_ns)
+        self._device.hear(now, unix_ns)
         self._device.tick(now, unix_ns)
         for report in self._device.take_reports():
             if not isinstance(report, Inner):

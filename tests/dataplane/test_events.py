@@ -79,6 +79,48 @@ async def test_at_most_4096_datagrams_wait(body):
             assert len(pair.bob.happened(Datagram)) == 1
 
 
+async def test_initiations_that_prove_nothing_wait_until_there_is_room_for_them(body):
+    async with two(body) as pair:
+        plane = pair.bob.plane
+        with Eve() as eve:
+            for n in range(MAX_DATAGRAMS + 10):
+                eve.send(initiation(n), pair.bob.endpoint())
+                if n % 100 == 0:
+                    await pair.settle()
+            await pair.settle()
+            assert plane.unproven() == MAX_DATAGRAMS
+            assert pair.bob.drops() == {"HANDSHAKE_QUEUE_FULL": 10}
+            others = [initiation(9000, mac2=bytes(15) + b"\1"), b"\2\0\0\0" + bytes(88), b"\1" + bytes(148)]
+            for data in others:
+                eve.send(data, pair.bob.endpoint())
+            await pair.settle()
+            assert [event.data for event in plane.take_events(0)] == others
+            assert [event.data for event in plane.take_events(3)] == [initiation(n) for n in range(3)]
+            assert plane.unproven() == MAX_DATAGRAMS - 3
+            assert len(plane.take_events()) == MAX_DATAGRAMS - 3
+            assert plane.unproven() == 0
+
+
+async def test_only_the_first_of_them_is_news(body):
+    async with two(body) as pair:
+        with Eve() as eve:
+            eve.send(initiation(1), pair.bob.endpoint())
+            await pair.settle()
+            woken = pair.bob.woken
+            assert pair.bob.plane.take_events(0) == []
+            eve.send(initiation(2), pair.bob.endpoint())
+            await pair.settle()
+            assert pair.bob.woken == woken, "the tunnel knows that one waits"
+            assert len(pair.bob.plane.take_events()) == 2
+            eve.send(initiation(3), pair.bob.endpoint())
+            await pair.settle()
+            assert pair.bob.woken == woken + 1
+
+
+def initiation(number: int, mac2: bytes = bytes(16)) -> bytes:
+    return struct.pack("<II", 1, number) + bytes(124) + mac2
+
+
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["outer4", "outer6"])
 async def test_our_datagrams_are_marked_af41(body, family):
     async with two(body) as pair:

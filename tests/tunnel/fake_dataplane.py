@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ravenvpn.dataplane.contract import (
+    MAX_DATAGRAMS,
     MAX_STAGED_PACKETS,
     Counters,
     Datagram,
@@ -99,6 +100,7 @@ class FakeDataPlane:
         self.known: dict[PeerId, FakePeer] = {}
         self.sessions: dict[int, tuple[FakePeer, Session]] = {}
         self.events: list[Event] = []
+        self.first_calls: list[Datagram] = []  # initiations that prove nothing
         self.delivered: list[bytes] = []
         self.drops = dict.fromkeys(Drop, 0)
         self.nonces: list[tuple[bytes, int]] = []  # every (key, counter) ever sent under
@@ -212,7 +214,12 @@ class FakeDataPlane:
     # What arrives.
     def receive(self, data: bytes, endpoint: Endpoint, source: Source | None) -> None:
         if data[:1] != b"\x04":
-            self.events.append(Datagram(data, endpoint, source))
+            first = data[:1] == b"\x01" and len(data) == 148 and not any(data[-16:])
+            lane = self.first_calls if first else self.events
+            if first and len(lane) >= MAX_DATAGRAMS:
+                self.drops[Drop.HANDSHAKE_QUEUE_FULL] += 1
+            else:
+                lane.append(Datagram(data, endpoint, source))
             return
         found = self.sessions.get(int.from_bytes(data[4:8], "little"))
         if found is None:
@@ -255,10 +262,15 @@ class FakeDataPlane:
     @property
     def has_news(self) -> bool:
         """Whether a body would wake the tunnel now; what else there is to report has to be asked for."""
-        return bool(self.events) or any(one.moved and one.arms_timer for one in self.known.values())
+        waiting = self.events or self.first_calls
+        return bool(waiting) or any(one.moved and one.arms_timer for one in self.known.values())
 
-    def take_events(self) -> list[Event]:
-        events, self.events = self.events, []
+    def unproven(self) -> int:
+        return len(self.first_calls)
+
+    def take_events(self, unproven: int = MAX_DATAGRAMS) -> list[Event]:
+        events, self.events = [*self.events, *self.first_calls[:unproven]], []
+        del self.first_calls[:unproven]
         for one in self.known.values():
             if one.moved:
                 one.moved = False

@@ -10,7 +10,7 @@ from ravenvpn.crypto.cookie import CookieStamper, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint, Timing
 from ravenvpn.tunnel import wire
 from ravenvpn.tunnel.device import WORK_BUDGET
-from ravenvpn.tunnel.gate import MAX_PROVEN
+from ravenvpn.tunnel.gate import MAX_PROVEN, ROOM
 from ravenvpn.tunnel.peer import Failure
 from ravenvpn.tunnel.phases import Phase
 
@@ -30,6 +30,12 @@ def flood(bob: Node, count: int, hosts: int = 250) -> list[Datagram]:
 
 def receive(bob: Node, world: World, datagrams: list[Datagram]) -> None:
     bob.device.receive(datagrams, world.now, world.unix_ns)
+
+
+def arrive(bob: Node, datagrams: list[Datagram]) -> None:
+    """At its data plane."""
+    for one in datagrams:
+        bob.dataplane.receive(one.data, one.endpoint, one.source)
 
 
 def work_off(bob: Node, world: World) -> None:
@@ -53,6 +59,34 @@ def test_they_wait_in_a_queue_that_has_an_end(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, MAX_DATAGRAMS + 10))
     assert drops(bob) == {"QUEUE_FULL": 10}
+
+
+def test_before_the_gate_the_data_plane_keeps_what_there_is_no_room_for(world: World) -> None:
+    bob = world.node("bob")
+    arrive(bob, flood(bob, 600))
+    bob.turn()
+    assert bob.dataplane.unproven() == 600 - ROOM
+    assert set(drops(bob)) == {"COOKIE_SENT"}, "what waits there is load too"
+    deadline = bob.device.deadline()
+    assert deadline is not None
+    assert deadline - world.now < 0.1
+    while bob.dataplane.unproven():
+        world.now = max(world.now, bob.device.deadline() or 0.0)
+        bob.turn()
+
+
+def test_what_is_turned_away_at_once_makes_room_at_once(world: World) -> None:
+    bob = world.node("bob")
+    arrive(bob, [one._replace(data=one.data[:116] + b"\1" * 16 + bytes(16)) for one in flood(bob, 3 * ROOM)])
+    for turn in (1, 2, 3):
+        assert bob.dataplane.has_news
+        bob.turn()
+        assert drops(bob) == {"BAD_MAC1": turn * ROOM}
+        if turn < 3:
+            deadline = bob.device.deadline()
+            assert deadline is not None
+            assert deadline <= world.now
+    assert bob.device.deadline() is None
 
 
 def test_messages_without_a_valid_mac1_do_not_even_wait(world: World) -> None:
@@ -193,11 +227,11 @@ def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_gets_th
     alice, bob = world.pair()
     work: list[float] = []
     pool = flood(bob, 600)
-    receive(bob, world, pool)
+    arrive(bob, pool)
 
     def second() -> None:
         for _ in range(16):
-            receive(bob, world, pool[:313])
+            arrive(bob, pool[:313])
             world.run(0.0625)
         counted = drops(bob)
         work.append(counted.get("COOKIE_SENT", 0) / 16 + counted.get("NOT_AUTHENTIC", 0))

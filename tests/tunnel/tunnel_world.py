@@ -77,7 +77,7 @@ class Node:
     def turn(self) -> None:
         """What a driver does when something happened."""
         now, unix_ns = self.world.now, self.world.unix_ns
-        self.device.receive(self.dataplane.take_events(), now, unix_ns)
+        self.device.hear(now, unix_ns)
         self.device.tick(now, unix_ns)
 
     def wake(self) -> None:

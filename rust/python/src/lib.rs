@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use raven_dataplane::{Announcement, Body, Relief, boottime};
+use raven_dataplane::{Announcement, Body, MAX_DATAGRAMS, Relief, boottime};
 
 mod convert;
 
@@ -228,9 +228,14 @@ impl NativeDataPlane {
 
     // Looking.
 
-    fn take_events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let events = self.with(py, Body::take_events);
+    #[pyo3(signature = (unproven = MAX_DATAGRAMS))]
+    fn take_events<'py>(&self, py: Python<'py>, unproven: usize) -> PyResult<Bound<'py, PyAny>> {
+        let events = self.with(py, |body| body.take_events(unproven));
         Contract::get(py)?.events(py, events).map(Bound::into_any)
+    }
+
+    fn unproven(&self, py: Python<'_>) -> usize {
+        self.with(py, |body| body.unproven())
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

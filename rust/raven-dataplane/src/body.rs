@@ -323,8 +323,14 @@ impl Body {
         self.state.events.listen();
     }
 
-    pub fn take_events(&mut self) -> Vec<Event> {
-        self.state.take_events()
+    pub fn take_events(&mut self, unproven: usize) -> Vec<Event> {
+        self.state.take_events(unproven)
+    }
+
+    /// How many initiations that prove nothing wait.
+    #[must_use]
+    pub fn unproven(&self) -> usize {
+        self.state.events.unproven()
     }
 
     #[must_use]

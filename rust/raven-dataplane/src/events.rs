@@ -1,9 +1,11 @@
 //! What the tunnel hears: as the events of `ravenvpn.dataplane.contract`.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::peer::{PeerId, Traffic};
 use crate::sys::Source;
+use crate::wire;
 
 /// Datagrams waiting to be taken, as the Linux kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const MAX_DATAGRAMS: usize = 4096;
@@ -36,12 +38,16 @@ pub enum Announcement {
 /// Events in the order they happened, and whether the tunnel has to hear of them unasked.
 pub struct Queue {
     waiting: Vec<Event>,
+    /// Initiations that prove nothing, until the tunnel has room for them.
+    unproven: VecDeque<Event>,
     datagrams: usize,
     inner: usize,
     /// Places of peers whose facts changed, in that order.
     moved: Vec<usize>,
     /// A timer may have to be armed.
     urgent: bool,
+    /// Unproven initiations wait, and none did before.
+    called: bool,
     /// The callback was made and nothing was taken since.
     announced: bool,
     /// A later callback was promised.
@@ -55,10 +61,12 @@ impl Default for Queue {
     fn default() -> Self {
         Self {
             waiting: Vec::new(),
+            unproven: VecDeque::new(),
             datagrams: 0,
             inner: 0,
             moved: Vec::new(),
             urgent: false,
+            called: false,
             announced: false,
             promised: false,
             allowance: REPORTS_AT_ONCE,
@@ -74,11 +82,18 @@ impl Queue {
 
     /// False if too many wait already.
     pub fn push_datagram(&mut self, data: &[u8], endpoint: SocketAddr, source: Option<Source>) -> bool {
-        if self.datagrams >= MAX_DATAGRAMS {
+        let proves_nothing = wire::proves_nothing(data);
+        if (if proves_nothing { self.unproven.len() } else { self.datagrams }) >= MAX_DATAGRAMS {
             return false;
         }
-        self.datagrams += 1;
-        self.waiting.push(Event::Datagram { data: data.to_vec(), endpoint, source });
+        let event = Event::Datagram { data: data.to_vec(), endpoint, source };
+        if proves_nothing {
+            self.called |= self.unproven.is_empty();
+            self.unproven.push_back(event);
+        } else {
+            self.datagrams += 1;
+            self.waiting.push(event);
+        }
         true
     }
 
@@ -112,14 +127,16 @@ impl Queue {
         self.announced = false;
         self.promised = false;
         self.urgent |= !self.moved.is_empty();
+        self.called |= !self.unproven.is_empty();
     }
 
     /// Whether to call back, if something waits of which that was not said yet. `now` is real time.
     pub fn announce(&mut self, now: f64) -> Announcement {
-        if self.announced || (!self.urgent && self.waiting.is_empty()) {
+        let events = self.called || !self.waiting.is_empty();
+        if self.announced || (!self.urgent && !events) {
             return Announcement::Nothing;
         }
-        if self.waiting.is_empty() {
+        if !events {
             let earned = (now - self.counted_at).max(0.0) * REPORTS_PER_SECOND;
             self.allowance = (self.allowance + earned).min(REPORTS_AT_ONCE);
             self.counted_at = now;
@@ -140,13 +157,22 @@ impl Queue {
         self.promised = false;
     }
 
-    /// Events so far, and whose facts changed.
-    pub fn take(&mut self) -> (Vec<Event>, Vec<usize>) {
+    /// How many initiations that prove nothing wait.
+    #[must_use]
+    pub fn unproven(&self) -> usize {
+        self.unproven.len()
+    }
+
+    /// Events so far, at most `unproven` initiations that prove nothing behind them, and whose facts changed.
+    pub fn take(&mut self, unproven: usize) -> (Vec<Event>, Vec<usize>) {
         self.datagrams = 0;
         self.inner = 0;
         self.urgent = false;
+        self.called = false;
         self.announced = false;
-        (std::mem::take(&mut self.waiting), std::mem::take(&mut self.moved))
+        let mut events = std::mem::take(&mut self.waiting);
+        events.extend(self.unproven.drain(..unproven.min(self.unproven.len())));
+        (events, std::mem::take(&mut self.moved))
     }
 }
 
@@ -160,7 +186,7 @@ mod tests {
         for _ in 0..8 {
             queue.hurry();
             assert_eq!(queue.announce(1000.0), Announcement::Now);
-            queue.take();
+            queue.take(MAX_DATAGRAMS);
         }
         queue.hurry();
         assert_eq!(queue.announce(1000.0), Announcement::Later(0.1));
@@ -176,7 +202,31 @@ mod tests {
             queue.push(Event::WantsHandshake { peer });
             assert_eq!(queue.announce(1000.0), Announcement::Now);
             assert_eq!(queue.announce(1000.0), Announcement::Nothing, "said already");
-            assert_eq!(queue.take().0.len(), 1);
+            assert_eq!(queue.take(MAX_DATAGRAMS).0.len(), 1);
         }
+    }
+
+    #[test]
+    fn of_initiations_that_prove_nothing_the_first_is_news() {
+        let mut queue = Queue::default();
+        let call = {
+            let mut call = [0; 148];
+            call[0] = 1;
+            call
+        };
+        let from = "192.0.2.1:1".parse().unwrap();
+        for _ in 0..MAX_DATAGRAMS {
+            assert!(queue.push_datagram(&call, from, None));
+        }
+        assert!(!queue.push_datagram(&call, from, None), "there is no room for more");
+        assert!(queue.push_datagram(&call[..92], from, None), "but for others");
+        assert_eq!(queue.announce(1000.0), Announcement::Now);
+        assert_eq!(queue.take(64).0.len(), 1 + 64);
+        assert!(queue.push_datagram(&call, from, None));
+        assert_eq!(queue.announce(1000.0), Announcement::Nothing, "the tunnel knows that there are some");
+        assert_eq!(queue.unproven(), MAX_DATAGRAMS - 63);
+        queue.take(MAX_DATAGRAMS);
+        assert!(queue.push_datagram(&call, from, None));
+        assert_eq!(queue.announce(1000.0), Announcement::Now);
     }
 }

@@ -32,7 +32,7 @@ pub mod wire;
 pub use aead::Suite;
 pub use body::{Body, Misuse, NewKeypair, PeerCounters};
 pub use counters::{Counters, Drop, Fallbacks, Offloads};
-pub use events::{Announcement, Event};
+pub use events::{Announcement, Event, MAX_DATAGRAMS};
 pub use handover::socket_address;
 pub use keypair::Role;
 pub use peer::{PeerId, Traffic};

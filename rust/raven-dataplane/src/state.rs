@@ -175,9 +175,9 @@ impl State {
         }
     }
 
-    /// Everything that happened since the last call, Traffic last.
-    pub fn take_events(&mut self) -> Vec<Event> {
-        let (mut events, moved) = self.events.take();
+    /// What happened since the last call, then so many of the initiations that prove nothing, Traffic last.
+    pub fn take_events(&mut self, unproven: usize) -> Vec<Event> {
+        let (mut events, moved) = self.events.take(unproven);
         for place in moved {
             let peer = self.peers.at_mut(place);
             peer.moved = false;

@@ -29,6 +29,17 @@ pub enum Claim {
     Other,
 }
 
+/// A handshake initiation, and where its mac2 begins (whitepaper §5.4.2).
+const INITIATION: u8 = 1;
+const INITIATION_BYTES: usize = 148;
+const MAC2: usize = INITIATION_BYTES - 16;
+
+/// Whether it is a first initiation, or means to look like one: without a mac2 it proves nothing of its source.
+#[must_use]
+pub fn proves_nothing(datagram: &[u8]) -> bool {
+    datagram.len() == INITIATION_BYTES && datagram[0] == INITIATION && datagram[MAC2..].iter().all(|&byte| byte == 0)
+}
+
 #[must_use]
 pub fn claim(datagram: &[u8]) -> Claim {
     match datagram.first() {
