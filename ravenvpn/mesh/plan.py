@@ -21,7 +21,7 @@ from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment, way_to
 from ravenvpn.mesh.home import Home, home, own_sources, role_of
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
-from ravenvpn.mesh.model import Gateway, World, host_prefix, lan_addresses
+from ravenvpn.mesh.model import Changes, Gateway, World, host_prefix, lan_addresses
 from ravenvpn.mesh.nodeplan import NodePlan, PlanDelta, Role, TunnelPlan
 from ravenvpn.mesh.seats import Overlay, overlay, seats
 from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, acting, as_hub, digest, hub_rank
@@ -158,8 +158,9 @@ class Planner:
         """Take the new world in; returns the regions that are not what they were."""
         changes = world.changes(self._world)
         if world.mesh != self._world.mesh:
+            # Everything is another's, what the world before had and this one has not as well.
             self._conflicts = self._no_conflicts(world.mesh)
-            changes = world.changes(World())
+            changes = Changes(*map(set.union, world.changes(World()), self._world.changes(World())))
         affected = set(changes.gateways)
         for name in changes.gateways:
             self._rename_nodes(name, self._world.gateways.get(name), world.gateways.get(name))

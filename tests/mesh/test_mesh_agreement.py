@@ -65,6 +65,8 @@ def histories(draw: st.DrawFn) -> list[tuple[World, Liveness, LocalFacts]]:
     for _ in range(draw(st.integers(1, 6))):
         for _ in range(draw(st.integers(1, 2))):
             world = draw(edits(world))
+        if draw(st.integers(0, 7)) == 0:  # another cluster at the same address
+            world = replace(draw(worlds()), mesh=draw(st.sampled_from(("ravenvpn", "another"))))
         if draw(st.integers(0, 3)) == 0:
             liveness = draw(livenesses())
         if draw(st.integers(0, 7)) == 0:

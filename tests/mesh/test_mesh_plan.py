@@ -414,3 +414,15 @@ def test_every_hub_may_bring_what_either_end_sent_through_it() -> None:
     accepts = dict(plan(world, me="edge-1").tunnel.accepts)
 
     assert all(net("10.244.3.0/24") in accepts[f"hub{i}-1"] for i in (1, 2, 3))
+
+
+def test_nothing_of_another_clusters_world_stays() -> None:
+    """Another mesh's name: its regions, too, that this one does not know, and the one this node was in."""
+    before = World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"), mesh="before")
+    harbour = region("harbour", ("edge-1", "10.244.7.0/24"), nat=True)
+    after = World.of([CLOUD, harbour], peers("edge-1", "cloud-1"), mesh="after")
+    for me in ("cloud-1", "edge-1", "ship-1"):
+        planner = Planner(me)
+        planner.update(before)
+        planner.update(after)
+        assert planner.plan() == plan(after, me=me)
