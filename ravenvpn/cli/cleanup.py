@@ -7,19 +7,12 @@ from pathlib import Path
 
 import click
 
-from ravenvpn.config import STATE_DIRECTORY
+from ravenvpn.cli.settings import state_dir_option
 from ravenvpn.errors import RavenError
 
 
 @click.command()
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=STATE_DIRECTORY,
-    show_default=True,
-    envvar="RAVENVPN_STATE_DIR",
-    help="Where the agent kept what sysctls were before it.",
-)
+@state_dir_option("Where the agent kept what sysctls were before it.")
 def cleanup(state_dir: Path) -> None:
     """Remove every device, route, rule, nft table and sysctl the agent has put on this host.
 

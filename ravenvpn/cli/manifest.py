@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ravenvpn.config import STATE_DIRECTORY
+from ravenvpn.cli.settings import state_dir_option
 from ravenvpn.errors import ConfigError
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
 
@@ -35,14 +35,7 @@ from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
 @click.option(
     "--port", default=DEFAULT_TUNNEL_PORT, show_default=True, type=click.IntRange(1, 65535), help="UDP port."
 )
-@click.option(
-    "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=STATE_DIRECTORY,
-    show_default=True,
-    envvar="RAVENVPN_STATE_DIR",
-    help="Where the private key is, or will be.",
-)
+@state_dir_option("Where the private key is, or will be.")
 def manifest(
     *, region: str, node: str | None, public: tuple[str, ...], pod_cidrs: tuple[str, ...], port: int, state_dir: Path
 ) -> None:

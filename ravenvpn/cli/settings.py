@@ -9,12 +9,24 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ravenvpn.config import CONFIG_FILE, SETTINGS, AgentConfig, build, read_file
+from ravenvpn.config import CONFIG_FILE, SETTINGS, STATE_DIRECTORY, AgentConfig, build, read_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 CONFIG_KEY = "ravenvpn.config"
 CONFIG_PATH_KEY = "ravenvpn.config_path"
+
+
+def state_dir_option(what: str) -> Callable[[Command], Command]:
+    """`--state-dir` for a verb that takes no other setting of the agent's; `what` it finds there is the help."""
+    return click.option(
+        "--state-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=STATE_DIRECTORY,
+        show_default=True,
+        envvar="RAVENVPN_STATE_DIR",
+        help=what,
+    )
 
 
 def _load_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path:

@@ -8,14 +8,17 @@ fail-closed routes last of all. Where something is exchanged, the new is there b
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import replace
 from itertools import chain
+from typing import TypeVar
 
 from ravenvpn.mesh.hoststate import (
     FAIL_CLOSED_METRIC,
     TABLE_REMOTE,
+    ForwardingEntry,
     HostState,
+    Neighbour,
     Route,
     RouteKind,
     Rule,
@@ -27,6 +30,8 @@ from ravenvpn.node import nft
 from ravenvpn.node.netlink import LinkFacts
 from ravenvpn.node.operations import Device, Filter, LocalPrefixes, Observed, Operation, Thing, Verb
 from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, Key, route_key
+
+_Entry = TypeVar("_Entry", Neighbour, ForwardingEntry)
 
 
 def diff(observed: Observed, wanted: HostState) -> list[Operation]:
@@ -181,19 +186,24 @@ def _flushed_devices(observed: Observed, wanted: HostState) -> set[str]:
 
 
 def _neighbours(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
-    macs = {(item.device, item.address): item for item in observed.neighbours}
-    for item in wanted.neighbours:
-        if item.device in fresh or item not in observed.neighbours:
-            before = macs.get((item.device, item.address)) if item.device not in fresh else None
-            yield Operation(Verb.ADD if before is None else Verb.CHANGE, item, before)
+    return _entries(observed.neighbours, wanted.neighbours, fresh, lambda item: (item.device, item.address))
 
 
 def _forwarding(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
-    macs = {(item.device, item.mac): item for item in observed.forwarding}
-    for item in wanted.forwarding:
-        if item.device in fresh or item not in observed.forwarding:
-            before = macs.get((item.device, item.mac)) if item.device not in fresh else None
-            yield Operation(Verb.ADD if before is None else Verb.CHANGE, item, before)
+    return _entries(observed.forwarding, wanted.forwarding, fresh, lambda item: (item.device, item.mac))
+
+
+def _entries(
+    present: Collection[_Entry], wanted: Iterable[_Entry], fresh: set[str], key: Callable[[_Entry], Hashable]
+) -> Iterable[Operation]:
+    """One that is there under a wanted one's key is changed into it. A device made anew has none."""
+    held = {key(item): item for item in present if item.device not in fresh}
+    for item in wanted:
+        before = held.get(key(item))
+        if before is None:
+            yield Operation(Verb.ADD, item)
+        elif item not in present:
+            yield Operation(Verb.CHANGE, item, before)
 
 
 def _removed_neighbours(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
