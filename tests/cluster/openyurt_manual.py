@@ -3,7 +3,7 @@
 Those it blots out; scenes put in their own.
 """
 
-GATEWAYS = """
+_HANGZHOU = """
 apiVersion: raven.openyurt.io/v1beta1
 kind: Gateway
 metadata:
@@ -22,7 +22,8 @@ spec:
       underNAT: true
       port: 4500
       type: tunnel
----
+"""
+_CLOUD = """
 apiVersion: raven.openyurt.io/v1beta1
 kind: Gateway
 metadata:
@@ -46,7 +47,8 @@ spec:
       port: 4500
       type: tunnel
       publicIP: 203.0.113.10
----
+"""
+_QINGDAO = """
 apiVersion: raven.openyurt.io/v1beta1
 kind: Gateway
 metadata:
@@ -66,31 +68,9 @@ spec:
       port: 4500
       type: tunnel
 """
+GATEWAYS = f"{_HANGZHOU}---{_CLOUD}---{_QINGDAO}"
 # With fields of older releases besides.
-OLDER = """
-apiVersion: raven.openyurt.io/v1beta1
-kind: Gateway
-metadata:
-  name: gw-older
-spec:
-  exposeType: PublicIP
-  proxyConfig:
-    Replicas: 1
-    proxyHTTPPort: 10255,9445
-    proxyHTTPSPort: 10250,9100
-  tunnelConfig:
-    Replicas: 1
-  endpoints:
-    - nodeName: cloud-1
-      underNAT: false
-      port: 10262
-      type: proxy
-      publicIP: 203.0.113.10
-    - nodeName: cloud-1
-      underNAT: false
-      port: 4500
-      type: tunnel
-      publicIP: 203.0.113.10
+OLDER = f"""{_CLOUD.replace("gw-cloud", "gw-older").rstrip()}
       config:
         enable-l3-tunnel: "true"
         publicKey: tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww=

@@ -240,6 +240,13 @@ class Pair:
             end.happened()
         return keys
 
+    async def intercept(self, eve: Eve, *packets: bytes) -> list[bytes]:
+        """The datagrams that these packets of Alice's for Bob become; from here on they go to Eve in his place."""
+        self.alice.plane.set_endpoint(BOB, eve.endpoint)
+        self.alice.put(*packets)
+        await self.settle()
+        return eve.captured()
+
     async def settle(self) -> None:
         await settle(self.alice, self.bob)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_network
 
 import msgspec
@@ -21,16 +23,20 @@ A, B = "10.1.0.1", "10.2.0.1"
 SKIP = 1 << 16
 
 
-def successor(end: End, body: str, blob: bytes, *, peer=BOB) -> End:
+@contextmanager
+def successor(end: End, body: str, blob: bytes, *, peer=BOB) -> Iterator[End]:
     """A new process' data plane on the same kind of descriptors, with the plan's prefixes."""
     new = End(body, end.clock)
-    new.plane.thaw(blob)
-    prefixes = [ip_network(prefix) for prefix in PREFIXES[peer]]
-    for prefix in prefixes:
-        new.plane.route(prefix, [peer])
-    new.plane.accept(peer, prefixes)
-    new.start()
-    return new
+    try:
+        new.plane.thaw(blob)
+        prefixes = [ip_network(prefix) for prefix in PREFIXES[peer]]
+        for prefix in prefixes:
+            new.plane.route(prefix, [peer])
+        new.plane.accept(peer, prefixes)
+        new.start()
+        yield new
+    finally:
+        new.close()
 
 
 @pytest.mark.parametrize("suite", list(Suite), ids=lambda suite: suite.value)
@@ -39,8 +45,7 @@ async def test_a_session_goes_on_in_the_next_process(body, suite):
         await pair.connect(suite)
         pair.alice.put(udp(A, B, b"before"))
         await pair.settle()
-        heir = successor(pair.alice, body, pair.alice.plane.freeze())
-        try:
+        with successor(pair.alice, body, pair.alice.plane.freeze()) as heir:
             heir.put(udp(A, B, b"after"))
             await settle(heir, pair.bob)
             pair.bob.put(udp(B, A, b"answer"))
@@ -49,8 +54,6 @@ async def test_a_session_goes_on_in_the_next_process(body, suite):
             assert [packet[28:] for packet in heir.packets()] == [b"answer"]
             assert pair.bob.counters.peers[ALICE].endpoint == heir.endpoint()
             assert heir.happened(WantsHandshake) == []
-        finally:
-            heir.close()
 
 
 async def test_the_tunnel_hears_the_facts_again(body):
@@ -60,11 +63,8 @@ async def test_the_tunnel_hears_the_facts_again(body):
         pair.alice.put(udp(A, B, b"unanswered"))
         await pair.settle()
         (before,) = pair.alice.happened(Traffic)
-        heir = successor(pair.alice, body, pair.alice.plane.freeze())
-        try:
+        with successor(pair.alice, body, pair.alice.plane.freeze()) as heir:
             assert heir.happened(Traffic) == [before]
-        finally:
-            heir.close()
 
 
 async def test_counters_skip_ahead_even_for_a_blob_thawed_twice(body):
@@ -77,10 +77,9 @@ async def test_counters_skip_ahead_even_for_a_blob_thawed_twice(body):
             blob = pair.alice.plane.freeze()
             for pause in (0.0, 1.5):
                 pair.clock.advance(pause)
-                heir = successor(pair.alice, body, blob)
-                heir.put(udp(A, B))
-                await settle(heir)
-                heir.close()
+                with successor(pair.alice, body, blob) as heir:
+                    heir.put(udp(A, B))
+                    await settle(heir)
             counters = [struct.unpack_from("<Q", datagram, 8)[0] for datagram in eve.captured()]
             # 2^23 a second: more than anything of ours can have sent in between.
             assert counters == [1, 2 + SKIP, 2 + SKIP + 3 * 2**22]
@@ -94,14 +93,11 @@ async def test_a_replay_across_the_handover_is_dropped(body):
             eve.send(old, pair.alice.endpoint())
             await pair.settle()
             assert len(pair.alice.packets()) == 1
-            heir = successor(pair.alice, body, pair.alice.plane.freeze())
-            try:
+            with successor(pair.alice, body, pair.alice.plane.freeze()) as heir:
                 eve.send(old, heir.endpoint())
                 await settle(heir)
                 assert heir.drops() == {"REPLAYED": 1}
                 assert heir.happened(SourceMoved) == []
-            finally:
-                heir.close()
 
 
 async def test_all_slots_and_what_waits_go_over(body):
@@ -120,14 +116,11 @@ async def test_all_slots_and_what_waits_go_over(body):
         pair.alice.plane.expire_keypairs(BOB)
         pair.alice.put(udp(A, B, b"waiting"))
         await pair.settle()
-        heir = successor(pair.alice, body, pair.alice.plane.freeze())
-        try:
+        with successor(pair.alice, body, pair.alice.plane.freeze()) as heir:
             assert heir.counters.peers[BOB].staged == 1
             heir.put(udp(A, B, b"more"))
             await settle(heir)
             assert heir.counters.peers[BOB].staged == 2, "an expired key stays expired"
-        finally:
-            heir.close()
 
 
 async def test_the_blob_is_as_documented(body):
@@ -284,8 +277,7 @@ async def test_a_message_limit_holds_across_the_handover(body):
     async with two(body) as pair:
         with Eve() as eve:
             blob = await changed(pair, near_the_end)
-            heir = successor(pair.alice, body, blob)
-            try:
+            with successor(pair.alice, body, blob) as heir:
                 heir.plane.set_endpoint(BOB, eve.endpoint)
                 heir.put(*[udp(A, B, bytes([n])) for n in range(4)])
                 await settle(heir)
@@ -293,8 +285,6 @@ async def test_a_message_limit_holds_across_the_handover(body):
                 assert counters == [2**29 - 2, 2**29 - 1]
                 assert heir.counters.peers[BOB].staged == 2
                 assert heir.happened() == [WantsHandshake(BOB)]
-            finally:
-                heir.close()
 
 
 @pytest.mark.parametrize("role", [0, 1], ids=["initiator", "responder"])
@@ -307,8 +297,7 @@ async def test_many_messages_ask_for_a_new_key(body, role):
     async with two(body) as pair:
         with Eve() as eve:
             blob = await changed(pair, worn)
-            heir = successor(pair.alice, body, blob)
-            try:
+            with successor(pair.alice, body, blob) as heir:
                 heir.plane.set_endpoint(BOB, eve.endpoint)
                 heir.put(udp(A, B))
                 await settle(heir)
@@ -316,5 +305,3 @@ async def test_many_messages_ask_for_a_new_key(body, role):
                 heir.put(udp(A, B))
                 await settle(heir)
                 assert heir.happened() == [WantsHandshake(BOB)]
-            finally:
-                heir.close()

@@ -45,14 +45,19 @@ def cut(frame: bytes) -> list[bytes] | None:
     return found
 
 
-def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[bytes]:
-    """The frames a batch of packets is written as."""
+def coalesced(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> Coalescer:
     buffer = bytearray(b"".join(packets))
     coalescer = Coalescer(buffer, memoryview(buffer), tcp=tcp, udp=udp)
     at = 0
     for packet in packets:
         coalescer.extend(at, at + len(packet), None) or coalescer.add(at, len(packet), None)
         at += len(packet)
+    return coalescer
+
+
+def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[bytes]:
+    """The frames a batch of packets is written as."""
+    coalescer = coalesced(packets, tcp=tcp, udp=udp)
     return [b"".join(coalescer.frame(item)) for item in coalescer.items]
 
 
@@ -374,12 +379,7 @@ class TestJoin:
             stream(V6, sizes=[100, 100, 30]),
             [udp(*V4, payload(50, i)) for i in range(3)],
         ):
-            buffer = bytearray(b"".join(packets))
-            coalescer = Coalescer(buffer, memoryview(buffer), tcp=True, udp=True)
-            at = 0
-            for packet in packets:
-                coalescer.extend(at, at + len(packet), None) or coalescer.add(at, len(packet), None)
-                at += len(packet)
+            coalescer = coalesced(packets)
             (item,) = coalescer.items
             coalescer.frame(item)
             assert [b"".join(parts) for parts in coalescer.plain(item)] == [bytes(10) + packet for packet in packets]

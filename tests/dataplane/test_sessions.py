@@ -35,10 +35,7 @@ async def test_nothing_readable_is_on_the_wire(body):
     async with two(body) as pair:
         with Eve() as eve:
             await pair.connect()
-            pair.alice.plane.set_endpoint(BOB, eve.endpoint)
-            pair.alice.put(udp(A, B, b"a secret that must not be seen"))
-            await pair.settle()
-            (datagram,) = eve.captured()
+            (datagram,) = await pair.intercept(eve, udp(A, B, b"a secret that must not be seen"))
             assert b"secret" not in datagram
 
 
@@ -137,10 +134,7 @@ async def test_the_previous_key_still_opens(body):
     async with two(body) as pair:
         with Eve() as eve:
             await pair.connect()
-            pair.alice.plane.set_endpoint(BOB, eve.endpoint)
-            pair.alice.put(udp(A, B, b"under the old key"))
-            await pair.settle()
-            (late,) = eve.captured()
+            (late,) = await pair.intercept(eve, udp(A, B, b"under the old key"))
             pair.alice.plane.set_endpoint(BOB, pair.bob.endpoint())
             await pair.connect()
             eve.send(late, pair.bob.endpoint())
@@ -277,10 +271,7 @@ async def test_a_replayed_message_is_delivered_once(body):
     async with two(body) as pair:
         with Eve() as eve:
             await pair.connect()
-            pair.alice.plane.set_endpoint(BOB, eve.endpoint)
-            pair.alice.put(udp(A, B, b"once"))
-            await pair.settle()
-            (datagram,) = eve.captured()
+            (datagram,) = await pair.intercept(eve, udp(A, B, b"once"))
             for _ in range(3):
                 eve.send(datagram, pair.bob.endpoint())
             await pair.settle()
@@ -342,10 +333,7 @@ async def test_messages_are_padded_to_16_within_the_mtu(body, mtu, length, seale
         with Eve() as eve:
             await pair.connect()
             pair.alice.plane.set_mtu(mtu)
-            pair.alice.plane.set_endpoint(BOB, eve.endpoint)
-            pair.alice.put(udp(A, B, bytes(length - 28)))
-            await pair.settle()
-            (datagram,) = eve.captured()
+            (datagram,) = await pair.intercept(eve, udp(A, B, bytes(length - 28)))
             assert len(datagram) == 32 + sealed
 
 
@@ -353,10 +341,7 @@ async def test_padding_is_zeros(body):
     async with two(body) as pair:
         with Eve() as eve:
             mine, _ = await pair.connect()
-            pair.alice.plane.set_endpoint(BOB, eve.endpoint)
-            pair.alice.put(udp(A, B, b"\xff" * 100), udp(A, B, b"\xff"))
-            await pair.settle()
-            datagram = eve.captured()[1]
+            datagram = (await pair.intercept(eve, udp(A, B, b"\xff" * 100), udp(A, B, b"\xff")))[1]
             counter = struct.unpack_from("<Q", datagram, 8)[0]
             opened = cipher(mine.suite, mine.send_key).decrypt(mine.suite.nonce(counter), datagram[16:], None)
             assert opened == udp(A, B, b"\xff") + bytes(3)

@@ -79,14 +79,19 @@ def test_answers_leave_from_the_address_that_was_called(two: tuple[Host, Host], 
         assert pair.them.show("endpoints") in {f"192.0.2.1:{PORTS[0]}", f"[2001:db8::1]:{PORTS[0]}"}
 
 
+def talk_over_ipv4(us: End, them: End) -> None:
+    """We call, from a port of the kernel's choice."""
+    us.start(f"{INNER[4][0]}/24")
+    them.start(f"{INNER[4][1]}/24")
+    us.configure(port=0, peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"192.0.2.2:{PORTS[1]}")
+    them.configure(port=PORTS[1], peer=us, allowed=f"{INNER[4][0]}/32")
+    us.host.pings(INNER[4][1], 10)
+
+
 def test_a_host_without_ipv6_is_served_over_ipv4(two: tuple[Host, Host]):
     us, them = End(two[0], [PYTHON, HERE / "without_ipv6.py", *ours()], "rva"), End(two[1], ours(), "rvb")
     with running(us, them):
-        us.start(f"{INNER[4][0]}/24")
-        them.start(f"{INNER[4][1]}/24")
-        us.configure(port=0, peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"192.0.2.2:{PORTS[1]}")
-        them.configure(port=PORTS[1], peer=us, allowed=f"{INNER[4][0]}/32")
-        us.host.pings(INNER[4][1], 10)
+        talk_over_ipv4(us, them)
         port = us.wg("show", "listen-port").strip()
         assert f"[::]:{port}" not in us.host.run("ss", "-Hnlu")
 
@@ -96,11 +101,7 @@ def test_a_host_with_ipv6_switched_off_is_served_over_ipv4(two: tuple[Host, Host
         two[0].sysctl(f"net.ipv6.conf.{which}.disable_ipv6", "1")
     us, them = ends(*two)
     with running(us, them):
-        us.start(f"{INNER[4][0]}/24")
-        them.start(f"{INNER[4][1]}/24")
-        us.configure(port=0, peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"192.0.2.2:{PORTS[1]}")
-        them.configure(port=PORTS[1], peer=us, allowed=f"{INNER[4][0]}/32")
-        us.host.pings(INNER[4][1], 10)
+        talk_over_ipv4(us, them)
 
 
 def test_a_link_local_peer_is_found_on_its_interface(two: tuple[Host, Host]):

@@ -6,10 +6,11 @@ import itertools
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
-from interop_rig import INNER, OUTER, PORTS, Pair, transfer, until, wg
+from interop_rig import INNER, OUTER, PORTS, Host, Pair, transfer, until, wg
 
 pytestmark = [pytest.mark.root, pytest.mark.wireguard_go, pytest.mark.needs("wg", "ping")]
 
@@ -93,19 +94,26 @@ def test_keys_are_renewed_under_traffic_and_nothing_is_lost(quick_pair: Pair, jo
     assert len({theirs for _, theirs in seen}) >= 3
 
 
+@contextmanager
+def moved(host: Host, old: str, new: str) -> Iterator[None]:
+    """The host has another address in place of this one, both with their prefix length."""
+    host.ip("address", "add", new, "dev", "eth0")
+    host.ip("address", "delete", old, "dev", "eth0")
+    try:
+        yield
+    finally:
+        host.ip("address", "add", old, "dev", "eth0")
+        host.ip("address", "delete", new, "dev", "eth0")
+
+
 def test_they_roam_and_we_follow(pair: Pair, join: Callable[..., None]):
     join(pair)
     us, them = pair
     us.host.pings(INNER[4][1])
-    them.host.ip("address", "add", "192.0.2.22/24", "dev", "eth0")
-    them.host.ip("address", "delete", "192.0.2.2/24", "dev", "eth0")
-    try:
+    with moved(them.host, "192.0.2.2/24", "192.0.2.22/24"):
         them.host.pings(INNER[4][0])
         assert us.show("endpoints") == f"192.0.2.22:{PORTS[1]}"
         us.host.pings(INNER[4][1], 10)
-    finally:
-        them.host.ip("address", "add", "192.0.2.2/24", "dev", "eth0")
-        them.host.ip("address", "delete", "192.0.2.22/24", "dev", "eth0")
 
 
 def test_they_roam_to_another_family_and_port_and_we_follow(pair: Pair, join: Callable[..., None]):
@@ -123,15 +131,10 @@ def test_we_roam_and_they_follow(pair: Pair, join: Callable[..., None]):
     join(pair)
     us, them = pair
     us.host.pings(INNER[4][1])
-    us.host.ip("address", "add", "192.0.2.11/24", "dev", "eth0")
-    us.host.ip("address", "delete", "192.0.2.1/24", "dev", "eth0")
-    try:
+    with moved(us.host, "192.0.2.1/24", "192.0.2.11/24"):
         us.host.pings(INNER[4][1], 10)
         assert them.show("endpoints") == f"192.0.2.11:{PORTS[0]}"
         them.host.pings(INNER[4][0], 10)
-    finally:
-        us.host.ip("address", "add", "192.0.2.1/24", "dev", "eth0")
-        us.host.ip("address", "delete", "192.0.2.11/24", "dev", "eth0")
 
 
 def test_we_change_our_port_under_way(pair: Pair, join: Callable[..., None]):
