@@ -48,6 +48,11 @@ def unhealthy_reasons(vitals: Vitals, problems: Sequence[ProblemReport]) -> list
             world = "the saved world" if api.saved_at is not None else "the last one it told"
             why = f" ({api.error})" if api.error else ""
             reasons.append(f"the API server has been away for {api.away:.0f} s; traffic goes on by {world}{why}")
+        if api.is_another:
+            reasons.append(
+                f"the API server is another cluster's than before ({api.cluster}, not {api.world_of}); "
+                f"traffic goes on by the world of the one before until all of this one's is known"
+            )
         if api.announce_error:
             reasons.append(f"our Peer cannot be written: {api.announce_error}")
     if problems:

@@ -201,6 +201,8 @@ class Account:
             heard_at=state.heard_at,
             error=state.error,
             saved_at=state.saved_at,
+            cluster=state.cluster,
+            world_of=state.world_of,
             announced=announcer is not None and announcer.stands,
             announce_error=announcer.error if announcer is not None else "",
             lists=state.lists,

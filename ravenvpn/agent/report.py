@@ -60,12 +60,19 @@ class ApiReport(msgspec.Struct, frozen=True, kw_only=True):
     heard_at: float | None  # when it last said anything, bookmarks included
     error: str  # why it is away, or why it lets us read nothing
     saved_at: float | None  # the world in force is the one saved then; None: it is the server's
+    cluster: str = ""  # UID of namespace kube-system; empty: not known yet
+    world_of: str = ""  # the same of the cluster that the world in force comes from
     announced: bool  # our Peer stands there as we want it
     announce_error: str  # why it cannot be written right now
     lists: int  # since this agent started
     watches: int
     events: int
     writes: int
+
+    @property
+    def is_another(self) -> bool:
+        """Whether behind the server's address stands another cluster than the world in force comes from."""
+        return bool(self.cluster) and self.world_of not in ("", self.cluster)
 
 
 class Vitals(msgspec.Struct, frozen=True, kw_only=True):

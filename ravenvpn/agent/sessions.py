@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from ipaddress import IPv6Address
 
 from ravenvpn.agent.resolve import Resolver
 from ravenvpn.agent.translate import peer_settings
@@ -62,8 +63,8 @@ class Sessions:
         had; what does not depend on it is done, and a call with whatever delta comes next tries the rest again."""
         if delta.settings is not None:
             self._wanted = delta.settings
-            # A port is bound once only, so where another kind of tunnel is needed the old one goes first.
-            if self.tunnel is not None and self._settled is not None and self._kind(plan) != self._settled.device:
+            # A port is bound once only, so where another tunnel is needed the old one goes first.
+            if self.tunnel is not None and self._settled is not None and _kind(self._settled) != _kind(self._wanted):
                 await self.close()
         if self.tunnel is None:
             whole = plan()
@@ -81,12 +82,6 @@ class Sessions:
         if self._wanted is not None and self._wanted != self._settled:
             self._settle(self._wanted)
         return False
-
-    @staticmethod
-    def _kind(plan: Callable[[], NodePlan]) -> bool | None:
-        """With a device or without, None for no tunnel at all."""
-        whole = plan()
-        return None if whole.role is Role.NONE else whole.tunnel.device
 
     def finish(self, delta: TunnelDelta) -> None:
         """Close what is no longer wanted."""
@@ -212,3 +207,10 @@ class Sessions:
 
     def _watch_names(self) -> None:
         self._resolver.watch({candidate.host for peer in self._plans.values() for candidate in peer.candidates})
+
+
+def _kind(settings: TunnelPlan) -> tuple[bool, IPv6Address | None]:
+    """What a tunnel keeps for life: whether it has a device, and our address in the mesh (None: there is no tunnel).
+    Another address is another mesh, in which everybody has another one, so nothing measured or shaken hands on with
+    the last counts."""
+    return settings.device, settings.own_address

@@ -75,6 +75,8 @@ def _screen(report: StatusReport) -> None:
 def _world(report: StatusReport, now: float) -> str:
     saved = report.api.saved_at if report.api else None
     read = f"read {_ago(report.world_at, now)}" if saved is None else f"THE ONE SAVED {_ago(saved, now)}"
+    if report.api and report.api.is_another:
+        read += ", OF THE CLUSTER BEFORE"
     return f"{report.source}, {read}, applied {_ago(report.applied_at, now)}"
 
 

@@ -50,7 +50,8 @@ class ApiState:
     """How it stands with the API server. Times are Unix seconds.
 
     `connected_since` None: not connected now; `lost_since` None too: not since this agent started. `saved_at`: the
-    world in force is the one saved then; None when it came from the server."""
+    world in force is the one saved then; None when it came from the server. `cluster` is the UID of namespace
+    kube-system there, `world_of` of the cluster that the world in force comes from; empty where not known."""
 
     server: str
     connected_since: float | None = None
@@ -58,9 +59,15 @@ class ApiState:
     heard_at: float | None = None
     error: str = ""
     saved_at: float | None = None
+    cluster: str = ""
+    world_of: str = ""
     lists: int = 0
     watches: int = 0
     events: int = 0
+
+
+class _OtherClusterError(Exception):
+    """Behind the address stands another cluster than before."""
 
 
 class ClusterSource:
@@ -79,8 +86,9 @@ class ClusterSource:
         """`mesh` names the mesh; empty: the UID of namespace kube-system does."""
         self._client, self._node, self._file = client, node, file
         self._mesh, self._silence, self._draw = mesh, silence, draw
-        self._cluster = ""  # UID of its namespace kube-system
-        self._assembly = Assembly(mesh)
+        self._cluster = ""  # UID of namespace kube-system of the one that is followed
+        self._assembly = Assembly(mesh)  # what is in force
+        self._world_of = ""  # of which cluster that is
         self._reflectors: dict[Feed, Reflector] = {}
         self._complete: set[Feed] = set()
         self._versions: dict[Feed, str] = {}
@@ -89,6 +97,7 @@ class ClusterSource:
         self._wake = asyncio.Event()
         self._again = False
         self._error = ""  # before anything is followed
+        self._lost_since: float | None = None  # the same
         self._hurry = asyncio.Event()
         self._saved_at: float | None = None
         self._unsaved = asyncio.Event()
@@ -107,10 +116,12 @@ class ClusterSource:
         return ApiState(
             server=self._client.server,
             connected_since=max((at for at in since if at is not None), default=None) if all(since) else None,
-            lost_since=min(lost, default=None),
+            lost_since=min(lost, default=self._lost_since),
             heard_at=max(heard, default=None),
             error=next((connection.error for connection in connections if connection.error), self._error),
             saved_at=self._saved_at,
+            cluster=self._cluster,
+            world_of=self._world_of,
             lists=sum(connection.lists for connection in connections),
             watches=sum(connection.watches for connection in connections),
             events=sum(connection.events for connection in connections),
@@ -134,7 +145,7 @@ class ClusterSource:
         last_endpoints = self.endpoints
         try:
             while not work.done():
-                if self._saved_at is not None or self._is_whole():
+                if self._saved_at is not None or self._is_foreign or self._is_whole():
                     now = Snapshot(self._assembly.world, self._assembly.problems)
                     same = last is not None and now.world is last.world and now.problems == last.problems
                     if self._again or not same or self.endpoints != last_endpoints:
@@ -165,7 +176,7 @@ class ClusterSource:
             log.warning("%s", self._file.complaint)
             return
         self._assembly, self._saved_at, self._versions = assembly, saved.saved_at, dict(saved.versions)
-        self._cluster = saved.cluster
+        self._world_of = saved.cluster
         self.endpoints = tuple(
             ApiEndpoint(address, port) for text, port in saved.api if (address := address_of(text)) is not None
         )
@@ -185,7 +196,7 @@ class ClusterSource:
             return
         self._unsaved.clear()
         saved = Saved(
-            self._cluster,
+            self._world_of,
             self._assembly.world.mesh,
             self._client.server,
             tuple((str(endpoint.address), endpoint.port) for endpoint in self.endpoints),
@@ -201,28 +212,63 @@ class ClusterSource:
     # Following.
 
     async def _follow_all(self) -> None:
-        cluster = await self._kube_system()
-        assembly = self._assembly
-        if cluster != self._cluster or (self._mesh or cluster) != assembly.world.mesh:
-            if self._saved_at is not None:
-                log.warning("the saved world is of another cluster or mesh; it goes when this one's is known")
-            assembly = Assembly(self._mesh or cluster)
-            self._cluster = cluster
-            self._versions.clear()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(Feed.GATEWAYS, assembly))
-            tasks.create_task(self._follow(Feed.PEERS, assembly))
-            tasks.create_task(self._follow_region(assembly))
+        while True:
+            assembly = self._assembly_for(await self._kube_system())
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._follow(Feed.GATEWAYS, assembly))
+                    tasks.create_task(self._follow(Feed.PEERS, assembly))
+                    tasks.create_task(self._follow_region(assembly))
+            except* _OtherClusterError:
+                self._reflectors.clear()
+                self._versions.clear()
+                self._lost_since = time.time()
+
+    def _assembly_for(self, cluster: str) -> Assembly:
+        """Where to put what this cluster says: together with what is in force, unless that is of another one."""
+        self._cluster = cluster
+        self._complete.clear()
+        if cluster == self._world_of and (self._mesh or cluster) == self._assembly.world.mesh:
+            self._find_region()
+            return self._assembly
+        if self._is_foreign:
+            log.warning(
+                "the API server is of cluster %s, and the world in force of cluster %s; "
+                "that one goes when all of this one's is known",
+                cluster,
+                self._world_of,
+            )
+        elif self._saved_at is not None:
+            log.warning("the saved world is of another mesh; it goes when this one's is known")
+        self._versions.clear()
+        self._region = None
+        return Assembly(self._mesh or cluster)
+
+    @property
+    def _is_foreign(self) -> bool:
+        return bool(self._cluster) and self._world_of not in ("", self._cluster)
+
+    async def _same_cluster(self) -> None:
+        """Whoever comes back may be another: one that was set up anew behind the same address."""
+        if await self._kube_system_uid() != self._cluster:
+            raise _OtherClusterError
+
+    async def _kube_system_uid(self) -> str:
+        """Of the namespace; no two clusters share it."""
+        uid = (await self._client.get(NAMESPACES, "kube-system")).get("metadata", {}).get("uid")
+        if not isinstance(uid, str) or not uid:
+            raise ApiError("namespace kube-system has no UID", reason="Malformed")
+        return uid
 
     async def _kube_system(self) -> str:
-        """The UID of namespace kube-system, which no two clusters share."""
+        """The same, however long it takes."""
         backoff = Backoff(self._draw)
         while True:
             self._hurry.clear()
             try:
-                namespace = await self._client.get(NAMESPACES, "kube-system")
+                uid = await self._kube_system_uid()
                 self._error = ""
-                return str(namespace["metadata"]["uid"])
+                return uid
             except ApiError as error:
                 if str(error) != self._error:
                     log.warning("the cluster cannot be read: %s", error)
@@ -271,6 +317,7 @@ class ClusterSource:
             silence=self._silence,
             draw=self._draw,
             on_connection=self._connection_changed,
+            recheck=self._same_cluster,
         )
         batches = reflector.follow()
         async with aclosing(batches):
@@ -291,9 +338,11 @@ class ClusterSource:
         if feed is Feed.GATEWAYS and self._moves_us(assembly, batch):
             self._find_region(assembly)
         if assembly is not self._assembly and not self._is_whole():
-            return  # until then the saved world, of another cluster, is all there is
+            return  # until then the world of another cluster is all there is
+        if assembly is not self._assembly and self._is_foreign:
+            log.warning("the world of cluster %s is gone, that of cluster %s in force", self._world_of, self._cluster)
         if assembly is not self._assembly or (self._saved_at is not None and self._is_whole()):
-            self._assembly, self._saved_at = assembly, None
+            self._assembly, self._world_of, self._saved_at = assembly, self._cluster, None
             self._unsaved.set()
             self._wake.set()
         if assembly.world is not world:  # not the status of a Peer, which nobody goes by

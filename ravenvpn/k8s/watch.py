@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ from ravenvpn.k8s.progress import Progress
 from ravenvpn.k8s.resource import ApiError, Object, Resource, key_of, version_of
 
 log = logging.getLogger(__name__)
+
+EARLY = 5.0  # seconds by which a watch may end before the time it asked for, and yet for that reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,18 @@ class Reflector:
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         on_connection: Callable[[], None] = lambda: None,
+        recheck: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`known` are the objects an earlier process had, key → resourceVersion, and `version` how far it had come:
-        the watch is taken up there. `on_connection` is called when `connection` has changed for better or worse."""
+        the watch is taken up there. `on_connection` is called when `connection` has changed for better or worse.
+
+        `recheck` is awaited when a server answers again that was lost, before anything it says is taken: it may be
+        another one's. An ApiError of it is one more failure; what else it raises ends `follow`."""
         self._client, self._resource, self._silence = client, resource, silence
         self._labels, self._fields = labels, fields
         self._draw, self._now, self._wall = draw, now, wall
-        self._on_connection = on_connection
+        self._on_connection, self._recheck = on_connection, recheck
+        self._doubt = False  # whether that is due
         self._known = dict(known or {})
         self._progress = Progress(draw, version)
         self._hurry = asyncio.Event()
@@ -99,6 +106,7 @@ class Reflector:
 
     async def _list(self) -> AsyncGenerator[Batch, None]:
         self.connection.lists += 1
+        await self._settle_doubt()
         seen: set[str] = set()
         pages = self._client.list(self._resource, labels=self._labels, fields=self._fields)
         last: Batch | None = None
@@ -127,17 +135,25 @@ class Reflector:
             timeout=lasting,
             silence=self._silence,
         )
-        accepted = False
+        accepted_at: float | None = None
         async with aclosing(portions):
             async for events in portions:
-                if not accepted:
-                    accepted = True
+                if accepted_at is None:
+                    accepted_at = self._now()
+                    await self._settle_doubt()
                     self._accepted()
                     yield Batch(version=version)  # nothing new, and yet: what is known is the server's
                 self.connection.heard_at = self._wall()
                 if events and (batch := self._take(events)):
                     yield batch
+        if accepted_at is None or self._now() - accepted_at < lasting - EARLY:
+            self._doubt = True  # not for its time: the server is ending
         self._progress.ended(self._now())
+
+    async def _settle_doubt(self) -> None:
+        if self._doubt and self._recheck is not None:
+            await self._recheck()
+        self._doubt = False
 
     def _take(self, events: Events) -> Batch | None:
         """What these events come to in the end."""
@@ -181,6 +197,7 @@ class Reflector:
             self._on_connection()
 
     def _lost(self, error: ApiError) -> None:
+        self._doubt = True
         if str(error) != self.connection.error and error.status != 410:
             log.warning("%s cannot be watched: %s", self._resource, error)
         was_connected = self.connection.connected_since is not None

@@ -129,7 +129,9 @@ def vitals(api: ApiReport | None, world_at: float | None = 1.0) -> Vitals:
     )
 
 
-def api(away: float | None, *, saved_at: float | None = None, announce_error: str = "") -> ApiReport:
+def api(
+    away: float | None, *, saved_at: float | None = None, announce_error: str = "", cluster: str = "here"
+) -> ApiReport:
     return ApiReport(
         server="https://192.0.2.10:6443",
         connected_since=None if away else 1.0,
@@ -137,6 +139,8 @@ def api(away: float | None, *, saved_at: float | None = None, announce_error: st
         heard_at=None,
         error="connection refused" if away else "",
         saved_at=saved_at,
+        cluster=cluster,
+        world_of="here",
         announced=True,
         announce_error=announce_error,
         lists=0,
@@ -163,6 +167,15 @@ def test_a_node_that_never_had_a_world_is_not_ready_and_says_why() -> None:
     reasons = unready_reasons(vitals(api(5.0), world_at=None))
     assert "no world has been read yet" in reasons[0]
     assert "connection refused" in reasons[1]
+
+
+def test_another_cluster_behind_the_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert unready_reasons(vitals(api(None, cluster="there"))) == []
+    (reason,) = unhealthy_reasons(vitals(api(None, cluster="there")), ())
+    assert reason.startswith("the API server is another cluster's than before (there, not here); traffic goes on")
+    assert unhealthy_reasons(vitals(api(None, cluster="")), ()) == [], "not asked yet"
+    _screen(status(api=api(None, cluster="there")))
+    assert "OF THE CLUSTER BEFORE" in capsys.readouterr().out
 
 
 def test_a_peer_that_cannot_be_written_is_told() -> None:

@@ -1,0 +1,69 @@
+"""The tunnel as plans want it, on a plain node, which needs no device and so no root."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+
+from ravenvpn.agent.sessions import Sessions
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import PrivateKey
+from ravenvpn.mesh.context import Settings
+from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.plan import Planner
+from ravenvpn.tunnel.driver import Listeners
+
+
+def free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def world(mesh: str, gateway: str = "edge-1") -> World:
+    infos = tuple(
+        NodeInfo(name, ipaddress.ip_address(f"127.0.0.{i}"), (ipaddress.ip_network(f"10.244.{i}.0/24"),))
+        for i, name in enumerate((gateway, "edge-9"), 1)
+    )
+    endpoints = (Endpoint(gateway, under_nat=True),)
+    factory = Gateway("factory", endpoints, 1, status=GatewayStatus(infos, endpoints))
+    key = PrivateKey.generate(os.urandom).public.raw
+    return World.of([factory], [Peer(gateway, key, node_addresses=(ipaddress.ip_address("127.0.0.1"),))], mesh=mesh)
+
+
+@pytest.fixture
+def sessions() -> Sessions:
+    return Sessions(
+        key=PrivateKey.generate(os.urandom),
+        preshared_key=None,
+        suites=frozenset({Suite.CHACHA20POLY1305}),
+        last_seen={},
+        on_resolved=lambda: None,
+        listeners=Listeners(),
+    )
+
+
+async def test_another_mesh_has_another_tunnel(sessions: Sessions) -> None:
+    """Everybody's address is another one there, so what was measured on the last one proves nothing."""
+    planner = Planner("edge-9", Settings(listen_port=free_port()))
+    before = world("before")
+    try:
+        opened = await sessions.prepare(planner.plan, planner.update(before).tunnel)
+        first, address = sessions.tunnel, planner.tunnel_settings().own_address
+        assert opened
+        delta = planner.update(before.with_peer(replace(before.peers["edge-1"], listen_port=4501)))
+        assert not await sessions.prepare(planner.plan, delta.tunnel)
+        assert sessions.tunnel is first, "another peer is no other tunnel"
+
+        delta = planner.update(world("after", gateway="edge-2"))
+        assert await sessions.prepare(planner.plan, delta.tunnel)
+        sessions.finish(delta.tunnel)
+        assert sessions.tunnel is not first
+        assert planner.tunnel_settings().own_address != address
+        assert sessions.probed().keys() == {"edge-2"}
+    finally:
+        await sessions.close()
