@@ -181,7 +181,8 @@ async def _tell_systemd(subject: JudgedAgent, agent: Agent, notifier: Notifier) 
             notifier.ready()
         vitals = subject.vitals()
         reasons = unready_reasons(vitals)
-        sessions = f"{vitals.sessions_up} of {vitals.sessions_wanted} sessions up"
+        wanted = vitals.sessions_wanted
+        sessions = f"{vitals.sessions_up} of {wanted} sessions up" if wanted else "no sessions wanted"
         notifier.status(f"{vitals.role}, {sessions}" + (f"; {reasons[0]}" if reasons else ""))
         notifier.watchdog()
         if ready:

@@ -170,6 +170,7 @@ class Account:
             self.snapshot.world,
             own_region=self._planner.region,
             verdict=self._probing.liveness.of(uplink),
+            speaks=uplink in self.snapshot.world.peers,
         )
         if self._planner.role is Role.PLAIN:
             return through

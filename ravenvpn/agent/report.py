@@ -46,8 +46,8 @@ class RegionReport(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     gateway: str  # active gateway node
     path: str  # "direct", "via NAME", or "none"
-    ok: bool
-    why: str = ""
+    ok: bool  # nothing is known to be wrong with it
+    why: str = ""  # where it is not ok, or where that is not known
     prefixes: tuple[str, ...] = ()
 
 

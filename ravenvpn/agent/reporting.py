@@ -149,7 +149,8 @@ def _peer_path(plan: NodePlan, peer: PeerPlan | None, beyond: Sequence[str]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How another region is reached. A cold session is no fault: it comes up with the first packet."""
+    """How another region is reached. A cold session is no fault: it comes up with the first packet. `why` beside
+    `ok` says what is not known of it."""
 
     gateway: str  # active gateway node of the region; empty for none
     path: str  # "direct", "via NAME", or "none"
@@ -197,15 +198,25 @@ def reaches(
 
 
 def reaches_through(
-    gateway: str, plan: PeerPlan | None, status: PeerStatus | None, world: World, *, own_region: str, verdict: Verdict
+    gateway: str,
+    plan: PeerPlan | None,
+    status: PeerStatus | None,
+    world: World,
+    *,
+    own_region: str,
+    verdict: Verdict,
+    speaks: bool = True,
 ) -> dict[str, Reach]:
     """The same for a plain node, which sends everything to its own `gateway` (empty: there is none): it reaches
-    what that one reaches, and can tell only whether that one lives."""
+    what that one reaches, and can tell only whether that one lives; where it `speaks` to no plain node, as upstream's
+    agent does, not even that."""
     ok, why = False, f"region {own_region} has no active gateway that this node can send to"
     if gateway and status is not None:
         state, cause = peer_state(plan, status, verdict)
         ok = state in (PeerState.UP, PeerState.COLD)
         why = "" if ok else f"our gateway {gateway} is {state}" + (f", {cause}" if cause else "")
+    elif gateway and not speaks:
+        ok, why = True, f"not known: our gateway {gateway} has no Peer, as where upstream's agent runs"
     elif gateway:
         why = f"there is no session with our gateway {gateway}, so nothing is known of it"
     found = {}

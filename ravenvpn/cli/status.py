@@ -34,7 +34,12 @@ def _screen(report: StatusReport) -> None:
         ("node", f"{report.node}, {report.role}" + (f" of region {report.region}" if report.region else "")),
         ("public key", report.public_key),
         ("listening", f"UDP {report.listen_port}"),
-        ("sessions", f"{report.sessions_up} up of {report.sessions_wanted} wanted"),
+        (
+            "sessions",
+            f"{report.sessions_up} up of {report.sessions_wanted} wanted"
+            if report.sessions_wanted
+            else "none wanted",
+        ),
         ("world", _world(report, now)),
         *([("api server", _api(report.api, now))] if report.api else []),
         ("data plane", plane.body + (f"; the native one is not there: {plane.why_pure}" if plane.why_pure else "")),
@@ -54,7 +59,7 @@ def _screen(report: StatusReport) -> None:
                     region.name,
                     region.gateway or "-",
                     region.path,
-                    "yes" if region.ok else f"no: {region.why}",
+                    (region.why or "yes") if region.ok else f"no: {region.why}",
                     ", ".join(region.prefixes) or "-",
                 )
                 for region in report.regions

@@ -159,7 +159,7 @@ def home(context: Context, gateway: Gateway | None, peers: Mapping[str, Peer], r
         rules=tuple(_rules(port, context)),
         sysctls=tuple(_sysctls(context)),
         local=frozenset(a.prefix for a in region.announced),
-        notes=(*region.notes, *_seatless(context, gateway)),
+        notes=(*region.notes, *_seatless(context, gateway), *_unheard(context, peers)),
     )
 
 
@@ -175,19 +175,20 @@ def _sessions(context: Context, gateway: Gateway, peers: Mapping[str, Peer], ref
             continue
         if entry is None and (not context.is_gateway or info.node in refused.keys):
             continue
-        keys = entry.public_keys if entry else peer.public_keys if peer else ()
-        if not keys:
-            continue  # a plain node that announces nothing has no session, and needs none to be served
+        # Who announces nothing has no session, and needs none to serve or be served. That includes gateways with
+        # upstream's agent: their key stands in the Gateway, and they speak with other regions' gateways alone.
+        if peer is None:
+            continue
         kind = PeerKind.PLAIN if entry is None else PeerKind.ACTIVE if entry.active else PeerKind.STANDBY
         found[info.node] = PeerPlan(
             name=info.node,
             region=gateway.name,
             kind=kind,
-            public_keys=keys,
+            public_keys=entry.public_keys if entry else peer.public_keys,
             candidates=_inside(gateway, info, peer, entry),
             keepalive=None,
             warm=True,
-            suites=entry.suites if entry else peer.suites if peer else (),
+            suites=entry.suites if entry else peer.suites,
             tunnel_address=identity.tunnel_address(context.mesh, info.node),
             prompt=kind is PeerKind.ACTIVE and context.role is not Role.ACTIVE,
             reason=f"{kind} node of our own region, for probes",
@@ -304,6 +305,15 @@ def _seatless(context: Context, gateway: Gateway) -> Iterable[str]:
         )
     elif context.overlay.uplink is None:
         yield f"no active gateway of region {gateway.name} is on its VXLAN: other regions are not reached"
+
+
+def _unheard(context: Context, peers: Mapping[str, Peer]) -> Iterable[str]:
+    uplink = context.overlay.uplink if context.overlay is not None else None
+    if uplink is not None and uplink.node not in peers:
+        yield (
+            f"our gateway {uplink.node} has no Peer, as where upstream's agent runs: that holds no session with this "
+            "node and answers no probe, so whether it lives is not known here"
+        )
 
 
 def _sysctls(context: Context) -> Iterable[Sysctl]:

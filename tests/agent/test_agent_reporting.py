@@ -7,8 +7,9 @@ from agent_ends import end, plan
 from agent_reports import status, vitals
 
 from ravenvpn.agent.lag import Lag
-from ravenvpn.agent.report import PeerState, ProblemReport
+from ravenvpn.agent.report import PeerState, ProblemReport, RegionReport
 from ravenvpn.agent.reporting import Rates, peer_state, reaches, reaches_through
+from ravenvpn.cli.status import _screen
 from ravenvpn.health import judged, unhealthy_reasons, unready_reasons
 from ravenvpn.mesh.liveness import Liveness, Verdict
 from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, World
@@ -56,7 +57,7 @@ def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
 
 def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -> None:
     def reached(
-        gateway: str, verdict: Verdict = Verdict.ALIVE, *, session: bool = True
+        gateway: str, verdict: Verdict = Verdict.ALIVE, *, session: bool = True, speaks: bool = True
     ) -> dict[str, tuple[str, bool, str]]:
         found = reaches_through(
             gateway,
@@ -65,6 +66,7 @@ def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -
             world("home", "ship").with_gateway(Gateway(name="empty")),
             own_region="home",
             verdict=verdict,
+            speaks=speaks,
         )
         return {name: (reach.path, reach.ok, reach.why) for name, reach in found.items()}
 
@@ -76,8 +78,20 @@ def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -
     assert reached("hub", Verdict.DEAD)["ship"] == ("via hub", False, dead)
     silent = "there is no session with our gateway hub, so nothing is known of it"
     assert reached("hub", session=False)["ship"] == ("via hub", False, silent)
+    upstreams = "not known: our gateway hub has no Peer, as where upstream's agent runs"
+    assert reached("hub", session=False, speaks=False)["ship"] == ("via hub", True, upstreams)
     alone = "region home has no active gateway that this node can send to"
     assert reached("")["ship"] == ("none", False, alone)
+
+
+def test_a_person_sees_what_a_node_behind_upstreams_gateway_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    unknown = "not known: our gateway old-1 has no Peer, as where upstream's agent runs"
+    ship = RegionReport(name="ship", gateway="ship-1", path="via old-1", ok=True, why=unknown)
+    _screen(judged(status(role="plain node", sessions_wanted=0, sessions_up=0, regions=(ship,)), vitals()))
+    screen = capsys.readouterr().out
+    assert screen.startswith("healthy")
+    assert "sessions:    none wanted" in screen
+    assert f"via old-1  {unknown}" in screen
 
 
 def test_a_region_without_way_says_why() -> None:

@@ -377,6 +377,25 @@ def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
     assert (peer.public_keys, peer.suites) == ((bytes([1]) + bytes(31),), (Suite.CHACHA20POLY1305,))
 
 
+def test_upstreams_gateway_is_served_by_and_not_spoken_to() -> None:
+    """It knows other regions' gateways alone: no session with it would come up, and silence mean nothing."""
+    key = {"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
+    e, spare = Endpoint("old-1", under_nat=True, config=key), Endpoint("new-2", under_nat=True)
+    infos = tuple(
+        NodeInfo(n, ip(f"10.0.7.{i}"), (net(f"10.244.7{i}.0/24"),)) for i, n in enumerate(("old-1", "new-2", "new-3"))
+    )
+    old = Gateway("old", (e, spare), 1, status=GatewayStatus(infos, (e,)))
+    world = World.of([CLOUD, old], peers("cloud-1", "new-2", "new-3"))
+    note = "our gateway old-1 has no Peer, as where upstream's agent runs"
+    for me, sessions in (("new-3", {"new-2"}), ("new-2", {"cloud-1", "new-3"})):
+        made = plan(world, me=me)
+        assert {p.name for p in made.tunnel.peers} == sessions
+        assert {str(r.via) for r in made.host.routes if r.device == "raven0" and r.table == 9127} == {"240.0.7.0"}
+        assert any(text.startswith(note) for text in made.notes)
+    assert "old-1" in {p.name for p in plan(world, me="cloud-1").tunnel.peers}
+    assert not any(text.startswith(note) for text in plan(world, me="cloud-1").notes)
+
+
 def test_hubs_that_come_and_go_are_followed() -> None:
     """Regions that did not change themselves still have another way afterwards."""
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in range(1, 5)]
