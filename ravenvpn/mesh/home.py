@@ -41,7 +41,9 @@ from ravenvpn.mesh.model import (
 from ravenvpn.mesh.nodeplan import Candidate, PeerKind, PeerPlan, Role
 from ravenvpn.mesh.topology import GatewayNode, Region
 
-PREF_BYPASS, PREF_ARRIVING, PREF_REMOTE, PREF_LANDING = 98, 99, 100, 102
+# The kernel asks rules of one preference by their age. Those at 98 apply to different input devices, so theirs is
+# of no account; upstream's rule, of whatever age, is at 100.
+PREF_BYPASS, PREF_ARRIVING, PREF_REMOTE, PREF_LANDING = 98, 98, 99, 102
 _TCP, _UDP = 6, 17
 
 

@@ -209,8 +209,11 @@ def _ports(facts: CheckFacts) -> Iterable[Finding]:
 
 def _upstream(facts: CheckFacts) -> Iterable[Finding]:
     if facts.upstream:
-        what = "objects of the upstream Raven agent are here (table 9027)"
-        remedy = "one agent per node: stop its DaemonSet on this node and run its cleanup before starting this one"
+        what = "objects of the upstream Raven agent are here (its rule at 100, table 9027)"
+        remedy = (
+            "one agent per node: stop its DaemonSet on this node and run its cleanup. What it left is asked after "
+            "our rules, so it leads astray only what no other region has any more"
+        )
         yield Finding("upstream raven", Verdict.WARN, what, remedy)
 
 

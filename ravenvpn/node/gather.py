@@ -20,7 +20,7 @@ from ravenvpn.node.check import CheckFacts, PortFact, reverse_path_rules
 from ravenvpn.node.facts import ipv6_present, way_out
 from ravenvpn.node.netlink import Netlink
 from ravenvpn.node.pipe import Pipe
-from ravenvpn.node.rtnetlink import dump_routes
+from ravenvpn.node.rtnetlink import dump_routes, dump_rules, rule_table
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -141,7 +141,9 @@ def _mtu() -> int | None:
 
 def _upstream() -> bool:
     with contextlib.suppress(HostError), closing(Pipe()) as pipe:
-        return bool(dump_routes(pipe, socket.AF_INET, table=_UPSTREAM_TABLE))
+        if dump_routes(pipe, socket.AF_INET, table=_UPSTREAM_TABLE):
+            return True
+        return any(rule_table(body) == _UPSTREAM_TABLE for body in dump_rules(pipe, socket.AF_INET))
     return False
 
 

@@ -287,6 +287,12 @@ def read_rule(body: bytes) -> Rule | Stray | None:
     )
 
 
+def rule_table(body: bytes) -> int:
+    """Which table a dumped rule asks, whoever made it; 0 for none."""
+    found = attributes(body, RTMSG.size)
+    return int(_U32.unpack(found[FRA_TABLE])[0]) if FRA_TABLE in found else int(body[4])
+
+
 def dump_rules(pipe: Pipe, family: int) -> list[bytes]:
     body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return [content for _, content in pipe.dump(RTM_GETRULE, body, lambda content: content[0] == family)]

@@ -148,9 +148,6 @@ def apply_host(before: HostState, delta: HostDelta) -> HostState:
         r.table,
         r.metric,
     )
-    # Devices before each other in reverse, which puts ravenvpn0 before raven0.
-    rules = sorted(changed["rules"], key=lambda r: r.input_device or "", reverse=True)
-    rules = tuple(sorted(rules, key=lambda r: (r.family, r.preference, r.input_device != "lo")))
     return HostState(
         tun=delta.added.tun or (None if delta.removed.tun else before.tun),
         vxlan=delta.added.vxlan or (None if delta.removed.vxlan else before.vxlan),
@@ -158,16 +155,17 @@ def apply_host(before: HostState, delta: HostDelta) -> HostState:
         neighbours=tuple(changed["neighbours"]),
         forwarding=tuple(changed["forwarding"]),
         routes=tuple(sorted(changed["routes"], key=order)),
-        rules=rules,
+        rules=tuple(changed["rules"]),
         sysctls=tuple(sorted(changed["sysctls"], key=lambda s: s.key)),
         packet_filter=apply_filter(before.packet_filter, delta),
     )
 
 
 def by_words(state: HostState) -> HostState:
-    """With what hangs on the devices in an order that does not know the nodes' names."""
+    """With rules, and what hangs on the devices, in an order that does not know the nodes' names."""
     return replace(
         state,
+        rules=tuple(sorted(state.rules, key=str)),
         addresses=tuple(sorted(state.addresses, key=str)),
         neighbours=tuple(sorted(state.neighbours, key=str)),
         forwarding=tuple(sorted(state.forwarding, key=str)),

@@ -66,8 +66,8 @@ def test_the_whole_host_of_a_gateway_between_two_regions() -> None:
         for rule in (
             Rule(family, 98, RuleAction.GOTO, 102, input_device="lo", ip_protocol=17, source_port=4500),
             Rule(family, 98, RuleAction.NOP, input_device="ravenvpn0", ip_protocol=17, source_port=4500),
-            Rule(family, 99, RuleAction.LOOKUP, 9129, input_device="ravenvpn0"),
-            Rule(family, 100, RuleAction.LOOKUP, 9127),
+            Rule(family, 98, RuleAction.LOOKUP, 9129, input_device="ravenvpn0"),
+            Rule(family, 99, RuleAction.LOOKUP, 9127),
             Rule(family, 102, RuleAction.NOP),
         )
     )
@@ -182,10 +182,10 @@ def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
     }
     assert [(r.family, r.preference) for r in plain.host.rules] == [
         (4, 98),
-        (4, 100),
+        (4, 99),
         (4, 102),
         (6, 98),
-        (6, 100),
+        (6, 99),
         (6, 102),
     ]
     assert ("cloud-2", PeerKind.PLAIN) in [(p.name, p.kind) for p in active.tunnel.peers]

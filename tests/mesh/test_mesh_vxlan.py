@@ -89,7 +89,7 @@ def test_the_whole_host_of_a_plain_node() -> None:
         for family in (4, 6)
         for rule in (
             Rule(family, 98, RuleAction.GOTO, 102, input_device="lo", ip_protocol=17, source_port=4500),
-            Rule(family, 100, RuleAction.LOOKUP, 9127),
+            Rule(family, 99, RuleAction.LOOKUP, 9127),
             Rule(family, 102, RuleAction.NOP),
         )
     )
@@ -112,7 +112,7 @@ def test_out_of_the_tunnel_a_gateway_sends_to_the_node_behind_which_the_pods_are
         Route(net("10.244.3.0/24"), 9129, device="raven0", via=ip("240.0.0.2"), mtu=1420),
         Route(net("fd00:3::/64"), 9129, device="raven0", via=ip(PLACES["edge-2"]), mtu=1420),
     ]
-    assert {r.input_device for r in host.rules if r.preference == 99} == {"ravenvpn0", "raven0"}
+    assert {r.input_device for r in host.rules if r.target == 9129} == {"ravenvpn0", "raven0"}
     assert {r.device for r in host.routes if r.table == 9127 and r.device} == {"ravenvpn0"}
 
 

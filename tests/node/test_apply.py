@@ -38,8 +38,8 @@ def test_what_is_wanted_is_what_ip_and_nft_show(gateway_node: Box, state_file: P
         assert gateway_node.sh(command).splitlines()[1:6] == [
             "98:\tfrom all iif ravenvpn0 ipproto udp sport 4500 nop proto 157",
             "98:\tfrom all iif lo ipproto udp sport 4500 goto 102 proto 157",
-            "99:\tfrom all iif ravenvpn0 lookup 9129 proto 157",
-            "100:\tfrom all lookup 9127 proto 157",
+            "98:\tfrom all iif ravenvpn0 lookup 9129 proto 157",
+            "99:\tfrom all lookup 9127 proto 157",
             "102:\tfrom all nop proto 157",
         ]
     assert gateway_node.sh("sysctl -n net.ipv4.conf.ravenvpn0.rp_filter").strip() == "2"

@@ -151,3 +151,9 @@ def test_a_host_is_looked_at_without_being_changed(box: Callable[[], Box]) -> No
     assert facts.tun == ""
     assert facts.ports[0].holder.startswith(("pytest (process", "__main__.py (process", "python", "?", "-m"))
     assert facts.ports[1] == PortFact("tcp", 10275)
+
+    # Of upstream's agent its rule alone is left, as when its device went and took the routes along.
+    one.sh("ip route flush table 9027; ip rule add pref 100 fwmark 0x40 lookup 9027")
+    assert one.call(gather).upstream
+    one.sh("ip rule del pref 100")
+    assert not one.call(gather).upstream

@@ -119,6 +119,8 @@ def test_upstreams_vxlan_is_taken_over_as_it_is(node: Box, state_file: Path) -> 
     ]
     assert node.sh("cat /sys/class/net/raven0/ifindex") == index
     assert node.sh("ip route show table 9027; ip rule show pref 100 fwmark 0x40") == theirs
+    # Its rule is older than ours, and yet what it marks as another region's goes our way: the gateway may move.
+    assert "via 240.0.0.6 dev raven0 table 9127 src 10.244.1.1" in node.sh("ip route get 10.244.2.5 mark 0x40")
     assert node.call(apply, state_file, wanted) == ApplyResult()
     # And back: the device goes, as upstream's agent makes its own and stumbles over one that is there.
     assert node.call(cleanup, state_file).failed == ()

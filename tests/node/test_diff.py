@@ -70,8 +70,8 @@ def test_coming_up_closes_first_and_sends_traffic_last() -> None:
         "add rule 98 IPv4 iif ravenvpn0 ipproto 17 sport 4500 nop",
         "add rule 102 IPv4 nop",
         "add rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
-        "add rule 99 IPv4 iif ravenvpn0 lookup 9129",
-        "add rule 100 IPv4 lookup 9127",
+        "add rule 98 IPv4 iif ravenvpn0 lookup 9129",
+        "add rule 99 IPv4 lookup 9127",
     ]
 
 
@@ -81,8 +81,8 @@ def test_going_down_is_mirrored() -> None:
     )
 
     assert said(diff(before, HostState())) == [
-        "remove rule 100 IPv4 lookup 9127",
-        "remove rule 99 IPv4 iif ravenvpn0 lookup 9129",
+        "remove rule 99 IPv4 lookup 9127",
+        "remove rule 98 IPv4 iif ravenvpn0 lookup 9129",
         "remove rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
         "remove rule 102 IPv4 nop",
         "remove rule 98 IPv4 iif ravenvpn0 ipproto 17 sport 4500 nop",

@@ -103,7 +103,7 @@ def node(box: Callable[[], Box], held: ExitStack) -> Box:
 @pytest.mark.parametrize(
     ("harm", "thing"),
     [
-        ("ip rule del pref 100 lookup 9127", "rule 100 IPv4 lookup 9127"),
+        ("ip rule del pref 99 lookup 9127", "rule 99 IPv4 lookup 9127"),
         ("ip -6 rule del pref 98 iif lo", "rule 98 IPv6 iif lo ipproto 17 sport 4500 goto 102"),
         (
             "ip route del 10.244.2.0/24 dev ravenvpn0 table 9127",
@@ -255,9 +255,9 @@ def test_our_own_changes_disturb_nobody(node: Box, state_file: Path) -> None:
         wanted = lan_gateway()
         await one.keeper.cleanup()
         await one.keeper.want(Wanted.of(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter)))
-        await one.sh("ip rule del pref 100 lookup 9127")  # the one real harm
+        await one.sh("ip rule del pref 99 lookup 9127")  # the one real harm
         event = await one.event(Restored)
-        assert event == Restored(("rule 100 IPv4 lookup 9127",), ())
+        assert event == Restored(("rule 99 IPv4 lookup 9127",), ())
         assert one.events == []
 
     play(node, state_file, scene)
@@ -267,17 +267,17 @@ def test_a_fight_is_told_and_met_more_slowly(node: Box, state_file: Path) -> Non
     async def scene(one: Scene) -> None:
         event: Event | None = None
         for _ in range(4):
-            await one.sh("ip rule del pref 100 lookup 9127")
+            await one.sh("ip rule del pref 99 lookup 9127")
             event = await one.event(Restored)
         event = await one.event(Fighting)
         assert isinstance(event, Fighting)
         (fight,) = event.fights
-        assert (fight.part, fight.what, fight.times) == (Part.RULES, "rule 100 IPv4 lookup 9127", 4)
-        assert str(fight) == "rule 100 IPv4 lookup 9127: undone 4 times by another program"
+        assert (fight.part, fight.what, fight.times) == (Part.RULES, "rule 99 IPv4 lookup 9127", 4)
+        assert str(fight) == "rule 99 IPv4 lookup 9127: undone 4 times by another program"
         assert event.delay == 1.0
         assert one.keeper.fights == [fight]
         # A fight over rules does not delay the rest.
-        await one.sh("ip rule del pref 100 lookup 9127; ip route del 10.244.2.0/24 dev ravenvpn0 table 9127")
+        await one.sh("ip rule del pref 99 lookup 9127; ip route del 10.244.2.0/24 dev ravenvpn0 table 9127")
         event = await one.event(Restored)
         assert event == Restored(("route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",), ())
 
@@ -338,9 +338,9 @@ def test_others_may_change_what_is_theirs(node: Box, state_file: Path) -> None:
             nft add table inet other; nft add chain inet other c; nft delete table inet other
             """
         )
-        await one.sh("ip rule del pref 100 lookup 9127")
+        await one.sh("ip rule del pref 99 lookup 9127")
         event = await one.event(Restored)
-        assert event == Restored(("rule 100 IPv4 lookup 9127",), ())
+        assert event == Restored(("rule 99 IPv4 lookup 9127",), ())
         async with asyncio.timeout(10):  # nor is a socket leaked, once what is under way is through
             while int(await one.sh("cat /proc/thread-self/net/netlink | wc -l")) > int(before):
                 pass

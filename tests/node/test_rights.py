@@ -97,7 +97,7 @@ def test_without_it_every_refusal_says_so(node: Box, state_file: Path) -> None:
     assert applied[0] == 1  # cni0/forwarding: settings are root's by its user id
     assert isinstance(applied[1], list)
     assert (
-        "add rule 100 IPv4 lookup 9127: Operation not permitted [EPERM] (run as root, or with CAP_NET_ADMIN)"
+        "add rule 99 IPv4 lookup 9127: Operation not permitted [EPERM] (run as root, or with CAP_NET_ADMIN)"
         in (applied[1])
     )
     # What hangs on the device that could not be made fails with it.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ravenvpn.mesh.hoststate import Route, RouteKind, Rule, RuleAction
 from ravenvpn.node.pipe import attribute, attributes, message, number
-from ravenvpn.node.rtnetlink import RTMSG, Stray, read_route, read_rule, route_body, rule_body
+from ravenvpn.node.rtnetlink import RTMSG, Stray, read_route, read_rule, route_body, rule_body, rule_table
 
 
 def prefixes(version: int) -> st.SearchStrategy[IPv4Network | IPv6Network]:
@@ -73,6 +73,7 @@ def rules(draw: st.DrawFn) -> Rule:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_rule_read_back_is_the_same(rule: Rule) -> None:
     assert read_rule(rule_body(rule)) == rule
+    assert rule_table(rule_body(rule)) == (rule.target if rule.action is RuleAction.LOOKUP else 0)
 
 
 def test_a_rule_without_our_protocol_is_not_ours() -> None:

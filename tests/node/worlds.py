@@ -59,8 +59,8 @@ def rules(family: int) -> tuple[Rule, ...]:
     return (
         Rule(family, 98, RuleAction.GOTO, 102, input_device="lo", ip_protocol=17, source_port=4500),
         Rule(family, 98, RuleAction.NOP, input_device="ravenvpn0", ip_protocol=17, source_port=4500),
-        Rule(family, 99, RuleAction.LOOKUP, TABLE_LOCAL, input_device="ravenvpn0"),
-        Rule(family, 100, RuleAction.LOOKUP, TABLE_REMOTE),
+        Rule(family, 98, RuleAction.LOOKUP, TABLE_LOCAL, input_device="ravenvpn0"),
+        Rule(family, 99, RuleAction.LOOKUP, TABLE_REMOTE),
         Rule(family, 102, RuleAction.NOP),
     )
 
