@@ -103,6 +103,9 @@ class Reflector:
                 except ApiError as error:
                     self._progress.failed(error, self._now())
                     self._lost(error)
+                    if error.status == 404:  # it does not even know the kind
+                        with contextlib.suppress(ApiError):
+                            await self._settle_doubt()
 
     async def _list(self) -> AsyncGenerator[Batch, None]:
         self.connection.lists += 1
