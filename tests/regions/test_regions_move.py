@@ -177,6 +177,9 @@ def test_a_region_is_moved_node_by_node_and_back(move: Move, measured: Callable[
             assert {one: move.upstream[one].entries() for one in move.ours} == {one: left[one] for one in move.ours}
 
         switch("factory-3", move.to_ours)  # a plain node of ours behind upstream's gateway
+        said = move.mesh.status("factory-3")
+        assert (said.healthy, said.sessions_wanted) == (True, 0), said.reasons
+        assert said.regions[0].why == "not known: our gateway factory-1 has no Peer, as where upstream's agent runs"
         switch("factory-2", move.to_ours)
         switch(GATEWAY, move.to_ours)
         move.mesh.well()
