@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
 
+from lab.host_dumps import Dump
+
 from ravenvpn.agent.report import StatusReport
 from ravenvpn.cli.client import ask
 from ravenvpn.errors import AgentUnreachableError, HostError
@@ -14,7 +16,6 @@ from ravenvpn.lab import Lab, Node
 from ravenvpn.lab.agents import Agents, wait_until
 
 SOCKET = "/run/ravenvpn/agent.sock"
-Dump = dict[str, object]  # a host's network, by the command that showed it
 
 
 def status_of(node: Node) -> StatusReport:

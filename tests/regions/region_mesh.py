@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lab.host_dumps import differences
 from lab.lab_mesh import LabMesh
-from region_dumps import differences, dump
+from region_dumps import dump
 
 from ravenvpn.lab import Node
 from ravenvpn.lab.agents import RAVEN_VPN

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from region_dumps import differences, dump
+from lab.host_dumps import differences
+from region_dumps import dump
 from region_mesh import IPTABLES, TOOLS
 
 from ravenvpn.lab import Lab, Node, Region
