@@ -71,7 +71,7 @@ class Mesh:
         try:
             connection.sock.settimeout(1)
             connection.sock.connect(HEALTH)
-            connection.request("GET", "/healthz")
+            connection.request("GET", "/readyz")
             connection.getresponse().read()
         except OSError:
             return 1.0

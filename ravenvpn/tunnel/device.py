@@ -32,8 +32,9 @@ from ravenvpn.tunnel.timers import Timers
 
 __all__ = ["WORK_BUDGET", "Device", "PeerSettings", "PeerStatus", "Report", "SessionLost", "SessionUp"]
 
-# Handshake messages and initiations per call: under 10 ms of work, so that packets and timers get their turn.
-WORK_BUDGET = 16
+# Handshake messages and initiations per call: a millisecond of work or two, so that packets, timers and whoever asks
+# for our health get their turn. A busy machine may make five of it, and a request takes some turns of the loop.
+WORK_BUDGET = 2
 
 DUE_NOW = 0.0  # an instant that has passed on any clock
 

@@ -79,7 +79,7 @@ def test_slots_rotate_as_in_the_reference(events):
         }
         assert slots == {"previous": model.previous, "current": model.current, "next": model.next}
         assert set(table.by_index) == {index for index in slots.values() if index is not None}
-        told = queue.take()
+        told = queue.take(0)
         assert {e.local_index for e in told if isinstance(e, KeypairRetired)} == model.retired
         assert [e for e in told if isinstance(e, KeyPromoted)] == expected
         model.retired.clear()

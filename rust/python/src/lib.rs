@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use raven_dataplane::{Announcement, Body, MAX_DATAGRAMS, Relief, boottime};
+use raven_dataplane::{Announcement, BUDGET, Body, MAX_DATAGRAMS, Relief, Turns, boottime};
 
 mod convert;
 
@@ -30,7 +30,7 @@ struct Watch {
 
 #[pyclass(frozen, module = "ravenvpn.dataplane._native")]
 struct NativeDataPlane {
-    body: Arc<Mutex<Body>>,
+    body: Arc<Turns>,
     watch: Mutex<Watch>,
     tun: Option<RawFd>,
     /// None: CLOCK_BOOTTIME, asked without Python.
@@ -55,7 +55,7 @@ impl NativeDataPlane {
         let usual = clock.py().import("ravenvpn.dataplane")?.getattr("boottime")?;
         let body = Body::new(tun, convert::offloads(offloads)?, convert::timing(timing)?, boot_id);
         let clock = (!clock.is(&usual)).then(|| clock.clone().unbind());
-        Ok(Self { body: Arc::new(Mutex::new(body)), watch: Mutex::default(), tun, clock })
+        Ok(Self { body: Arc::new(Turns::new(body)), watch: Mutex::default(), tun, clock })
     }
 
     // Life.
@@ -267,7 +267,7 @@ impl NativeDataPlane {
 
     fn _pump_tun(slf: &Bound<'_, Self>) -> PyResult<()> {
         let now = slf.get().now(slf.py())?;
-        if !slf.get().pump(slf.py(), |body| body.pump_tun(now)) {
+        if !slf.get().pump(slf.py(), |body, budget| body.pump_tun(now, budget)) {
             slf.get().watch().tun_gone = true;
         }
         Self::settle(slf)
@@ -275,7 +275,7 @@ impl NativeDataPlane {
 
     fn _pump_udp(slf: &Bound<'_, Self>, v6: bool) -> PyResult<()> {
         let now = slf.get().now(slf.py())?;
-        slf.get().pump(slf.py(), |body| body.pump_udp(v6, now));
+        slf.get().pump(slf.py(), |body, budget| body.pump_udp(v6, now, budget));
         Self::settle(slf)
     }
 
@@ -300,14 +300,15 @@ impl NativeDataPlane {
 impl NativeDataPlane {
     /// Runs `work` on the body without the GIL.
     fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
-        py.detach(|| work(&mut self.body.lock().unwrap_or_else(PoisonError::into_inner)))
+        py.detach(|| work(&mut self.body.take()))
     }
 
     /// Lets the body pump, and whoever stands in for the loop know of it.
-    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
+    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body, usize) -> T + Send) -> T {
+        let budget = self.watch().relief.as_ref().map_or(BUDGET, Relief::budget);
         let (outcome, packets) = self.with(py, |body| {
             let before = body.packets_read();
-            let outcome = work(body);
+            let outcome = work(body, budget);
             (outcome, body.packets_read() - before)
         });
         if let Some(relief) = &self.watch().relief {

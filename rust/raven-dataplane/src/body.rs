@@ -21,6 +21,9 @@ use crate::state::{State, Timing};
 use crate::sys::{self, Source};
 use crate::transmit::Transmitter;
 
+/// Bytes that one call of a pump moves; then others get their turn.
+pub const BUDGET: usize = 1 << 20;
+
 /// What a caller did wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misuse {
@@ -115,18 +118,18 @@ impl Body {
     }
 
     /// Moves a budget of frames out; false when the TUN will never be readable again.
-    pub fn pump_tun(&mut self, now: f64) -> bool {
+    pub fn pump_tun(&mut self, now: f64, budget: usize) -> bool {
         match &mut self.outbound {
-            Some(outbound) if !self.frozen => outbound.pump(&mut self.state, &mut self.transmitter, now),
+            Some(outbound) if !self.frozen => outbound.pump(&mut self.state, &mut self.transmitter, now, budget),
             _ => false,
         }
     }
 
     /// Moves a budget of datagrams in from one of the sockets.
-    pub fn pump_udp(&mut self, v6: bool, now: f64) {
+    pub fn pump_udp(&mut self, v6: bool, now: f64, budget: usize) {
         let Some(fd) = self.sockets[usize::from(v6)].filter(|_| !self.frozen) else { return };
         let transmitter = &mut self.transmitter;
-        self.inbound.pump(&mut self.state, fd, now, |state, peer| {
+        self.inbound.pump(&mut self.state, fd, now, budget, |state, peer| {
             send_staged(state, transmitter, peer, now);
             transmitter.flush(state);
         });

@@ -13,9 +13,8 @@ use crate::sys::{self, Meta, Receiver, SLOT, SLOTS};
 use crate::vnet;
 use crate::wire::{self, Claim};
 
-/// Bytes and datagrams of one call; then the other side gets its turn.
-const BUDGET_BYTES: usize = 1 << 20;
-const BUDGET_DATAGRAMS: usize = 2048;
+/// What a datagram costs of a budget, however short it is.
+const BYTES_A_DATAGRAM: usize = 512;
 /// Trains of this size on average are taken few at a time, to be written before they leave the core's cache.
 const BULK: usize = 8 << 10;
 const SLOTS_BULK: usize = 4;
@@ -57,31 +56,40 @@ impl Inbound {
         self.overflows = [0; 2];
     }
 
-    /// Moves up to a budget of datagrams from this socket. `promoted` is called with the peer whose new keypair was
+    /// Moves up to `budget` bytes from this socket, small datagrams counted as 512. `promoted` is called with the peer whose new keypair was
     /// confirmed, and sends what waited for that.
-    pub fn pump(&mut self, state: &mut State, fd: RawFd, now: f64, mut promoted: impl FnMut(&mut State, usize)) {
-        let (mut bytes, mut datagrams) = (0, 0);
-        while bytes < BUDGET_BYTES && datagrams < BUDGET_DATAGRAMS {
+    pub fn pump(
+        &mut self,
+        state: &mut State,
+        fd: RawFd,
+        now: f64,
+        budget: usize,
+        mut promoted: impl FnMut(&mut State, usize),
+    ) {
+        let mut spent = 0;
+        while spent < budget {
             let count = match self.receiver.receive(fd, self.slots) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // An ICMP error of an earlier datagram, say; reading it has cleared it.
                 Err(_) => {
-                    datagrams += 64;
+                    spent += 64 * BYTES_A_DATAGRAM;
                     continue;
                 }
             };
             state.counters.udp_reads += 1;
-            let before = (bytes, state.counters.udp_rx_datagrams);
+            let before = state.counters.udp_rx_datagrams;
+            let mut bytes = 0;
             for slot in 0..count {
                 let meta = *self.receiver.meta(slot);
                 bytes += meta.length;
                 self.train(state, slot, &meta, now, &mut promoted);
             }
-            datagrams += (state.counters.udp_rx_datagrams - before.1) as usize;
+            let datagrams = (state.counters.udp_rx_datagrams - before) as usize;
+            spent += bytes.max(datagrams * BYTES_A_DATAGRAM);
             self.flush(state);
             let full = count == self.slots;
-            self.slots = if (bytes - before.0) / count.max(1) >= BULK { SLOTS_BULK } else { SLOTS };
+            self.slots = if bytes / count.max(1) >= BULK { SLOTS_BULK } else { SLOTS };
             if !full {
                 break;
             }

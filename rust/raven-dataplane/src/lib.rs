@@ -26,11 +26,12 @@ pub mod split;
 mod state;
 mod sys;
 mod transmit;
+mod turns;
 pub mod vnet;
 pub mod wire;
 
 pub use aead::Suite;
-pub use body::{Body, Misuse, NewKeypair, PeerCounters};
+pub use body::{BUDGET, Body, Misuse, NewKeypair, PeerCounters};
 pub use counters::{Counters, Drop, Fallbacks, Offloads};
 pub use events::{Announcement, Event, MAX_DATAGRAMS};
 pub use handover::socket_address;
@@ -40,3 +41,4 @@ pub use prefixes::Prefix;
 pub use relief::Relief;
 pub use state::Timing;
 pub use sys::{Source, boottime};
+pub use turns::Turns;

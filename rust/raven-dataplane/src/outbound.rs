@@ -12,9 +12,8 @@ use crate::sys::{self, Pages};
 use crate::transmit::{Envelope, Transmitter};
 use crate::vnet;
 
-/// Bytes and frames of one call; then the other side gets its turn.
-const BUDGET_BYTES: usize = 1 << 20;
-const BUDGET_FRAMES: usize = 256;
+/// What a frame costs of a budget, however short it is.
+const BYTES_A_FRAME: usize = 4096;
 const MAX_FRAME: usize = vnet::LEN + 65535 + packet::IPV6_HEADER;
 
 pub struct Outbound {
@@ -33,12 +32,12 @@ impl Outbound {
         self.tun
     }
 
-    /// Moves up to a budget of frames; false when the TUN will never be readable again. It is read until it is empty
+    /// Moves up to `budget` bytes, small frames counted as 4 KiB; false when the TUN will never be readable again. It is read until it is empty
     /// before the last datagrams are sent: small packets travel together.
-    pub fn pump(&mut self, state: &mut State, transmitter: &mut Transmitter, now: f64) -> bool {
-        let (mut bytes, mut frames) = (0, 0);
+    pub fn pump(&mut self, state: &mut State, transmitter: &mut Transmitter, now: f64, budget: usize) -> bool {
+        let mut spent = 0;
         let mut alive = true;
-        while bytes < BUDGET_BYTES && frames < BUDGET_FRAMES && transmitter.blocked().is_none() {
+        while spent < budget && transmitter.blocked().is_none() {
             let end = match sys::read(self.tun, &mut self.frame) {
                 Ok(end) => end,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -53,8 +52,7 @@ impl Outbound {
                 break;
             }
             state.counters.tun_reads += 1;
-            bytes += end;
-            frames += 1;
+            spent += end.max(BYTES_A_FRAME);
             self.forward(state, transmitter, end, now);
             transmitter.flush_full(state);
         }

@@ -11,12 +11,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::body::Body;
+use crate::body::{BUDGET, Body};
 use crate::sys::{self, Interest};
+use crate::turns::Turns;
 
 /// How long packets wait for the loop before somebody else takes care of them.
 const TICK: Duration = Duration::from_millis(2);
@@ -25,6 +26,11 @@ const BUSY: u64 = 20;
 const WINDOW: Duration = Duration::from_millis(100);
 /// The thread leaves when the loop came by less often than that in so long a window and was not missed.
 const STAY: Duration = Duration::from_secs(1);
+/// Bytes moved at a time while the loop is short of time, by the thread (the loop may be waiting for the body) and by
+/// the loop itself (others may be waiting for it).
+const SHARE: usize = 1 << 18;
+/// How long the loop counts as short of time after it was missed.
+const MISSED: Duration = Duration::from_secs(1);
 /// Milliseconds to wait for packets before it is checked again whether the loop is back.
 const PATIENCE: i32 = 10;
 
@@ -37,16 +43,19 @@ pub struct Relief {
 }
 
 struct Shared {
-    body: Arc<Mutex<Body>>,
+    body: Arc<Turns>,
     /// How often the loop came by.
     visits: AtomicU64,
     on_duty: AtomicBool,
     ends: AtomicBool,
     loop_wakes: UnixStream,
+    start: Instant,
+    /// Until when the loop counts as short of time, in milliseconds after `start`.
+    short_until: AtomicU64,
 }
 
 impl Relief {
-    pub fn start(body: Arc<Mutex<Body>>) -> io::Result<Self> {
+    pub fn start(body: Arc<Turns>) -> io::Result<Self> {
         let (wakes, loop_wakes) = UnixStream::pair()?;
         for one in [&wakes, &loop_wakes] {
             one.set_nonblocking(true)?;
@@ -57,6 +66,8 @@ impl Relief {
             on_duty: AtomicBool::new(false),
             ends: AtomicBool::new(false),
             loop_wakes,
+            start: Instant::now(),
+            short_until: AtomicU64::new(0),
         });
         let theirs = shared.clone();
         let thread = thread::Builder::new().name("relief".into()).spawn(move || theirs.stand_by())?;
@@ -67,6 +78,12 @@ impl Relief {
     #[must_use]
     pub fn descriptor(&self) -> RawFd {
         self.wakes.as_raw_fd()
+    }
+
+    /// How many bytes the loop is to move at a time.
+    #[must_use]
+    pub fn budget(&self) -> usize {
+        if self.shared.now() < self.shared.short_until.load(Relaxed) { SHARE } else { BUDGET }
     }
 
     /// The loop is back after it was held up.
@@ -108,16 +125,17 @@ impl Drop for Relief {
 }
 
 impl Shared {
-    fn body(&self) -> MutexGuard<'_, Body> {
-        self.body.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn visits(&self) -> u64 {
         self.visits.load(Relaxed)
     }
 
     fn ends(&self) -> bool {
         self.ends.load(Relaxed)
+    }
+
+    /// Milliseconds since the start.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn stand_by(&self) {
@@ -156,8 +174,9 @@ impl Shared {
     /// Pumps until the loop is back; false if there was nothing to do.
     fn take_over(&self, visits: u64) -> bool {
         let mut wait = 0;
+        let mut asked = self.body.asked();
         while self.visits() == visits && !self.ends() {
-            let wanted = self.body().wanted();
+            let wanted = self.body.take_after_the_loop(&mut asked).wanted();
             let ready = sys::poll(&wanted, wait);
             if !ready.iter().any(|ready| *ready) {
                 if wait == 0 {
@@ -166,7 +185,8 @@ impl Shared {
                 continue;
             }
             wait = PATIENCE;
-            self.body().pump_ready(&wanted, &ready, sys::boottime());
+            self.body.take_after_the_loop(&mut asked).pump_ready(&wanted, &ready, sys::boottime());
+            self.short_until.store(self.now() + MISSED.as_millis() as u64, Relaxed);
             let _ = (&self.loop_wakes).write(&[0]); // full: it was told often enough
         }
         wait > 0
@@ -194,10 +214,10 @@ impl Body {
             if interest.write {
                 self.resume();
             }
-            self.pump_udp(v6, now);
+            self.pump_udp(v6, now, SHARE);
         }
         if ready[2] && self.blocked().is_none() {
-            self.pump_tun(now);
+            self.pump_tun(now, SHARE);
         }
     }
 }
@@ -212,7 +232,7 @@ mod tests {
     /// A body that drops everything it reads from its TUN, having no routes, and counts that.
     struct Scene {
         relief: Relief,
-        body: Arc<Mutex<Body>>,
+        body: Arc<Turns>,
         wire: UnixDatagram,
         _inside: UnixDatagram,
     }
@@ -222,12 +242,12 @@ mod tests {
             let (wire, inside) = UnixDatagram::pair().expect("a socket pair");
             inside.set_nonblocking(true).expect("non-blocking");
             let body = Body::new(Some(inside.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
-            let body = Arc::new(Mutex::new(body));
+            let body = Arc::new(Turns::new(body));
             Self { relief: Relief::start(body.clone()).expect("a thread"), body, wire, _inside: inside }
         }
 
         fn reads(&self) -> u64 {
-            self.body.lock().expect("nobody panics").counters().tun_reads
+            self.body.take().counters().tun_reads
         }
 
         /// Whether somebody reads what the kernel sends, within a second.
@@ -246,7 +266,9 @@ mod tests {
     fn packets_go_on_without_the_loop_once_there_is_traffic() {
         let scene = Scene::new();
         scene.relief.pumped(BUSY);
+        assert_eq!(scene.relief.budget(), BUDGET);
         assert!(scene.is_read());
+        assert_eq!(scene.relief.budget(), SHARE, "the loop is short of time");
         let mut word = [0];
         assert_eq!((&scene.relief.wakes).read(&mut word).ok(), Some(1), "the loop is told");
         assert!(scene.is_read(), "for as long as it is away");
@@ -269,7 +291,7 @@ mod tests {
         drop(relief);
         wire.send(&[0; 40]).expect("room for a frame");
         thread::sleep(TICK * 10);
-        assert_eq!(body.lock().expect("nobody panics").counters().tun_reads, 0);
+        assert_eq!(body.take().counters().tun_reads, 0);
         assert_eq!(Arc::strong_count(&body), 1);
     }
 }
