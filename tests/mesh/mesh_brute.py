@@ -108,6 +108,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
     lan: list[tuple[str, object]] = []
     for gateway in ordered:
         mine: list = []
+        pods = {p for i in gateway.status.nodes if owner[i.node] == gateway.name for p in i.subnets}
         able = {e.node for e in (*gateway.status.active, *gateway.endpoints) if e.type is EndpointType.TUNNEL}
         for endpoint in (*gateway.status.active, *gateway.endpoints):
             stolen = (
@@ -132,7 +133,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
                     among = any(p.version == source.version and source in p for p in info.subnets)
                     if not among and not (forward and source in lan_of(world, info)):
                         alone = ipaddress.ip_network(source)
-                        if alone not in mine and source in called_at(world, gateway, info.node):
+                        if alone not in {*mine, *pods} and source in called_at(world, gateway, info.node):
                             own_calls.add((gateway.name, alone))
                         mine.append(alone)
         claimed[gateway.name] = mine
@@ -312,8 +313,8 @@ def brute_plan(world: World, liveness: Liveness, me: str, forward: bool = False)
         if name != home:
             towards(world, resolved, home, mine=mine, name=name, liveness=liveness, plan=plan)
             for prefix in heeded(world, resolved, home, name):
-                if uplink is not None and next_hop(world, uplink, prefix, me):
-                    plan.remote_table[prefix] = next_hop(world, uplink, prefix, me)
+                if uplink is not None and next_hop(world, home, uplink, prefix, me):
+                    plan.remote_table[prefix] = next_hop(world, home, uplink, prefix, me)
     if not plan.neighbours:
         plan.local_table, plan.closed_local = {}, set()
     if mine is not None:
@@ -351,8 +352,7 @@ def seated(world: World, resolved: Resolved, home: str) -> list[str]:
     return able[6] if len(able[6]) == len(without_clash) > len(able[4]) else able[4]
 
 
-def next_hop(world: World, node: str, prefix, me: str):
-    home = next(g.name for g in world.gateways.values() if any(i.node == node for i in g.status.nodes))
+def next_hop(world: World, home: str, node: str, prefix, me: str):
     _, v4, v6, _ = seat(world, home, node)
     return v4 if prefix.version == 4 and v4 and seat(world, home, me)[1] else v6
 
@@ -386,7 +386,7 @@ def on_vxlan(
         for prefix, node in first.items():
             ours = any(p.version == prefix.version and p.subnet_of(prefix) for p in own)
             if node != me and node in nodes and not ours:
-                plan.local_table[prefix] = next_hop(world, node, prefix, me)
+                plan.local_table[prefix] = next_hop(world, home, node, prefix, me)
     if mine is not None and mine.active:
         return None
     active = [e.node for e in resolved.gateways[home] if e.active and e.node in nodes]
