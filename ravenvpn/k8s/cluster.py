@@ -155,10 +155,12 @@ class ClusterSource:
                 self._wake.clear()
             await work  # ends only by a defect
         finally:
+            # How far we had come, if nothing else, so that the next start lists nothing; whoever follows forgets it.
+            come_to = self._to_save() if self._is_whole() else None
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-            self._unsaved.set()  # how far we had come, if nothing else, so that the next start lists nothing
-            await self._save()
+            if come_to is not None:
+                await self._store(come_to)
 
     # The saved world.
 
@@ -191,11 +193,13 @@ class ClusterSource:
             await self._save()
 
     async def _save(self) -> None:
-        """Write the world if it has changed. What cannot be written is said, and tried again with the next change."""
-        if not self._unsaved.is_set() or not self._is_whole():
-            return
-        self._unsaved.clear()
-        saved = Saved(
+        """Write the world if it has changed."""
+        if self._unsaved.is_set() and self._is_whole():
+            self._unsaved.clear()
+            await self._store(self._to_save())
+
+    def _to_save(self) -> Saved:
+        return Saved(
             self._world_of,
             self._assembly.world.mesh,
             self._client.server,
@@ -204,6 +208,9 @@ class ClusterSource:
             dict(self._versions),
             tuple(self._assembly.kept.values()),
         )
+
+    async def _store(self, saved: Saved) -> None:
+        """What cannot be written is said, and tried again with the next change."""
         try:
             await asyncio.to_thread(self._file.store, saved)
         except OSError as error:
@@ -232,12 +239,8 @@ class ClusterSource:
             self._find_region()
             return self._assembly
         if self._is_foreign:
-            log.warning(
-                "the API server is of cluster %s, and the world in force of cluster %s; "
-                "that one goes when all of this one's is known",
-                cluster,
-                self._world_of,
-            )
+            said = "the API server is of cluster %s, and the world in force of cluster %s until this one's is known"
+            log.warning(said, cluster, self._world_of)
         elif self._saved_at is not None:
             log.warning("the saved world is of another mesh; it goes when this one's is known")
         self._versions.clear()

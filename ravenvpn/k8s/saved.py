@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,6 +61,7 @@ class WorldFile:
         self.path = Path(path)
         self.complaint = ""
         self.size = 0  # bytes, of the last that was read or written
+        self._storing = threading.Lock()
 
     def load(self) -> Saved | None:
         self.complaint = ""
@@ -82,7 +84,10 @@ class WorldFile:
 
     def store(self, saved: Saved) -> None:
         """Replace the file; OSError where that cannot be done, and the old one stays."""
-        content = _encoded(saved)
+        with self._storing:
+            self._replace(_encoded(saved))
+
+    def _replace(self, content: bytes) -> None:
         temporary = self.path.with_name(f".{self.path.name}.new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

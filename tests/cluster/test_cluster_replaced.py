@@ -33,7 +33,7 @@ async def test_the_world_before_stays_whole_until_the_new_ones_is_known(
     file = tmp_path / "world"
     async with (
         Client.connect(str(own_cluster.admin)) as client,
-        looking(client, "f1", file) as looker,
+        looking(client, "f1", file, draw=lambda: 0.02) as looker,
     ):
         await put_gateway(client, "factory", "f1", "f2")
         await put_peer(client, "f1", "factory", "gateway")

@@ -16,7 +16,9 @@ from control_plane import ControlPlane, define_kinds
 
 from ravenvpn.k8s.announce import FIELD_MANAGER, Announcer
 from ravenvpn.k8s.announcement import Announcement, Condition, Report
+from ravenvpn.k8s.assembly import Feed
 from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, PEERS, Client
+from ravenvpn.k8s.saved import WorldFile
 from ravenvpn.mesh.model import Peer
 
 
@@ -108,6 +110,21 @@ async def test_a_second_start_goes_on_where_the_first_had_come_to(client: Client
         await looker.until(lambda: looker.source.api.saved_at is None, "the server's word counts")
         assert looker.source.api.lists == 0
         assert looker.source.api.watches == 3
+
+
+async def test_what_came_last_is_saved_when_the_agent_ends(client: Client, tmp_path: Path) -> None:
+    """An agent that is restarted within the second in which a change is not written yet."""
+    await put_gateway(client, "factory", "f1")
+    await put_peer(client, "f1", "factory", "gateway")
+    async with looking(client, "f1", tmp_path / "world") as looker:
+        await looker.until(lambda: looker.peers == ["f1"], "read")
+        await looker.until((tmp_path / "world").exists, "saved")
+        await put_gateway(client, "harbour", "h1")
+        await looker.until(lambda: looker.gateways == ["factory", "harbour"], "followed")
+    saved = WorldFile(tmp_path / "world").load()
+    assert saved is not None
+    assert {"factory", "harbour"} <= {json.loads(kept.document)["metadata"]["name"] for kept in saved.objects}
+    assert saved.versions.keys() == set(Feed), "so that the next start lists nothing"
 
 
 async def test_without_the_server_the_saved_world_is_there_at_once(
