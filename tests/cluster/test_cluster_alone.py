@@ -35,6 +35,8 @@ def without_api(mesh: Mesh) -> Iterator[None]:
         yield
     finally:
         mesh.cluster.plane.start()
+        for node in mesh.lab.nodes:
+            mesh.agents.process(node).send_signal(signal.SIGHUP)  # try now, not after half a minute
         mesh.wait_until_connected()
 
 

@@ -134,10 +134,11 @@ async def test_a_hung_server_is_noticed_and_taken_up_again(plane: ControlPlane) 
 
 
 async def test_another_serving_certificate_and_another_ca(plane: ControlPlane) -> None:
-    """All identities are new, and the kubeconfig is written anew while the client runs."""
+    """All identities are new, and the kubeconfig is written anew while the client runs. (It waits little between
+    attempts: how long it would has scenes of its own.)"""
     async with (
         Client.connect(str(plane.admin)) as client,
-        following(Reflector(client, GATEWAYS)) as follower,
+        following(Reflector(client, GATEWAYS, draw=lambda: 0.1)) as follower,
     ):
         await put(client, "a")
         await follower.until(lambda: "a" in follower.there, "a")
