@@ -57,6 +57,7 @@ class Progress:
         self._after = 0.0
         self._since: float | None = None  # when the server accepted the watch that is under way
         self._ahead = 0
+        self._forgotten = False  # the server had forgotten our version, and no watch held since
 
     def step(self) -> Step:
         return Step(self._after, self._version)
@@ -84,6 +85,11 @@ class Progress:
         self._ahead = self._ahead + 1 if error.reason == "ResourceVersionTooLarge" else 0
         if error.status in (400, 410) or self._ahead >= PATIENCE:  # too old, no version at all, or of another etcd
             self._version, self._ahead = "", 0
+            if not self._forgotten:
+                # It answers, as every server does that was started anew, and what it took to reach it has spread us:
+                # the failures of before are no reason to wait for the list.
+                self._forgotten = True
+                self._backoff.reset()
         self._after = self._backoff.delay(error.retry_after or 0.0)
 
     def _settle(self, now: float) -> bool:
@@ -91,4 +97,5 @@ class Progress:
         if since is None or now - since < SETTLED:
             return False
         self._backoff.reset()
+        self._forgotten = False
         return True

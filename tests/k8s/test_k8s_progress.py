@@ -62,6 +62,28 @@ def test_what_the_server_has_forgotten_is_listed_anew() -> None:
     assert progress.step() == Step(0.5, "")
 
 
+def test_a_server_that_was_away_and_is_back_with_nothing_to_resume_is_listed_soon() -> None:
+    progress = Progress(half, "100")
+    for _ in range(9):
+        progress.failed(REFUSED, now=0.0)
+    progress.failed(GONE, now=60.0)
+    assert progress.step() == Step(0.5, "")
+
+
+def test_one_that_forgets_again_and_again_is_listed_ever_less_often() -> None:
+    progress = Progress(half, "100")
+    waits = []
+    for now in range(4):
+        progress.failed(GONE, now=float(now))
+        waits.append(progress.step().after)
+        progress.listed("200")
+        progress.accepted(float(now))
+    assert waits == [0.5, 1.0, 2.0, 4.0]
+    progress.failed(REFUSED, now=60.0)
+    progress.failed(GONE, now=60.0)
+    assert progress.step().after == 0.5, "a watch held for so long"
+
+
 def test_a_server_that_is_away_is_tried_at_most_every_30_seconds() -> None:
     progress = Progress(lambda: 1.0, "100")
     for _ in range(50):
