@@ -132,7 +132,7 @@ class Drop(enum.IntEnum):
 class Datagram(NamedTuple):
     """A datagram that is not a transport message (type 4), unjudged. At most MAX_DATAGRAMS wait; more are dropped.
 
-    Initiations that prove nothing wait apart, MAX_DATAGRAMS of them, and are handed up as the tunnel has room for
+    Initiations that prove nothing wait apart, MAX_UNPROVEN of them, and are handed up as the tunnel has room for
     them: those of 148 bytes and type 1 whose mac2 is zero, which is all that a flood from spoofed sources can send.
     """
 
@@ -208,6 +208,9 @@ class Traffic(NamedTuple):
 Event = Datagram | Inner | WantsHandshake | KeyPromoted | KeypairRetired | SourceMoved | Traffic
 
 MAX_DATAGRAMS = 4096  # waiting handshake messages, as the Linux kernel's MAX_QUEUED_INCOMING_HANDSHAKES
+# Initiations that prove nothing. In a flood their queue is always full, and who is in earnest waits through it for a
+# cookie: so short that it comes before the next try, and long enough for a thousand peers that call at once.
+MAX_UNPROVEN = 1024
 MAX_STAGED_PACKETS = 128  # per peer while a handshake runs, as the Linux kernel's MAX_STAGED_PACKETS
 REPLAY_WINDOW = 8192 - 64  # messages a counter may be late, RFC 6479 with 128 words of 64 bits
 

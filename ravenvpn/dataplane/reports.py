@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Drop, Event, Inner, Traffic
+from ravenvpn.dataplane.contract import MAX_DATAGRAMS, MAX_UNPROVEN, Datagram, Drop, Event, Inner, Traffic
 
 
 class Reporter(Protocol):
@@ -61,7 +61,7 @@ class EventQueue:
     def post_bounded(self, event: Datagram | Inner) -> None:
         """An event that strangers or peers can cause at will: at most MAX_DATAGRAMS of each kind wait."""
         if isinstance(event, Datagram) and _proves_nothing(event.data):
-            if len(self._unproven) >= MAX_DATAGRAMS:
+            if len(self._unproven) >= MAX_UNPROVEN:
                 self._tally.drop(Drop.HANDSHAKE_QUEUE_FULL)
                 return
             self._unproven.append(event)

@@ -173,7 +173,9 @@ class Gate:
     def _is_proven(self, waiting: Waiting, source: bytes, now: float) -> bool:
         """Whether mac2 shows that the source is where it says; Refused if it is, and asks too often."""
         own, datagram = waiting.own, waiting.datagram
-        if own is None or not own.checker.mac2_is_valid(datagram.data, source, now):
+        if own is None or datagram.data[-MAC_BYTES:] == _NO_MAC:
+            return False
+        if not own.checker.mac2_is_valid(datagram.data, source, now):
             return False
         if not self._limiter.allow(datagram.endpoint.host, now):
             raise Refused(HandshakeDrop.RATE_LIMITED)

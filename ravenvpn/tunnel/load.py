@@ -14,12 +14,13 @@ UNDER_LOAD_FROM: Final = MAX_DATAGRAMS // 8
 STAYS_FOR: Final = 1.0  # seconds
 
 # Ours. One loop moves packets and shakes hands, and whoever knows our public key can have us shake hands as fast as
-# the queue is emptied, under load or not. So handshakes get a share: 250 a second are 15 % of a core at 0.6 ms each,
-# more than a thousand peers that retry every five seconds ask for. The burst is 40 ms of work.
-HANDSHAKES_PER_SECOND: Final = 250.0
+# the queue is emptied, under load or not. So handshakes get a share: 200 a second are 12 % of a core at 0.6 ms each,
+# and what a thousand peers that retry every five seconds ask for. The burst is 40 ms of work.
+HANDSHAKES_PER_SECOND: Final = 200.0
 BURST: Final = 64.0
-# What turning a message away costs, beside a handshake: a cookie reply is two hashes, one XChaCha20 and a send.
-REFUSAL: Final = 1 / 16
+# What turning a message away costs, beside a handshake: a cookie reply is two hashes, one XChaCha20 and a send, a
+# sixteenth, and as much again in the kernel, which carries it to whoever it may be.
+REFUSAL: Final = 1 / 8
 
 
 class Load:

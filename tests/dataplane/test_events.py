@@ -13,6 +13,7 @@ from dataplane.rig import ALICE, BOB, PREFIXES, Clock, End, Eve, keypairs, messa
 
 from ravenvpn.dataplane.contract import (
     MAX_DATAGRAMS,
+    MAX_UNPROVEN,
     Datagram,
     Endpoint,
     Inner,
@@ -83,12 +84,12 @@ async def test_initiations_that_prove_nothing_wait_until_there_is_room_for_them(
     async with two(body) as pair:
         plane = pair.bob.plane
         with Eve() as eve:
-            for n in range(MAX_DATAGRAMS + 10):
+            for n in range(MAX_UNPROVEN + 10):
                 eve.send(initiation(n), pair.bob.endpoint())
                 if n % 100 == 0:
                     await pair.settle()
             await pair.settle()
-            assert plane.unproven() == MAX_DATAGRAMS
+            assert plane.unproven() == MAX_UNPROVEN
             assert pair.bob.drops() == {"HANDSHAKE_QUEUE_FULL": 10}
             others = [initiation(9000, mac2=bytes(15) + b"\1"), b"\2\0\0\0" + bytes(88), b"\1" + bytes(148)]
             for data in others:
@@ -96,8 +97,8 @@ async def test_initiations_that_prove_nothing_wait_until_there_is_room_for_them(
             await pair.settle()
             assert [event.data for event in plane.take_events(0)] == others
             assert [event.data for event in plane.take_events(3)] == [initiation(n) for n in range(3)]
-            assert plane.unproven() == MAX_DATAGRAMS - 3
-            assert len(plane.take_events()) == MAX_DATAGRAMS - 3
+            assert plane.unproven() == MAX_UNPROVEN - 3
+            assert len(plane.take_events()) == MAX_UNPROVEN - 3
             assert plane.unproven() == 0
 
 

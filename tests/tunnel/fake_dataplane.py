@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from ravenvpn.dataplane.contract import (
     MAX_DATAGRAMS,
     MAX_STAGED_PACKETS,
+    MAX_UNPROVEN,
     Counters,
     Datagram,
     Drop,
@@ -216,7 +217,7 @@ class FakeDataPlane:
         if data[:1] != b"\x04":
             first = data[:1] == b"\x01" and len(data) == 148 and not any(data[-16:])
             lane = self.first_calls if first else self.events
-            if first and len(lane) >= MAX_DATAGRAMS:
+            if first and len(lane) >= MAX_UNPROVEN:
                 self.drops[Drop.HANDSHAKE_QUEUE_FULL] += 1
             else:
                 lane.append(Datagram(data, endpoint, source))

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
 use raven_dataplane::aead::{Key, TAG};
-use raven_dataplane::{BUDGET, Body, NewKeypair, Offloads, Prefix, Role, Suite, Timing, wire};
+use raven_dataplane::{Body, NewKeypair, Offloads, Prefix, Role, Suite, Timing, wire};
 
 pub const PEER: u64 = 1;
 pub const OUR_INDEX: u32 = 0x0101_0101;
@@ -94,8 +94,8 @@ impl Rig {
     }
 
     pub fn pump(&mut self) {
-        self.body.pump_udp(false, self.now, BUDGET);
-        self.body.pump_tun(self.now, BUDGET);
+        self.body.pump_udp(false, self.now);
+        self.body.pump_tun(self.now);
         self.body.take_events(usize::MAX);
     }
 

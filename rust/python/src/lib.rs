@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use raven_dataplane::{Announcement, BUDGET, Body, MAX_DATAGRAMS, Relief, Turns, boottime};
+use raven_dataplane::{Announcement, Body, MAX_DATAGRAMS, Relief, Turns, boottime};
 
 mod convert;
 
@@ -267,7 +267,7 @@ impl NativeDataPlane {
 
     fn _pump_tun(slf: &Bound<'_, Self>) -> PyResult<()> {
         let now = slf.get().now(slf.py())?;
-        if !slf.get().pump(slf.py(), |body, budget| body.pump_tun(now, budget)) {
+        if !slf.get().pump(slf.py(), |body| body.pump_tun(now)) {
             slf.get().watch().tun_gone = true;
         }
         Self::settle(slf)
@@ -275,7 +275,7 @@ impl NativeDataPlane {
 
     fn _pump_udp(slf: &Bound<'_, Self>, v6: bool) -> PyResult<()> {
         let now = slf.get().now(slf.py())?;
-        slf.get().pump(slf.py(), |body, budget| body.pump_udp(v6, now, budget));
+        slf.get().pump(slf.py(), |body| body.pump_udp(v6, now));
         Self::settle(slf)
     }
 
@@ -304,11 +304,10 @@ impl NativeDataPlane {
     }
 
     /// Lets the body pump, and whoever stands in for the loop know of it.
-    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body, usize) -> T + Send) -> T {
-        let budget = self.watch().relief.as_ref().map_or(BUDGET, Relief::budget);
+    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
         let (outcome, packets) = self.with(py, |body| {
             let before = body.packets_read();
-            let outcome = work(body, budget);
+            let outcome = work(body);
             (outcome, body.packets_read() - before)
         });
         if let Some(relief) = &self.watch().relief {

@@ -13,7 +13,7 @@ use raven_dataplane::coalesce::{Coalescer, HEADER_ROOM};
 use raven_dataplane::prefixes::Prefixes;
 use raven_dataplane::replay::Window;
 use raven_dataplane::split::Plan;
-use raven_dataplane::{BUDGET, Body, NewKeypair, Offloads, Prefix, Role, Suite, Timing, vnet};
+use raven_dataplane::{Body, NewKeypair, Offloads, Prefix, Role, Suite, Timing, vnet};
 
 const MTU: usize = 1420;
 /// Packets of a superpacket of 64 KiB.
@@ -215,13 +215,13 @@ fn journey(name: &'static str, suite: Suite) -> Case {
     near.meet(&far, suite, Role::Initiator, [1, 2]);
     far.meet(&near, suite, Role::Responder, [2, 1]);
     let mut arrived = vec![0; 1 << 16];
-    far.body.pump_udp(false, NOW, BUDGET); // key confirmation
+    far.body.pump_udp(false, NOW); // key confirmation
     let mut ends = (near, far);
     case(name, frame.len(), move || {
         let (near, far) = &mut ends; // whole: they own descriptors that nothing here names
         near.outside_of_tun.send(black_box(&frame)).expect("room for one frame");
-        near.body.pump_tun(NOW, BUDGET);
-        far.body.pump_udp(false, NOW, BUDGET);
+        near.body.pump_tun(NOW);
+        far.body.pump_udp(false, NOW);
         let length = far.outside_of_tun.recv(&mut arrived).expect("it arrived");
         assert_eq!(length, frame.len());
     })

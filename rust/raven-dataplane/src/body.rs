@@ -21,8 +21,10 @@ use crate::state::{State, Timing};
 use crate::sys::{self, Source};
 use crate::transmit::Transmitter;
 
-/// Bytes that one call of a pump moves; then others get their turn.
-pub const BUDGET: usize = 1 << 20;
+/// Bytes that one call of a pump moves; then others get their turn. Less while handshakes wait: then the loop has
+/// much else to do, and whoever asks it how it is waits through some of its turns.
+const BUDGET: usize = 1 << 20;
+const BUDGET_BESIDE_HANDSHAKES: usize = BUDGET / 4;
 
 /// What a caller did wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +120,8 @@ impl Body {
     }
 
     /// Moves a budget of frames out; false when the TUN will never be readable again.
-    pub fn pump_tun(&mut self, now: f64, budget: usize) -> bool {
+    pub fn pump_tun(&mut self, now: f64) -> bool {
+        let budget = self.budget();
         match &mut self.outbound {
             Some(outbound) if !self.frozen => outbound.pump(&mut self.state, &mut self.transmitter, now, budget),
             _ => false,
@@ -126,13 +129,18 @@ impl Body {
     }
 
     /// Moves a budget of datagrams in from one of the sockets.
-    pub fn pump_udp(&mut self, v6: bool, now: f64, budget: usize) {
+    pub fn pump_udp(&mut self, v6: bool, now: f64) {
+        let budget = self.budget();
         let Some(fd) = self.sockets[usize::from(v6)].filter(|_| !self.frozen) else { return };
         let transmitter = &mut self.transmitter;
         self.inbound.pump(&mut self.state, fd, now, budget, |state, peer| {
             send_staged(state, transmitter, peer, now);
             transmitter.flush(state);
         });
+    }
+
+    fn budget(&self) -> usize {
+        if self.unproven() > 0 { BUDGET_BESIDE_HANDSHAKES } else { BUDGET }
     }
 
     /// The socket that is full, if one is: the TUN is not to be pumped until it is writable and `resume` was called.

@@ -10,6 +10,9 @@ use crate::wire;
 /// Datagrams waiting to be taken, as the Linux kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const MAX_DATAGRAMS: usize = 4096;
 
+/// Of initiations that prove nothing: see the contract.
+pub const MAX_UNPROVEN: usize = 1024;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Datagram { data: Vec<u8>, endpoint: SocketAddr, source: Option<Source> },
@@ -83,7 +86,8 @@ impl Queue {
     /// False if too many wait already.
     pub fn push_datagram(&mut self, data: &[u8], endpoint: SocketAddr, source: Option<Source>) -> bool {
         let proves_nothing = wire::proves_nothing(data);
-        if (if proves_nothing { self.unproven.len() } else { self.datagrams }) >= MAX_DATAGRAMS {
+        let full = if proves_nothing { self.unproven.len() >= MAX_UNPROVEN } else { self.datagrams >= MAX_DATAGRAMS };
+        if full {
             return false;
         }
         let event = Event::Datagram { data: data.to_vec(), endpoint, source };
@@ -215,7 +219,7 @@ mod tests {
             call
         };
         let from = "192.0.2.1:1".parse().unwrap();
-        for _ in 0..MAX_DATAGRAMS {
+        for _ in 0..MAX_UNPROVEN {
             assert!(queue.push_datagram(&call, from, None));
         }
         assert!(!queue.push_datagram(&call, from, None), "there is no room for more");
@@ -224,7 +228,7 @@ mod tests {
         assert_eq!(queue.take(64).0.len(), 1 + 64);
         assert!(queue.push_datagram(&call, from, None));
         assert_eq!(queue.announce(1000.0), Announcement::Nothing, "the tunnel knows that there are some");
-        assert_eq!(queue.unproven(), MAX_DATAGRAMS - 63);
+        assert_eq!(queue.unproven(), MAX_UNPROVEN - 63);
         queue.take(MAX_DATAGRAMS);
         assert!(queue.push_datagram(&call, from, None));
         assert_eq!(queue.announce(1000.0), Announcement::Now);

@@ -31,7 +31,7 @@ pub mod vnet;
 pub mod wire;
 
 pub use aead::Suite;
-pub use body::{BUDGET, Body, Misuse, NewKeypair, PeerCounters};
+pub use body::{Body, Misuse, NewKeypair, PeerCounters};
 pub use counters::{Counters, Drop, Fallbacks, Offloads};
 pub use events::{Announcement, Event, MAX_DATAGRAMS};
 pub use handover::socket_address;

@@ -15,22 +15,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::body::{BUDGET, Body};
+use crate::body::Body;
 use crate::sys::{self, Interest};
 use crate::turns::Turns;
 
 /// How long packets wait for the loop before somebody else takes care of them.
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(4);
 /// With fewer packets than this in a window nobody stands by: an idle agent shall not wake up for nothing.
 const BUSY: u64 = 20;
 const WINDOW: Duration = Duration::from_millis(100);
 /// The thread leaves when the loop came by less often than that in so long a window and was not missed.
 const STAY: Duration = Duration::from_secs(1);
-/// Bytes moved at a time while the loop is short of time, by the thread (the loop may be waiting for the body) and by
-/// the loop itself (others may be waiting for it).
-const SHARE: usize = 1 << 18;
-/// How long the loop counts as short of time after it was missed.
-const MISSED: Duration = Duration::from_secs(1);
 /// Milliseconds to wait for packets before it is checked again whether the loop is back.
 const PATIENCE: i32 = 10;
 
@@ -49,9 +44,6 @@ struct Shared {
     on_duty: AtomicBool,
     ends: AtomicBool,
     loop_wakes: UnixStream,
-    start: Instant,
-    /// Until when the loop counts as short of time, in milliseconds after `start`.
-    short_until: AtomicU64,
 }
 
 impl Relief {
@@ -66,8 +58,6 @@ impl Relief {
             on_duty: AtomicBool::new(false),
             ends: AtomicBool::new(false),
             loop_wakes,
-            start: Instant::now(),
-            short_until: AtomicU64::new(0),
         });
         let theirs = shared.clone();
         let thread = thread::Builder::new().name("relief".into()).spawn(move || theirs.stand_by())?;
@@ -78,12 +68,6 @@ impl Relief {
     #[must_use]
     pub fn descriptor(&self) -> RawFd {
         self.wakes.as_raw_fd()
-    }
-
-    /// How many bytes the loop is to move at a time.
-    #[must_use]
-    pub fn budget(&self) -> usize {
-        if self.shared.now() < self.shared.short_until.load(Relaxed) { SHARE } else { BUDGET }
     }
 
     /// The loop is back after it was held up.
@@ -133,11 +117,6 @@ impl Shared {
         self.ends.load(Relaxed)
     }
 
-    /// Milliseconds since the start.
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
     fn stand_by(&self) {
         while !self.ends() {
             if self.on_duty.load(Relaxed) {
@@ -173,21 +152,24 @@ impl Shared {
 
     /// Pumps until the loop is back; false if there was nothing to do.
     fn take_over(&self, visits: u64) -> bool {
+        // In the middle of a pump the loop is not away, however long the scheduler keeps it from going on.
+        let Some(mut wanted) = self.body.try_take().map(|body| body.wanted()) else { return false };
         let mut wait = 0;
         let mut asked = self.body.asked();
         while self.visits() == visits && !self.ends() {
-            let wanted = self.body.take_after_the_loop(&mut asked).wanted();
             let ready = sys::poll(&wanted, wait);
-            if !ready.iter().any(|ready| *ready) {
-                if wait == 0 {
-                    return false; // the loop had nothing to come for
+            if ready.iter().any(|ready| *ready) {
+                wait = PATIENCE;
+                self.body.let_the_loop_in(&mut asked);
+                if self.visits() != visits {
+                    break;
                 }
-                continue;
+                self.body.take_for_it().pump_ready(&wanted, &ready, sys::boottime());
+                let _ = (&self.loop_wakes).write(&[0]); // full: it was told often enough
+            } else if wait == 0 {
+                return false; // the loop had nothing to come for
             }
-            wait = PATIENCE;
-            self.body.take_after_the_loop(&mut asked).pump_ready(&wanted, &ready, sys::boottime());
-            self.short_until.store(self.now() + MISSED.as_millis() as u64, Relaxed);
-            let _ = (&self.loop_wakes).write(&[0]); // full: it was told often enough
+            wanted = self.body.take_for_it().wanted();
         }
         wait > 0
     }
@@ -214,10 +196,10 @@ impl Body {
             if interest.write {
                 self.resume();
             }
-            self.pump_udp(v6, now, SHARE);
+            self.pump_udp(v6, now);
         }
         if ready[2] && self.blocked().is_none() {
-            self.pump_tun(now, SHARE);
+            self.pump_tun(now);
         }
     }
 }
@@ -266,9 +248,7 @@ mod tests {
     fn packets_go_on_without_the_loop_once_there_is_traffic() {
         let scene = Scene::new();
         scene.relief.pumped(BUSY);
-        assert_eq!(scene.relief.budget(), BUDGET);
         assert!(scene.is_read());
-        assert_eq!(scene.relief.budget(), SHARE, "the loop is short of time");
         let mut word = [0];
         assert_eq!((&scene.relief.wakes).read(&mut word).ok(), Some(1), "the loop is told");
         assert!(scene.is_read(), "for as long as it is away");

@@ -5,7 +5,7 @@
 //! tenth of a second a turn. So the loop is let in first, and left alone for a while once it has come.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
@@ -30,28 +30,38 @@ impl Turns {
     /// For the loop.
     pub fn take(&self) -> MutexGuard<'_, Body> {
         self.asked.fetch_add(1, Relaxed);
-        self.have()
+        self.take_for_it()
     }
 
-    /// For whoever stands in. `asked` is what the loop had asked for when this was last called.
-    pub fn take_after_the_loop(&self, asked: &mut u64) -> MutexGuard<'_, Body> {
+    /// For whoever stands in for the loop.
+    pub fn take_for_it(&self) -> MutexGuard<'_, Body> {
+        self.body.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For whoever stands in, if nobody has it.
+    pub fn try_take(&self) -> Option<MutexGuard<'_, Body>> {
+        match self.body.try_lock() {
+            Ok(body) => Some(body),
+            Err(TryLockError::Poisoned(body)) => Some(body.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// To be called before: waits while the loop comes again and again, up to a point. `asked` is what `asked` was
+    /// when this last returned.
+    pub fn let_the_loop_in(&self, asked: &mut u64) {
         for _ in 0..STEPS {
-            let now = self.asked.load(Relaxed);
+            let now = self.asked();
             if std::mem::replace(asked, now) == now {
                 break;
             }
             thread::sleep(STEP);
         }
-        self.have()
     }
 
     /// How often the loop has come so far.
     pub fn asked(&self) -> u64 {
         self.asked.load(Relaxed)
-    }
-
-    fn have(&self) -> MutexGuard<'_, Body> {
-        self.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -74,7 +84,8 @@ mod tests {
             move || {
                 let mut asked = turns.asked();
                 while !ends.load(Relaxed) {
-                    let body = turns.take_after_the_loop(&mut asked);
+                    turns.let_the_loop_in(&mut asked);
+                    let body = turns.take_for_it();
                     thread::sleep(Duration::from_millis(2)); // it works
                     drop(body);
                 }
