@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("bench builds network namespaces, and only root can", file=sys.stderr)
         return 1
+    # A SIGTERM ends it as Ctrl-C does: through the `with` blocks that remove everything.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts it with & has it ignored
     console = Console(width=None if sys.stdout.isatty() else 180)
     facts = machine.describe(options.wireguard_go)
     settings = {"runs": options.runs, "seconds": options.seconds}
