@@ -21,7 +21,8 @@ pytestmark = [
 ]
 
 BAR = 0.1  # seconds, of 99 in 100 changes, with ten Gateways
-ROUNDS = 3  # a machine that does other work besides is given so many chances
+PAUSE = 0.1  # seconds until the next change, in which agents end what the last one left them to do
+ROUNDS = 5  # a machine that does other work besides is given so many chances
 CHANGES = 100  # so that 99 in 100 is not the slowest of all
 
 
@@ -56,7 +57,7 @@ def delays(mesh: Mesh, change: Callable[[int], tuple[str, bool]], count: int) ->
             begin = time.monotonic()
             prefix, there = change(number)
             taken.append(max(watch.wait(node.name, prefix, there, begin) for node in mesh.lab.nodes))
-            time.sleep(0.02)
+            time.sleep(PAUSE)
     return taken
 
 
