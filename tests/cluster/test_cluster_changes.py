@@ -10,8 +10,10 @@ import cluster_field as field
 import pytest
 from agent.agent_mesh import Measured
 from agent.agent_routes import RouteWatch, percentile
-from cluster_mesh import CONTROLLER_NODES, GATEWAYS, Mesh
+from cluster_mesh import CONTROLLER_NODES, GATEWAYS, Mesh, cluster_mesh
+from cluster_pairs import Pairs
 
+from ravenvpn.lab import Nat, Region
 from ravenvpn.lab.agents import wait_until
 
 pytestmark = [
@@ -96,18 +98,35 @@ def test_a_status_written_is_in_all_kernels_within_a_tenth_of_a_second(ten: Mesh
 
 @pytest.mark.soak  # (two cores for nine agents, two controllers and the API server are not always enough)
 def test_a_gateway_changed_is_in_all_kernels_within_a_tenth_of_a_second(ten: Mesh, measured: Measured) -> None:
-    """By way of the controller, which writes it into the status."""
+    by_the_controller(ten, measured)
+
+
+@pytest.mark.soak
+def test_the_same_with_one_node_in_each_of_three_regions(measured: Measured) -> None:
+    regions = (Region("cloud"), Region("factory", nat=Nat.PORT_RESTRICTED), Region("ship", nat=Nat.SYMMETRIC))
+    numbers = range(1, 8)
+    with cluster_mesh(*regions, controllers=("cloud-1",)) as mesh:
+        mesh.apply_gateways()
+        with Pairs(mesh.lab.pods) as pairs:
+            pairs.until_complete(60)
+        field.sow(mesh, numbers)
+        wait_until_routed(mesh, [field.prefix(number) for number in numbers])
+        by_the_controller(mesh, measured)
+
+
+def by_the_controller(mesh: Mesh, measured: Measured) -> None:
+    """What an operator writes into a Gateway, and the controller into its status."""
     region = field.name(6)
 
     def change(number: int) -> tuple[str, bool]:
         added = field.more_prefix(6)
         cidrs = None if number % 2 else added
         notes = {"raven.openyurt.io/extra-allowed-source-cidrs": cidrs}
-        ten.cluster.api.merge(f"{GATEWAYS}/{region}", {"metadata": {"annotations": notes}})
+        mesh.cluster.api.merge(f"{GATEWAYS}/{region}", {"metadata": {"annotations": notes}})
         return added, not number % 2
 
     change(0)
-    wait_until_routed(ten, [field.more_prefix(6)])  # a controller leads
+    wait_until_routed(mesh, [field.more_prefix(6)])  # a controller leads
     change(1)
     time.sleep(1)
-    judged(lambda: delays(ten, change, CHANGES), measured, "Gateway by the controller to kernel", BAR)
+    judged(lambda: delays(mesh, change, CHANGES), measured, "Gateway by the controller to kernel", BAR)
