@@ -40,9 +40,9 @@ def _mac(key: bytes, data: bytes) -> bytes:
 
 def packed_source(host: str, port: int) -> bytes:
     """What a cookie binds to: 4 or 16 address bytes and the port, network byte order. A zone (%eth0) is left out."""
-    # (A flood has many of them: `ip_address` takes ten times as long for IPv4.)
-    address = ipaddress.IPv6Address(host).packed if ":" in host else bytes(map(int, host.split(".")))
-    return address + port.to_bytes(2, "big")
+    # (A flood has many of them, and `ip_address` tries IPv4 and IPv6 by turns.)
+    address = ipaddress.IPv6Address(host) if ":" in host else ipaddress.IPv4Address(host)
+    return address.packed + port.to_bytes(2, "big")
 
 
 @final

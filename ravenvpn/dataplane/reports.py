@@ -60,7 +60,7 @@ class EventQueue:
 
     def post_bounded(self, event: Datagram | Inner) -> None:
         """An event that strangers or peers can cause at will: at most MAX_DATAGRAMS of each kind wait."""
-        if isinstance(event, Datagram) and _proves_nothing(event.data):
+        if isinstance(event, Datagram) and proves_nothing(event.data):
             if len(self._unproven) >= MAX_UNPROVEN:
                 self._tally.drop(Drop.HANDSHAKE_QUEUE_FULL)
                 return
@@ -114,7 +114,7 @@ class EventQueue:
         self.wake = _nobody
 
 
-def _proves_nothing(data: bytes) -> bool:
+def proves_nothing(data: bytes) -> bool:
     """Whether it is a first initiation, or means to look like one: mac2, the last 16 bytes, is zero (§5.4.4)."""
     return len(data) == 148 and data[0] == 1 and not any(data[-16:])
 

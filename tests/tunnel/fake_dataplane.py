@@ -35,6 +35,7 @@ from ravenvpn.dataplane.contract import (
     Traffic,
     WantsHandshake,
 )
+from ravenvpn.dataplane.reports import proves_nothing
 
 
 @dataclass
@@ -215,7 +216,7 @@ class FakeDataPlane:
     # What arrives.
     def receive(self, data: bytes, endpoint: Endpoint, source: Source | None) -> None:
         if data[:1] != b"\x04":
-            first = data[:1] == b"\x01" and len(data) == 148 and not any(data[-16:])
+            first = proves_nothing(data)
             lane = self.first_calls if first else self.events
             if first and len(lane) >= MAX_UNPROVEN:
                 self.drops[Drop.HANDSHAKE_QUEUE_FULL] += 1

@@ -56,8 +56,8 @@ impl Inbound {
         self.overflows = [0; 2];
     }
 
-    /// Moves up to `budget` bytes from this socket, small datagrams counted as 512. `promoted` is called with the peer whose new keypair was
-    /// confirmed, and sends what waited for that.
+    /// Moves up to `budget` bytes from this socket, small datagrams counted as 512. `promoted` is called with the peer
+    /// whose new keypair was confirmed, and sends what waited for that.
     pub fn pump(
         &mut self,
         state: &mut State,

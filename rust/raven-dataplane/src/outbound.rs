@@ -32,8 +32,8 @@ impl Outbound {
         self.tun
     }
 
-    /// Moves up to `budget` bytes, small frames counted as 4 KiB; false when the TUN will never be readable again. It is read until it is empty
-    /// before the last datagrams are sent: small packets travel together.
+    /// Moves up to `budget` bytes, small frames counted as 4 KiB; false when the TUN will never be readable again. It
+    /// is read until it is empty before the last datagrams are sent: small packets travel together.
     pub fn pump(&mut self, state: &mut State, transmitter: &mut Transmitter, now: f64, budget: usize) -> bool {
         let mut spent = 0;
         let mut alive = true;
