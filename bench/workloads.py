@@ -292,7 +292,7 @@ MORE: tuple[Workload, ...] = (
     ),
     *(
         TcpFlows(f"tcp1-without-{offload}", f"one TCP flow, ravenvpn without {offload}", condition=Without(offload))
-        for offload in ("tun_tso", "tun_gro", "udp_gso", "udp_gro")
+        for offload in ("tun_tso", "tun_gro", "tun_batch", "udp_gso", "udp_gro")
     ),
     *(
         UdpRate(

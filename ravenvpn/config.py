@@ -71,9 +71,7 @@ class AgentConfig:
     dataplane: str = _setting(
         "auto", "The data plane's body.", choices=("auto", "native", "pure"), env="RAVENVPN_DATAPLANE"
     )
-    without: str = _setting(
-        "", "Offloads to do without, separated by commas: tun_tso, tun_uso, tun_gro, tun_gro_udp, udp_gso, udp_gro."
-    )
+    without: str = _setting("", f"Offloads to do without, separated by commas: {', '.join(OFFLOADS)}.")
     aes: bool = _setting(True, "Announce AES-256-GCM where the CPU accelerates it.")
     cleanup_on_exit: bool = _setting(False, "Remove everything from the host at exit, not only the tunnel device.")
     log_level: str = _setting("info", "How much to log.", choices=("debug", "info", "warning", "error"))

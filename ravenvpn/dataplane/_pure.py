@@ -228,6 +228,7 @@ class PureDataPlane:
             self._offloads,
             tun_gro=coalescer.tcp,
             tun_gro_udp=coalescer.udp,
+            tun_batch=False,
             udp_gso=self._outer.gso,
             udp_gro=self._outer.gro,
         )

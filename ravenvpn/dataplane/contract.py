@@ -96,6 +96,7 @@ class Offloads:
     tun_uso: bool = True  # superpackets of UDP from the TUN (Linux ≥ 6.2)
     tun_gro: bool = True  # TCP coalesced into superpackets on the way to the TUN
     tun_gro_udp: bool = True
+    tun_batch: bool = True  # several frames written to the TUN by one call (io_uring, Linux ≥ 6.4; native body)
     udp_gso: bool = True  # UDP_SEGMENT on the outer socket
     udp_gro: bool = True  # UDP_GRO on the outer socket
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import platform
 import random
 import socket
 import struct
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from dataplane.packets import ACK, PSH, VirtioHeader, apart, superpacket, tcp, udp
@@ -56,7 +58,7 @@ async def test_every_offload_can_be_switched_off(body, off):
     offloads = replace(Offloads(), **dict.fromkeys(off, False))
     async with two(body, offloads=offloads) as pair:
         await pair.connect()
-        assert pair.alice.plane.offloads() == offloads
+        assert pair.alice.plane.offloads() == replace(offloads, tun_batch=offloads.tun_batch and body == "native")
         whole = bulk(10 * 1000 + 7)
         datagrams = udp(A, B, bytes(5 * 200 + 3), ports=(7, 8))
         pair.alice.wire.send(superpacket(whole, 1000))
@@ -68,6 +70,30 @@ async def test_every_offload_can_be_switched_off(body, off):
         assert pair.alice.drops() == pair.bob.drops() == {}
         if off == tuple(OFF):
             assert pair.alice.counters.udp_tx_datagrams == 1 + 11 + 6
+
+
+@pytest.mark.parametrize("offload", [True, False])
+async def test_frames_that_came_together_are_written_by_one_call(body, offload):
+    async with two(body, offloads=Offloads(tun_batch=offload)) as pair:
+        await pair.connect()
+        before = pair.bob.counters
+        packets = [udp(A, B, bytes(100), ports=(flow, 80)) for flow in range(16)]
+        for packet in packets:
+            pair.alice.put(packet)
+        await pair.settle()
+        assert pair.bob.packets() == packets
+        together = pair.bob.plane.offloads().tun_batch
+        assert pair.bob.counters.tun_writes - before.tun_writes == (1 if together else 16)
+        assert pair.bob.counters.tun_tx_packets - before.tun_tx_packets == 16
+        if not offload or body == "pure":
+            assert not together
+        elif tuple(map(int, platform.release().split(".")[:2])) >= (6, 4) and not _io_uring_is_disabled():
+            assert together
+
+
+def _io_uring_is_disabled() -> bool:
+    switch = Path("/proc/sys/kernel/io_uring_disabled")
+    return switch.exists() and int(switch.read_text()) != 0
 
 
 async def test_sixteen_flows_at_once_are_all_joined(body):

@@ -197,7 +197,8 @@ async def test_tcp_moves_in_superpackets_both_ways(netns, body, family, inner):
     ["tun_tso", "tun_gro", "udp_gso", "udp_gro"],
 )
 async def test_tcp_moves_without_each_offload(netns, body, off):
-    async with link(netns, body, offloads=replace(Offloads(), **{off: False})) as (alice, bob):
+    offloads = replace(Offloads(), tun_batch=False, **{off: False})  # a call a frame, to be counted
+    async with link(netns, body, offloads=offloads) as (alice, bob):
         await transfer(alice, bob, 2 << 20)
         counters, there = alice.plane.counters(), bob.plane.counters()
         ratio = {

@@ -1,7 +1,7 @@
-"""A kernel that refuses superpackets on the TUN, as 6.6.44 did, under the native body.
+"""A kernel that refuses superpackets on the TUN, as 6.6.44 did, or io_uring, under the native body.
 
-No kernel at hand does, so this thread's is told to: a superpacket is gathered from three parts or more, a single
-packet from two, and a seccomp filter answers EINVAL to the former (seccomp(2)). Descriptors and body are real.
+No kernel at hand does, so this thread's is told to by a seccomp filter (seccomp(2)). A superpacket is gathered from
+three parts or more, a single packet from two: the former is answered with EINVAL. Descriptors and body are real.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import ctypes
 import errno
 import platform
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from dataplane.packets import apart, superpacket, tcp, udp
@@ -26,25 +27,36 @@ pytestmark = [
 ]
 
 WRITEV = {"x86_64": 20, "aarch64": 66}
+IO_URING_SETUP, IO_URING_ENTER = 425, 426
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 LOAD, IF_EQUAL, IF_GREATER, RETURN = 0x20, 0x15, 0x25, 0x06  # BPF, linux/bpf_common.h
 ERRNO, ALLOW = 0x00050000, 0x7FFF0000
 NUMBER, THIRD_ARGUMENT = 0, 32  # offsets in struct seccomp_data
 
 
-def refuse_superpackets() -> None:
-    """From now on, in this thread."""
-    program = b"".join(
-        struct.pack("=HBBI", *instruction)
-        for instruction in (
-            (LOAD, 0, 0, NUMBER),
-            (IF_EQUAL, 0, 3, WRITEV[platform.machine()]),
-            (LOAD, 0, 0, THIRD_ARGUMENT),
-            (IF_GREATER, 0, 1, 2),
-            (RETURN, 0, 0, ERRNO | errno.EINVAL),
-            (RETURN, 0, 0, ALLOW),
-        )
+Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
+SUPERPACKETS: tuple[Instruction, ...] = (
+    (LOAD, 0, 0, NUMBER),
+    (IF_EQUAL, 0, 3, WRITEV[platform.machine()]) if platform.machine() in WRITEV else (RETURN, 0, 0, ALLOW),
+    (LOAD, 0, 0, THIRD_ARGUMENT),
+    (IF_GREATER, 0, 1, 2),
+    (RETURN, 0, 0, ERRNO | errno.EINVAL),
+    (RETURN, 0, 0, ALLOW),
+)
+
+
+def call(number: int) -> tuple[Instruction, ...]:
+    return (
+        (LOAD, 0, 0, NUMBER),
+        (IF_EQUAL, 0, 1, number),
+        (RETURN, 0, 0, ERRNO | errno.EPERM),
+        (RETURN, 0, 0, ALLOW),
     )
+
+
+def refuse(instructions: tuple[Instruction, ...]) -> None:
+    """From now on, in this thread."""
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     buffer = ctypes.create_string_buffer(program, len(program))
     head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -53,11 +65,11 @@ def refuse_superpackets() -> None:
             pytest.skip(f"SECCOMP IS NOT TO BE HAD HERE: {errno.errorcode[ctypes.get_errno()]}")
 
 
-def under_refusal(scene: Callable[[], Awaitable[None]]) -> None:
+def under_refusal(instructions: tuple[Instruction, ...], scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """In a thread that ends with it, as the filter can't be taken off."""
 
     def run() -> None:
-        refuse_superpackets()
+        refuse(instructions)
         asyncio.run(scene())
 
     with ThreadPoolExecutor(1) as thread:
@@ -85,7 +97,7 @@ def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(protocol, given
             assert pair.bob.counters.fallbacks == {given_up: 1}
             assert pair.bob.drops() == {}
 
-    under_refusal(scene)
+    under_refusal(SUPERPACKETS, scene)
 
 
 def test_the_filter_refuses_nothing_else():
@@ -98,4 +110,23 @@ def test_the_filter_refuses_nothing_else():
             assert pair.bob.packets() == [packet]
             assert pair.bob.counters.fallbacks == {}
 
-    under_refusal(scene)
+    under_refusal(SUPERPACKETS, scene)
+
+
+@pytest.mark.parametrize("refused", [IO_URING_SETUP, IO_URING_ENTER], ids=["setup", "enter"])
+def test_without_io_uring_frames_are_written_one_by_one(refused):
+    async def scene() -> None:
+        async with two("native") as pair:
+            await pair.connect()
+            packets = [udp("10.1.0.1", "10.2.0.1", bytes([flow] * 100), ports=(flow, 80)) for flow in range(16)]
+            for turn in range(2):
+                before = pair.bob.counters.tun_writes
+                for packet in packets:
+                    pair.alice.put(packet)
+                await pair.settle()
+                assert pair.bob.packets() == packets
+                assert pair.bob.counters.tun_writes - before >= 16, turn
+            assert not pair.bob.plane.offloads().tun_batch
+            assert pair.bob.drops() == {}
+
+    under_refusal(call(refused), scene)

@@ -52,8 +52,8 @@ fn check_joined(arena: &[u8], output: &raven_dataplane::coalesce::Output<'_>) {
     let mut header = [0; HEADER_ROOM];
     let length = output.write_header(arena, &mut header);
     let mut frame = header[vnet::LEN..length].to_vec();
-    for (at, length) in output.payloads() {
-        frame.extend_from_slice(&arena[at..at + length]);
+    for slice in output.slices(arena) {
+        frame.extend_from_slice(&slice);
     }
     let virtio = vnet::Header::parse(header.first_chunk().expect("a virtio-net header"));
     let plan = Plan::new(&virtio, &frame).expect("a frame that can be cut");

@@ -158,6 +158,7 @@ impl Contract {
             offloads.tun_uso,
             offloads.tun_gro,
             offloads.tun_gro_udp,
+            offloads.tun_batch,
             offloads.udp_gso,
             offloads.udp_gro,
         ))
@@ -231,6 +232,7 @@ pub(crate) fn offloads(offloads: &Bound<'_, PyAny>) -> PyResult<Offloads> {
         tun_uso: flag("tun_uso")?,
         tun_gro: flag("tun_gro")?,
         tun_gro_udp: flag("tun_gro_udp")?,
+        tun_batch: flag("tun_batch")?,
         udp_gso: flag("udp_gso")?,
         udp_gro: flag("udp_gro")?,
     })

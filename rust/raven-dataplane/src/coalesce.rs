@@ -4,6 +4,8 @@
 //! it follow a header made here. Outputs come in the order in which their first packet came; a packet that can not
 //! join seals its flow, and one whose flow is not visible seals all, so no flow is ever reordered.
 
+use std::io::IoSlice;
+
 use crate::checksum::{self, sum};
 use crate::packet::{self, IPV4_HEADER, IPV6_HEADER, TCP, UDP};
 use crate::vnet;
@@ -90,7 +92,6 @@ impl Coalescer {
         }
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }
@@ -201,8 +202,14 @@ impl Coalescer {
     }
 
     /// Frames to write, in order.
-    pub fn outputs(&self) -> impl Iterator<Item = Output<'_>> {
+    pub fn outputs(&self) -> impl ExactSizeIterator<Item = Output<'_>> {
         self.lanes.iter().map(|lane| Output { coalescer: self, lane: *lane })
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn output(&self, index: usize) -> Output<'_> {
+        Output { coalescer: self, lane: self.lanes[index] }
     }
 
     pub fn clear(&mut self) {
@@ -270,14 +277,19 @@ impl Output<'_> {
         })
     }
 
-    /// The payloads behind the header of a superpacket: (offset, length) in the arena.
-    pub fn payloads(&self) -> impl Iterator<Item = (usize, usize)> {
-        let header = usize::from(self.lane.header);
-        self.packets().map(move |(at, length)| (at + header, length - header))
+    /// What follows the header: a packet as it is, or the payloads of a superpacket's.
+    pub fn slices<'a>(&self, arena: &'a [u8]) -> impl Iterator<Item = IoSlice<'a>> {
+        let header = if self.count() > 1 { usize::from(self.lane.header) } else { 0 };
+        self.packets().map(move |(at, length)| IoSlice::new(&arena[at + header..at + length]))
     }
 
-    /// Writes the virtio-net, IP and transport headers of a superpacket; returns how many bytes.
+    /// Writes what precedes `slices`: an empty virtio-net header, or for a superpacket that, IP and transport headers.
+    /// Returns how many bytes.
     pub fn write_header(&self, arena: &[u8], target: &mut [u8; vnet::LEN + MAX_HEADER]) -> usize {
+        if self.count() == 1 {
+            target[..vnet::LEN].fill(0);
+            return vnet::LEN;
+        }
         let lane = &self.lane;
         let header = usize::from(lane.header);
         let transport = usize::from(lane.transport);

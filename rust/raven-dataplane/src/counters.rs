@@ -42,13 +42,22 @@ pub struct Offloads {
     pub tun_uso: bool,
     pub tun_gro: bool,
     pub tun_gro_udp: bool,
+    pub tun_batch: bool,
     pub udp_gso: bool,
     pub udp_gro: bool,
 }
 
 impl Default for Offloads {
     fn default() -> Self {
-        Self { tun_tso: true, tun_uso: true, tun_gro: true, tun_gro_udp: true, udp_gso: true, udp_gro: true }
+        Self {
+            tun_tso: true,
+            tun_uso: true,
+            tun_gro: true,
+            tun_gro_udp: true,
+            tun_batch: true,
+            udp_gso: true,
+            udp_gro: true,
+        }
     }
 }
 

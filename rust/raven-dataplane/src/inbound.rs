@@ -1,16 +1,16 @@
 //! From the outer world to the TUN: receive, open, check, join packets of a flow, write.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::RawFd;
 
-use crate::coalesce::{Coalescer, HEADER_ROOM, MAX_SEGMENTS, Output};
+use crate::coalesce::Coalescer;
 use crate::counters::Drop;
 use crate::events::Event;
 use crate::keypair::Place;
+use crate::outlet::Outlet;
 use crate::packet;
 use crate::state::State;
-use crate::sys::{self, Meta, Receiver, SLOT, SLOTS};
-use crate::vnet;
+use crate::sys::{Meta, Receiver, SLOT, SLOTS};
 use crate::wire::{self, Claim};
 
 /// What a datagram costs of a budget, however short it is.
@@ -18,15 +18,12 @@ const BYTES_A_DATAGRAM: usize = 512;
 /// Trains of this size on average are taken few at a time, to be written before they leave the core's cache.
 const BULK: usize = 8 << 10;
 const SLOTS_BULK: usize = 4;
-/// Superpackets the TUN may refuse in a row before joining is given up.
-const REFUSALS: u32 = 3;
 
 pub struct Inbound {
     receiver: Receiver,
     coalescer: Coalescer,
-    tun: Option<RawFd>,
+    outlet: Option<Outlet>,
     slots: usize,
-    refusals: u32,
     /// The kernel's count of lost datagrams as last seen, IPv4 and IPv6.
     overflows: [u32; 2],
 }
@@ -45,9 +42,8 @@ impl Inbound {
         Self {
             receiver: Receiver::default(),
             coalescer: Coalescer::new(state.offloads.tun_gro, state.offloads.tun_gro_udp),
-            tun,
+            outlet: tun.map(Outlet::new),
             slots: SLOTS,
-            refusals: 0,
             overflows: [0; 2],
         }
     }
@@ -148,7 +144,7 @@ impl Inbound {
         match judge(state, self.receiver.arena_mut(), opened, meta.ecn) {
             Err(why) => state.counters.drop(why, 1),
             Ok(None) => {}
-            Ok(Some(_)) if self.tun.is_none() => state.counters.drop(Drop::NoTun, 1),
+            Ok(Some(_)) if self.outlet.is_none() => state.counters.drop(Drop::NoTun, 1),
             Ok(Some(length)) => {
                 state.counters.tun_tx_packets += 1;
                 self.coalescer.push(self.receiver.arena(), opened.at, length);
@@ -158,31 +154,8 @@ impl Inbound {
 
     /// Writes what was collected; the arena is free again.
     fn flush(&mut self, state: &mut State) {
-        let Some(tun) = self.tun.filter(|_| !self.coalescer.is_empty()) else { return };
-        let arena = self.receiver.arena();
-        for output in self.coalescer.outputs() {
-            if output.count() > 1 {
-                match write_super(state, tun, arena, &output) {
-                    Some(libc::EINVAL) => {
-                        self.refusals += 1;
-                        if self.refusals == REFUSALS {
-                            give_up_joining(state, output.is_tcp());
-                        }
-                    }
-                    _ => {
-                        self.refusals = 0;
-                        continue;
-                    }
-                }
-            }
-            for (at, length) in output.packets() {
-                write_plain(state, tun, &arena[at..at + length]);
-            }
-        }
-        self.coalescer.clear();
-        if self.refusals >= REFUSALS {
-            self.refusals = 0;
-            (self.coalescer.tcp, self.coalescer.udp) = (state.offloads.tun_gro, state.offloads.tun_gro_udp);
+        if let Some(outlet) = &mut self.outlet {
+            outlet.flush(state, self.receiver.arena(), &mut self.coalescer);
         }
     }
 }
@@ -299,43 +272,4 @@ fn judge(state: &mut State, arena: &mut [u8], opened: &Opened, outer_ecn: u8) ->
         return if queued { Ok(None) } else { Err(Drop::HandshakeQueueFull) };
     }
     Ok(Some(length))
-}
-
-/// One write: the error's number if the kernel refused. Only a refusal that joining may have caused is not counted.
-fn write_super(state: &mut State, tun: RawFd, arena: &[u8], output: &Output<'_>) -> Option<i32> {
-    let mut header = [0; HEADER_ROOM];
-    let header_length = output.write_header(arena, &mut header);
-    let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
-    parts[0] = IoSlice::new(&header[..header_length]);
-    for (part, (at, length)) in parts[1..].iter_mut().zip(output.payloads()) {
-        *part = IoSlice::new(&arena[at..at + length]);
-    }
-    state.counters.tun_writes += 1;
-    let error = sys::write(tun, &parts[..=output.count()]).err()?.raw_os_error().unwrap_or(libc::EIO);
-    if error != libc::EINVAL {
-        lose(state, output.count());
-    }
-    Some(error)
-}
-
-fn write_plain(state: &mut State, tun: RawFd, packet: &[u8]) {
-    state.counters.tun_writes += 1;
-    if sys::write(tun, &[IoSlice::new(&[0; vnet::LEN]), IoSlice::new(packet)]).is_err() {
-        lose(state, 1);
-    }
-}
-
-fn lose(state: &mut State, count: usize) {
-    state.counters.drop(Drop::TunWriteFailed, count);
-    state.counters.tun_tx_packets -= count as u64;
-}
-
-fn give_up_joining(state: &mut State, tcp: bool) {
-    if tcp {
-        state.offloads.tun_gro = false;
-        state.counters.fallbacks.tun_gro += 1;
-    } else {
-        state.offloads.tun_gro_udp = false;
-        state.counters.fallbacks.tun_gro_udp += 1;
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! [`Body`] is the data plane of `ravenvpn/dataplane/contract.py`; that page says what it owes. Packets go out through
 //! `outbound` (read, [`split`], look up, seal) and `transmit` (trains, what the kernel refuses), and come in through
-//! `inbound` (receive, open, judge, [`coalesce`], write). Nothing is allocated per packet unless it has to wait.
+//! `inbound` (receive, open, judge, [`coalesce`]) and `outlet` (write). Nothing is allocated per packet unless it has to wait.
 
 pub mod aead;
 mod body;
@@ -17,6 +17,7 @@ mod holders;
 mod inbound;
 mod keypair;
 mod outbound;
+mod outlet;
 pub mod packet;
 mod peer;
 pub mod prefixes;

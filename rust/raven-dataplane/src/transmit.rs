@@ -19,9 +19,8 @@ use crate::state::State;
 use crate::sys::{self, Name, Outgoing, Pages, Source};
 use crate::wire;
 
-/// Sealed bytes that may wait. Three superpackets, so that trains can be filled across frames and still lie in a
-/// core's cache.
-const ARENA: usize = 192 << 10;
+/// Sealed bytes that may wait. Five trains, so that they can be filled across frames and still lie in a core's cache.
+const ARENA: usize = 320 << 10;
 const MAX_BATCHES: usize = 64;
 /// The same while a socket is full.
 const ARENA_WAITING: usize = 1 << 20;
@@ -31,8 +30,9 @@ const MAX_BATCHES_WAITING: usize = 8192;
 const MAX_SEGMENTS: usize = 64;
 /// Of a train: 65,535 less the headers of IPv4 and UDP.
 const MAX_TRAIN: usize = 65507;
-/// Once this much waits, what can't grow any more is sent.
-const SEND_EARLY: usize = 32 << 10;
+/// Once this much waits, what can't grow any more is sent, though there is more to read: fewer calls, and whoever
+/// receives on the same host is woken for more at a time.
+const SEND_EARLY: usize = 224 << 10;
 /// IP_PMTUDISC_PROBE, alike for IPv6: DF set, whatever the kernel believes about the path.
 const PMTUDISC_PROBE: i32 = 3;
 /// DS field of handshake messages, as the Linux kernel marks them (RFC 4594's class for such).

@@ -22,15 +22,11 @@ fn join(packets: &[Vec<u8>]) -> Vec<(vnet::Header, Vec<u8>)> {
 }
 
 fn frame(arena: &[u8], output: &Output<'_>) -> (vnet::Header, Vec<u8>) {
-    if output.count() == 1 {
-        let (at, length) = output.packets().next().expect("one packet");
-        return (vnet::Header::default(), arena[at..at + length].to_vec());
-    }
     let mut header = [0; HEADER_ROOM];
     let length = output.write_header(arena, &mut header);
     let mut packet = header[vnet::LEN..length].to_vec();
-    for (at, length) in output.payloads() {
-        packet.extend_from_slice(&arena[at..at + length]);
+    for slice in output.slices(arena) {
+        packet.extend_from_slice(&slice);
     }
     (vnet::Header::parse(header.first_chunk().expect("its header")), packet)
 }

@@ -3,10 +3,12 @@
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
+mod batch;
 mod name;
 mod pages;
 mod udp;
 
+pub use batch::{Batch, Outcome, WRITES};
 pub use name::{Name, Source};
 pub use pages::Pages;
 pub use udp::{Meta, Outgoing, Receiver, SLOT, SLOTS, send};

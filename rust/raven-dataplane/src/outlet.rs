@@ -1,0 +1,143 @@
+//! Frames for the TUN: what was joined with one header, the rest as it came, several in one system call.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::os::fd::RawFd;
+
+use crate::coalesce::{Coalescer, HEADER_ROOM, MAX_SEGMENTS, Output};
+use crate::counters::Drop;
+use crate::state::State;
+use crate::sys::{self, Batch, Outcome, WRITES};
+use crate::vnet;
+
+/// Superpackets the TUN may refuse in a row before joining is given up.
+const REFUSALS: u32 = 3;
+
+pub struct Outlet {
+    tun: RawFd,
+    /// Made when it is first needed; if the kernel has none to give, it is done without.
+    batch: Option<Batch>,
+    headers: Box<[[u8; HEADER_ROOM]; WRITES]>,
+    /// In a row.
+    refusals: u32,
+}
+
+impl Outlet {
+    #[must_use]
+    pub fn new(tun: RawFd) -> Self {
+        Self { tun, batch: None, headers: Box::new([[0; HEADER_ROOM]; WRITES]), refusals: 0 }
+    }
+
+    /// Writes what was collected of `arena`, in order, and forgets it.
+    pub fn flush(&mut self, state: &mut State, arena: &[u8], coalescer: &mut Coalescer) {
+        let mut done = 0;
+        while done < coalescer.outputs().len() {
+            let many = (coalescer.outputs().len() - done).min(WRITES);
+            // What is refused as a superpacket is written again packet by packet, behind what was written together
+            // with it. So after a refusal one is written at a time until the TUN has taken a superpacket.
+            if many > 1 && self.refusals == 0 && self.has_batch(state) {
+                self.write_together(state, arena, coalescer, done..done + many);
+                done += many;
+            } else {
+                self.write_one(state, arena, &coalescer.output(done));
+                done += 1;
+            }
+        }
+        coalescer.clear();
+        if self.refusals >= REFUSALS {
+            self.refusals = 0;
+            (coalescer.tcp, coalescer.udp) = (state.offloads.tun_gro, state.offloads.tun_gro_udp);
+        }
+    }
+
+    fn has_batch(&mut self, state: &mut State) -> bool {
+        if state.offloads.tun_batch && self.batch.is_none() {
+            self.batch = Batch::new().ok();
+            state.offloads.tun_batch = self.batch.is_some();
+        }
+        state.offloads.tun_batch
+    }
+
+    fn write_together(&mut self, state: &mut State, arena: &[u8], coalescer: &Coalescer, chosen: Range<usize>) {
+        let Some(mut batch) = self.batch.take() else { return };
+        let mut lengths = [0; WRITES];
+        for ((length, header), index) in lengths.iter_mut().zip(self.headers.iter_mut()).zip(chosen.clone()) {
+            *length = coalescer.output(index).write_header(arena, header);
+        }
+        let headers = &self.headers;
+        let outcomes = batch.write(self.tun, chosen.len(), |index, parts| {
+            let output = coalescer.output(chosen.start + index);
+            parts.push(IoSlice::new(&headers[index][..lengths[index]]));
+            parts.extend(output.slices(arena));
+        });
+        state.counters.tun_writes += 1;
+        for (outcome, index) in outcomes.iter().zip(chosen) {
+            let output = coalescer.output(index);
+            match outcome {
+                Outcome::Written => self.conclude(state, arena, &output, Ok(())),
+                Outcome::Failed(code) => self.conclude(state, arena, &output, Err(*code)),
+                Outcome::Untried => {
+                    state.offloads.tun_batch = false;
+                    self.write_one(state, arena, &output);
+                }
+            }
+        }
+        if state.offloads.tun_batch {
+            self.batch = Some(batch);
+        }
+    }
+
+    fn write_one(&mut self, state: &mut State, arena: &[u8], output: &Output<'_>) {
+        let mut header = [0; HEADER_ROOM];
+        let length = output.write_header(arena, &mut header);
+        let mut parts = [IoSlice::new(&[]); MAX_SEGMENTS + 1];
+        parts[0] = IoSlice::new(&header[..length]);
+        for (part, slice) in parts[1..].iter_mut().zip(output.slices(arena)) {
+            *part = slice;
+        }
+        state.counters.tun_writes += 1;
+        let written = sys::write(self.tun, &parts[..=output.count()]);
+        self.conclude(state, arena, output, written.map(|_| ()).map_err(|error| error.raw_os_error().unwrap_or(0)));
+    }
+
+    /// EINVAL may be because it was joined: its packets are written one by one then.
+    fn conclude(&mut self, state: &mut State, arena: &[u8], output: &Output<'_>, written: Result<(), i32>) {
+        let joined = output.count() > 1;
+        match written {
+            Err(libc::EINVAL) if joined => {
+                self.refusals += 1;
+                if self.refusals == REFUSALS {
+                    give_up_joining(state, output.is_tcp());
+                }
+                for (at, length) in output.packets() {
+                    state.counters.tun_writes += 1;
+                    let packet = IoSlice::new(&arena[at..at + length]);
+                    if sys::write(self.tun, &[IoSlice::new(&[0; vnet::LEN]), packet]).is_err() {
+                        lose(state, 1);
+                    }
+                }
+            }
+            _ => {
+                self.refusals = if joined { 0 } else { self.refusals };
+                if written.is_err() {
+                    lose(state, output.count());
+                }
+            }
+        }
+    }
+}
+
+fn lose(state: &mut State, count: usize) {
+    state.counters.drop(Drop::TunWriteFailed, count);
+    state.counters.tun_tx_packets -= count as u64;
+}
+
+fn give_up_joining(state: &mut State, tcp: bool) {
+    if tcp {
+        state.offloads.tun_gro = false;
+        state.counters.fallbacks.tun_gro += 1;
+    } else {
+        state.offloads.tun_gro_udp = false;
+        state.counters.fallbacks.tun_gro_udp += 1;
+    }
+}
