@@ -85,9 +85,10 @@ impl Inbound {
             spent += bytes.max(datagrams * BYTES_A_DATAGRAM);
             self.flush(state);
             let full = count == self.slots;
-            self.slots = if bytes / count.max(1) >= BULK { SLOTS_BULK } else { SLOTS };
-            if !full {
-                break;
+            let bulk = bytes / count.max(1) >= BULK;
+            self.slots = if bulk { SLOTS_BULK } else { SLOTS };
+            if !full && !bulk {
+                break; // nothing is left, as a rule; of bulk more has come meanwhile, as a rule
             }
         }
     }
