@@ -32,6 +32,14 @@ def test_the_crate_passes_its_own_tests():
     cargo("test", "--locked", "--quiet", "--package", "raven-dataplane")
 
 
+@pytest.mark.needs("cargo")
+def test_the_crate_passes_its_tests_on_aarch64_too():
+    done = subprocess.run([RUST / "aarch64.sh", "--quiet"], cwd=RUST, capture_output=True, text=True, check=False)
+    if done.returncode == 77:
+        pytest.skip(f"NOT RUN FOR AARCH64: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.needs("cargo-fmt")
 def test_the_crate_is_formatted():
     cargo("fmt", "--check")

@@ -33,9 +33,7 @@ impl Outlet {
         let mut done = 0;
         while done < coalescer.outputs().len() {
             let many = (coalescer.outputs().len() - done).min(WRITES);
-            // What is refused as a superpacket is written again packet by packet, behind what was written together
-            // with it. So after a refusal one is written at a time until the TUN has taken a superpacket.
-            if many > 1 && self.refusals == 0 && self.has_batch(state) {
+            if many > 1 && self.has_batch(state) {
                 self.write_together(state, arena, coalescer, done..done + many);
                 done += many;
             } else {
@@ -105,6 +103,8 @@ impl Outlet {
         let joined = output.count() > 1;
         match written {
             Err(libc::EINVAL) if joined => {
+                // They come behind what was written together with them. Once is enough: other kernels take them.
+                state.offloads.tun_batch = false;
                 self.refusals += 1;
                 if self.refusals == REFUSALS {
                     give_up_joining(state, output.is_tcp());
@@ -139,5 +139,40 @@ fn give_up_joining(state: &mut State, tcp: bool) {
     } else {
         state.offloads.tun_gro_udp = false;
         state.counters.fallbacks.tun_gro_udp += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::Offloads;
+    use crate::craft::{ACK, Flow};
+    use crate::state::Timing;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixDatagram;
+
+    /// No kernel at hand refuses what is right, so the refusal is told; descriptors and packets are real.
+    #[test]
+    fn a_superpacket_that_was_refused_among_others_is_written_packet_by_packet() {
+        let (inside, wire) = UnixDatagram::pair().expect("a socket pair");
+        let mut state = State::new(Timing::default(), Offloads::default());
+        let flow = Flow { v6: false, port: 7 };
+        let packets = [flow.tcp(1, ACK, &[1; 100]), flow.tcp(101, ACK, &[2; 100])];
+        let arena = packets.concat();
+        let mut coalescer = Coalescer::new(true, true);
+        coalescer.push(&arena, 0, packets[0].len());
+        coalescer.push(&arena, packets[0].len(), packets[1].len());
+        assert_eq!(coalescer.outputs().len(), 1, "they join");
+        let mut outlet = Outlet::new(inside.as_raw_fd());
+        outlet.conclude(&mut state, &arena, &coalescer.output(0), Err(libc::EINVAL));
+        for packet in &packets {
+            let mut frame = [0; 256];
+            let length = wire.recv(&mut frame).expect("a frame");
+            assert_eq!(frame[..vnet::LEN], [0; vnet::LEN]);
+            assert_eq!(&frame[vnet::LEN..length], packet);
+        }
+        assert!(!state.offloads.tun_batch, "what comes next is not to overtake them again");
+        assert!(state.offloads.tun_gro, "once is no reason to give that up");
+        assert_eq!(state.counters.drops, [0; Drop::ALL.len()]);
     }
 }
