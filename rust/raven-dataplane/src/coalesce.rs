@@ -92,10 +92,6 @@ impl Coalescer {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.lanes.is_empty()
-    }
-
     /// How many packets were pushed since `clear`.
     #[must_use]
     pub fn packets(&self) -> usize {

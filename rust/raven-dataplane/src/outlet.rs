@@ -94,8 +94,10 @@ impl Outlet {
             *part = slice;
         }
         state.counters.tun_writes += 1;
-        let written = sys::write(self.tun, &parts[..=output.count()]);
-        self.conclude(state, arena, output, written.map(|_| ()).map_err(|error| error.raw_os_error().unwrap_or(0)));
+        let written = sys::write(self.tun, &parts[..=output.count()])
+            .map(|_| ())
+            .map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+        self.conclude(state, arena, output, written);
     }
 
     /// EINVAL may be because it was joined: its packets are written one by one then.
@@ -118,7 +120,9 @@ impl Outlet {
                 }
             }
             _ => {
-                self.refusals = if joined { 0 } else { self.refusals };
+                if joined {
+                    self.refusals = 0;
+                }
                 if written.is_err() {
                     lose(state, output.count());
                 }
