@@ -15,7 +15,7 @@ import time
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.keys import PublicKey
-from ravenvpn.tunnel.wire import INITIATION_BODY_BYTES, Initiation
+from ravenvpn.tunnel.handshake.messages import INITIATION_BODY_BYTES, Initiation
 
 SPOOFED = 0xC6120000  # 198.18.0.0/15, for benchmarks (RFC 2544)
 DIFFERENT = 4096

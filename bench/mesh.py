@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab import Lab, LabRegion, Nat
 from ravenvpn.lab.agents import WORLD, Agents, wait_until
-from ravenvpn.lab.host import Host, Node
+from ravenvpn.lab.host import LabHost, LabNode
 
 HEALTH = ("127.0.0.1", 10275)
 
@@ -22,7 +22,7 @@ class Mesh:
     name = "ravenvpn agents"
 
     def __enter__(self) -> Self:
-        self._lab = Lab(Region("cloud"), Region("factory", nat=Nat.PORT_RESTRICTED))
+        self._lab = Lab(LabRegion("cloud"), LabRegion("factory", nat=Nat.PORT_RESTRICTED))
         self._lab.__enter__()
         try:
             self.gateway, self._caller = self._lab.node("cloud-1"), self._lab.node("factory-1")
@@ -42,12 +42,12 @@ class Mesh:
         self._lab.__exit__(kind, error, trace)
 
     @property
-    def internet(self) -> Host:
+    def internet(self) -> LabHost:
         """Where strangers are."""
         return self._lab.internet
 
     @property
-    def nodes(self) -> tuple[Node, Node]:
+    def nodes(self) -> tuple[LabNode, LabNode]:
         return self.gateway, self._caller
 
     def pids(self) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Self
 from ravenvpn.lab import holder
 from ravenvpn.lab.command import ip_batch
 from ravenvpn.lab.host import Machine
-from ravenvpn.lab.ownership import Record, remove, sweep
+from ravenvpn.lab.ownership import OwnershipRecord, remove, sweep
 
 NEAR, FAR = "192.0.2.1", "192.0.2.2"  # RFC 5737
 
@@ -22,7 +22,7 @@ class Room:
 
     def __enter__(self) -> Self:
         sweep()
-        self._record = Record.new()
+        self._record = OwnershipRecord.new()
         self.near = Machine("near", self._record)
         self.far = Machine("far", self._record)
         self._holders = [holder.start(machine.name, self._record.prefix) for machine in self.both]

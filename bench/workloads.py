@@ -24,8 +24,8 @@ from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.errors import HostError
-from ravenvpn.lab.host import Host
-from ravenvpn.tunnel.wire import COOKIE_REPLY_BYTES, RESPONSE_BYTES, Initiation
+from ravenvpn.lab.host import LabHost
+from ravenvpn.tunnel.handshake.messages import COOKIE_REPLY_BYTES, RESPONSE_BYTES, Initiation
 
 # A run's figures by name. "bytes" and "packets" say what was delivered, for figures per GB and per million packets.
 Figures = dict[str, float]
@@ -35,10 +35,10 @@ class Ends(Protocol):
     """Where clients run, and where servers do."""
 
     @property
-    def near(self) -> Host: ...
+    def near(self) -> LabHost: ...
 
     @property
-    def far(self) -> Host: ...
+    def far(self) -> LabHost: ...
 
 
 class Measured(Protocol):

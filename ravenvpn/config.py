@@ -18,7 +18,7 @@ import yaml
 
 from ravenvpn.dataplane.contract import Offloads
 from ravenvpn.errors import ConfigError
-from ravenvpn.k8s.fields import Report, read_host_port
+from ravenvpn.k8s.fields import ProblemCollector, read_host_port
 from ravenvpn.mesh.model import HostPort
 
 CONFIG_FILE = Path("/etc/ravenvpn/config.yaml")
@@ -85,7 +85,7 @@ class AgentConfig:
     @property
     def announced_addresses(self) -> tuple[HostPort, ...]:
         """Raises ConfigError."""
-        report = Report("")
+        report = ProblemCollector("")
         found = [
             read_host_port(report, "addresses", text.strip()) for text in self.addresses.split(",") if text.strip()
         ]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from ravenvpn.agent.report import PeerReport, PlanLine, StatusReport
+from ravenvpn.agent.reports import PeerReport, PlanLine, StatusReport
 from ravenvpn.errors import HostError, RavenError
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ API = "/v1"
 SHUTDOWN_TIMEOUT = 1.0  # seconds that requests may still take when the agent stops
 
 
-class Subject(Protocol):
+class ControlSubject(Protocol):
     """What the control socket needs of an agent."""
 
     def status(self) -> StatusReport: ...
@@ -37,7 +37,7 @@ class Subject(Protocol):
     async def reload(self) -> None: ...
 
 
-def application(subject: Subject) -> web.Application:
+def application(subject: ControlSubject) -> web.Application:
     """The API as an aiohttp application; who may call what is decided here."""
 
     async def status(_: web.Request) -> web.Response:
@@ -70,7 +70,7 @@ def application(subject: Subject) -> web.Application:
 class ControlSocket:
     """Serves the API on a path, mode 0660 in the agent's group; a stale socket of a dead agent is replaced."""
 
-    def __init__(self, subject: Subject, path: Path) -> None:
+    def __init__(self, subject: ControlSubject, path: Path) -> None:
         self._subject, self._path = subject, path
         self._runner: web.AppRunner | None = None
 

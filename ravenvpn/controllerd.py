@@ -22,7 +22,7 @@ from ravenvpn import logs
 from ravenvpn.agent.resolve import Resolver
 from ravenvpn.httpd import Site
 from ravenvpn.k8s.client import Client
-from ravenvpn.k8s.controller.controller import Controller, Options, Report
+from ravenvpn.k8s.controller.controller import Controller, ControllerReport, Options
 from ravenvpn.process import run as run_process
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def application(look: Callable[[], Report]) -> web.Application:
+def application(look: Callable[[], ControllerReport]) -> web.Application:
     """Live: the loop turns. Ready: this replica could lead, or does. What it does is said in either case."""
 
     async def livez(_: web.Request) -> web.Response:
@@ -101,7 +101,7 @@ def application(look: Callable[[], Report]) -> web.Application:
     return app
 
 
-def describe(report: Report) -> list[str]:
+def describe(report: ControllerReport) -> list[str]:
     """For whoever reads /readyz by eye."""
     lines = ["this replica leads" if report.leading else f"leader: {report.leader or 'nobody'}"]
     if report.leading:
@@ -114,7 +114,7 @@ def describe(report: Report) -> list[str]:
 class ControllerCollector(Collector):
     """One scrape is one look."""
 
-    def __init__(self, look: Callable[[], Report]) -> None:
+    def __init__(self, look: Callable[[], ControllerReport]) -> None:
         self._look = look
 
     def collect(self) -> Iterable[Metric]:

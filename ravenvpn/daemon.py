@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from ravenvpn import logs, process
-from ravenvpn.agent.agent import Agent, Source
-from ravenvpn.agent.announcing import SelfPortrait
+from ravenvpn.agent.agent import Agent, WorldSource
 from ravenvpn.agent.endpoints import LastSeen
-from ravenvpn.agent.report import PeerReport, PlanLine, StatusReport
-from ravenvpn.agent.sessions import Sessions
+from ravenvpn.agent.own_peer import OwnPeer
+from ravenvpn.agent.reports import PeerReport, PlanLine, StatusReport
+from ravenvpn.agent.tunnel_owner import TunnelOwner
 from ravenvpn.config import AgentConfig
 from ravenvpn.control import ControlSocket
 from ravenvpn.crypto import keyfile
 from ravenvpn.errors import ConfigError
 from ravenvpn.health import judged, unready_reasons
 from ravenvpn.httpd import HealthServer
-from ravenvpn.k8s.announce import Announcer
 from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.cluster import ClusterSource
 from ravenvpn.k8s.files import FileSource
-from ravenvpn.k8s.saved import WorldFile
+from ravenvpn.k8s.peer_writer import PeerWriter
+from ravenvpn.k8s.world_cache import WorldCache
 from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.model import DEFAULT_MESH
 from ravenvpn.mesh.plan import Planner
@@ -91,7 +91,7 @@ async def _serve(config: AgentConfig, state: Path) -> None:
         if config.world_directory is None:
             client = Client.connect(config.kubeconfig, config.context)
             await stack.enter_async_context(client)
-        announcer = Announcer(client) if client is not None else None
+        announcer = PeerWriter(client) if client is not None else None
         agent = _assemble(config, state, client, announcer)
         subject = JudgedAgent(agent, notifier)
         control = ControlSocket(subject, config.control_socket)
@@ -124,14 +124,14 @@ async def _serve(config: AgentConfig, state: Path) -> None:
     log.info("agent stopped")
 
 
-def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer: Announcer | None) -> Agent:
+def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer: PeerWriter | None) -> Agent:
     key = keyfile.load_or_create(config.private_key_path, os.urandom)
     preshared = keyfile.load_preshared(Path(config.preshared_key_file)) if config.preshared_key_file else None
     suites = own_suites() if config.aes else WIREGUARD_ONLY
     last_seen = LastSeen(state / "endpoints")
-    source: Source
+    source: WorldSource
     if client is not None:
-        source = ClusterSource(client, config.node_name, WorldFile(state / "world"), mesh=config.mesh)
+        source = ClusterSource(client, config.node_name, WorldCache(state / "world"), mesh=config.mesh)
     else:
         assert config.world_directory is not None
         source = FileSource(config.world_directory, config.mesh or DEFAULT_MESH)
@@ -146,8 +146,8 @@ def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer
         state_file=state / "host",
         probe_intervals=(config.probe_interval, config.probe_interval_idle),
         announcer=announcer,
-        portrait=SelfPortrait(config.node_name, key.public, suites, config.announced_addresses, settings),
-        make_sessions=lambda on_resolved, listeners: Sessions(
+        portrait=OwnPeer(config.node_name, key.public, suites, config.announced_addresses, settings),
+        make_sessions=lambda on_resolved, listeners: TunnelOwner(
             key=key,
             preshared_key=preshared,
             suites=frozenset(suites),
@@ -160,7 +160,7 @@ def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer
     )
 
 
-async def _describe(agent: Agent, announcer: Announcer) -> None:
+async def _describe(agent: Agent, announcer: PeerWriter) -> None:
     """Keep the status of our Peer true."""
     await agent.converged.wait()
     while True:

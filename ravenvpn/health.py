@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ravenvpn.agent.report import ProblemReport, StatusReport, Vitals
+from ravenvpn.agent.reports import ProblemReport, StatusReport, Vitals
 
 # A heartbeat this late, in seconds, means packets wait as long.
 LOOP_LAG_LIMIT = 1.0

@@ -11,14 +11,14 @@ from typing import Protocol
 
 from aiohttp import web
 
-from ravenvpn.agent.report import PeerReport, StatusReport, Vitals
+from ravenvpn.agent.reports import PeerReport, StatusReport, Vitals
 from ravenvpn.errors import HostError
 from ravenvpn.health import unready_reasons
 
 SHUTDOWN_TIMEOUT = 1.0  # seconds that requests may still take when the agent stops
 
 
-class Subject(Protocol):
+class HealthSubject(Protocol):
     """What is looked at."""
 
     def vitals(self) -> Vitals: ...
@@ -26,7 +26,7 @@ class Subject(Protocol):
     def peers(self) -> Sequence[PeerReport]: ...
 
 
-def application(subject: Subject) -> web.Application:
+def application(subject: HealthSubject) -> web.Application:
     """Live: the loop turns, or nobody would answer. Ready: the data path works; if not, a line for each reason."""
 
     async def livez(_: web.Request) -> web.Response:
@@ -78,5 +78,5 @@ class Site:
 class HealthServer(Site):
     """The agent's."""
 
-    def __init__(self, subject: Subject, host: str, port: int) -> None:
+    def __init__(self, subject: HealthSubject, host: str, port: int) -> None:
         super().__init__(application(subject), host, port)

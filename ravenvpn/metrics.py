@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ravenvpn.agent.report import ApiReport, PeerReport, PeerState, StatusReport
+from ravenvpn.agent.reports import ApiReport, PeerCondition, PeerReport, StatusReport
 
 __all__ = ["CONTENT_TYPE", "MeshCollector", "exposition"]
 
@@ -96,7 +96,7 @@ def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:
     loss = GaugeMetricFamily("ravenvpn_peer_loss_ratio", "Share of recent probes lost.", labels=labels)
     for peer in peers:
         names = [peer.name, peer.region]
-        up.add_metric(names, float(peer.state is PeerState.UP))
+        up.add_metric(names, float(peer.state is PeerCondition.UP))
         received.add_metric(names, peer.rx_bytes)
         sent.add_metric(names, peer.tx_bytes)
         if peer.last_handshake is not None:

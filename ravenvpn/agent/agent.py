@@ -15,27 +15,27 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-from ravenvpn.agent.account import Account
-from ravenvpn.agent.announcing import SelfPortrait
 from ravenvpn.agent.endpoints import LastSeen
-from ravenvpn.agent.probing import Probing, subject
-from ravenvpn.agent.sessions import Sessions
-from ravenvpn.agent.surroundings import Surroundings
-from ravenvpn.agent.upkeep import Upkeep
+from ravenvpn.agent.host import HostKeeper
+from ravenvpn.agent.introspection import Introspection
+from ravenvpn.agent.own_peer import OwnPeer
+from ravenvpn.agent.peer_liveness import PeerLiveness, subject
+from ravenvpn.agent.tunnel_owner import TunnelOwner
+from ravenvpn.agent.underlay import Underlay
 from ravenvpn.dataplane import boottime
 from ravenvpn.errors import HostError
-from ravenvpn.k8s.announce import Announcer
 from ravenvpn.k8s.cluster import ApiState
 from ravenvpn.k8s.files import Snapshot
+from ravenvpn.k8s.peer_writer import PeerWriter
 from ravenvpn.mesh.context import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
 from ravenvpn.mesh.identity import tunnel_address
 from ravenvpn.mesh.model import EndpointType, World
-from ravenvpn.mesh.nodeplan import Role
+from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.plan import Planner
-from ravenvpn.node.keep import Wanted
+from ravenvpn.node.reconciler import WantedState
 from ravenvpn.tunnel.driver import Listeners
-from ravenvpn.tunnel.reports import SessionLost, SessionUp
+from ravenvpn.tunnel.session_events import SessionLost, SessionUp
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ LOOK_SHARE = 0.01  # of the loop's time may go into looking at all peers; a thou
 
 
 # What docs/protocol.md calls a node's role.
-_ROLES = {Role.NONE: 0, Role.ACTIVE: 1, Role.STANDBY: 2, Role.PLAIN: 3}
+_ROLES = {NodeRole.NONE: 0, NodeRole.ACTIVE: 1, NodeRole.STANDBY: 2, NodeRole.PLAIN: 3}
 
 
-class Source(Protocol):
+class WorldSource(Protocol):
     """Where worlds come from: a directory, or a cluster. `str()` is how a person names it.
 
     `api` says how it stands with the API server, None where there is none; `endpoints` are its addresses, and another
@@ -75,30 +75,32 @@ class Agent:
     def __init__(
         self,
         node: str,
-        source: Source,
+        source: WorldSource,
         planner: Planner,
         last_seen: LastSeen,
         *,
         state_file: Path,
         probe_intervals: tuple[float, float],
-        make_sessions: Callable[[Callable[[], None], Listeners], Sessions],
-        announcer: Announcer | None = None,
-        portrait: SelfPortrait,
+        make_sessions: Callable[[Callable[[], None], Listeners], TunnelOwner],
+        announcer: PeerWriter | None = None,
+        portrait: OwnPeer,
     ) -> None:
         """`state_file` remembers sysctls of others' devices; `probe_intervals` are seconds with and without traffic.
         `announcer` writes this node's Peer as `portrait` draws it, where there is somebody to tell.
         `make_sessions` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
         this host cannot carry an agent at all."""
         self._source, self._planner, self._last_seen = source, planner, last_seen
-        self._upkeep = Upkeep(state_file, self._addresses_changed, self._device_gone)
+        self._upkeep = HostKeeper(state_file, self._addresses_changed, self._device_gone)
         self._work = asyncio.Event()
         self._sessions = make_sessions(
             self._names_resolved, Listeners(on_report=self._report, on_inner=self._probe_came)
         )
-        self._probing = Probing(*probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of)
+        self._probing = PeerLiveness(
+            *probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of
+        )
         self._probe_timer: asyncio.TimerHandle | None = None
         self._node, self._announcer, self._portrait = node, announcer, portrait
-        self.account = Account(
+        self.account = Introspection(
             node,
             source,
             planner=planner,
@@ -109,7 +111,7 @@ class Agent:
         )
         self._snapshot: Snapshot | None = None
         self._facts: LocalFacts | None = None
-        self._surroundings = Surroundings(node)
+        self._surroundings = Underlay(node)
         self._resolved = False
         self._reopen = False
         self._reloads: list[asyncio.Future[None]] = []  # wait for a snapshot
@@ -281,7 +283,7 @@ class Agent:
         if self._resolved:
             self._resolved = False
             self._sessions.refresh()
-        wanted = Wanted(self._planner.host, self._planner.host_frame)
+        wanted = WantedState(self._planner.host, self._planner.host_frame)
         await self._upkeep.apply(delta.host, wanted, whole=opened, began=began)
         self._sessions.finish(delta.tunnel)
         if delta.tunnel.peers_removed:

@@ -25,7 +25,7 @@ class _Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     port: int
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _EndpointsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     peers: dict[str, _Seen]
 
@@ -59,7 +59,9 @@ class LastSeen(dict[str, Endpoint]):
         now = dict(self)  # in one step: the loop may learn while a thread saves
         if now == self._written:
             return
-        content = _File(VERSION, {name: _Seen(where.host, where.port) for name, where in sorted(now.items())})
+        content = _EndpointsFile(
+            VERSION, {name: _Seen(where.host, where.port) for name, where in sorted(now.items())}
+        )
         scratch = self._path.with_name(f".{self._path.name}.new")
         try:
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
@@ -76,7 +78,7 @@ class LastSeen(dict[str, Endpoint]):
 def _read(path: Path) -> dict[str, Endpoint]:
     try:
         with path.open("rb") as stream:
-            content = msgspec.json.decode(stream.read(MAX_FILE_BYTES), type=_File)
+            content = msgspec.json.decode(stream.read(MAX_FILE_BYTES), type=_EndpointsFile)
         if content.version != VERSION:
             raise ValueError(f"version {content.version}")
         for seen in content.peers.values():

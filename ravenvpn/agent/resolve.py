@@ -30,7 +30,7 @@ def is_literal(host: str) -> bool:
 
 
 @dataclass(slots=True)
-class _Entry:
+class _ResolvedName:
     addresses: tuple[str, ...] = ()
     task: asyncio.Task[None] | None = None
     failing: bool = False
@@ -41,7 +41,7 @@ class Resolver:
 
     def __init__(self, on_change: Callable[[], None], *, refresh: float = REFRESH, retry: float = RETRY) -> None:
         self._on_change, self._refresh, self._retry = on_change, refresh, retry
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _ResolvedName] = {}
 
     def watch(self, names: Iterable[str]) -> None:
         """Watch exactly these names from now on. Needs a running loop."""
@@ -51,7 +51,7 @@ class Resolver:
             if task is not None:
                 task.cancel()
         for name in wanted - self._entries.keys():
-            entry = self._entries[name] = _Entry()
+            entry = self._entries[name] = _ResolvedName()
             entry.task = asyncio.get_running_loop().create_task(self._follow(name, entry))
 
     def addresses(self, host: str) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ class Resolver:
     def close(self) -> None:
         self.watch(())
 
-    async def _follow(self, name: str, entry: _Entry) -> None:
+    async def _follow(self, name: str, entry: _ResolvedName) -> None:
         loop = asyncio.get_running_loop()
         while True:
             try:

@@ -20,8 +20,8 @@ def check(ctx: click.Context, output: str) -> None:
     """Look at this host without changing it: TUN, capabilities, offloads, clock, sysctls, packet filters of others,
     MTU, free ports, and the cluster where the world comes from one. Exit 1 if something fails; what only deserves a
     look is a warning."""
-    from ravenvpn.node import check as checks
-    from ravenvpn.node.gather import gather
+    from ravenvpn.node import preflight as checks
+    from ravenvpn.node.preflight_facts import gather
 
     config = config_of(ctx)
     http = config.http_endpoint
@@ -40,4 +40,4 @@ def check(ctx: click.Context, output: str) -> None:
                 click.echo(f"  remedy: {finding.remedy}")
 
     emit(findings, output, table)
-    sys.exit(1 if checks.worst(findings) is checks.Verdict.FAIL else 0)
+    sys.exit(1 if checks.worst(findings) is checks.FindingLevel.FAIL else 0)

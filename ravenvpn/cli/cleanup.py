@@ -19,7 +19,7 @@ def cleanup(state_dir: Path) -> None:
     Keys, configuration and saved state stay. Stop the agent first, or it will put everything back.
     """
     from ravenvpn.node.apply import Host
-    from ravenvpn.node.words import words
+    from ravenvpn.node.format import words
 
     with Host(state_dir / "host") as host:
         result = host.cleanup()

@@ -10,7 +10,7 @@ from ravenvpn.config import AgentConfig
 from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, PEERS, Client
 from ravenvpn.k8s.resource import ApiError, Resource
-from ravenvpn.node.check import Finding, Verdict
+from ravenvpn.node.preflight import Finding, FindingLevel
 
 PATIENCE = 10.0  # seconds
 
@@ -29,8 +29,8 @@ async def _look(config: AgentConfig) -> list[Finding]:
                 version = await client.version()
             except ApiError as error:
                 remedy = "an agent goes by the saved world until it is there"
-                return [Finding("api server", Verdict.WARN, str(error), remedy)]
-            found = [Finding("api server", Verdict.OK, f"Kubernetes {version} at {client.server}")]
+                return [Finding("api server", FindingLevel.WARN, str(error), remedy)]
+            found = [Finding("api server", FindingLevel.OK, f"Kubernetes {version} at {client.server}")]
             found += [
                 await _allowed("namespaces", lambda: client.get(NAMESPACES, "kube-system")),
                 await _allowed("gateways", lambda: _first(client, GATEWAYS)),
@@ -38,10 +38,12 @@ async def _look(config: AgentConfig) -> list[Finding]:
             ]
             return found
     except ConfigError as error:
-        return [Finding("api server", Verdict.FAIL, str(error), "see --kubeconfig")]
+        return [Finding("api server", FindingLevel.FAIL, str(error), "see --kubeconfig")]
     except TimeoutError:
         return [
-            Finding("api server", Verdict.WARN, f"no answer within {PATIENCE:.0f} s", "is it reachable from here?")
+            Finding(
+                "api server", FindingLevel.WARN, f"no answer within {PATIENCE:.0f} s", "is it reachable from here?"
+            )
         ]
 
 
@@ -52,8 +54,8 @@ async def _allowed(what: str, ask: Callable[[], Awaitable[object]]) -> Finding:
         remedy = (
             "install the custom resources" if error.status == 404 else "give this account the agents' ClusterRole"
         )
-        return Finding(what, Verdict.FAIL, str(error), remedy)
-    return Finding(what, Verdict.OK, "may be read")
+        return Finding(what, FindingLevel.FAIL, str(error), remedy)
+    return Finding(what, FindingLevel.OK, "may be read")
 
 
 async def _first(client: Client, resource: Resource) -> None:

@@ -99,8 +99,8 @@ def controller(
     from ravenvpn import controllerd
     from ravenvpn.config import parse_host_port
     from ravenvpn.k8s.controller.controller import Options
-    from ravenvpn.k8s.controller.deference import Elect
-    from ravenvpn.k8s.lease import Timing
+    from ravenvpn.k8s.controller.yurt_manager import Elect
+    from ravenvpn.k8s.lease import LeaseTiming
 
     if not lease_name or not lease_namespace:
         raise ConfigError("is empty", field="--lease-name or --lease-namespace", remedy="give the Lease a name")
@@ -117,7 +117,7 @@ def controller(
         leader_election=leader_elect,
         lease_namespace=lease_namespace,
         lease_name=lease_name,
-        timing=Timing(lease_duration, renew_deadline, retry_period),
+        timing=LeaseTiming(lease_duration, renew_deadline, retry_period),
         publish_keys=publish_keys,
     )
     controllerd.run(process, options)

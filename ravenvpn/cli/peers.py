@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ravenvpn.agent.report import PeerReport
+from ravenvpn.agent.reports import PeerReport
 from ravenvpn.cli.client import ask, socket_option
 from ravenvpn.cli.output import age, emit, output_option, print_table, size
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ravenvpn.agent.report import PlanLine
+from ravenvpn.agent.reports import PlanLine
 from ravenvpn.cli.client import ask, socket_option
 from ravenvpn.cli.output import emit, output_option
 from ravenvpn.errors import ConfigError
@@ -48,7 +48,7 @@ def plan(
 
 
 def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool, diff: bool) -> list[PlanLine]:
-    from ravenvpn.agent.reporting import plan_lines
+    from ravenvpn.agent.reachability import plan_lines
     from ravenvpn.k8s.files import FileSource
     from ravenvpn.mesh import plan as planning
     from ravenvpn.mesh.context import Settings

@@ -18,7 +18,7 @@ from ravenvpn.dataplane.contract import (
     Drop,
     Endpoint,
     Event,
-    Keypair,
+    NewKeypair,
     Offloads,
     PeerId,
     Prefix,
@@ -26,14 +26,14 @@ from ravenvpn.dataplane.contract import (
     Source,
     Timing,
 )
-from ravenvpn.dataplane.egress import Egress
-from ravenvpn.dataplane.ingress import Ingress
-from ravenvpn.dataplane.outer import AF41, OuterSockets, Run
-from ravenvpn.dataplane.peers import NO_LIMIT, Peer, Staged, socket_address, source_ancillary
+from ravenvpn.dataplane.events import EventQueue, Tally, by_drop
+from ravenvpn.dataplane.inbound import Inbound
+from ravenvpn.dataplane.keypairs import KeypairTable
+from ravenvpn.dataplane.outbound import Outbound
+from ravenvpn.dataplane.peers import NO_LIMIT, DataPlanePeer, Staged, socket_address, source_ancillary
 from ravenvpn.dataplane.prefixes import Acceptance, Routes
 from ravenvpn.dataplane.pump import Pump
-from ravenvpn.dataplane.reports import EventQueue, Tally, by_drop
-from ravenvpn.dataplane.sessions import SessionTable
+from ravenvpn.dataplane.transmitter import AF41, Batch, Transmitter
 
 KEEPALIVE = Staged(b"")
 
@@ -53,15 +53,15 @@ class PureDataPlane:
         self._frozen = False
         self._tally = Tally()
         self._events = EventQueue(self._tally)
-        self._peers: dict[PeerId, Peer] = {}
-        self._sessions = SessionTable(self._events, timing)
-        self._routes: Routes[Peer] = Routes()
-        self._acceptance: Acceptance[Peer] = Acceptance()
-        self._outer = OuterSockets(self._tally, gso=offloads.udp_gso, gro=offloads.udp_gro)
-        self._egress = Egress(
+        self._peers: dict[PeerId, DataPlanePeer] = {}
+        self._sessions = KeypairTable(self._events, timing)
+        self._routes: Routes[DataPlanePeer] = Routes()
+        self._acceptance: Acceptance[DataPlanePeer] = Acceptance()
+        self._outer = Transmitter(self._tally, gso=offloads.udp_gso, gro=offloads.udp_gro)
+        self._egress = Outbound(
             tun=tun, outer=self._outer, routes=self._routes, events=self._events, tally=self._tally, timing=timing
         )
-        self._ingress = Ingress(
+        self._ingress = Inbound(
             tun=tun,
             sessions=self._sessions,
             acceptance=self._acceptance,
@@ -108,7 +108,7 @@ class PureDataPlane:
 
     def set_peer(self, peer: PeerId) -> None:
         if peer not in self._peers:
-            self._peers[peer] = Peer(peer)
+            self._peers[peer] = DataPlanePeer(peer)
 
     def remove_peer(self, peer: PeerId) -> None:
         gone = self._peers[peer]
@@ -154,7 +154,7 @@ class PureDataPlane:
 
     # Sessions.
 
-    def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
+    def install_keypair(self, peer: PeerId, keypair: NewKeypair) -> None:
         self._refuse_if_frozen()
         owner = self._peers[peer]
         self._sessions.install(owner, keypair)
@@ -196,7 +196,7 @@ class PureDataPlane:
         address, family = socket_address(endpoint)
         ancillary = [] if source is None else source_ancillary(source, family)
         self._refuse_if_frozen()
-        self._outer.send(Run(bytes(data), len(data), 1, None, address, family, ancillary, AF41))
+        self._outer.send(Batch(bytes(data), len(data), 1, None, address, family, ancillary, AF41))
 
     # Looking.
 
@@ -248,7 +248,7 @@ class PureDataPlane:
         # Into tables of their own first: a blob that turns out wrong half-way must change nothing.
         handover.check(frozen, known=self._peers.keys(), indices=self._sessions.by_index.keys())
         for each in frozen.peers:
-            peer = self._peers.setdefault(PeerId(each.id), Peer(PeerId(each.id)))
+            peer = self._peers.setdefault(PeerId(each.id), DataPlanePeer(PeerId(each.id)))
             handover.revive(each, peer)
             for one in each.sessions:
                 session = self._sessions.open(peer, one.keypair())
@@ -256,7 +256,7 @@ class PureDataPlane:
                 setattr(peer, one.slot, session)
             self._events.moved(peer)
 
-    def _send(self, peer: Peer, staged: Staged) -> None:
+    def _send(self, peer: DataPlanePeer, staged: Staged) -> None:
         self._refuse_if_frozen()
         self._egress.send(peer, staged, self._clock())
         self._egress.flush()

@@ -61,7 +61,7 @@ class Role(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Keypair:
+class NewKeypair:
     """Transport keys of one session, as a handshake leaves them. Indices are u32, keys 32 bytes, `birth` seconds."""
 
     suite: Suite
@@ -313,7 +313,7 @@ class DataPlane(Protocol):
         counts its sender among its accepters."""
 
     # Sessions.
-    def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
+    def install_keypair(self, peer: PeerId, keypair: NewKeypair) -> None:
         """Put a new keypair into its slot, as wireguard-go does: an initiator's becomes current, a responder's next.
 
         An initiator's sends what was staged, or a keepalive if nothing was (key confirmation).

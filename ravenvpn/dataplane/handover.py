@@ -41,10 +41,10 @@ from typing import Final
 import msgspec
 
 from ravenvpn.crypto.aead import KEY_BYTES, Suite
-from ravenvpn.dataplane.contract import Endpoint, Keypair, PeerId, Role, Source
-from ravenvpn.dataplane.peers import Peer, Staged, socket_address
+from ravenvpn.dataplane.contract import Endpoint, NewKeypair, PeerId, Role, Source
+from ravenvpn.dataplane.keypairs import SLOTS, Keypair
+from ravenvpn.dataplane.peers import DataPlanePeer, Staged, socket_address
 from ravenvpn.dataplane.replay import ReplayWindow
-from ravenvpn.dataplane.sessions import SLOTS, Session
 
 FORMAT: Final = "ravenvpn-dataplane"
 VERSION: Final = 1
@@ -55,7 +55,7 @@ SKIP: Final = 1 << 16
 SKIP_PER_SECOND: Final = 1 << 23
 
 
-class FrozenSession(msgspec.Struct):
+class FrozenKeypair(msgspec.Struct):
     """One keypair in its slot. The module docstring gives every field's meaning."""
 
     slot: str
@@ -75,13 +75,13 @@ class FrozenSession(msgspec.Struct):
     def __repr__(self) -> str:
         return f"FrozenSession({self.slot}, {self.local_index:#010x})"
 
-    def keypair(self) -> Keypair:
+    def keypair(self) -> NewKeypair:
         """ValueError if it is not one."""
         if self.slot not in SLOTS or len(self.send_key) != KEY_BYTES or len(self.receive_key) != KEY_BYTES:
             raise ValueError("the blob holds a session that is none")
         if not 0 <= self.counter < 1 << 64 or not -1 <= self.greatest < 1 << 64:
             raise ValueError("the blob holds a counter of more than 64 bits")
-        return Keypair(
+        return NewKeypair(
             suite_named(self.suite),
             Role(self.role),
             self.local_index,
@@ -92,7 +92,7 @@ class FrozenSession(msgspec.Struct):
         )
 
 
-class FrozenPeer(msgspec.Struct):
+class FrozenDataPlanePeer(msgspec.Struct):
     """One peer without its prefixes. The module docstring gives every field's meaning."""
 
     id: int
@@ -105,7 +105,7 @@ class FrozenPeer(msgspec.Struct):
     tx_packets: int
     facts: tuple[float, float, float, float, float, float]
     staged: list[tuple[bytes, bool]]
-    sessions: list[FrozenSession]
+    sessions: list[FrozenKeypair]
 
     def __repr__(self) -> str:
         return f"FrozenPeer({self.id}, {self.sessions})"
@@ -118,7 +118,7 @@ class Frozen(msgspec.Struct):
     version: int
     boot_id: str
     frozen_at: float
-    peers: list[FrozenPeer]
+    peers: list[FrozenDataPlanePeer]
 
 
 class _Preamble(msgspec.Struct):
@@ -127,7 +127,7 @@ class _Preamble(msgspec.Struct):
     boot_id: str
 
 
-def pack(peers: list[Peer], *, boot_id: str, now: float) -> bytes:
+def pack(peers: list[DataPlanePeer], *, boot_id: str, now: float) -> bytes:
     """As secret as the keys in it."""
     return msgspec.msgpack.encode(Frozen(FORMAT, VERSION, boot_id, now, [_freeze(peer) for peer in peers]))
 
@@ -155,7 +155,7 @@ def check(frozen: Frozen, *, known: Collection[int], indices: Collection[int]) -
         if each.id in known or each.id in peers or each.id <= 0:
             raise ValueError(f"peer {each.id} is here already")
         peers.add(each.id)
-        revive(each, Peer(PeerId(each.id)))
+        revive(each, DataPlanePeer(PeerId(each.id)))
         if len({one.slot for one in each.sessions}) != len(each.sessions):
             raise ValueError("the blob holds a slot twice")
         for one in each.sessions:
@@ -174,7 +174,7 @@ def skipped(counter: int, *, frozen_at: float, now: float) -> int:
     return counter + SKIP + int(max(0.0, now - frozen_at) * SKIP_PER_SECOND)
 
 
-def revive(frozen: FrozenPeer, peer: Peer) -> None:
+def revive(frozen: FrozenDataPlanePeer, peer: DataPlanePeer) -> None:
     """Everything but the sessions, into a fresh peer. ValueError if it makes no sense."""
     if frozen.endpoint is not None:
         peer.move(*socket_address(Endpoint(*frozen.endpoint)))
@@ -197,7 +197,7 @@ def revive(frozen: FrozenPeer, peer: Peer) -> None:
     peer.staged.extend(Staged(packet, outer_df) for packet, outer_df in frozen.staged)
 
 
-def revive_session(frozen: FrozenSession, session: Session, *, frozen_at: float, now: float) -> None:
+def revive_session(frozen: FrozenKeypair, session: Keypair, *, frozen_at: float, now: float) -> None:
     """State beyond the keypair. ValueError if the window is damaged."""
     session.window = ReplayWindow.thaw(frozen.greatest, frozen.window)
     session.counter = skipped(frozen.counter, frozen_at=frozen_at, now=now)
@@ -212,9 +212,9 @@ def suite_named(name: str) -> Suite:
     raise ValueError(f"the blob names a suite that is not known here: {name}")
 
 
-def _freeze(peer: Peer) -> FrozenPeer:
+def _freeze(peer: DataPlanePeer) -> FrozenDataPlanePeer:
     facts, endpoint, source = peer.report(), peer.endpoint, peer.source
-    return FrozenPeer(
+    return FrozenDataPlanePeer(
         peer.id,
         None if endpoint is None else (endpoint.host, endpoint.port, endpoint.scope_id),
         None if source is None else (source.host, source.ifindex),
@@ -236,10 +236,10 @@ def _freeze(peer: Peer) -> FrozenPeer:
     )
 
 
-def _freeze_session(slot: str, session: Session) -> FrozenSession:
+def _freeze_session(slot: str, session: Keypair) -> FrozenKeypair:
     keypair = session.keypair
     greatest, window = session.window.freeze()
-    return FrozenSession(
+    return FrozenKeypair(
         slot,
         keypair.suite.value,
         int(keypair.role),

@@ -8,7 +8,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from ravenvpn.dataplane.contract import Endpoint, PeerCounters, PeerId, Source, Traffic
-from ravenvpn.dataplane.sessions import Session
+from ravenvpn.dataplane.keypairs import Keypair
 
 NO_LIMIT: Final = 1 << 16  # bytes, more than any datagram has
 
@@ -27,7 +27,7 @@ class Staged(NamedTuple):
     outer_df: bool = False
 
 
-class Peer:
+class DataPlanePeer:
     """State of one peer. Mutated by the pumps and the body; nothing here does I/O."""
 
     __slots__ = (
@@ -39,9 +39,9 @@ class Peer:
 
     def __init__(self, peer: PeerId) -> None:
         self.id = peer
-        self.previous: Session | None = None
-        self.current: Session | None = None
-        self.next: Session | None = None
+        self.previous: Keypair | None = None
+        self.current: Keypair | None = None
+        self.next: Keypair | None = None
         self.staged: deque[Staged] = deque()
         self.asked = -1.0  # when a handshake was asked for; negative if nothing is pending
         # Where it is, in the form sendmsg takes.

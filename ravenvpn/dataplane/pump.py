@@ -6,9 +6,9 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from ravenvpn.dataplane.egress import Egress
-from ravenvpn.dataplane.ingress import Ingress
-from ravenvpn.dataplane.outer import OuterSockets
+from ravenvpn.dataplane.inbound import Inbound
+from ravenvpn.dataplane.outbound import Outbound
+from ravenvpn.dataplane.transmitter import Transmitter
 
 
 class Pump:
@@ -17,9 +17,9 @@ class Pump:
     def __init__(
         self,
         tun: int | None,
-        outer: OuterSockets,
-        egress: Egress,
-        ingress: Ingress,
+        outer: Transmitter,
+        egress: Outbound,
+        ingress: Inbound,
         clock: Callable[[], float],
     ) -> None:
         self._tun = tun

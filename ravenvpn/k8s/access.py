@@ -65,7 +65,7 @@ def _library() -> types.SimpleNamespace:
 
 
 @dataclass(slots=True)
-class Entry:
+class ApiCredentials:
     """A connection pool, and what it was made from. `users` are requests under way on it."""
 
     rest: Any
@@ -80,8 +80,8 @@ class Access:
         self.name = name
         self.server = ""
         self.authorization = ""
-        self._entry: Entry | None = None
-        self._old: list[Entry] = []  # replaced while in use
+        self._entry: ApiCredentials | None = None
+        self._old: list[ApiCredentials] = []  # replaced while in use
         self._stamps: dict[str, tuple[int, int, int] | None] = {}
         self._expires: float | None = None  # Unix seconds
         self._lock = asyncio.Lock()
@@ -90,7 +90,7 @@ class Access:
         """Fill in kubernetes-asyncio's `configuration`; returns the files it came from, and when it expires."""
         raise NotImplementedError
 
-    async def entry(self) -> Entry:
+    async def entry(self) -> ApiCredentials:
         """The pool to use now. ConfigError where the credentials cannot be read and there are none from before."""
         async with self._lock:
             if self._entry is not None and not self._stale():
@@ -102,7 +102,7 @@ class Access:
                     raise
                 return self._entry  # half-written perhaps; what was good goes on until the server says no
 
-    async def entry_or_error(self) -> Entry:
+    async def entry_or_error(self) -> ApiCredentials:
         try:
             return await self.entry()
         except ConfigError as error:
@@ -129,7 +129,7 @@ class Access:
             return True
         return any(_stamp(file) != stamp for file, stamp in self._stamps.items())
 
-    async def _renew(self) -> Entry:
+    async def _renew(self) -> ApiCredentials:
         library = _library()
         configuration = library.Configuration()
         try:
@@ -148,7 +148,7 @@ class Access:
             if self._entry is None or self._entry.made_from != made_from:
                 if self._entry is not None:
                     self._old.append(self._entry)
-                self._entry = Entry(library.Rest(configuration), made_from)
+                self._entry = ApiCredentials(library.Rest(configuration), made_from)
         except ConfigError:
             raise
         except Exception as error:  # the library raises whatever a malformed file leads to

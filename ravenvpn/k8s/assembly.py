@@ -17,7 +17,7 @@ import msgspec
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.problems import Problem
 from ravenvpn.k8s.resource import Object, key_of, version_of
-from ravenvpn.mesh.model import Gateway, Peer, World
+from ravenvpn.mesh.model import Gateway, PeerObject, World
 
 MAX_PROBLEMS = 100  # told at once
 
@@ -34,7 +34,7 @@ class Feed(StrEnum):
         return "Gateway" if self is Feed.GATEWAYS else "Peer"
 
 
-class Key(NamedTuple):
+class ObjectKey(NamedTuple):
     kind: str
     name: str
 
@@ -58,9 +58,9 @@ class Assembly:
 
     def __init__(self, mesh: str = "") -> None:
         self.world = World(mesh=mesh)
-        self.kept: dict[Key, Kept] = {}
-        self._shown: dict[Key, set[Feed]] = {}  # malformed ones too
-        self._problems: dict[Key, tuple[Problem, ...]] = {}
+        self.kept: dict[ObjectKey, Kept] = {}
+        self._shown: dict[ObjectKey, set[Feed]] = {}  # malformed ones too
+        self._problems: dict[ObjectKey, tuple[Problem, ...]] = {}
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -72,7 +72,7 @@ class Assembly:
 
     def put(self, feed: Feed, thing: Object) -> None:
         """An object is there, or another than it was."""
-        key = Key(feed.kind, key_of(thing))
+        key = ObjectKey(feed.kind, key_of(thing))
         shown = self._shown.setdefault(key, set())
         shown.add(feed)
         kept = self.kept.get(key)
@@ -82,7 +82,7 @@ class Assembly:
         parsed = crd.parse(thing)
         self._tell(key, parsed.problems)
         value = parsed.value
-        if not isinstance(value, (Gateway, Peer)) or parsed.kind != key.kind:
+        if not isinstance(value, (Gateway, PeerObject)) or parsed.kind != key.kind:
             return
         try:
             document = trimmed(thing)
@@ -100,7 +100,7 @@ class Assembly:
 
     def remove(self, feed: Feed, name: str) -> None:
         """A feed no longer shows it."""
-        key = Key(feed.kind, name)
+        key = ObjectKey(feed.kind, name)
         shown = self._shown.get(key, set())
         shown.discard(feed)
         if shown:
@@ -137,7 +137,7 @@ class Assembly:
         gateways = self.world.gateways.values()
         return sorted(g.name for g in gateways if any(info.node == node for info in g.status.nodes))
 
-    def _tell(self, key: Key, problems: tuple[Problem, ...]) -> None:
+    def _tell(self, key: ObjectKey, problems: tuple[Problem, ...]) -> None:
         if problems:
             self._problems[key] = problems
         else:

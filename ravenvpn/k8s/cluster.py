@@ -22,14 +22,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from ravenvpn.k8s.api_endpoints import dialed
 from ravenvpn.k8s.assembly import Assembly, Feed
 from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, PEERS, SILENCE, Client
-from ravenvpn.k8s.dialed import dialed
 from ravenvpn.k8s.files import Snapshot
-from ravenvpn.k8s.progress import Backoff
+from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.k8s.resource import ApiError, key_of
-from ravenvpn.k8s.saved import Saved, WorldFile
-from ravenvpn.k8s.watch import Batch, Reflector
+from ravenvpn.k8s.watch import Reflector, WatchBatch
+from ravenvpn.k8s.world_cache import Saved, WorldCache
 from ravenvpn.mesh.context import ApiEndpoint
 from ravenvpn.mesh.model import GATEWAY_LABEL, address_of
 
@@ -77,7 +77,7 @@ class ClusterSource:
         self,
         client: Client,
         node: str,
-        file: WorldFile,
+        file: WorldCache,
         *,
         mesh: str = "",
         silence: float = SILENCE,
@@ -327,7 +327,7 @@ class ClusterSource:
             async for batch in batches:
                 self._take(feed, assembly, batch)
 
-    def _take(self, feed: Feed, assembly: Assembly, batch: Batch) -> None:
+    def _take(self, feed: Feed, assembly: Assembly, batch: WatchBatch) -> None:
         world, problems = assembly.world, assembly.problems
         for thing in batch.changed:
             assembly.put(feed, thing)
@@ -354,7 +354,7 @@ class ClusterSource:
         elif assembly.problems != problems:
             self._wake.set()
 
-    def _moves_us(self, assembly: Assembly, batch: Batch) -> bool:
+    def _moves_us(self, assembly: Assembly, batch: WatchBatch) -> bool:
         """Whether these Gateways may put this node into another region."""
         if self._region is None:
             return batch.complete

@@ -16,9 +16,9 @@ from typing import Any, get_args
 import msgspec
 
 from ravenvpn.k8s import gateways, nodes, peers, wire
-from ravenvpn.k8s.fields import Report, check_name, shown
+from ravenvpn.k8s.fields import ProblemCollector, check_name, shown
 from ravenvpn.k8s.problems import Problem, path_steps
-from ravenvpn.mesh.model import Gateway, Node, Peer
+from ravenvpn.mesh.model import Gateway, Node, PeerObject
 
 write_status = gateways.write_status
 write_peer = peers.write
@@ -27,8 +27,8 @@ GATEWAY_GROUP = "raven.openyurt.io"
 _WIRE: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("raven.openyurt.io/v1beta1", "Gateway"): wire.GatewayV1Beta1,
     ("raven.openyurt.io/v1alpha1", "Gateway"): wire.GatewayV1Alpha1,
-    ("ravenvpn.io/v1alpha1", "Peer"): wire.Peer,
-    ("v1", "Node"): wire.Node,
+    ("ravenvpn.io/v1alpha1", "Peer"): wire.PeerWire,
+    ("v1", "Node"): wire.NodeWire,
 }
 _KINDS = {kind: sorted(v for v, k in _WIRE if k == kind) for _, kind in _WIRE}
 
@@ -42,7 +42,7 @@ class Parsed:
 
     kind: str = ""
     name: str = ""
-    value: Gateway | Node | Peer | None = None
+    value: Gateway | Node | PeerObject | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -65,13 +65,13 @@ def parse(document: object, *, by_hand: bool = False) -> Parsed:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     name = name if isinstance(name, str) else ""
-    report = Report(f"{_short(kind)} {_short(name)}" if name else _short(kind))
+    report = ProblemCollector(f"{_short(kind)} {_short(name)}" if name else _short(kind))
     struct = _WIRE.get((version, kind))
     if struct is None:
         _report_stranger(version, kind, report)
         return Parsed(kind, name, problems=tuple(report.problems))
     wired = _convert(document, struct, report)
-    value: Gateway | Node | Peer | None = None
+    value: Gateway | Node | PeerObject | None = None
     if wired is not None:
         if by_hand:
             _report_unknown(document, struct, "", report)
@@ -85,20 +85,20 @@ def _short(text: str) -> str:
     return text if len(text) <= 63 and text.isprintable() else shown(text)
 
 
-def _read(wired: msgspec.Struct, report: Report, by_hand: bool) -> Gateway | Node | Peer:
+def _read(wired: msgspec.Struct, report: ProblemCollector, by_hand: bool) -> Gateway | Node | PeerObject:
     match wired:
         case wire.GatewayV1Beta1():
             return gateways.read_v1beta1(wired, report)
         case wire.GatewayV1Alpha1():
             return gateways.read_v1alpha1(wired, report)
-        case wire.Peer():
+        case wire.PeerWire():
             return peers.read(wired, report)
-        case wire.Node():
+        case wire.NodeWire():
             return nodes.read(wired, report, by_hand=by_hand)
     raise AssertionError(wired)
 
 
-def _report_stranger(version: str, kind: str, report: Report) -> None:
+def _report_stranger(version: str, kind: str, report: ProblemCollector) -> None:
     if kind in _KINDS and (kind != "Node" or version.partition("/")[0] == "v1"):
         report.error(
             "apiVersion", f"{shown(version)} is not known for a {kind}", f"write {' or '.join(_KINDS[kind])}"
@@ -118,7 +118,9 @@ _EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
 _WORDS = {"int": "a whole number", "str": "text", "bool": "true or false", "object": "an object", "array": "a list"}
 
 
-def _convert(document: Mapping[Any, Any], struct: type[msgspec.Struct], report: Report) -> msgspec.Struct | None:
+def _convert(
+    document: Mapping[Any, Any], struct: type[msgspec.Struct], report: ProblemCollector
+) -> msgspec.Struct | None:
     try:
         return msgspec.convert(document, struct)
     except msgspec.ValidationError as error:
@@ -176,7 +178,9 @@ def _near(document: Any, field: str, name: str) -> str:
 _OPAQUE = {"metadata", "status", "nodeSelector", "config"}
 
 
-def _report_unknown(document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, report: Report) -> None:
+def _report_unknown(
+    document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, report: ProblemCollector
+) -> None:
     """Fields nobody reads: in a manifest written by hand they are mistyped more often than meant."""
     fields = _fields(struct)
     strict = struct is not wire.NodeSpec and bool(at)  # a Node's spec holds much that is not for us
@@ -192,7 +196,7 @@ def _report_unknown(document: Mapping[Any, Any], struct: type[msgspec.Struct], a
                 _descend(value, inner, f"{at}.{key}" if at else key, report)
 
 
-def _descend(value: object, struct: type[msgspec.Struct], at: str, report: Report) -> None:
+def _descend(value: object, struct: type[msgspec.Struct], at: str, report: ProblemCollector) -> None:
     if isinstance(value, Mapping):
         _report_unknown(value, struct, at, report)
     elif isinstance(value, list):

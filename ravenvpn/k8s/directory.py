@@ -13,14 +13,14 @@ from typing import NamedTuple
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.manifest import Document, load
 from ravenvpn.k8s.problems import Problem
-from ravenvpn.mesh.model import DEFAULT_MESH, EndpointType, Gateway, Node, Peer, World
+from ravenvpn.mesh.model import DEFAULT_MESH, EndpointType, Gateway, Node, PeerObject, World
 from ravenvpn.mesh.status import Gates, fill
 
 _LISTS = ("List", "GatewayList", "NodeList", "PeerList")
 MAX_PROBLEMS = 100  # of one file; a directory of the wrong files must not fill the log
 
 
-class Key(NamedTuple):
+class ManifestKey(NamedTuple):
     kind: str
     name: str
 
@@ -29,14 +29,14 @@ class Key(NamedTuple):
 class _Held:
     """An object of one file. `stale`: the file, or the object in it, is broken now; this is its last good version."""
 
-    value: Gateway | Node | Peer
+    value: Gateway | Node | PeerObject
     line: int
     stale: bool = False
 
 
 @dataclass(slots=True)
-class _File:
-    objects: dict[Key, _Held] = field(default_factory=dict)
+class _ManifestFile:
+    objects: dict[ManifestKey, _Held] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
@@ -46,9 +46,9 @@ class Manifests:
     def __init__(self, mesh: str = DEFAULT_MESH, gates: Gates | None = None) -> None:
         self.world = World(mesh=mesh)
         self._gates = gates or Gates()
-        self._files: dict[str, _File] = {}
-        self._holders: dict[Key, set[str]] = {}  # files that hold an object
-        self._duplicates: dict[Key, Problem] = {}
+        self._files: dict[str, _ManifestFile] = {}
+        self._holders: dict[ManifestKey, set[str]] = {}  # files that hold an object
+        self._duplicates: dict[ManifestKey, Problem] = {}
         self._stated: dict[str, Gateway] = {}  # as the manifest states them; the world has them with their status
         self._members: dict[str, set[str]] = {}  # Gateway → Nodes with its label
         self._epochs: dict[str, dict[EndpointType, int]] = {}
@@ -61,10 +61,10 @@ class Manifests:
 
     def update(self, files: Mapping[str, bytes | Problem | None]) -> None:
         """Take in files that changed: their bytes, why they could not be read, or None for one that is gone."""
-        touched: set[Key] = set()
+        touched: set[ManifestKey] = set()
         for name, content in sorted(files.items()):
-            before = self._files.get(name, _File())
-            after = _File() if content is None else _read(name, content, before)
+            before = self._files.get(name, _ManifestFile())
+            after = _ManifestFile() if content is None else _read(name, content, before)
             for key in before.objects.keys() | after.objects.keys():
                 if before.objects.get(key) is not after.objects.get(key):
                     touched.add(key)
@@ -76,13 +76,13 @@ class Manifests:
                 self._files[name] = after
         self._settle(touched)
 
-    def _settle(self, touched: Iterable[Key]) -> None:
+    def _settle(self, touched: Iterable[ManifestKey]) -> None:
         world = self.world
         gateways: set[str] = set()
         for key in sorted(touched):
             value = self._winner(key)
             if key.kind == "Peer":
-                world = world.with_peer(value) if isinstance(value, Peer) else world.without_peer(key.name)
+                world = world.with_peer(value) if isinstance(value, PeerObject) else world.without_peer(key.name)
             elif key.kind == "Node":
                 before = world.nodes.get(key.name)
                 world = world.with_node(value) if isinstance(value, Node) else world.without_node(key.name)
@@ -94,7 +94,7 @@ class Manifests:
             world = self._fill(world, name)
         self.world = world
 
-    def _winner(self, key: Key) -> Gateway | Node | Peer | None:
+    def _winner(self, key: ManifestKey) -> Gateway | Node | PeerObject | None:
         """The object of that name: from a file that is whole before one that is not, then from the first by name."""
         held = sorted((self._files[name].objects[key].stale, name) for name in self._holders.get(key, ()))
         self._duplicates.pop(key, None)
@@ -156,19 +156,19 @@ class Manifests:
         return world.with_gateway(replace(gateway, status=status))
 
 
-def _read(name: str, content: bytes | Problem, before: _File) -> _File:
+def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _ManifestFile:
     """What came of one file. What is broken in it keeps the version it had `before`."""
     if isinstance(content, Problem):
-        return _File(_stale(before.objects, None), (content,))
+        return _ManifestFile(_stale(before.objects, None), (content,))
     if not content.strip():
         if not before.objects:
-            return _File(problems=(Problem("is empty", "remove it or fill it", file=name, fatal=False),))
+            return _ManifestFile(problems=(Problem("is empty", "remove it or fill it", file=name, fatal=False),))
         message = "is empty; its last objects stay in force"
-        return _File(_stale(before.objects, None), (Problem(message, "remove it or fill it", file=name),))
+        return _ManifestFile(_stale(before.objects, None), (Problem(message, "remove it or fill it", file=name),))
     loaded = load(content, name)
     problems = list(loaded.problems)
-    objects: dict[Key, _Held] = {}
-    broken: set[Key] = set()
+    objects: dict[ManifestKey, _Held] = {}
+    broken: set[ManifestKey] = set()
     nameless = bool(problems)
     for document in loaded.documents:
         for prefix, part in _parts(document):
@@ -177,7 +177,7 @@ def _read(name: str, content: bytes | Problem, before: _File) -> _File:
                 replace(p, file=name, field=prefix + p.field, line=document.marks.find(prefix + p.field))
                 for p in parsed.problems
             ]
-            key = Key(parsed.kind, parsed.name)
+            key = ManifestKey(parsed.kind, parsed.name)
             if parsed.value is not None and key in objects:
                 line = objects[key].line
                 problems.append(
@@ -196,10 +196,10 @@ def _read(name: str, content: bytes | Problem, before: _File) -> _File:
                 broken.add(key)
                 nameless |= not key.name
     objects = {**_stale(before.objects, None if nameless else broken), **objects}
-    return _File(objects, _bounded(problems, name))
+    return _ManifestFile(objects, _bounded(problems, name))
 
 
-def _same(before: _File, key: Key, value: Gateway | Node | Peer, line: int) -> _Held:
+def _same(before: _ManifestFile, key: ManifestKey, value: Gateway | Node | PeerObject, line: int) -> _Held:
     """Equal content stays the same object, so that nobody looks at it again."""
     held = before.objects.get(key)
     if held is not None and not held.stale and held.value == value:
@@ -207,7 +207,7 @@ def _same(before: _File, key: Key, value: Gateway | Node | Peer, line: int) -> _
     return _Held(value, line)
 
 
-def _stale(objects: dict[Key, _Held], only: set[Key] | None) -> dict[Key, _Held]:
+def _stale(objects: dict[ManifestKey, _Held], only: set[ManifestKey] | None) -> dict[ManifestKey, _Held]:
     """Last good versions of all objects, or of those in `only`."""
     return {
         key: held if held.stale else replace(held, stale=True)

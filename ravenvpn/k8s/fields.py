@@ -20,7 +20,7 @@ _MAX_NAME = 253
 _PORTED = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
 
 
-class Report:
+class ProblemCollector:
     """Gathers what is wrong with one object."""
 
     def __init__(self, subject: str) -> None:
@@ -48,7 +48,7 @@ def is_name(text: str) -> bool:
     return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
 
 
-def check_name(report: Report, field: str, name: str) -> None:
+def check_name(report: ProblemCollector, field: str, name: str) -> None:
     if not name:
         report.error(field, "is empty", "give it a name")
     elif not is_name(name):
@@ -76,7 +76,7 @@ def _prefix(text: str) -> Prefix | str:
     return network
 
 
-def read_prefix(report: Report, field: str, text: str) -> Prefix | None:
+def read_prefix(report: ProblemCollector, field: str, text: str) -> Prefix | None:
     """An IPv4 or IPv6 prefix in CIDR notation that pods or nodes can have."""
     read = _prefix(text)
     if isinstance(read, str):
@@ -104,7 +104,7 @@ def _unusable(network: Prefix) -> str:
     return ""
 
 
-def read_address(report: Report, field: str, text: str) -> Address | None:
+def read_address(report: ProblemCollector, field: str, text: str) -> Address | None:
     """An address a node can be reached at."""
     try:
         address = ipaddress.ip_address(text)
@@ -124,7 +124,7 @@ def read_address(report: Report, field: str, text: str) -> Address | None:
     return address
 
 
-def read_host(report: Report, field: str, text: str) -> str | None:
+def read_host(report: ProblemCollector, field: str, text: str) -> str | None:
     """An address or a DNS name, in its usual spelling."""
     lowered = text.lower().rstrip(".")
     # All digits and dots is a mistyped address, never a name.
@@ -139,7 +139,7 @@ def read_host(report: Report, field: str, text: str) -> str | None:
     return None if address is None else str(address)
 
 
-def read_host_port(report: Report, field: str, text: str) -> HostPort | None:
+def read_host_port(report: ProblemCollector, field: str, text: str) -> HostPort | None:
     """HOST, HOST:PORT or [IPv6]:PORT; port 0 where none is given."""
     matched = _PORTED.fullmatch(text)
     if matched is None:
@@ -152,14 +152,14 @@ def read_host_port(report: Report, field: str, text: str) -> HostPort | None:
     return None if host is None else HostPort(host, port)
 
 
-def check_port(report: Report, field: str, port: int) -> bool:
+def check_port(report: ProblemCollector, field: str, port: int) -> bool:
     if 0 <= port <= 65535:
         return True
     report.error(field, f"{port} is not a port", "a port is between 1 and 65535")
     return False
 
 
-def read_key(report: Report, field: str, text: str) -> bytes | None:
+def read_key(report: ProblemCollector, field: str, text: str) -> bytes | None:
     """A Curve25519 public key in base64, as `wg pubkey` prints it."""
     remedy = "take what `raven-vpn pubkey` or `wg pubkey` prints: 44 characters, ending in ="
     try:
@@ -176,7 +176,7 @@ def read_key(report: Report, field: str, text: str) -> bytes | None:
     return key
 
 
-def read_time(report: Report, field: str, text: str) -> float | None:
+def read_time(report: ProblemCollector, field: str, text: str) -> float | None:
     """RFC 3339, as Kubernetes writes creationTimestamp; seconds since 1970."""
     try:
         when = datetime.fromisoformat(text)

@@ -7,14 +7,23 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ravenvpn.k8s import wire
-from ravenvpn.k8s.fields import Report, check_name, check_port, read_address, read_host, read_prefix, read_time, shown
+from ravenvpn.k8s.fields import (
+    ProblemCollector,
+    check_name,
+    check_port,
+    read_address,
+    read_host,
+    read_prefix,
+    read_time,
+    shown,
+)
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.model import (
     DEFAULT_TUNNEL_PORT,
     EMPTY,
-    Endpoint,
     EndpointType,
     Gateway,
+    GatewayEndpoint,
     GatewayStatus,
     NodeInfo,
 )
@@ -28,9 +37,9 @@ MAX_REPLICAS = 64
 Listed = TypeVar("Listed")
 
 
-def read_v1beta1(wired: wire.GatewayV1Beta1, report: Report) -> Gateway:
+def read_v1beta1(wired: wire.GatewayV1Beta1, report: ProblemCollector) -> Gateway:
     spec = wired.spec or wire.GatewaySpec()
-    status = wired.status or wire.GatewayStatus()
+    status = wired.status or wire.GatewayStatusWire()
     expose = spec.expose_type or ""
     endpoints = tuple(
         _endpoint(e, f"spec.endpoints[{i}]", report) for i, e in enumerate(_bounded(spec.endpoints or [], report))
@@ -71,7 +80,7 @@ def read_v1beta1(wired: wire.GatewayV1Beta1, report: Report) -> Gateway:
     )
 
 
-def read_v1alpha1(wired: wire.GatewayV1Alpha1, report: Report) -> Gateway:
+def read_v1alpha1(wired: wire.GatewayV1Alpha1, report: ProblemCollector) -> Gateway:
     """As upstream converts it: one active endpoint of each type, every endpoint a tunnel's on port 4500."""
     spec = wired.spec or wire.GatewaySpecV1Alpha1()
     status = wired.status or wire.GatewayStatusV1Alpha1()
@@ -116,7 +125,7 @@ def write_status(status: GatewayStatus) -> dict[str, Any]:
     }
 
 
-def _write_endpoint(endpoint: Endpoint) -> dict[str, Any]:
+def _write_endpoint(endpoint: GatewayEndpoint) -> dict[str, Any]:
     optional = {
         "port": endpoint.port,
         "underNAT": endpoint.under_nat,
@@ -129,7 +138,7 @@ def _write_endpoint(endpoint: Endpoint) -> dict[str, Any]:
     return {**written, **{key: value for key, value in optional.items() if value}}
 
 
-def _bounded(endpoints: list[Listed], report: Report) -> list[Listed]:
+def _bounded(endpoints: list[Listed], report: ProblemCollector) -> list[Listed]:
     if len(endpoints) <= MAX_ENDPOINTS:
         return endpoints
     report.error(
@@ -140,13 +149,13 @@ def _bounded(endpoints: list[Listed], report: Report) -> list[Listed]:
     return []
 
 
-def _as_v1beta1(old: wire.EndpointV1Alpha1) -> wire.Endpoint:
-    return wire.Endpoint(
+def _as_v1beta1(old: wire.EndpointV1Alpha1) -> wire.EndpointWire:
+    return wire.EndpointWire(
         old.nodeName, "tunnel", DEFAULT_TUNNEL_PORT, underNAT=old.underNAT, publicIP=old.publicIP, config=old.config
     )
 
 
-def _endpoint(wired: wire.Endpoint, at: str, report: Report) -> Endpoint:
+def _endpoint(wired: wire.EndpointWire, at: str, report: ProblemCollector) -> GatewayEndpoint:
     check_name(report, f"{at}.nodeName", wired.nodeName)
     kind = EndpointType.TUNNEL
     if wired.type in ("tunnel", "proxy"):
@@ -157,7 +166,7 @@ def _endpoint(wired: wire.Endpoint, at: str, report: Report) -> Endpoint:
     check_port(report, f"{at}.port", wired.port or 0)
     check_port(report, f"{at}.publicPort", wired.publicPort or 0)
     public = read_host(report, f"{at}.publicIP", wired.publicIP) if wired.publicIP else ""
-    return Endpoint(
+    return GatewayEndpoint(
         node=wired.nodeName,
         type=kind,
         port=wired.port or 0,
@@ -169,7 +178,7 @@ def _endpoint(wired: wire.Endpoint, at: str, report: Report) -> Endpoint:
     )
 
 
-def _check_endpoints(endpoints: tuple[Endpoint, ...], report: Report) -> None:
+def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], report: ProblemCollector) -> None:
     counted = Counter((e.node, e.type) for e in endpoints)
     for i, endpoint in enumerate(endpoints):
         times = counted[endpoint.node, endpoint.type]
@@ -189,7 +198,7 @@ def _check_endpoints(endpoints: tuple[Endpoint, ...], report: Report) -> None:
         )
 
 
-def _check_exposure(expose: str, endpoints: tuple[Endpoint, ...], report: Report) -> None:
+def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], report: ProblemCollector) -> None:
     if expose not in EXPOSE_TYPES:
         report.error(
             "spec.exposeType", f"{shown(expose)} is unknown", "write PublicIP or LoadBalancer, or leave it out"
@@ -205,12 +214,12 @@ def _check_exposure(expose: str, endpoints: tuple[Endpoint, ...], report: Report
                 return
 
 
-def _check_replicas(field: str, replicas: int, report: Report) -> None:
+def _check_replicas(field: str, replicas: int, report: ProblemCollector) -> None:
     if not 0 <= replicas <= MAX_REPLICAS:
         report.error(field, f"{replicas} is out of range", f"write a number between 0 and {MAX_REPLICAS}; 1 is usual")
 
 
-def _check_port_list(field: str, text: str, report: Report) -> None:
+def _check_port_list(field: str, text: str, report: ProblemCollector) -> None:
     for part in (part.strip() for part in text.split(",") if text):
         if not (part.isascii() and part.isdigit() and len(part) <= 5 and 1 <= int(part) <= 65535):
             report.error(
@@ -218,7 +227,7 @@ def _check_port_list(field: str, text: str, report: Report) -> None:
             )
 
 
-def _nodes(wired: list[wire.NodeInfo] | None, report: Report) -> tuple[NodeInfo, ...]:
+def _nodes(wired: list[wire.NodeInfoWire] | None, report: ProblemCollector) -> tuple[NodeInfo, ...]:
     found: dict[str, NodeInfo] = {}
     for i, info in enumerate(wired or ()):
         at = f"status.nodes[{i}]"
@@ -241,7 +250,7 @@ def _nodes(wired: list[wire.NodeInfo] | None, report: Report) -> tuple[NodeInfo,
     return tuple(found.values())
 
 
-def _extra_cidrs(metadata: wire.Metadata, report: Report) -> tuple[Prefix, ...]:
+def _extra_cidrs(metadata: wire.Metadata, report: ProblemCollector) -> tuple[Prefix, ...]:
     annotations: Mapping[str, str] = metadata.annotations or EMPTY
     text = annotations.get(EXTRA_CIDRS, "")
     field = f"metadata.annotations[{EXTRA_CIDRS}]"
@@ -249,6 +258,6 @@ def _extra_cidrs(metadata: wire.Metadata, report: Report) -> tuple[Prefix, ...]:
     return tuple(prefix for prefix in read if prefix is not None)
 
 
-def _created(metadata: wire.Metadata, report: Report) -> float | None:
+def _created(metadata: wire.Metadata, report: ProblemCollector) -> float | None:
     text = metadata.creation_timestamp
     return read_time(report, "metadata.creationTimestamp", text) if text else None

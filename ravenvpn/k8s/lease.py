@@ -30,7 +30,7 @@ RELEASED_DURATION = 1  # seconds; what client-go leaves in a Lease it gives up
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class LeaseTiming:
     """Seconds; the defaults are those of client-go's users in Kubernetes itself."""
 
     duration: float = 15.0  # a Lease not renewed for as long may be taken
@@ -47,7 +47,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class LeaseRecord:
     """The Lease as the API server holds it. `version` is its resourceVersion, "" where there is none."""
 
     holder: str = ""
@@ -61,9 +61,9 @@ class Record:
 class Candidacy:
     """One replica's view of the Lease. `now` is seconds of a clock that nobody sets; `wall` is the time to write."""
 
-    def __init__(self, identity: str, timing: Timing = Timing()) -> None:
+    def __init__(self, identity: str, timing: LeaseTiming = LeaseTiming()) -> None:
         self.identity, self.timing = identity, timing
-        self._seen: Record | None = None
+        self._seen: LeaseRecord | None = None
         self._seen_at = 0.0
         self._renewed_at: float | None = None  # when the request of the last good renewal was made
 
@@ -76,14 +76,14 @@ class Candidacy:
     def transitions(self) -> int:
         return self._seen.transitions if self._seen else 0
 
-    def observe(self, record: Record, now: float) -> None:
+    def observe(self, record: LeaseRecord, now: float) -> None:
         """What the API server holds. Its times are of another's clock: what counts is when a change was seen here."""
         if record != self._seen:
             self._seen, self._seen_at = record, now
         if record.holder != self.identity:
             self._renewed_at = None
 
-    def claim(self, now: float, wall: str) -> Record | None:
+    def claim(self, now: float, wall: str) -> LeaseRecord | None:
         """The Lease to write now, to take it or to keep it; None where another holds it. Call after `observe`."""
         seen = self._seen
         assert seen is not None
@@ -94,7 +94,7 @@ class Candidacy:
             return None
         return replace(wanted, acquired=wall, transitions=seen.transitions + bool(seen.version))
 
-    def written(self, record: Record, asked_at: float, now: float) -> None:
+    def written(self, record: LeaseRecord, asked_at: float, now: float) -> None:
         """The API server took our claim, which was sent at `asked_at`."""
         self._seen, self._seen_at = record, now
         self._renewed_at = asked_at
@@ -108,7 +108,7 @@ class Candidacy:
     def leading(self, now: float) -> bool:
         return self.budget(now) > 0
 
-    def release(self, wall: str) -> Record | None:
+    def release(self, wall: str) -> LeaseRecord | None:
         """The Lease to leave behind when we go, so that the next need not wait; None where it is not ours."""
         if self._seen is None or self._seen.holder != self.identity:
             return None
@@ -117,7 +117,7 @@ class Candidacy:
         return self._seen
 
 
-class _Meta(msgspec.Struct, rename="camel"):
+class _LeaseMeta(msgspec.Struct, rename="camel"):
     resource_version: str = ""
 
 
@@ -130,18 +130,18 @@ class _Spec(msgspec.Struct, rename="camel"):
 
 
 class _Lease(msgspec.Struct):
-    metadata: _Meta
+    metadata: _LeaseMeta
     spec: _Spec = msgspec.field(default_factory=_Spec)
 
 
-def read(document: Mapping[str, Any]) -> Record:
+def read(document: Mapping[str, Any]) -> LeaseRecord:
     """A Lease; ClusterError where it is none."""
     try:
         lease = msgspec.convert(document, _Lease)
     except msgspec.ValidationError as error:
         raise ClusterError(f"a Lease that cannot be read: {error}") from error
     spec = lease.spec
-    return Record(
+    return LeaseRecord(
         holder=spec.holder_identity or "",
         duration=float(spec.lease_duration_seconds or 0),
         acquired=spec.acquire_time or "",
@@ -151,7 +151,7 @@ def read(document: Mapping[str, Any]) -> Record:
     )
 
 
-def write(record: Record, name: str, namespace: str) -> dict[str, Any]:
+def write(record: LeaseRecord, name: str, namespace: str) -> dict[str, Any]:
     """The Lease as the API server takes it; with its resourceVersion, so that a stale view writes nothing."""
     metadata = {"name": name, "namespace": namespace, "resourceVersion": record.version}
     spec = {
@@ -291,12 +291,12 @@ class Election:
         except ClusterError as error:
             log.warning("Lease %s/%s: %s", self._namespace, self._name, error)
 
-    async def _look(self) -> Record:
+    async def _look(self) -> LeaseRecord:
         try:
             return read(await self._client.get(self._resource, self._name))
         except ApiError as error:
             if error.status == 404:
-                return Record()
+                return LeaseRecord()
             raise
 
     async def _release(self) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ravenvpn.k8s import wire
-from ravenvpn.k8s.fields import Report, check_name, read_address, read_prefix
+from ravenvpn.k8s.fields import ProblemCollector, check_name, read_address, read_prefix
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.model import EMPTY, GATEWAY_LABEL, Node
 
 
-def read(wired: wire.Node, report: Report, *, by_hand: bool) -> Node:
+def read(wired: wire.NodeWire, report: ProblemCollector, *, by_hand: bool) -> Node:
     """A Node. `by_hand`: one that says nothing about conditions is taken as ready, as nobody writes those by hand;
     from a cluster, absent means not ready."""
     spec = wired.spec or wire.NodeSpec()
@@ -33,7 +33,7 @@ def read(wired: wire.Node, report: Report, *, by_hand: bool) -> Node:
     )
 
 
-def _pod_cidrs(spec: wire.NodeSpec, report: Report) -> tuple[Prefix, ...]:
+def _pod_cidrs(spec: wire.NodeSpec, report: ProblemCollector) -> tuple[Prefix, ...]:
     if spec.podCIDRs:
         texts = {f"spec.podCIDRs[{i}]": text for i, text in enumerate(spec.podCIDRs)}
         if spec.podCIDR and spec.podCIDR != spec.podCIDRs[0]:

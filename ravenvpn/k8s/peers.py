@@ -7,14 +7,22 @@ from typing import Any
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.k8s import wire
-from ravenvpn.k8s.fields import Report, check_port, read_address, read_host_port, read_key, read_time, shown
+from ravenvpn.k8s.fields import (
+    ProblemCollector,
+    check_port,
+    read_address,
+    read_host_port,
+    read_key,
+    read_time,
+    shown,
+)
 from ravenvpn.mesh.hoststate import Address
-from ravenvpn.mesh.model import GATEWAY_LABEL, HostPort, Peer
+from ravenvpn.mesh.model import GATEWAY_LABEL, HostPort, PeerObject
 
 MAX_ADDRESSES = 32
 
 
-def read(wired: wire.Peer, report: Report) -> Peer:
+def read(wired: wire.PeerWire, report: ProblemCollector) -> PeerObject:
     spec = wired.spec
     key = read_key(report, "spec.publicKey", spec.public_key)
     following = read_key(report, "spec.nextPublicKey", spec.next_public_key) if spec.next_public_key else None
@@ -26,7 +34,7 @@ def read(wired: wire.Peer, report: Report) -> Peer:
         for i, text in enumerate(_bounded("spec.addresses", spec.addresses, report))
     ]
     created = wired.metadata.creation_timestamp
-    return Peer(
+    return PeerObject(
         name=wired.metadata.name,
         public_key=key or b"",
         next_public_key=following,
@@ -39,7 +47,7 @@ def read(wired: wire.Peer, report: Report) -> Peer:
     )
 
 
-def write(peer: Peer, region: str = "", role: str = "") -> dict[str, Any]:
+def write(peer: PeerObject, region: str = "", role: str = "") -> dict[str, Any]:
     """The Peer as the API server takes it, without status."""
     labels = {GATEWAY_LABEL: region, "ravenvpn.io/role": role}
     spec: dict[str, Any] = {
@@ -65,19 +73,19 @@ def _write_host_port(address: HostPort) -> str:
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
-def _bounded(field: str, listed: list[str] | None, report: Report) -> list[str]:
+def _bounded(field: str, listed: list[str] | None, report: ProblemCollector) -> list[str]:
     if listed and len(listed) > MAX_ADDRESSES:
         report.error(field, f"lists {len(listed)} addresses", f"list the best ones, {MAX_ADDRESSES} at most")
         return []
     return listed or []
 
 
-def _addresses(field: str, listed: list[str] | None, report: Report) -> tuple[Address, ...]:
+def _addresses(field: str, listed: list[str] | None, report: ProblemCollector) -> tuple[Address, ...]:
     read = [read_address(report, f"{field}[{i}]", text) for i, text in enumerate(_bounded(field, listed, report))]
     return tuple(dict.fromkeys(address for address in read if address is not None))
 
 
-def _sources(listed: list[str] | None, report: Report) -> tuple[Address, ...]:
+def _sources(listed: list[str] | None, report: ProblemCollector) -> tuple[Address, ...]:
     found = _addresses("spec.sources", listed, report)
     for version in (4, 6):
         if sum(address.version == version for address in found) > 1:
@@ -85,7 +93,7 @@ def _sources(listed: list[str] | None, report: Report) -> tuple[Address, ...]:
     return found
 
 
-def _suites(listed: list[str] | None, report: Report) -> tuple[Suite, ...]:
+def _suites(listed: list[str] | None, report: ProblemCollector) -> tuple[Suite, ...]:
     if not listed:
         return (Suite.CHACHA20POLY1305,)
     known = {suite.value: suite for suite in Suite}

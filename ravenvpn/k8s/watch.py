@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from ravenvpn.k8s.client import SILENCE, WATCH_TIMEOUT, Client, Events
-from ravenvpn.k8s.progress import Progress
+from ravenvpn.k8s.list_watch import ListWatch
 from ravenvpn.k8s.resource import ApiError, Object, Resource, key_of, version_of
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ EARLY = 5.0  # seconds by which a watch may end before the time it asked for, an
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class WatchBatch:
     """Changes that came together. `deleted` holds keys (`resource.key_of`). `complete`: with this batch everything
     the server had when asked is known; false for the pages of a list but the last. `version` is where we are now."""
 
@@ -78,7 +78,7 @@ class Reflector:
         self._on_connection, self._recheck = on_connection, recheck
         self._doubt = False  # whether that is due
         self._known = dict(known or {})
-        self._progress = Progress(draw, version)
+        self._progress = ListWatch(draw, version)
         self._hurry = asyncio.Event()
         self.connection = Connection()
 
@@ -86,7 +86,7 @@ class Reflector:
         """Wait no longer before the next attempt."""
         self._hurry.set()
 
-    async def follow(self) -> AsyncGenerator[Batch, None]:
+    async def follow(self) -> AsyncGenerator[WatchBatch, None]:
         """Batches of changes, without end. Close it (`contextlib.aclosing`) to let go of the connection."""
         while True:
             step = self._progress.step()
@@ -107,27 +107,27 @@ class Reflector:
                         with contextlib.suppress(ApiError):
                             await self._settle_doubt()
 
-    async def _list(self) -> AsyncGenerator[Batch, None]:
+    async def _list(self) -> AsyncGenerator[WatchBatch, None]:
         self.connection.lists += 1
         await self._settle_doubt()
         seen: set[str] = set()
         pages = self._client.list(self._resource, labels=self._labels, fields=self._fields)
-        last: Batch | None = None
+        last: WatchBatch | None = None
         async with aclosing(pages):
             async for items, version in pages:
                 if last is not None and last.changed:
                     yield last
                 seen.update(map(key_of, items))
-                last = Batch(tuple(filter(self._is_new, items)), (), complete=False, version=version)
+                last = WatchBatch(tuple(filter(self._is_new, items)), (), complete=False, version=version)
         if last is None:
             return
         gone = tuple(self._known.keys() - seen)
         for key in gone:
             del self._known[key]
         self._progress.listed(last.version)
-        yield Batch(last.changed, gone, complete=True, version=last.version)
+        yield WatchBatch(last.changed, gone, complete=True, version=last.version)
 
-    async def _watch(self, version: str) -> AsyncGenerator[Batch, None]:
+    async def _watch(self, version: str) -> AsyncGenerator[WatchBatch, None]:
         # Spread, so that watches begun together do not end together.
         lasting = WATCH_TIMEOUT * (1.0 + self._draw())
         portions = self._client.watch_batches(
@@ -145,7 +145,7 @@ class Reflector:
                     accepted_at = self._now()
                     await self._settle_doubt()
                     self._accepted()
-                    yield Batch(version=version)  # nothing new, and yet: what is known is the server's
+                    yield WatchBatch(version=version)  # nothing new, and yet: what is known is the server's
                 self.connection.heard_at = self._wall()
                 if events and (batch := self._take(events)):
                     yield batch
@@ -158,7 +158,7 @@ class Reflector:
             await self._recheck()
         self._doubt = False
 
-    def _take(self, events: Events) -> Batch | None:
+    def _take(self, events: Events) -> WatchBatch | None:
         """What these events come to in the end."""
         changed: dict[str, Object] = {}
         deleted: dict[str, None] = {}
@@ -177,7 +177,7 @@ class Reflector:
             elif self._is_new(thing):
                 changed[key] = thing
         self._progress.saw(version)
-        return Batch(tuple(changed.values()), tuple(deleted), version=version)
+        return WatchBatch(tuple(changed.values()), tuple(deleted), version=version)
 
     def _is_new(self, thing: Object) -> bool:
         """Whether it differs from what was known; it is known from now on."""

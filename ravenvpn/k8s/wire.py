@@ -31,7 +31,7 @@ class ProxyConfig(msgspec.Struct):
     proxyHTTPSPort: str | None = None  # noqa: N815
 
 
-class Endpoint(msgspec.Struct):
+class EndpointWire(msgspec.Struct):
     """v1beta1; `type` may be missing in status written by old controllers, `crd` says so where it must not."""
 
     nodeName: str  # noqa: N815
@@ -44,7 +44,7 @@ class Endpoint(msgspec.Struct):
     config: OptionalMap = None
 
 
-class NodeInfo(msgspec.Struct, rename="camel"):
+class NodeInfoWire(msgspec.Struct, rename="camel"):
     node_name: str
     private_ip: str | None = msgspec.field(name="privateIP", default=None)
     subnets: list[str | None] | None = None
@@ -54,20 +54,20 @@ class GatewaySpec(msgspec.Struct, rename="camel"):
     node_selector: dict[str, Any] | None = None
     proxy_config: ProxyConfig | None = None
     tunnel_config: TunnelConfig | None = None
-    endpoints: list[Endpoint] | None = None
+    endpoints: list[EndpointWire] | None = None
     expose_type: str | None = None
 
 
-class GatewayStatus(msgspec.Struct, rename="camel"):
-    nodes: list[NodeInfo] | None = None
-    active_endpoints: list[Endpoint] | None = None
+class GatewayStatusWire(msgspec.Struct, rename="camel"):
+    nodes: list[NodeInfoWire] | None = None
+    active_endpoints: list[EndpointWire] | None = None
     conditions: list[dict[str, Any]] | None = None
 
 
 class GatewayV1Beta1(msgspec.Struct):
     metadata: Metadata
     spec: GatewaySpec | None = None
-    status: GatewayStatus | None = None
+    status: GatewayStatusWire | None = None
 
 
 class EndpointV1Alpha1(msgspec.Struct):
@@ -84,7 +84,7 @@ class GatewaySpecV1Alpha1(msgspec.Struct, rename="camel"):
 
 
 class GatewayStatusV1Alpha1(msgspec.Struct, rename="camel"):
-    nodes: list[NodeInfo] | None = None
+    nodes: list[NodeInfoWire] | None = None
     active_endpoint: EndpointV1Alpha1 | None = None
 
 
@@ -104,7 +104,7 @@ class PeerSpec(msgspec.Struct, rename="camel"):
     suites: list[str] | None = None
 
 
-class Peer(msgspec.Struct):
+class PeerWire(msgspec.Struct):
     metadata: Metadata
     spec: PeerSpec
     status: dict[str, Any] | None = None
@@ -130,7 +130,7 @@ class NodeStatus(msgspec.Struct):
     conditions: list[NodeCondition] | None = None
 
 
-class Node(msgspec.Struct):
+class NodeWire(msgspec.Struct):
     metadata: Metadata
     spec: NodeSpec | None = None
     status: NodeStatus | None = None

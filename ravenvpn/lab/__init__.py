@@ -12,8 +12,8 @@ A lab knows nothing of tunnels; `lab.agents` starts real agents on its nodes, an
 
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.capture import Capture
-from ravenvpn.lab.host import Host, Node, Pod, Router
+from ravenvpn.lab.host import LabHost, LabNode, Pod, Router
 from ravenvpn.lab.ownership import kept, sweep
-from ravenvpn.lab.topology import Nat, Region
+from ravenvpn.lab.topology import LabRegion, Nat
 
-__all__ = ["Capture", "Host", "Lab", "Nat", "Node", "Pod", "Region", "Router", "kept", "sweep"]
+__all__ = ["Capture", "Lab", "LabHost", "LabNode", "LabRegion", "Nat", "Pod", "Router", "kept", "sweep"]

@@ -15,7 +15,7 @@ from typing import Any
 from ravenvpn.crypto import keyfile
 from ravenvpn.errors import HostError
 from ravenvpn.lab.build import Lab
-from ravenvpn.lab.host import Host, Node
+from ravenvpn.lab.host import LabHost, LabNode
 from ravenvpn.lab.manifests import LISTEN_PORT
 from ravenvpn.lab.topology import Nat
 from ravenvpn.tunnel.linux.cpu import own_suites
@@ -67,7 +67,7 @@ class Agents:
         for node in others:
             self.start(node)
 
-    def start(self, node: Node, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(self, node: LabNode, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start the node's agent; its log goes on in the same file."""
         with node.path(LOG).open("ab") as log:
             process = node.popen(
@@ -76,22 +76,22 @@ class Agents:
         self._running[node.name] = process
         return process
 
-    def end(self, node: Node, how: signal.Signals = signal.SIGTERM) -> None:
+    def end(self, node: LabNode, how: signal.Signals = signal.SIGTERM) -> None:
         """End the node's agent and wait for it."""
         process = self._running.pop(node.name)
         process.send_signal(how)
         process.wait(timeout=PATIENCE)
 
-    def process(self, node: Node) -> subprocess.Popen[bytes]:
+    def process(self, node: LabNode) -> subprocess.Popen[bytes]:
         return self._running[node.name]
 
     # Asking.
 
-    def cli(self, node: Node, *arguments: str) -> str:
+    def cli(self, node: LabNode, *arguments: str) -> str:
         """Standard output of `raven-vpn …` on the node. HostError if it fails."""
         return node.run([*RAVEN_VPN, *arguments]).stdout.rstrip()
 
-    def status(self, node: Node) -> dict[str, Any]:
+    def status(self, node: LabNode) -> dict[str, Any]:
         """`raven-vpn status -o json`. HostError with its words where no agent answers."""
         done = node.run([*RAVEN_VPN, "status", "-o", "json"], check=False)
         if not done.stdout:
@@ -99,11 +99,11 @@ class Agents:
         report: dict[str, Any] = json.loads(done.stdout)
         return report
 
-    def peers(self, node: Node) -> list[dict[str, Any]]:
+    def peers(self, node: LabNode) -> list[dict[str, Any]]:
         reports: list[dict[str, Any]] = json.loads(self.cli(node, "peers", "-o", "json"))
         return reports
 
-    def complaint(self, node: Node) -> str:
+    def complaint(self, node: LabNode) -> str:
         """Why the node is not well, in its own words; empty when it is and all wanted sessions are up."""
         try:
             report = self.status(node)
@@ -115,7 +115,7 @@ class Agents:
             return f"{report['sessions_up']} of {report['sessions_wanted']} sessions are up"
         return ""
 
-    def wait_until_well(self, nodes: Sequence[Node] = (), patience: float = PATIENCE) -> None:
+    def wait_until_well(self, nodes: Sequence[LabNode] = (), patience: float = PATIENCE) -> None:
         """HostError with the node's complaint and the end of its log if one does not get well in time."""
         for node in nodes or self._lab.nodes:
             deadline = time.monotonic() + patience
@@ -124,7 +124,7 @@ class Agents:
                     raise HostError(f"{node.name} after {patience:g} s: {complaint}\n{self.log(node)}")
                 time.sleep(0.05)
 
-    def log(self, node: Node, lines: int = 15) -> str:
+    def log(self, node: LabNode, lines: int = 15) -> str:
         """The end of the agent's log."""
         path = node.path(LOG)
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
@@ -140,6 +140,6 @@ def wait_until(condition: Callable[[], bool], what: str, patience: float = PATIE
     return time.monotonic() - begin
 
 
-def answers(host: Host, argv: Sequence[str]) -> bool:
+def answers(host: LabHost, argv: Sequence[str]) -> bool:
     """Whether the command prints anything."""
     return bool(host.run(argv, check=False).stdout)

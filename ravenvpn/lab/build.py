@@ -21,10 +21,10 @@ from ravenvpn.errors import HostError
 from ravenvpn.lab import cni, filters, holder, manifests, nft
 from ravenvpn.lab.command import ip_batch, require, run
 from ravenvpn.lab.devices import default_routes, up, veth
-from ravenvpn.lab.host import Host, Node, Pod, Router
+from ravenvpn.lab.host import LabHost, LabNode, Pod, Router
 from ravenvpn.lab.manifests import WIREGUARD_SUITE
-from ravenvpn.lab.ownership import NAMESPACES, Record, remove, sweep
-from ravenvpn.lab.topology import Nat, Region, RegionPlan, lay_out
+from ravenvpn.lab.ownership import NAMESPACES, OwnershipRecord, remove, sweep
+from ravenvpn.lab.topology import LabRegion, LabRegionPlan, Nat, lay_out
 
 # For every namespace, before it has devices. Addresses are ours to give, so nothing needs to be found out first.
 _SYSCTLS = {
@@ -35,19 +35,19 @@ _SYSCTLS = {
 _FORWARDING = {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1}
 
 
-H = TypeVar("H", bound=Host)
+H = TypeVar("H", bound=LabHost)
 
 
 class Lab:
     """Regions around an internet. Build and remove it by `with`; look things up by name in between."""
 
-    def __init__(self, *regions: Region) -> None:
-        self.plans: tuple[RegionPlan, ...] = lay_out(regions)
-        self.nodes: tuple[Node, ...] = ()
+    def __init__(self, *regions: LabRegion) -> None:
+        self.plans: tuple[LabRegionPlan, ...] = lay_out(regions)
+        self.nodes: tuple[LabNode, ...] = ()
         self.routers: tuple[Router, ...] = ()
-        self.internet: Host
-        self._wires: dict[str, Host] = {}  # by region: between the internet and a router, where there is a delay
-        self._record: Record
+        self.internet: LabHost
+        self._wires: dict[str, LabHost] = {}  # by region: between the internet and a router, where there is a delay
+        self._record: OwnershipRecord
         self._holders: list[subprocess.Popen[str]] = []
         self._kept = False
 
@@ -58,7 +58,7 @@ class Lab:
             raise HostError("a lab is made of network namespaces, and only root can make those")
         require("ip", "nft", "nsenter", "unshare", "sysctl")
         sweep()
-        self._record = Record.new()
+        self._record = OwnershipRecord.new()
         try:
             self._build()
         except BaseException:
@@ -74,7 +74,7 @@ class Lab:
 
     def keep(self) -> None:
         """Leave it standing after `with`, until `sweep(also=kept())`."""
-        self._record = Record(self._record.prefix, self._record.owner, self._record.owner_started, kept=True)
+        self._record = OwnershipRecord(self._record.prefix, self._record.owner, self._record.owner_started, kept=True)
         self._record.write()
         self._kept = True
 
@@ -99,12 +99,12 @@ class Lab:
     def pods(self) -> tuple[Pod, ...]:
         return tuple(pod for node in self.nodes for pod in node.pods)
 
-    def hosts(self) -> Iterator[Host]:
+    def hosts(self) -> Iterator[LabHost]:
         if hasattr(self, "internet"):
             yield self.internet
         yield from (*self._wires.values(), *self.routers, *self.nodes, *self.pods)
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> LabNode:
         return _named(self.nodes, name)
 
     def pod(self, name: str) -> Pod:
@@ -142,15 +142,15 @@ class Lab:
     # Building.
 
     def _build(self) -> None:
-        self.internet = Host("internet", self._record)
+        self.internet = LabHost("internet", self._record)
         self.routers = tuple(Router(self._record, plan) for plan in self.plans)
         self.nodes = tuple(
-            Node(self._record, plan.region, node, plan.lan.host(node.number))
+            LabNode(self._record, plan.region, node, plan.lan.host(node.number))
             for plan in self.plans
             for node in plan.nodes
         )
         self._wires = {
-            plan.region.name: Host(f"{plan.region.name}-wire", self._record)
+            plan.region.name: LabHost(f"{plan.region.name}-wire", self._record)
             for plan in self.plans
             if plan.region.delay
         }
@@ -167,7 +167,7 @@ class Lab:
             settings[host.namespace].insert(0, "link set lo up")
         with ThreadPoolExecutor(max_workers=4) as workers:
 
-            def everywhere(step: Callable[[Host], None]) -> None:
+            def everywhere(step: Callable[[LabHost], None]) -> None:
                 for _ in workers.map(step, self.hosts()):
                     pass  # brings an error out
 
@@ -182,14 +182,14 @@ class Lab:
 
     def _add_namespaces(self) -> None:
         self._holders = [holder.start(node.name, self.prefix) for node in self.nodes]
-        ip_batch(_lines(f"netns add {host.namespace}" for host in self.hosts() if not isinstance(host, Node)))
+        ip_batch(_lines(f"netns add {host.namespace}" for host in self.hosts() if not isinstance(host, LabNode)))
         for node, process in zip(self.nodes, self._holders, strict=True):
             holder.wait_until_ready(process)
             node.pid = process.pid
         ip_batch(_lines(f"netns attach {node.namespace} {node.pid}" for node in self.nodes))
 
     def _join_region(
-        self, plan: RegionPlan, router: Router, devices: dict[str, list[str]], settings: dict[str, list[str]]
+        self, plan: LabRegionPlan, router: Router, devices: dict[str, list[str]], settings: dict[str, list[str]]
     ) -> None:
         """The internet, the region's router and its nodes."""
         region = plan.region
@@ -217,17 +217,17 @@ class Lab:
         nodes = [node for node in self.nodes if node.region is region]
         for index, node in enumerate(nodes):
             port = f"node{index + 1}"
-            devices[here].append(veth(port, Node.DEVICE, node.namespace, region.lan_mtu))
+            devices[here].append(veth(port, LabNode.DEVICE, node.namespace, region.lan_mtu))
             settings[here].append(f"link set {port} master {Router.LAN} up")
             settings[node.namespace] += [
-                *up(Node.DEVICE, plan.lan.interface(plan.nodes[index].number)),
-                *default_routes(Node.DEVICE, plan.lan).splitlines(),
+                *up(LabNode.DEVICE, plan.lan.interface(plan.nodes[index].number)),
+                *default_routes(LabNode.DEVICE, plan.lan).splitlines(),
             ]
             settings[node.namespace] += cni.routes(node, [other for other in nodes if other is not node])
 
-    def _finish_node(self, host: Host) -> None:
+    def _finish_node(self, host: LabHost) -> None:
         """What a node's CNI and kube-proxy do once its devices are there."""
-        if not isinstance(host, Node):
+        if not isinstance(host, LabNode):
             return
         if wanted := cni.sysctls(host):
             _write_sysctls(host, wanted)
@@ -242,17 +242,17 @@ def _named(hosts: Iterable[H], name: str) -> H:
     raise KeyError(name)
 
 
-def _set_sysctls(host: Host) -> None:
-    forwards = host.name == "internet" or isinstance(host, (Router, Node))
+def _set_sysctls(host: LabHost) -> None:
+    forwards = host.name == "internet" or isinstance(host, (Router, LabNode))
     _write_sysctls(host, {**_SYSCTLS, **(_FORWARDING if forwards else {})})
 
 
-def _write_sysctls(host: Host, wanted: Mapping[str, int]) -> None:
+def _write_sysctls(host: LabHost, wanted: Mapping[str, int]) -> None:
     inside = ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
     run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in wanted.items())])
 
 
-def _lengthen(wire: Host, seconds: float) -> None:
+def _lengthen(wire: LabHost, seconds: float) -> None:
     carrier = wire.popen(
         [sys.executable, "-m", "ravenvpn.lab.delay", "inner", "outer", str(seconds)], stdout=subprocess.PIPE
     )
@@ -262,7 +262,7 @@ def _lengthen(wire: Host, seconds: float) -> None:
             raise HostError(f"{wire.name}: what should delay its packets does not run")
 
 
-def _load(host: Host, ruleset: str) -> None:
+def _load(host: LabHost, ruleset: str) -> None:
     if ruleset:
         run([*host.enter, "nft", "-f", "-"], input=ruleset)
 

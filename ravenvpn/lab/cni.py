@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from ravenvpn.lab.devices import default_routes, up, veth
-from ravenvpn.lab.host import Node, Pod
+from ravenvpn.lab.host import LabNode, Pod
 from ravenvpn.lab.topology import Cni
 
 _CALICO_MAC = "ee:ee:ee:ee:ee:ee"
@@ -20,7 +20,7 @@ _CALICO_V4, _CALICO_V6 = "169.254.1.1", "fe80::ecee:eeff:feee:eeee"  # the secon
 _BIRD = 12  # RTPROT_BIRD: who writes Calico's routes
 
 
-def join(node: Node, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
+def join(node: LabNode, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
     """Lines that hang the node's pods on it: `devices` first, in every namespace, then `settings`."""
     if node.region.cni is Cni.CALICO:
         _join_calico(node, devices, settings)
@@ -28,21 +28,21 @@ def join(node: Node, devices: dict[str, list[str]], settings: dict[str, list[str
         _join_bridge(node, devices, settings)
 
 
-def _join_bridge(node: Node, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
+def _join_bridge(node: LabNode, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
     here = node.namespace
-    devices[here].append(f"link add {Node.BRIDGE} type bridge")
-    settings[here] += up(Node.BRIDGE, node.pod_cidrs.interface(1))
+    devices[here].append(f"link add {LabNode.BRIDGE} type bridge")
+    settings[here] += up(LabNode.BRIDGE, node.pod_cidrs.interface(1))
     for number, pod in enumerate(node.pods, 1):
         port = f"pod{number}"
         devices[here].append(veth(port, "eth0", pod.namespace))
-        settings[here].append(f"link set {port} master {Node.BRIDGE} up")
+        settings[here].append(f"link set {port} master {LabNode.BRIDGE} up")
         settings[pod.namespace] += [
             *up("eth0", node.pod_cidrs.interface(number + 1)),
             *default_routes("eth0", node.pod_cidrs).splitlines(),
         ]
 
 
-def _join_calico(node: Node, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
+def _join_calico(node: LabNode, devices: dict[str, list[str]], settings: dict[str, list[str]]) -> None:
     here = node.namespace
     settings[here] += [f"route add blackhole {cidr} proto {_BIRD}" for block in node.blocks for cidr in block]
     for pod in node.pods:
@@ -68,16 +68,16 @@ def device_of(pod: Pod) -> str:
     return f"cali{hashlib.sha256(pod.name.encode()).hexdigest()[:11]}"
 
 
-def routes(node: Node, others: Sequence[Node]) -> Iterable[str]:
+def routes(node: LabNode, others: Sequence[LabNode]) -> Iterable[str]:
     """From a node to the pods of its region's other nodes, over their own network."""
     protocol = f" proto {_BIRD}" if node.region.cni is Cni.CALICO else ""
     for other in others:
         for block in other.blocks if other.pods else ():
-            yield f"route add {block.v4} via {other.v4} dev {Node.DEVICE}{protocol}"
-            yield f"route add {block.v6} via {other.v6} dev {Node.DEVICE}{protocol}"
+            yield f"route add {block.v4} via {other.v4} dev {LabNode.DEVICE}{protocol}"
+            yield f"route add {block.v6} via {other.v6} dev {LabNode.DEVICE}{protocol}"
 
 
-def sysctls(node: Node) -> dict[str, int]:
+def sysctls(node: LabNode) -> dict[str, int]:
     """What the CNI sets once its devices are there."""
     if node.region.cni is not Cni.CALICO:
         return {}

@@ -20,12 +20,12 @@ from ravenvpn.lab.agents import RAVEN_VPN, Agents, answers, wait_until
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.echo import PORT
 from ravenvpn.lab.host import Pod
-from ravenvpn.lab.topology import Nat, Region
+from ravenvpn.lab.topology import LabRegion, Nat
 
 REGIONS = (
-    Region("cloud", pods=2),
-    Region("factory", nodes=2, pods=2, nat=Nat.PORT_RESTRICTED),  # the second is a plain node
-    Region("ship", pods=2, nat=Nat.SYMMETRIC),
+    LabRegion("cloud", pods=2),
+    LabRegion("factory", nodes=2, pods=2, nat=Nat.PORT_RESTRICTED),  # the second is a plain node
+    LabRegion("ship", pods=2, nat=Nat.SYMMETRIC),
 )
 IPERF_SECONDS = 3
 

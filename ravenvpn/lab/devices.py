@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Interface, IPv6Interface
 
-from ravenvpn.lab.topology import Networks
+from ravenvpn.lab.topology import LabNetworks
 
 
 def veth(device: str, peer: str, namespace: str, mtu: int = 1500) -> str:
@@ -20,7 +20,7 @@ def up(device: str, addresses: tuple[IPv4Interface, IPv6Interface]) -> list[str]
     ]
 
 
-def default_routes(device: str, networks: Networks) -> str:
+def default_routes(device: str, networks: LabNetworks) -> str:
     """Through host 1 of each network, whoever that is."""
     v4, v6 = networks.host(1)
     return f"route replace default via {v4} dev {device}\nroute replace ::/0 via {v6} dev {device}\n"

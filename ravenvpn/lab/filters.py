@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.topology import Cni, Flavour
 
 _MARK = "0x4000/0x4000"  # kube-proxy's: "masquerade this later"
@@ -23,7 +23,7 @@ def programs(flavour: Flavour) -> tuple[str, ...]:
     return tuple(f"{ip}tables-{_kind(flavour)}-restore" for ip in ("ip", "ip6"))
 
 
-def load(node: Node, mates: Sequence[Node]) -> None:
+def load(node: LabNode, mates: Sequence[LabNode]) -> None:
     """Write the node's rules. `mates` are the nodes of its region, itself among them: their pods are the inside."""
     flavour, is_calico = node.region.flavour, node.region.cni is Cni.CALICO
     inside = {

@@ -17,8 +17,8 @@ from typing import Any
 from ravenvpn.errors import HostError
 from ravenvpn.lab.capture import Capture
 from ravenvpn.lab.command import TIMEOUT
-from ravenvpn.lab.ownership import MARK, NAMESPACES, Record
-from ravenvpn.lab.topology import Cni, Networks, NodePlan, Pair, Region, RegionPlan
+from ravenvpn.lab.ownership import MARK, NAMESPACES, OwnershipRecord
+from ravenvpn.lab.topology import Cni, LabNetworks, LabNodePlan, LabRegion, LabRegionPlan, Pair
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -31,10 +31,10 @@ def setns(descriptor: int, kind: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-class Host:
+class LabHost:
     """Anything with a network namespace: the internet, routers, nodes, pods. `namespace` is its name for ip(8)."""
 
-    def __init__(self, name: str, record: Record) -> None:
+    def __init__(self, name: str, record: OwnershipRecord) -> None:
         self.name = name
         self.namespace = f"{record.prefix}-{name}"
         self.children: list[subprocess.Popen[Any]] = []  # to be reaped when the lab goes
@@ -124,29 +124,29 @@ class Host:
         return {**os.environ, **(more or {}), **self._mark}
 
 
-class Router(Host):
+class Router(LabHost):
     """Of one region. `v4` and `v6` are its addresses on the internet; NAT puts them on what leaves."""
 
     UPLINK = "uplink"
     LAN = "lan0"
 
-    def __init__(self, record: Record, plan: RegionPlan) -> None:
+    def __init__(self, record: OwnershipRecord, plan: LabRegionPlan) -> None:
         super().__init__(f"{plan.region.name}-router", record)
         self.plan = plan
         self.v4, self.v6 = plan.uplink.host(2)
 
 
-class Pod(Host):
+class Pod(LabHost):
     """A network namespace that hangs on a node, as its region's CNI has it."""
 
-    def __init__(self, name: str, record: Record, node: Node, addresses: Pair) -> None:
+    def __init__(self, name: str, record: OwnershipRecord, node: LabNode, addresses: Pair) -> None:
         super().__init__(name, record)
         self.node = node
         self.v4: IPv4Address = addresses.v4
         self.v6: IPv6Address = addresses.v6
 
 
-class Machine(Host):
+class Machine(LabHost):
     """Has, besides its network, a host name, /run, /etc/ravenvpn, /etc/wireguard, /var/lib/ravenvpn of its own."""
 
     pid = 0  # of the process that holds the namespaces open; whoever builds the machine starts it
@@ -174,19 +174,19 @@ class Machine(Host):
         scratch.rename(target)
 
 
-class Node(Machine):
+class LabNode(Machine):
     """Of one region. `v4` and `v6` are its addresses on the region's LAN, its InternalIPs."""
 
     DEVICE = "eth0"
     BRIDGE = "cni0"
 
-    def __init__(self, record: Record, region: Region, plan: NodePlan, addresses: Pair) -> None:
+    def __init__(self, record: OwnershipRecord, region: LabRegion, plan: LabNodePlan, addresses: Pair) -> None:
         super().__init__(plan.name, record)
         self.region = region
         self.v4: IPv4Address = addresses.v4
         self.v6: IPv6Address = addresses.v6
         self.pod_cidrs = plan.pod_cidrs
-        self.blocks: tuple[Networks, ...] = plan.blocks
+        self.blocks: tuple[LabNetworks, ...] = plan.blocks
         self.pods = tuple(Pod(name, record, self, plan.pod_address(i)) for i, name in enumerate(plan.pods))
 
     @property

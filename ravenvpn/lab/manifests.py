@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from ravenvpn.lab.host import Node
-from ravenvpn.lab.topology import Nat, RegionPlan
+from ravenvpn.lab.host import LabNode
+from ravenvpn.lab.topology import LabRegionPlan, Nat
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
 
 LISTEN_PORT = DEFAULT_TUNNEL_PORT
@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 
 
 def of_lab(
-    plans: Sequence[RegionPlan], nodes: Sequence[Node], public_keys: Mapping[str, str], suites: Sequence[str]
+    plans: Sequence[LabRegionPlan], nodes: Sequence[LabNode], public_keys: Mapping[str, str], suites: Sequence[str]
 ) -> list[Manifest]:
     """One Gateway per region, one Node per node, one Peer per node in `public_keys` (name → base64)."""
     gateways = []
@@ -29,7 +29,7 @@ def of_lab(
     return [*gateways, *(_node(node) for node in nodes), *peers]
 
 
-def _gateway(plan: RegionPlan, candidates: Sequence[Node]) -> Manifest:
+def _gateway(plan: LabRegionPlan, candidates: Sequence[LabNode]) -> Manifest:
     region = plan.region
     return {
         "apiVersion": "raven.openyurt.io/v1beta1",
@@ -51,7 +51,7 @@ def _gateway(plan: RegionPlan, candidates: Sequence[Node]) -> Manifest:
     }
 
 
-def _node(node: Node) -> Manifest:
+def _node(node: LabNode) -> Manifest:
     cidrs = [str(cidr) for block in node.blocks for cidr in block]
     return {
         "apiVersion": "v1",
@@ -69,7 +69,7 @@ def _node(node: Node) -> Manifest:
     }
 
 
-def _peer(node: Node, public_key: str, suites: Sequence[str]) -> Manifest:
+def _peer(node: LabNode, public_key: str, suites: Sequence[str]) -> Manifest:
     return {
         "apiVersion": "ravenvpn.io/v1alpha1",
         "kind": "Peer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ravenvpn.lab.topology import Nat, Region
+from ravenvpn.lab.topology import LabRegion, Nat
 
 _PRIVATE = """
   # Packets nobody asked for get no answer, and leave no conntrack entry that would take the port from its owner.
@@ -43,7 +43,7 @@ _CONE = """
 PORTS_PER_BINDING = 1000
 
 
-def translation(region: Region, binding: int = 0) -> str:
+def translation(region: LabRegion, binding: int = 0) -> str:
     """The router's NAT, for `nft -f`, replacing what was there. Each `binding` above 0 maps to ports of its own."""
     if region.nat is Nat.SYMMETRIC:
         # Random in this sense also keeps conntrack from reusing the mapping it has for the same source.

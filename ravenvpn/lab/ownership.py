@@ -37,7 +37,7 @@ def _started(pid: int) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class OwnershipRecord:
     """Of one lab. Everything in its folder goes when the lab does."""
 
     prefix: str
@@ -46,7 +46,7 @@ class Record:
     kept: bool = False
 
     @classmethod
-    def new(cls) -> Record:
+    def new(cls) -> OwnershipRecord:
         pid = os.getpid()
         started = _started(pid)
         assert started is not None  # we are running
@@ -71,12 +71,12 @@ class Record:
         return sorted(NAMESPACES.glob(f"{self.prefix}-*"))
 
 
-def records() -> list[Record]:
+def records() -> list[OwnershipRecord]:
     found = []
     for file in RECORDS.glob("rv-*/record"):
         try:
             facts = json.loads(file.read_text())
-            found.append(Record(file.parent.name, facts["owner"], facts["started"], facts["kept"]))
+            found.append(OwnershipRecord(file.parent.name, facts["owner"], facts["started"], facts["kept"]))
         except (OSError, ValueError, KeyError):
             continue  # being written or removed right now
     return found
@@ -97,7 +97,7 @@ def sweep(also: Collection[str] = ()) -> list[str]:
     return removed
 
 
-def remove(record: Record) -> None:
+def remove(record: OwnershipRecord) -> None:
     """End every process in the lab, delete its namespaces (and with them every device), forget it."""
     _end(record)
     names = [path.name for path in record.namespaces()]
@@ -105,7 +105,7 @@ def remove(record: Record) -> None:
     shutil.rmtree(record.folder, ignore_errors=True)
 
 
-def _end(record: Record) -> None:
+def _end(record: OwnershipRecord) -> None:
     deadline = time.monotonic() + 10
     # More than one round: a process may have forked between being seen and being killed.
     while pids := _processes(record):
@@ -119,7 +119,7 @@ def _end(record: Record) -> None:
         time.sleep(0.005)
 
 
-def _processes(record: Record) -> list[int]:
+def _processes(record: OwnershipRecord) -> list[int]:
     """Everything alive that carries the lab's mark or is in one of its network namespaces."""
     mark = f"{MARK}={record.prefix}".encode()
     inodes = {path.stat().st_ino for path in record.namespaces()}

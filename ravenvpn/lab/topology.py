@@ -45,7 +45,7 @@ class Flavour(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class LabRegion:
     """One region: a LAN behind a router. `nodes` hosts, `pods` on each of them."""
 
     name: str
@@ -70,7 +70,7 @@ class Pair(NamedTuple):
     v6: IPv6Address
 
 
-class Networks(NamedTuple):
+class LabNetworks(NamedTuple):
     """A network of each family."""
 
     v4: IPv4Network
@@ -86,11 +86,11 @@ class Networks(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class NodePlan:
+class LabNodePlan:
     name: str
     number: int  # within the LAN: its host part
-    pod_cidrs: Networks
-    blocks: tuple[Networks, ...]  # what of them is the node's: all, or with Calico two blocks
+    pod_cidrs: LabNetworks
+    blocks: tuple[LabNetworks, ...]  # what of them is the node's: all, or with Calico two blocks
     pods: tuple[str, ...]
 
     def pod_address(self, index: int) -> Pair:
@@ -102,21 +102,21 @@ class NodePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class RegionPlan:
+class LabRegionPlan:
     """A region with its addresses. The internet's side of the uplink is host 1, the router's host 2; on the LAN
     the router is host 1; on a node's bridge the node is host 1 and pods follow."""
 
-    region: Region
-    uplink: Networks
-    lan: Networks
-    nodes: tuple[NodePlan, ...] = field(default=())
+    region: LabRegion
+    uplink: LabNetworks
+    lan: LabNetworks
+    nodes: tuple[LabNodePlan, ...] = field(default=())
 
 
 MAX_REGIONS = 63  # /30 networks in 203.0.113.0/24, the first one left out
 MAX_PUBLIC_NODES = 13  # in a /28, beside the router
 
 
-def lay_out(regions: tuple[Region, ...]) -> tuple[RegionPlan, ...]:
+def lay_out(regions: tuple[LabRegion, ...]) -> tuple[LabRegionPlan, ...]:
     """Addresses for everything, the same for the same regions. ValueError if they can't be had."""
     names = [region.name for region in regions]
     if len(set(names)) != len(names):
@@ -142,18 +142,18 @@ def lay_out(regions: tuple[Region, ...]) -> tuple[RegionPlan, ...]:
             lan4 = region.lan or IPv4Network(f"10.{index}.0.0/24")
             lan6 = IPv6Network(f"fd00:{index:x}::/64")
         nodes = tuple(_node(region, number, next(numbers)) for number in range(1, region.nodes + 1))
-        uplink = Networks(uplinks[index], IPv6Network(f"2001:db8:ffff:{index:x}::/64"))
-        plans.append(RegionPlan(region, uplink, Networks(lan4, lan6), nodes))
+        uplink = LabNetworks(uplinks[index], IPv6Network(f"2001:db8:ffff:{index:x}::/64"))
+        plans.append(LabRegionPlan(region, uplink, LabNetworks(lan4, lan6), nodes))
     return tuple(plans)
 
 
-def _node(region: Region, number: int, of_all: int) -> NodePlan:
+def _node(region: LabRegion, number: int, of_all: int) -> LabNodePlan:
     name = f"{region.name}-{number}"
-    cidrs = Networks(IPv4Network(f"10.244.{of_all}.0/24"), IPv6Network(f"fd00:10:244:{of_all:x}::/64"))
-    blocks: tuple[Networks, ...] = (cidrs,)
+    cidrs = LabNetworks(IPv4Network(f"10.244.{of_all}.0/24"), IPv6Network(f"fd00:10:244:{of_all:x}::/64"))
+    blocks: tuple[LabNetworks, ...] = (cidrs,)
     if region.cni is Cni.CALICO:
         # Its defaults, /26 and /122; the second is no neighbour of the first, so that no prefix holds just both.
         v4, v6 = list(cidrs.v4.subnets(new_prefix=26)), cidrs.v6.network_address
-        blocks = tuple(Networks(v4[i], IPv6Network((int(v6) + 64 * i, 122))) for i in (0, 2))
+        blocks = tuple(LabNetworks(v4[i], IPv6Network((int(v6) + 64 * i, 122))) for i in (0, 2))
     pods = tuple(f"{name}-pod-{pod}" for pod in range(1, region.pods + 1))
-    return NodePlan(name, number + 1, cidrs, blocks, pods)
+    return LabNodePlan(name, number + 1, cidrs, blocks, pods)

@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Address, Prefix
-from ravenvpn.mesh.model import EndpointType, Gateway, Peer, address_of, host_prefix, lan_addresses
+from ravenvpn.mesh.model import EndpointType, Gateway, PeerObject, address_of, host_prefix, lan_addresses
 
 
-class Kind(StrEnum):
+class ClaimKind(StrEnum):
     """What lives behind a prefix."""
 
     PODS = "pods"
@@ -27,13 +27,13 @@ class Announced(NamedTuple):
     owner: str  # "Gateway factory", "Peer edge-1"
     field: str  # of the owner
     reason: str
-    kind: Kind = Kind.PODS
+    kind: ClaimKind = ClaimKind.PODS
     dialled: bool = False  # a SOURCE or ADDRESS at which its own node is called from outside
     source: bool = False  # an ADDRESS that is the node's own source as well
 
 
 @dataclass(frozen=True, slots=True)
-class Networks:
+class NetworkSet:
     """Prefixes of either family, to be asked which address lies in one of them."""
 
     prefixes: frozenset[Prefix] = frozenset()
@@ -52,7 +52,7 @@ class Networks:
         return any(number >> host in starts for host, starts in self._cuts[address.version].items())
 
 
-def claims(gateway: Gateway, peers: Mapping[str, Peer], *, forward_node_ip: bool = False) -> list[Announced]:
+def claims(gateway: Gateway, peers: Mapping[str, PeerObject], *, forward_node_ip: bool = False) -> list[Announced]:
     """Every prefix the region would have routed to it: pods of its nodes, then the nodes' own single sources, then,
     if wanted, the addresses of its nodes. Of equal ones the first counts."""
     owner = f"Gateway {gateway.name}"
@@ -81,7 +81,7 @@ def claims(gateway: Gateway, peers: Mapping[str, Peer], *, forward_node_ip: bool
             owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
             reason = f"own source of node {info.node}, {owner}, {field}"
             found.append(
-                Announced(host_prefix(source), info.node, owner, field, reason, Kind.SOURCE, source in called)
+                Announced(host_prefix(source), info.node, owner, field, reason, ClaimKind.SOURCE, source in called)
             )
     if forward_node_ip:
         for i, info in enumerate(gateway.status.nodes):
@@ -94,7 +94,7 @@ def claims(gateway: Gateway, peers: Mapping[str, Peer], *, forward_node_ip: bool
 
 
 def _address(
-    address: Address, gateway: Gateway, i: int, peer: Peer | None, called: Mapping[Address, str]
+    address: Address, gateway: Gateway, i: int, peer: PeerObject | None, called: Mapping[Address, str]
 ) -> Announced:
     """Of the i-th node, on its region's network."""
     info = gateway.status.nodes[i]
@@ -109,13 +109,13 @@ def _address(
         owner,
         field,
         f"address of node {info.node}, {owner}, {field}",
-        Kind.ADDRESS,
+        ClaimKind.ADDRESS,
         dialled=address in called,
         source=peer is not None and address in peer.sources,
     )
 
 
-def outer_addresses(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, dict[Address, str]]:
+def outer_addresses(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[str, dict[Address, str]]:
     """Literal addresses at which the region's gateway nodes are called from outside: node → address → the field that
     names it, with its object."""
     found: dict[str, dict[Address, str]] = {}

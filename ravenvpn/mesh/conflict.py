@@ -1,4 +1,4 @@
-"""A conflict, and what a Gateway loses by it, as values. Who wins is decided in `mesh.conflicts`."""
+"""A conflict, and what a Gateway loses by it, as values. Who wins is decided in `mesh.conflict_index`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedClaims:
     """What a Gateway lost to others: prefixes, whole nodes, and nodes whose keys are another's."""
 
     prefixes: frozenset[Prefix] = field(default_factory=frozenset)
@@ -45,4 +45,4 @@ class Refused:
     vxlan: frozenset[str] = field(default_factory=frozenset)  # nodes without a place on the region's VXLAN
 
 
-NOTHING_REFUSED = Refused()
+NOTHING_REFUSED = RefusedClaims()

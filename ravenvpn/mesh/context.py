@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ravenvpn.mesh.claims import Networks
+from ravenvpn.mesh.claims import NetworkSet
 from ravenvpn.mesh.hoststate import Address, Prefix
-from ravenvpn.mesh.nodeplan import Role
-from ravenvpn.mesh.seats import Overlay
+from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.topology import GatewayNode, Hub, Region
+from ravenvpn.mesh.vxlan_members import Overlay
 
 # Outer IPv6 header 40, UDP 8, transport header and tag 32. Outer IPv4 would save 20; a session may move between
 # the families at any time, so the smaller figure holds for both.
@@ -77,12 +77,12 @@ class Context:
 
     node: str
     mesh: str
-    role: Role
+    role: NodeRole
     region: Region | None
     me: GatewayNode | None  # this node as a gateway of its region, where it is one
     sources: Mapping[int, Address]  # own source by family
     shadowed: frozenset[Prefix]  # others' prefixes that are our own network's here
-    near: Networks  # our own network: no node of another region is looked for elsewhere at an address in here
+    near: NetworkSet  # our own network: no node of another region is looked for elsewhere at an address in here
     facts: LocalFacts
     settings: Settings
     hubs: tuple[Hub, ...]
@@ -94,13 +94,13 @@ class Context:
 
     @property
     def is_gateway(self) -> bool:
-        return self.role in (Role.ACTIVE, Role.STANDBY)
+        return self.role in (NodeRole.ACTIVE, NodeRole.STANDBY)
 
     @property
     def relays(self) -> bool:
         """Whether packets between two other regions may pass here."""
         return (
-            self.role is Role.ACTIVE
+            self.role is NodeRole.ACTIVE
             and self.region is not None
             and any(self.node in hub.active for hub in self.hubs if hub.region == self.region.name)
         )

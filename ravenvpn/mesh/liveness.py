@@ -23,7 +23,7 @@ GRACE = 1.4  # seconds the first open question may wait: longer than any path's 
 REVIVED_AFTER = 2
 
 
-class Verdict(StrEnum):
+class LivenessVerdict(StrEnum):
     UNKNOWN = "unknown"
     ALIVE = "alive"
     DEAD = "dead"
@@ -40,16 +40,16 @@ class PeerFacts:
     handshake_given_up: float = 0.0  # last time rekey-attempt-time passed without an answer
 
 
-def judge(before: Verdict, facts: PeerFacts, now: float) -> Verdict:
+def judge(before: LivenessVerdict, facts: PeerFacts, now: float) -> LivenessVerdict:
     """The verdict at `now`, given the one before. Total and free of side effects; see `next_judgement` for when."""
     if facts.handshake_given_up > facts.last_received:
-        return Verdict.DEAD
+        return LivenessVerdict.DEAD
     silence = next_judgement(facts)
     if silence is not None and facts.unanswered >= MIN_UNANSWERED and now >= silence:
-        return Verdict.DEAD
-    if before is Verdict.DEAD and facts.answered_in_row < REVIVED_AFTER:
-        return Verdict.DEAD
-    return Verdict.ALIVE if facts.last_received else Verdict.UNKNOWN
+        return LivenessVerdict.DEAD
+    if before is LivenessVerdict.DEAD and facts.answered_in_row < REVIVED_AFTER:
+        return LivenessVerdict.DEAD
+    return LivenessVerdict.ALIVE if facts.last_received else LivenessVerdict.UNKNOWN
 
 
 def next_judgement(facts: PeerFacts) -> float | None:
@@ -68,14 +68,14 @@ class Liveness:
     its probes). Both ends of a relayed pair learn from the same hub that the other end is missing, so both leave it.
     """
 
-    verdicts: Mapping[str, Verdict] = field(default_factory=lambda: MappingProxyType({}))
+    verdicts: Mapping[str, LivenessVerdict] = field(default_factory=lambda: MappingProxyType({}))
     unreachable_via: Mapping[str, Set[str]] = field(default_factory=lambda: MappingProxyType({}))
 
-    def of(self, node: str) -> Verdict:
-        return self.verdicts.get(node, Verdict.UNKNOWN)
+    def of(self, node: str) -> LivenessVerdict:
+        return self.verdicts.get(node, LivenessVerdict.UNKNOWN)
 
     def dead(self, node: str) -> bool:
-        return self.of(node) is Verdict.DEAD
+        return self.of(node) is LivenessVerdict.DEAD
 
     def carries(self, hub: str, node: str) -> bool:
         """Whether nothing speaks against reaching `node` through the gateway `hub`."""

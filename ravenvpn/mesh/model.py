@@ -32,7 +32,7 @@ class EndpointType(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class GatewayEndpoint:
     """A node that may be a gateway (`spec.endpoints[]`) or is one (`status.activeEndpoints[]`). Port 0: default."""
 
     node: str
@@ -63,7 +63,7 @@ class NodeInfo:
 @dataclass(frozen=True, slots=True)
 class GatewayStatus:
     nodes: tuple[NodeInfo, ...] = ()
-    active: tuple[Endpoint, ...] = ()  # both types mixed, as upstream writes them
+    active: tuple[GatewayEndpoint, ...] = ()  # both types mixed, as upstream writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Gateway:
     """A region. `created` is the creationTimestamp in seconds since 1970, None where the object has none."""
 
     name: str
-    endpoints: tuple[Endpoint, ...] = ()  # order = priority
+    endpoints: tuple[GatewayEndpoint, ...] = ()  # order = priority
     tunnel_replicas: int = 0
     proxy_replicas: int = 0
     proxy_http_port: str = ""
@@ -83,7 +83,7 @@ class Gateway:
     generation: int = 0
 
     @property
-    def active_tunnels(self) -> tuple[Endpoint, ...]:
+    def active_tunnels(self) -> tuple[GatewayEndpoint, ...]:
         return tuple(e for e in self.status.active if e.type is EndpointType.TUNNEL)
 
 
@@ -108,7 +108,7 @@ class HostPort(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerObject:
     """What one agent says about itself. Keys are 32 bytes each."""
 
     name: str
@@ -140,14 +140,14 @@ class World:
 
     gateways: PersistentMap[Gateway] = field(default_factory=PersistentMap)
     nodes: PersistentMap[Node] = field(default_factory=PersistentMap)
-    peers: PersistentMap[Peer] = field(default_factory=PersistentMap)
+    peers: PersistentMap[PeerObject] = field(default_factory=PersistentMap)
     mesh: str = DEFAULT_MESH
 
     @classmethod
     def of(
         cls,
         gateways: Iterable[Gateway] = (),
-        peers: Iterable[Peer] = (),
+        peers: Iterable[PeerObject] = (),
         nodes: Iterable[Node] = (),
         mesh: str = DEFAULT_MESH,
     ) -> World:
@@ -164,7 +164,7 @@ class World:
     def without_gateway(self, name: str) -> World:
         return replace(self, gateways=self.gateways.remove(name))
 
-    def with_peer(self, peer: Peer) -> World:
+    def with_peer(self, peer: PeerObject) -> World:
         return replace(self, peers=self.peers.put(peer.name, peer))
 
     def without_peer(self, name: str) -> World:
@@ -193,7 +193,7 @@ def address_of(text: str) -> Address | None:
         return None
 
 
-def lan_addresses(info: NodeInfo, peer: Peer | None) -> tuple[Address, ...]:
+def lan_addresses(info: NodeInfo, peer: PeerObject | None) -> tuple[Address, ...]:
     """A node's addresses on its region's own network, best first."""
     found = dict.fromkeys(() if info.private_ip is None else (info.private_ip,))
     return tuple(found | dict.fromkeys(peer.node_addresses if peer else ()))

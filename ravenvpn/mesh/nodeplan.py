@@ -16,7 +16,7 @@ from ravenvpn.mesh.hoststate import HostDelta, HostState, Prefix
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 
 
-class Role(StrEnum):
+class NodeRole(StrEnum):
     ACTIVE = "active gateway"
     STANDBY = "standby gateway"
     PLAIN = "plain node"
@@ -85,7 +85,7 @@ class NodePlan:
     """Everything one node has to do, for one world. Equal inputs make equal plans."""
 
     node: str
-    role: Role = Role.NONE
+    role: NodeRole = NodeRole.NONE
     region: str = ""
     tunnel: TunnelPlan = field(default_factory=TunnelPlan)
     host: HostState = field(default_factory=HostState)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from ravenvpn.mesh.conflict import Conflict, ConflictKind
-from ravenvpn.mesh.model import Gateway, Peer, World
+from ravenvpn.mesh.model import Gateway, PeerObject, World
 
 Priority = tuple[float, str]
 Derive = Callable[[str, str], IPv6Address]
@@ -128,7 +128,7 @@ class KeyOwners:
 
     def __init__(self) -> None:
         self.lost: dict[str, Conflict] = {}
-        self._peers: dict[str, Peer] = {}
+        self._peers: dict[str, PeerObject] = {}
         self._holders: dict[bytes, set[str]] = {}
 
     def update(self, peers: Set[str], world: World) -> set[str]:
@@ -153,7 +153,7 @@ class KeyOwners:
                 self.lost[name] = _duplicate_key(name, keys[which], which, taken[keys[which]])
         return touched
 
-    def _replace(self, name: str, after: Peer | None) -> set[str]:
+    def _replace(self, name: str, after: PeerObject | None) -> set[str]:
         """Returns the Peers that shared a key with what it was."""
         before = self._peers.pop(name, None)
         self.lost.pop(name, None)

@@ -1,8 +1,8 @@
 """From world to plan: `plan(world, liveness, me)`, and the `Planner` that does the same at the price of what changed.
 
-A plan is the node's own part (`mesh.home`) and one fragment for every other region (`mesh.fragment`). The planner
-keeps them, finds what an update touches, folds only that anew, and says what became different. A from-scratch plan is
-a planner's first update, so the two can differ only in what an update forgets to touch; tests compare them.
+A plan is the node's own part (`mesh.own_region`) and one part for every other region (`mesh.remote_region`). The
+planner keeps them, finds what an update touches, folds only that anew, and says what became different. A from-scratch
+plan is a planner's first update, so the two can differ only in what an update forgets to touch; tests compare them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ravenvpn.mesh import identity
-from ravenvpn.mesh.claims import Networks
+from ravenvpn.mesh.claims import NetworkSet
 from ravenvpn.mesh.conflict import Conflict
-from ravenvpn.mesh.conflicts import ConflictIndex
+from ravenvpn.mesh.conflict_index import ConflictIndex
 from ravenvpn.mesh.context import Context, LocalFacts, Settings
-from ravenvpn.mesh.difference import Differences, PrefixOrder
-from ravenvpn.mesh.fragment import EMPTY, Fragment, remote_fragment, way_to
-from ravenvpn.mesh.home import Home, home, own_sources, role_of
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
 from ravenvpn.mesh.model import Changes, Gateway, World, host_prefix, lan_addresses
-from ravenvpn.mesh.nodeplan import NodePlan, PlanDelta, Role, TunnelPlan
-from ravenvpn.mesh.seats import Overlay, overlay, seats
+from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PlanDelta, TunnelPlan
+from ravenvpn.mesh.own_region import OwnRegionPlan, home, own_sources, role_of
+from ravenvpn.mesh.plan_difference import Differences, PrefixOrder
+from ravenvpn.mesh.remote_region import EMPTY, RemoteRegionPlan, remote_fragment, way_to
 from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, acting, as_hub, digest, hub_rank
+from ravenvpn.mesh.vxlan_members import Overlay, overlay, seats
 
 
 def plan(
@@ -53,8 +53,8 @@ class Planner:
         self._regions_of: dict[str, set[str]] = {}  # node → Gateways that name it anywhere
         self._hub_ranks: list[tuple[int, str]] = []
         self._context: Context | None = None
-        self._home = Home()
-        self._fragments: dict[str, Fragment] = {}
+        self._home = OwnRegionPlan()
+        self._fragments: dict[str, RemoteRegionPlan] = {}
         self._relayed: set[str] = set()  # regions whose fragment depends on the hubs
         self._remote: set[Prefix] = set()
         self._plan: NodePlan | None = None
@@ -91,8 +91,8 @@ class Planner:
         )
 
     @property
-    def role(self) -> Role:
-        return self._context.role if self._context else Role.NONE
+    def role(self) -> NodeRole:
+        return self._context.role if self._context else NodeRole.NONE
 
     @property
     def region(self) -> str:
@@ -112,7 +112,7 @@ class Planner:
     def host_frame(self) -> HostState:
         """The host's part of the plan without routes and remote prefixes: as cheap."""
         packet_filter = None
-        if self._context is not None and self._context.role is not Role.NONE:
+        if self._context is not None and self._context.role is not NodeRole.NONE:
             packet_filter = PacketFilter(
                 local=tuple(sorted(self._home.local, key=PrefixOrder())),
                 relays=self._context.relays,
@@ -133,7 +133,7 @@ class Planner:
     def host(self) -> HostState:
         """What `plan().host` says, its routes in no order and without the filter's remote prefixes. It takes
         milliseconds where the whole plan of a large world takes a third of a second, and the loop is waiting."""
-        pieces: list[Home | Fragment] = [self._home, *self._fragments.values()]
+        pieces: list[OwnRegionPlan | RemoteRegionPlan] = [self._home, *self._fragments.values()]
         return replace(self.host_frame(), routes=tuple(route for piece in pieces for route in piece.host_routes))
 
     def relays(self) -> tuple[tuple[str, str], ...]:
@@ -234,15 +234,15 @@ class Planner:
             overlay=self._overlay(region, facts, liveness),
         )
 
-    def _near(self, region: Region | None, facts: LocalFacts) -> Networks:
+    def _near(self, region: Region | None, facts: LocalFacts) -> NetworkSet:
         """What this node takes for its own network: its links, and what its region says of its pods and nodes."""
         if region is None or not self._settings.forward_node_ip:
-            return Networks()
+            return NetworkSet()
         found = set(facts.networks)
         for info in self._world.gateways[region.name].status.nodes:
             found.update(info.subnets)
             found.update(host_prefix(a) for a in lan_addresses(info, self._world.peers.get(info.node)))
-        return Networks(frozenset(found))
+        return NetworkSet(frozenset(found))
 
     def _overlay(self, region: Region | None, facts: LocalFacts, liveness: Liveness) -> Overlay | None:
         if region is None:
@@ -270,7 +270,7 @@ class Planner:
             found.append(as_hub(region if region and region.serves_as_hub else self._regions[name]))
         return tuple(found)
 
-    def _make_home(self, context: Context) -> Home:
+    def _make_home(self, context: Context) -> OwnRegionPlan:
         name = context.region.name if context.region else ""
         gateway = self._world.gateways.get(name)
         made = home(context, gateway, self._world.peers, self._conflicts.refused(name))
@@ -298,7 +298,7 @@ class Planner:
 
     def _tunnel_settings(self) -> TunnelPlan:
         context = self._context
-        if context is None or context.role is Role.NONE:
+        if context is None or context.role is NodeRole.NONE:
             return TunnelPlan()
         return TunnelPlan(
             listen_port=self._home.listen_port,
@@ -308,7 +308,10 @@ class Planner:
         )
 
     def _whole(self) -> NodePlan:
-        pieces: list[Home | Fragment] = [self._home, *(self._fragments[name] for name in sorted(self._fragments))]
+        pieces: list[OwnRegionPlan | RemoteRegionPlan] = [
+            self._home,
+            *(self._fragments[name] for name in sorted(self._fragments)),
+        ]
         order = PrefixOrder()
         accepts: dict[str, list[Prefix]] = {}
         for piece in pieces:
@@ -323,7 +326,7 @@ class Planner:
         context = self._context
         return NodePlan(
             node=self.me,
-            role=context.role if context else Role.NONE,
+            role=context.role if context else NodeRole.NONE,
             region=context.region.name if context and context.region else "",
             tunnel=replace(
                 self._tunnel_settings(),

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.model import EPOCH_KEY, Endpoint, EndpointType, Gateway, GatewayStatus, Node, NodeInfo
+from ravenvpn.mesh.model import (
+    EPOCH_KEY,
+    EndpointType,
+    Gateway,
+    GatewayEndpoint,
+    GatewayStatus,
+    Node,
+    NodeInfo,
+)
 
 # What upstream's controller writes into the config of an active endpoint, by type.
 _GATE_KEYS = {EndpointType.TUNNEL: "enable-l3-tunnel", EndpointType.PROXY: "enable-l7-proxy"}
@@ -41,7 +49,7 @@ def fill(
     """
     members = sorted(nodes, key=lambda n: n.name)
     ready = {node.name for node in members if node.ready}
-    active: list[Endpoint] = []
+    active: list[GatewayEndpoint] = []
     for kind, replicas in (
         (EndpointType.PROXY, gateway.proxy_replicas),
         (EndpointType.TUNNEL, gateway.tunnel_replicas),
@@ -68,13 +76,13 @@ def _subnets(node: Node, extra: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
 
 def elect(
     gateway: Gateway, kind: EndpointType, replicas: int, ready: Set[str], known_epoch: int = 0
-) -> list[Endpoint]:
+) -> list[GatewayEndpoint]:
     """The active endpoints of one kind: at most `replicas`, among those of the spec whose node is ready.
 
     Who is active stays so (there is no fail-back); free places go to the others in the order of the spec. Content is
     copied from the spec anew. The epoch grows by one whenever the set of active nodes becomes another one.
     """
-    able: dict[str, Endpoint] = {}
+    able: dict[str, GatewayEndpoint] = {}
     for endpoint in gateway.endpoints:
         if endpoint.type is kind and endpoint.node in ready:
             able.setdefault(endpoint.node, endpoint)

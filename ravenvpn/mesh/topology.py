@@ -18,10 +18,10 @@ from typing import NamedTuple
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.mesh.claims import Announced, claims
-from ravenvpn.mesh.conflict import Refused
+from ravenvpn.mesh.conflict import RefusedClaims
 from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.liveness import Liveness, Verdict
-from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, Endpoint, EndpointType, Gateway, Peer
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, GatewayEndpoint, PeerObject
 from ravenvpn.mesh.nodeplan import Candidate
 
 # Ours. A NATed node keeps a warm session to every hub it may need, and agreement needs no more than a few: beyond
@@ -94,7 +94,7 @@ def acting(region: Region, liveness: Liveness, me: str) -> Region:
     if not active or not all(liveness.dead(g.node) and g.node != me for g in active):
         return region
     able = [n for n in region.succession if n == me or not liveness.dead(n)]
-    able.sort(key=lambda n: n != me and liveness.of(n) is not Verdict.ALIVE)
+    able.sort(key=lambda n: n != me and liveness.of(n) is not LivenessVerdict.ALIVE)
     chosen = set(able[: len(active)])
     if not chosen:
         return region
@@ -105,7 +105,7 @@ def acting(region: Region, liveness: Liveness, me: str) -> Region:
     return replace(region, gateways=tuple(gateways), notes=(*region.notes, note))
 
 
-def upstream_key(endpoint: Endpoint) -> bytes | None:
+def upstream_key(endpoint: GatewayEndpoint) -> bytes | None:
     """The key upstream's WireGuard driver left on the endpoint, or None where there is none that is one."""
     try:
         key = base64.b64decode(endpoint.config.get(UPSTREAM_KEY, ""), validate=True)
@@ -114,7 +114,7 @@ def upstream_key(endpoint: Endpoint) -> bytes | None:
     return key if len(key) == 32 else None
 
 
-def candidates_of(endpoint: Endpoint, peer: Peer | None, where: str) -> tuple[Candidate, ...]:
+def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None, where: str) -> tuple[Candidate, ...]:
     """Where a gateway node may be tried from other regions, best first; behind NAT only what it says itself."""
     listen = endpoint.port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
     found: dict[tuple[str, int], Candidate] = {}
@@ -127,7 +127,9 @@ def candidates_of(endpoint: Endpoint, peer: Peer | None, where: str) -> tuple[Ca
     return tuple(found.values())
 
 
-def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused, *, forward_node_ip: bool = False) -> Region:
+def digest(
+    gateway: Gateway, peers: Mapping[str, PeerObject], refused: RefusedClaims, *, forward_node_ip: bool = False
+) -> Region:
     """A Gateway and the Peers of its nodes as one Region, without what lost a conflict."""
     announced = _announced(gateway, peers, refused, forward_node_ip)
     inside = {str(a.prefix.network_address) for a in announced if a.dialled and a.prefix.version == 6}
@@ -175,7 +177,7 @@ def digest(gateway: Gateway, peers: Mapping[str, Peer], refused: Refused, *, for
 
 
 def _announced(
-    gateway: Gateway, peers: Mapping[str, Peer], refused: Refused, forward_node_ip: bool
+    gateway: Gateway, peers: Mapping[str, PeerObject], refused: RefusedClaims, forward_node_ip: bool
 ) -> tuple[Announced, ...]:
     found: dict[Prefix, Announced] = {}
     for claim in claims(gateway, peers, forward_node_ip=forward_node_ip):
@@ -229,7 +231,7 @@ def choose_hub(one: str, other: Region, hubs: Iterable[Hub], liveness: Liveness)
     far = [g.node for g in other.gateways if g.active]
     carrying = [(h, [n for n in h.active if any(liveness.carries(n, end) for end in far)]) for h in order]
     able = [h for h, nodes in carrying if nodes]
-    proven = (h for h, nodes in carrying if any(liveness.of(node) is Verdict.ALIVE for node in nodes))
+    proven = (h for h, nodes in carrying if any(liveness.of(node) is LivenessVerdict.ALIVE for node in nodes))
     if able:
         return next(proven, able[0])
     alive = (hub for hub in order if any(not liveness.dead(node) for node in hub.active))

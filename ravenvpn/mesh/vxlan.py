@@ -27,7 +27,7 @@ from ravenvpn.mesh.hoststate import (
     Route,
     VxlanDevice,
 )
-from ravenvpn.mesh.seats import Seat
+from ravenvpn.mesh.vxlan_members import VxlanMember
 
 VNI = 200  # upstream's, so that a region can be moved node by node
 PORT = 4472  # upstream's too; not IANA's 4789, which flannel and others have
@@ -124,7 +124,7 @@ def remote_route(announced: Announced, context: Context, mtu: int) -> Route | No
     )
 
 
-def next_hop(seat: Seat, prefix: Prefix, context: Context) -> Address | None:
+def next_hop(seat: VxlanMember, prefix: Prefix, context: Context) -> Address | None:
     """Of the prefix's own family, else IPv6 for IPv4 (as RFC 8950 has it): a node may have no IPv4 address at all."""
     if prefix.version == 4 and seat.v4 is not None and context.overlay and context.overlay.own.v4 is not None:
         return seat.v4

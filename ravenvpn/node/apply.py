@@ -25,13 +25,13 @@ from ravenvpn.mesh.hoststate import (
 from ravenvpn.node import nft, sysctl
 from ravenvpn.node.conntrack import PrefixSet, Rebinding
 from ravenvpn.node.delta import between
-from ravenvpn.node.diff import assumed, closes, diff
-from ravenvpn.node.execute import Execution, Failure
-from ravenvpn.node.facts import HostFacts, look
-from ravenvpn.node.netlink import Netlink
-from ravenvpn.node.observe import ALL, Part, narrowed, observe
-from ravenvpn.node.operations import Device, LocalPrefixes, Observed, Operation, Verb
-from ravenvpn.node.pipe import Pipe
+from ravenvpn.node.discovery import HostFacts, look
+from ravenvpn.node.execute import Execution, OperationFailure
+from ravenvpn.node.host_diff import assumed, closes, diff
+from ravenvpn.node.links import LinkClient
+from ravenvpn.node.netlink import NetlinkSocket
+from ravenvpn.node.observe import ALL, HostPart, narrowed, observe
+from ravenvpn.node.operations import HostDevice, LocalPrefixes, Observed, Operation, Verb
 
 _NOTHING = HostState()
 
@@ -45,8 +45,8 @@ class ApplyResult:
     """
 
     changed: tuple[Operation, ...] = ()
-    failed: tuple[Failure, ...] = ()
-    follow: frozenset[Part] = frozenset()
+    failed: tuple[OperationFailure, ...] = ()
+    follow: frozenset[HostPart] = frozenset()
     rebinding: Rebinding | None = field(default=None, compare=False)
 
 
@@ -57,7 +57,7 @@ class Host:
     """
 
     def __init__(self, state_file: Path) -> None:
-        self._pipe = Pipe()
+        self._pipe = NetlinkSocket()
         self._originals = sysctl.Originals(state_file)
         # Process ids of our latest writes to nf_tables: notifications about them carry one.
         self.nft_processes: deque[int] = deque(maxlen=64)
@@ -84,16 +84,16 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def observe(self, wanted: HostState = _NOTHING, parts: frozenset[Part] = ALL) -> Observed:
+    def observe(self, wanted: HostState = _NOTHING, parts: frozenset[HostPart] = ALL) -> Observed:
         """What is there of ours (see `observe.observe`)."""
-        with Netlink() as netlink:
+        with LinkClient() as netlink:
             return observe(netlink, self._pipe, self._originals.load(), wanted, parts)
 
     def facts(
         self, destinations: Iterable[Address] = (), pods: Iterable[Prefix] = (), listen_port: int = 4500
     ) -> HostFacts:
         """What planning wants to know of this host (see `facts`)."""
-        with Netlink() as netlink:
+        with LinkClient() as netlink:
             return look(
                 netlink,
                 self._pipe,
@@ -103,24 +103,24 @@ class Host:
                 listen_port=listen_port,
             )
 
-    def apply(self, wanted: HostState, parts: frozenset[Part] = ALL) -> ApplyResult:
+    def apply(self, wanted: HostState, parts: frozenset[HostPart] = ALL) -> ApplyResult:
         """Look at everything of ours, or at some parts, and bring it to `wanted`.
 
         What `wanted` says of other parts is not read, but for our two devices, which everything else hangs on.
         """
-        if Part.FILTER in parts:
+        if HostPart.FILTER in parts:
             self._local = frozenset(wanted.packet_filter.local) if wanted.packet_filter is not None else frozenset()
             self._know_sources(wanted.packet_filter)
-        if Part.ROUTES in parts:
+        if HostPart.ROUTES in parts:
             self._remote = PrefixSet(route.prefix for route in wanted.routes if closes(route))
         wanted = narrowed(wanted, parts)
-        remembered, unreadable = self._remembered() if Part.DEVICES in parts else ({}, ())
-        with Netlink() as netlink:
+        remembered, unreadable = self._remembered() if HostPart.DEVICES in parts else ({}, ())
+        with LinkClient() as netlink:
             observed = observe(netlink, self._pipe, remembered, wanted, parts)
             self._foreign = frozenset(observed.foreign)
             result = self._execute(diff(observed, wanted), netlink)
-        hanging = frozenset((Part.DEVICES, Part.ROUTES)) if any(map(_shakes, result.changed)) else frozenset()
-        if not self._judged and parts >= {Part.ROUTES, Part.FILTER}:
+        hanging = frozenset((HostPart.DEVICES, HostPart.ROUTES)) if any(map(_shakes, result.changed)) else frozenset()
+        if not self._judged and parts >= {HostPart.ROUTES, HostPart.FILTER}:
             self._judged = True
             result = replace(result, rebinding=self._rebinding(self._remote))
         return replace(result, failed=(*unreadable, *result.failed), follow=hanging - parts)
@@ -139,7 +139,7 @@ class Host:
         if removed.sysctls:
             gone = {item.key for item in removed.sysctls}
             observed.remembered = {key: entry for key, entry in self._remembered()[0].items() if key in gone}
-        with Netlink() as netlink:
+        with LinkClient() as netlink:
             return self._execute(diff(observed, added), netlink)
 
     def apply_changes(self, previous: HostState, wanted: HostState) -> ApplyResult:
@@ -153,22 +153,22 @@ class Host:
 
     def execute(self, operations: Sequence[Operation]) -> ApplyResult:
         """Carry out operations that `diff` made."""
-        with Netlink() as netlink:
+        with LinkClient() as netlink:
             return self._execute(operations, netlink)
 
-    def _execute(self, operations: Sequence[Operation], netlink: Netlink) -> ApplyResult:
+    def _execute(self, operations: Sequence[Operation], netlink: LinkClient) -> ApplyResult:
         execution = Execution(netlink, self._pipe, self._originals, self.nft_processes.append, self._foreign)
         execution.run(operations)
         return ApplyResult(
             tuple(execution.changed), tuple(execution.failed), rebinding=self._newly_bound(execution.changed)
         )
 
-    def _remembered(self) -> tuple[dict[str, sysctl.Remembered], tuple[Failure, ...]]:
+    def _remembered(self) -> tuple[dict[str, sysctl.Remembered], tuple[OperationFailure, ...]]:
         """What sysctls of others were before us. A file that can't be read is reported, and stops nothing else."""
         try:
             return self._originals.load(), ()
         except HostError as error:
-            return {}, (Failure(None, error),)
+            return {}, (OperationFailure(None, error),)
 
     def _with_whole_filter(self, delta: HostDelta) -> tuple[HostState, HostState]:
         """Both sides of a delta, with all local prefixes where it holds only those that changed, and with no filter
@@ -221,4 +221,4 @@ class Host:
 
 def _shakes(operation: Operation) -> bool:
     """Whether routes, or whatever else hangs on a device, may have gone with this change of it."""
-    return isinstance(operation.thing, TunDevice | VxlanDevice | Device | DeviceAddress)
+    return isinstance(operation.thing, TunDevice | VxlanDevice | HostDevice | DeviceAddress)

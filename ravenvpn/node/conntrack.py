@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.node.pipe import NETLINK_NETFILTER, NLM_F_ACK, Pipe, attribute, attributes, message
+from ravenvpn.node.netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, attribute, attributes, message
 
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
@@ -118,7 +118,7 @@ def forget(rebinding: Rebinding) -> int:
             doomed.append(message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle))
         return False  # a host may have a million flows: none is kept
 
-    pipe = Pipe(NETLINK_NETFILTER)
+    pipe = NetlinkSocket(NETLINK_NETFILTER)
     try:
         pipe.dump(_CT_GET, _NFGEN.pack(socket.AF_UNSPEC, 0, 0), judge)  # both families in one walk
         replies = pipe.request(doomed)

@@ -26,17 +26,17 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.node import neighbours, nft, rtnetlink, sysctl
-from ravenvpn.node.netlink import Netlink
+from ravenvpn.node.errors import host_error
+from ravenvpn.node.format import words
+from ravenvpn.node.links import LinkClient
+from ravenvpn.node.netlink import NetlinkSocket, Reply
 from ravenvpn.node.observe import underlay
-from ravenvpn.node.operations import Device, Filter, LocalPrefixes, Operation, Verb
-from ravenvpn.node.pipe import Pipe, Reply
-from ravenvpn.node.reasons import host_error
+from ravenvpn.node.operations import Filter, HostDevice, LocalPrefixes, Operation, Verb
 from ravenvpn.node.rtnetlink import Stray
-from ravenvpn.node.words import words
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class OperationFailure:
     """What was refused, with the kernel's reason; no operation if it was the looking."""
 
     operation: Operation | None
@@ -51,8 +51,8 @@ class Execution:
 
     def __init__(
         self,
-        netlink: Netlink,
-        pipe: Pipe,
+        netlink: LinkClient,
+        pipe: NetlinkSocket,
         originals: sysctl.Originals,
         nft_started: Callable[[int], None],
         foreign: Collection[str] = (),
@@ -63,7 +63,7 @@ class Execution:
         self._foreign = foreign
         self._indices = _indices(foreign)
         self.changed: list[Operation] = []
-        self.failed: list[Failure] = []
+        self.failed: list[OperationFailure] = []
 
     def run(self, operations: Iterable[Operation]) -> None:
         """Routes, rules and neighbours that follow each other go as one batch."""
@@ -75,7 +75,7 @@ class Execution:
                 try:
                     self._one(operation)
                 except HostError as error:
-                    self.failed.append(Failure(operation, error))
+                    self.failed.append(OperationFailure(operation, error))
                 else:
                     self.changed.append(operation)
 
@@ -87,7 +87,7 @@ class Execution:
             assert isinstance(thing, _BATCHED)
             device = None if isinstance(thing, Rule | Stray) else thing.device
             if device is not None and device not in self._indices and operation.verb is not Verb.REMOVE:
-                self.failed.append(Failure(operation, host_error(words(thing), errno.ENODEV)))
+                self.failed.append(OperationFailure(operation, host_error(words(thing), errno.ENODEV)))
             elif device is not None and device not in self._indices:
                 self.changed.append(operation)  # it went with its device
             else:
@@ -98,7 +98,7 @@ class Execution:
                 self.changed.append(operation)
             else:
                 error = host_error(words(operation.thing), reply.errno, reply.detail)
-                self.failed.append(Failure(operation, error))
+                self.failed.append(OperationFailure(operation, error))
 
     def _one(self, operation: Operation) -> None:
         thing, removing, netlink = operation.thing, operation.verb is Verb.REMOVE, self._netlink
@@ -107,7 +107,7 @@ class Execution:
                 netlink.set_link(self._index(thing.name, words(thing)), thing.name, mtu=thing.mtu)
             case VxlanDevice():
                 self._put_vxlan(operation, thing)
-            case Device():
+            case HostDevice():
                 netlink.remove_link(thing.name)
                 self._indices.pop(thing.name, None)
             case DeviceAddress():

@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from ravenvpn.mesh.hoststate import Address, ForwardingEntry, Neighbour
-from ravenvpn.node.pipe import NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, Pipe, attribute, attributes, message
+from ravenvpn.node.netlink import (
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    NetlinkSocket,
+    attribute,
+    attributes,
+    message,
+)
 from ravenvpn.node.rtnetlink import Stray
 
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
@@ -67,7 +75,7 @@ def _forwarding(kind: int, flags: int, item: ForwardingEntry, index: int) -> byt
     return message(kind, NLM_F_ACK | flags, body)
 
 
-def neighbours(pipe: Pipe, index: int, device: str) -> Iterator[Neighbour]:
+def neighbours(pipe: NetlinkSocket, index: int, device: str) -> Iterator[Neighbour]:
     """Permanent entries of both families; what the kernel has learnt is its own."""
     for family in (socket.AF_INET, socket.AF_INET6):
         for _, body in pipe.dump(RTM_GETNEIGH, NDMSG.pack(family, 0, 0, 0, 0)):
@@ -79,7 +87,7 @@ def neighbours(pipe: Pipe, index: int, device: str) -> Iterator[Neighbour]:
                 yield Neighbour(device, _address(found[_NDA_DST]), _mac(found.get(_NDA_LLADDR, _NO_MAC)))
 
 
-def forwarding(pipe: Pipe, index: int, device: str) -> Iterator[ForwardingEntry | Stray]:
+def forwarding(pipe: NetlinkSocket, index: int, device: str) -> Iterator[ForwardingEntry | Stray]:
     """The VXLAN's own entries. What no plan says (learnt ones, with a port, VNI or device) comes back as a stray, for
     it sends frames where nobody meant them to go. Entries without a destination belong to the kernel."""
     for _, body in pipe.dump(RTM_GETNEIGH, NDMSG.pack(_AF_BRIDGE, index, 0, 0, 0)):

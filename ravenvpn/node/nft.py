@@ -22,7 +22,7 @@ from typing import Any
 
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import NFT_TABLE, TUNNEL_DEVICE, VXLAN_DEVICE, HostState, Prefix
-from ravenvpn.node.reasons import host_error
+from ravenvpn.node.errors import host_error
 
 FAMILY = "inet"
 KUBE_PROXY_MARK = 0x4000  # kube-proxy's --iptables-masquerade-bit, default 14: "masquerade this later"

@@ -19,10 +19,10 @@ from ravenvpn.mesh.hoststate import (
     Rule,
 )
 from ravenvpn.node import neighbours, nft, rtnetlink, sysctl
-from ravenvpn.node.diff import assumed
-from ravenvpn.node.netlink import Netlink
+from ravenvpn.node.host_diff import assumed
+from ravenvpn.node.links import LinkClient
+from ravenvpn.node.netlink import NetlinkSocket
 from ravenvpn.node.operations import Observed
-from ravenvpn.node.pipe import Pipe
 from ravenvpn.node.rtnetlink import Stray, route_key
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -31,7 +31,7 @@ _OUR_DEVICES = {TUNNEL_DEVICE: "tun", VXLAN_DEVICE: "vxlan"}  # and their kinds:
 _SCOPE_LINK = 253
 
 
-class Part(StrEnum):
+class HostPart(StrEnum):
     """What can be looked at by itself. Devices come with what hangs on them: addresses, neighbours, sysctls."""
 
     DEVICES = "devices"
@@ -40,45 +40,45 @@ class Part(StrEnum):
     FILTER = "filter"
 
 
-ALL = frozenset(Part)
+ALL = frozenset(HostPart)
 
 
-def narrowed(wanted: HostState, parts: frozenset[Part]) -> HostState:
+def narrowed(wanted: HostState, parts: frozenset[HostPart]) -> HostState:
     """What is wanted of these parts. Our two devices stay in, since everything else hangs on them."""
-    if Part.DEVICES not in parts:
+    if HostPart.DEVICES not in parts:
         wanted = replace(wanted, addresses=(), neighbours=(), forwarding=(), sysctls=())
     return replace(
         wanted,
-        routes=wanted.routes if Part.ROUTES in parts else (),
-        rules=wanted.rules if Part.RULES in parts else (),
-        packet_filter=wanted.packet_filter if Part.FILTER in parts else None,
+        routes=wanted.routes if HostPart.ROUTES in parts else (),
+        rules=wanted.rules if HostPart.RULES in parts else (),
+        packet_filter=wanted.packet_filter if HostPart.FILTER in parts else None,
     )
 
 
 def observe(
-    netlink: Netlink,
-    pipe: Pipe,
+    netlink: LinkClient,
+    pipe: NetlinkSocket,
     remembered: Mapping[str, sysctl.Remembered],
     wanted: HostState,
-    parts: frozenset[Part] = ALL,
+    parts: frozenset[HostPart] = ALL,
 ) -> Observed:
     """`wanted` says which sysctls and which underlay address to look at; parts not asked for are taken from it, so it
     should be `narrowed` to them."""
     observed = assumed(wanted) if parts != ALL else Observed()
     observed.remembered = dict(remembered)
     names = _devices(observed, netlink, wanted)
-    if Part.DEVICES in parts:
+    if HostPart.DEVICES in parts:
         _what_hangs_on_devices(observed, netlink, pipe, names, wanted)
-    if Part.ROUTES in parts:
+    if HostPart.ROUTES in parts:
         _routes(observed, pipe, names)
-    if Part.RULES in parts:
+    if HostPart.RULES in parts:
         _rules(observed, pipe)
-    if Part.FILTER in parts:
+    if HostPart.FILTER in parts:
         observed.packet_filter = _filter()
     return observed
 
 
-def _devices(observed: Observed, netlink: Netlink, wanted: HostState) -> dict[int, str]:
+def _devices(observed: Observed, netlink: LinkClient, wanted: HostState) -> dict[int, str]:
     for name, kind in _OUR_DEVICES.items():
         link = netlink.link(name)
         if link is not None and link.kind == kind:
@@ -90,7 +90,7 @@ def _devices(observed: Observed, netlink: Netlink, wanted: HostState) -> dict[in
     return {link.index: name for name, link in observed.links.items()}
 
 
-def underlay(netlink: Netlink, local: object) -> int | None:
+def underlay(netlink: LinkClient, local: object) -> int | None:
     """Index of the device with this address; 0 for lo, whose addresses are reached by any device; None: absent."""
     for index, address, _ in netlink.addresses():
         if address.ip == local:
@@ -99,7 +99,7 @@ def underlay(netlink: Netlink, local: object) -> int | None:
 
 
 def _what_hangs_on_devices(
-    observed: Observed, netlink: Netlink, pipe: Pipe, names: dict[int, str], wanted: HostState
+    observed: Observed, netlink: LinkClient, pipe: NetlinkSocket, names: dict[int, str], wanted: HostState
 ) -> None:
     # The kernel's own link-local IPv6 address comes and goes with the device.
     observed.addresses = {
@@ -119,7 +119,7 @@ def _what_hangs_on_devices(
     observed.sysctls = {item.key: sysctl.read(item.key) for item in wanted.sysctls}
 
 
-def _routes(observed: Observed, pipe: Pipe, names: dict[int, str]) -> None:
+def _routes(observed: Observed, pipe: NetlinkSocket, names: dict[int, str]) -> None:
     observed.routes = {}
     for family in _FAMILIES:
         # Our tables, whoever wrote there, and what carries our protocol anywhere else.
@@ -148,7 +148,7 @@ def _routes(observed: Observed, pipe: Pipe, names: dict[int, str]) -> None:
                     observed.strays.append(Stray(what, body, rtnetlink.RTM_DELROUTE))
 
 
-def _rules(observed: Observed, pipe: Pipe) -> None:
+def _rules(observed: Observed, pipe: NetlinkSocket) -> None:
     observed.rules = set()
     for family in _FAMILIES:
         for body in rtnetlink.dump_rules(pipe, family):

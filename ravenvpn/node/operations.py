@@ -17,7 +17,7 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.node import nft
-from ravenvpn.node.netlink import LinkFacts
+from ravenvpn.node.links import LinkFacts
 from ravenvpn.node.rtnetlink import Key, Stray
 from ravenvpn.node.sysctl import Remembered
 
@@ -29,7 +29,7 @@ class Verb(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class HostDevice:
     """One of our devices, only to be removed."""
 
     name: str
@@ -53,7 +53,7 @@ Thing = (
     | Rule
     | TunDevice
     | VxlanDevice
-    | Device
+    | HostDevice
     | DeviceAddress
     | Neighbour
     | ForwardingEntry

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from ravenvpn.mesh.hoststate import PROTOCOL, Address, Prefix, Route, RouteKind, Rule, RuleAction
-from ravenvpn.node.pipe import (
+from ravenvpn.node.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
-    Pipe,
+    NetlinkSocket,
     Reply,
     attribute,
     attributes,
@@ -154,7 +154,7 @@ def read_route(body: bytes, devices: dict[int, str]) -> tuple[Route, bool] | Str
     )
 
 
-def route_to(pipe: Pipe, destination: Address, udp_port: int = 0) -> tuple[int, int | None] | None:
+def route_to(pipe: NetlinkSocket, destination: Address, udp_port: int = 0) -> tuple[int, int | None] | None:
     """(device index, MTU of the route) of what starts here and goes there; None if it can't go.
 
     With a port it is the way of UDP from that port, which our rules treat apart (pyroute2 can't ask that).
@@ -185,7 +185,7 @@ def read_destination(body: bytes) -> list[tuple[Prefix, int]]:
     return [(prefix, _U32.unpack(found[RTA_OIF])[0])] if prefix is not None and RTA_OIF in found else []
 
 
-def dump_routes(pipe: Pipe, family: int, *, table: int = 0, protocol: int = 0) -> list[bytes]:
+def dump_routes(pipe: NetlinkSocket, family: int, *, table: int = 0, protocol: int = 0) -> list[bytes]:
     """Bodies of the routes of one table or of one protocol, filtered by the kernel (strict checking).
 
     A kernel without IPv6 answers a question about its routes with those of all families it has.
@@ -293,6 +293,6 @@ def rule_table(body: bytes) -> int:
     return int(_U32.unpack(found[FRA_TABLE])[0]) if FRA_TABLE in found else int(body[4])
 
 
-def dump_rules(pipe: Pipe, family: int) -> list[bytes]:
+def dump_rules(pipe: NetlinkSocket, family: int) -> list[bytes]:
     body = RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return [content for _, content in pipe.dump(RTM_GETRULE, body, lambda content: content[0] == family)]

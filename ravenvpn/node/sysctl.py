@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ravenvpn.errors import HostError
-from ravenvpn.node.reasons import host_error
+from ravenvpn.node.errors import host_error
 
 _ROOT = Path("/proc/sys")
 # The /proc/sys of a container that is not privileged is read-only, and no runtime lets anything be mounted over it.

@@ -31,10 +31,10 @@ from ravenvpn.mesh.hoststate import (
     VXLAN_DEVICE,
     Address,
 )
+from ravenvpn.node.errors import host_error
 from ravenvpn.node.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH
-from ravenvpn.node.observe import ALL, Part
-from ravenvpn.node.pipe import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, SO_RCVBUFFORCE, attributes
-from ravenvpn.node.reasons import host_error
+from ravenvpn.node.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, SO_RCVBUFFORCE, attributes
+from ravenvpn.node.observe import ALL, HostPart
 from ravenvpn.node.rtnetlink import RTM_DELROUTE, RTM_DELRULE, RTM_NEWROUTE, RTM_NEWRULE, RTMSG, route_owner
 
 # Bits of sockaddr_nl.nl_groups: 1 << (RTNLGRP_* - 1), linux/rtnetlink.h.
@@ -71,7 +71,7 @@ class Disturbance:
     may have gone with it, which the kernel does not tell of those of IPv4.
     """
 
-    part: Part
+    part: HostPart
     what: str
     by: str = ""
     gone: str = ""
@@ -189,11 +189,11 @@ class Watch:
         if name == VXLAN_DEVICE and (before is None or before.ifindex != index or kind == _RTM_DELLINK):
             self._follow_neighbours(0 if kind == _RTM_DELLINK else index)
         if kind == _RTM_DELLINK:
-            return Disturbance(Part.DEVICES, f"device {name} deleted", gone=name, routes_lost=True)
+            return Disturbance(HostPart.DEVICES, f"device {name} deleted", gone=name, routes_lost=True)
         if before == now:
             return None
         went_down = before is not None and before.up and not now.up
-        return Disturbance(Part.DEVICES, f"device {name} changed", routes_lost=went_down)
+        return Disturbance(HostPart.DEVICES, f"device {name} changed", routes_lost=went_down)
 
     def _follow_neighbours(self, index: int) -> None:
         for sock in self._sockets[:1]:
@@ -205,7 +205,7 @@ class Watch:
         if index != (link.ifindex if link is not None else _index(VXLAN_DEVICE)):
             return None
         told = "added" if kind == RTM_NEWNEIGH else "deleted"
-        return Disturbance(Part.DEVICES, f"neighbour or forwarding entry of {VXLAN_DEVICE} {told}")
+        return Disturbance(HostPart.DEVICES, f"neighbour or forwarding entry of {VXLAN_DEVICE} {told}")
 
     def _read_nft(self, data: bytes) -> Iterator[Change]:
         if not self._touched:
@@ -222,7 +222,7 @@ class Watch:
                 if process in self._own_processes:
                     continue
                 yield Disturbance(
-                    Part.FILTER, f"nft table {NFT_TABLE}", f"{name} (process {process})" if name else ""
+                    HostPart.FILTER, f"nft table {NFT_TABLE}", f"{name} (process {process})" if name else ""
                 )
 
 
@@ -243,13 +243,13 @@ def _route(kind: int, body: bytes) -> Change | None:
     table, protocol = route_owner(body)
     if table not in (TABLE_REMOTE, TABLE_LOCAL) and protocol != PROTOCOL:
         return None
-    return Disturbance(Part.ROUTES, f"route in table {table} {'added' if kind == RTM_NEWROUTE else 'deleted'}")
+    return Disturbance(HostPart.ROUTES, f"route in table {table} {'added' if kind == RTM_NEWROUTE else 'deleted'}")
 
 
 def _rule(kind: int, body: bytes) -> Change | None:
     if len(body) < RTMSG.size or attributes(body, RTMSG.size).get(_FRA_PROTOCOL) != bytes([PROTOCOL]):
         return None
-    return Disturbance(Part.RULES, f"rule {'added' if kind == RTM_NEWRULE else 'deleted'}")
+    return Disturbance(HostPart.RULES, f"rule {'added' if kind == RTM_NEWRULE else 'deleted'}")
 
 
 def _address(kind: int, body: bytes) -> Change | None:
@@ -265,7 +265,7 @@ def _address(kind: int, body: bytes) -> Change | None:
         if address.is_link_local:
             return None
         gone = kind == _RTM_DELADDR
-        return Disturbance(Part.DEVICES, f"address {address} {'deleted' if gone else 'added'}", routes_lost=gone)
+        return Disturbance(HostPart.DEVICES, f"address {address} {'deleted' if gone else 'added'}", routes_lost=gone)
     if scope == _SCOPE_LINK:
         return None
     return AddressChange(address, kind == _RTM_NEWADDR)

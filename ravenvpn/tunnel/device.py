@@ -17,17 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane.contract import Datagram, DataPlane, Endpoint, Event, Inner, KeypairRetired, PeerId, Timing
-from ravenvpn.tunnel import frozen
-from ravenvpn.tunnel.gate import Gate, HandshakeDrop, Refused
-from ravenvpn.tunnel.handshakes import Handshakes
-from ravenvpn.tunnel.identity import Identity
-from ravenvpn.tunnel.indices import IndexTable
-from ravenvpn.tunnel.load import REFUSAL, Pace
+from ravenvpn.tunnel import handover
+from ravenvpn.tunnel.admission.load import REFUSAL, Pace
+from ravenvpn.tunnel.admission.queue import AdmissionQueue, AdmissionRefused, HandshakeDrop
+from ravenvpn.tunnel.admission.unknown_keys import UnknownKeys
+from ravenvpn.tunnel.handshake.exchange import HandshakeExchange
+from ravenvpn.tunnel.handshake.indices import IndexTable
+from ravenvpn.tunnel.handshake.own_keys import OwnKeys
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Peer, PeerSettings, PeerStatus, status_of
-from ravenvpn.tunnel.peers import PeerTable
-from ravenvpn.tunnel.reports import Report, SessionLost, SessionUp
-from ravenvpn.tunnel.sessions import Sessions
-from ravenvpn.tunnel.strangers import Strangers
+from ravenvpn.tunnel.peer_rules import PeerRules
+from ravenvpn.tunnel.peer_table import PeerTable
+from ravenvpn.tunnel.session_events import Report, SessionLost, SessionUp
 from ravenvpn.tunnel.timers import Timers
 
 __all__ = ["WORK_BUDGET", "Device", "PeerSettings", "PeerStatus", "Report", "SessionLost", "SessionUp"]
@@ -55,17 +55,17 @@ class Device:
         self._dataplane = dataplane
         self._random = random
         self._timing = timing or Timing()
-        self._identity = Identity(random, self._timing)
+        self._identity = OwnKeys(random, self._timing)
         self._peers = PeerTable()
         self._indices = IndexTable(random)
-        self._gate = Gate(self._identity, self._indices.find, self._send_cookie_reply, dataplane.unproven)
+        self._gate = AdmissionQueue(self._identity, self._indices.find, self._send_cookie_reply, dataplane.unproven)
         self._pace = pace or Pace()
         self._paced_until = DUE_NOW
-        self._strangers = Strangers(self._timing.rekey_timeout)
-        self._handshakes = Handshakes(
+        self._strangers = UnknownKeys(self._timing.rekey_timeout)
+        self._handshakes = HandshakeExchange(
             dataplane, self._identity, self._peers, self._indices, self._strangers, random=random, suites=suites
         )
-        self._sessions = Sessions(dataplane, self._handshakes)
+        self._sessions = PeerRules(dataplane, self._handshakes)
         self._sessions_of: PublicKey | None = None  # the key of ours that sessions in force were made with
 
     # Who we are.
@@ -270,14 +270,14 @@ class Device:
     def freeze(self, now: float) -> bytes:
         """What must survive a restart beside the data plane's blob, and is as secret: it holds preshared keys.
         Handshakes in progress and cookies are not part of it; they are made anew."""
-        return frozen.pack(self._peers, self.public_key, self._sessions.up, now)
+        return handover.pack(self._peers, self.public_key, self._sessions.up, now)
 
     def thaw(self, blob: bytes, now: float) -> None:
         """Take over in a fresh device on a thawed data plane, before `set_private_key`. ValueError, and nothing
         changed, if the blob is not one of ours, of another version, or from the future of this clock."""
         if len(self._peers):
             raise ValueError("only a device without peers can take over")
-        image = frozen.parse(blob, now)
+        image = handover.parse(blob, now)
         self._sessions.up = image.up
         self._sessions_of = PublicKey(image.public_key) if image.public_key else None
         for peer in image.peers(self._timing, self._jitter):
@@ -292,12 +292,12 @@ class Device:
         """Take one message from the gate; what it cost, in handshakes."""
         try:
             waiting = self._gate.take(now)
-        except Refused as refused:
+        except AdmissionRefused as refused:
             self._gate.drop(refused.reason)
             return REFUSAL
         try:
             self._sessions.settle(self._handshakes.receive(waiting, now, unix_ns))
-        except Refused as refused:
+        except AdmissionRefused as refused:
             self._gate.drop(refused.reason)
         return 1.0
 

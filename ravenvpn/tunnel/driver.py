@@ -22,14 +22,14 @@ from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane import boottime
 from ravenvpn.dataplane.contract import Counters, Endpoint, Inner, Offloads, PeerId, Prefix, Timing
 from ravenvpn.errors import HostError
+from ravenvpn.tunnel.admission.queue import HandshakeDrop
 from ravenvpn.tunnel.allowed_ips import AllowedIPs
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, SessionLost, SessionUp
-from ravenvpn.tunnel.gate import HandshakeDrop
 from ravenvpn.tunnel.linux import udp
 from ravenvpn.tunnel.linux.links import LinkWatch
 from ravenvpn.tunnel.linux.tun import Tun
+from ravenvpn.tunnel.loop_timer import LoopTimer
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
-from ravenvpn.tunnel.pulse import Pulse
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Tunnel:
         self._port = 0
         self._bind = functools.partial(udp.bind, gso=offloads.udp_gso, gro=offloads.udp_gro)
         self._sockets: udp.UdpSockets | None = None
-        self._pulse = Pulse(self._beat)
+        self._pulse = LoopTimer(self._beat)
         self._links = LinkWatch(self._links_changed)
         self._mtu = 0
         self._up = False

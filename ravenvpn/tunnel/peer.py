@@ -15,9 +15,9 @@ from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.handshake import PendingInitiation
 from ravenvpn.crypto.keys import PresharedKey, PublicKey
 from ravenvpn.dataplane.contract import Endpoint, PeerCounters, PeerId, Timing
-from ravenvpn.tunnel.identity import OwnKey
-from ravenvpn.tunnel.phases import Happening, Phase, after
-from ravenvpn.tunnel.roaming import Whereabouts
+from ravenvpn.tunnel.handshake.own_keys import OwnKey
+from ravenvpn.tunnel.handshake.states import HandshakeEvent, HandshakeState, after
+from ravenvpn.tunnel.roaming import PeerEndpoints
 from ravenvpn.tunnel.timers import NEVER, Timers
 
 WIREGUARD_ONLY = frozenset({Suite.CHACHA20POLY1305})
@@ -48,7 +48,7 @@ class PeerSettings:
             ip_address(endpoint.host)
 
 
-class Failure(enum.Enum):
+class HandshakeFailure(enum.Enum):
     """Why there is no session, as far as we can tell; the value is a line for a person."""
 
     NO_ANSWER = "no answer to our initiations"
@@ -63,11 +63,11 @@ class Failure(enum.Enum):
 
 
 _ALIVE = {
-    Happening.RESPONSE_ACCEPTED: True,
-    Happening.KEY_CONFIRMED: True,
-    Happening.GIVEN_UP: False,
-    Happening.KEYS_RETIRED: False,
-    Happening.WIPED: False,
+    HandshakeEvent.RESPONSE_ACCEPTED: True,
+    HandshakeEvent.KEY_CONFIRMED: True,
+    HandshakeEvent.GIVEN_UP: False,
+    HandshakeEvent.KEYS_RETIRED: False,
+    HandshakeEvent.WIPED: False,
 }
 
 
@@ -90,8 +90,8 @@ class Peer:
     settings: PeerSettings
     timing: Timing
     timers: Timers
-    where: Whereabouts = field(default_factory=Whereabouts)
-    phase: Phase = Phase.IDLE
+    where: PeerEndpoints = field(default_factory=PeerEndpoints)
+    phase: HandshakeState = HandshakeState.IDLE
     pending: Pending | None = None
     keypairs: set[int] = field(default_factory=set)  # local indices the data plane holds for it
     keyed_with: PublicKey | None = None  # its key that the newest session was made with
@@ -103,16 +103,16 @@ class Peer:
     last_handshake_ns: int = 0  # Unix time; 0 = never
     rx_bytes: int = 0  # of handshake messages; the data plane counts the rest
     tx_bytes: int = 0
-    failure: Failure | None = None
+    failure: HandshakeFailure | None = None
     alive: bool = False  # the last handshake that ended, ended well, and its keys are not gone
     reported_alive: bool = False
 
-    def happened(self, what: Happening) -> None:
+    def happened(self, what: HandshakeEvent) -> None:
         """Step through the table of phases; OutOfTurn if it has no such step, and nothing changes then."""
         self.phase = after(self.phase, what)
         self.alive = _ALIVE.get(what, self.alive)
 
-    def failed(self, why: Failure) -> None:
+    def failed(self, why: HandshakeFailure) -> None:
         """Remember why there is no session. While there is one, nobody's old or foreign messages matter."""
         if not self.alive:
             self.failure = why
@@ -137,13 +137,13 @@ class PeerStatus:
 
     id: PeerId
     settings: PeerSettings
-    phase: Phase
+    phase: HandshakeState
     endpoint: Endpoint | None
     suite: Suite | None  # of the session in use
     session_age: float | None  # seconds; None without a session young enough to use
     last_handshake_ns: int  # Unix time in nanoseconds; 0 = never
     attempts: int  # initiations sent since the last handshake
-    failure: Failure | None
+    failure: HandshakeFailure | None
     rx_bytes: int
     tx_bytes: int
     rx_packets: int  # data only

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ravenvpn.dataplane.contract import Endpoint, Source
 
 
-class Whereabouts:
+class PeerEndpoints:
     """Candidates, best first, and the confirmed endpoint, which comes before them. Retries go round."""
 
     __slots__ = ("_candidates", "_turn", "confirmed", "source")

@@ -62,7 +62,7 @@ class DeviceChange:
 
 
 @dataclass(slots=True)
-class PeerState:
+class UapiPeer:
     """One peer as a get shows it."""
 
     public_key: PublicKey
@@ -76,13 +76,13 @@ class PeerState:
 
 
 @dataclass(slots=True)
-class DeviceState:
+class UapiDevice:
     """The device as a get shows it."""
 
     private_key: PrivateKey | None = None
     listen_port: int = 0
     fwmark: int = 0
-    peers: Iterable[PeerState] = ()
+    peers: Iterable[UapiPeer] = ()
 
 
 class Get:
@@ -226,7 +226,7 @@ class _SetParser:
                 raise UapiError(errno.EINVAL, f"no key of a peer: {key[:64]!r}")
 
 
-def format_state(device: DeviceState) -> bytes:
+def format_state(device: UapiDevice) -> bytes:
     """The answer to a get, up to and including its `errno=0`."""
     lines: list[str] = []
     if device.private_key is not None:

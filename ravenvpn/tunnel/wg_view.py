@@ -11,17 +11,17 @@ from ravenvpn.dataplane.contract import Prefix
 from ravenvpn.errors import HostError
 from ravenvpn.tunnel.driver import Tunnel
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY, PeerSettings
-from ravenvpn.tunnel.uapi import DeviceChange, DeviceState, PeerChange, PeerState, UapiError
+from ravenvpn.tunnel.uapi import DeviceChange, PeerChange, UapiDevice, UapiError, UapiPeer
 
 
-def state_of(tunnel: Tunnel) -> DeviceState:
+def state_of(tunnel: Tunnel) -> UapiDevice:
     """What a get shows. A peer with two keys (rotation) appears under the one we call."""
-    return DeviceState(
+    return UapiDevice(
         private_key=tunnel.private_key,
         listen_port=tunnel.listen_port,
         fwmark=tunnel.fwmark,
         peers=[
-            PeerState(
+            UapiPeer(
                 peer.settings.public_keys[0],
                 preshared_key=peer.settings.preshared_key,
                 endpoint=peer.endpoint,

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import Any, cast
 
-from ravenvpn.agent.probing import Probing, subject
+from ravenvpn.agent.peer_liveness import PeerLiveness, subject
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.mesh.nodeplan import Candidate, PeerKind, PeerPlan
 from ravenvpn.tunnel.driver import Tunnel
+from ravenvpn.tunnel.handshake.states import HandshakeState
 from ravenvpn.tunnel.peer import PeerSettings, PeerStatus
-from ravenvpn.tunnel.phases import Phase
 
 ADDRESSES = {name: IPv6Address(f"fd00::1:{number}") for number, name in enumerate(("hub", "edge", "island"), 1)}
 BUSY, IDLE = 1.0, 2.0
@@ -39,7 +39,7 @@ class End:
     """One node: its Probing, and a tunnel that is a list of packets sent."""
 
     name: str
-    probing: Probing
+    probing: PeerLiveness
     sent: list[tuple[str, bytes]] = field(default_factory=list)
     received: dict[str, int] = field(default_factory=dict)
     changes: int = 0
@@ -54,7 +54,7 @@ class End:
         return PeerStatus(
             id=self.id_of(name),  # type: ignore[arg-type]
             settings=PeerSettings(name, (PublicKey(bytes(31) + b"\1"),)),
-            phase=Phase.IDLE,
+            phase=HandshakeState.IDLE,
             endpoint=Endpoint("192.0.2.1", 4500),
             suite=None,
             session_age=1.0 if session else None,
@@ -81,7 +81,7 @@ def end(name: str, *peers: str, warm: bool = True) -> End:
             made[0].changes += 1
 
     hashes = {subject(address): node for node, address in ADDRESSES.items()}
-    one = End(name, Probing(BUSY, IDLE, random=random, on_change=changed, node_of=hashes.get))
+    one = End(name, PeerLiveness(BUSY, IDLE, random=random, on_change=changed, node_of=hashes.get))
     made.append(one)
     one.probing.adopt(cast(Tunnel, cast(Any, one)), ADDRESSES[name])
     one.probing.watch({peer: plan(peer, warm=warm) for peer in peers}, 100.0)

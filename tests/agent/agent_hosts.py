@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 DUMPS = (
     "ip -j link",
@@ -24,7 +24,7 @@ DUMPS = (
 VOLATILE = {"valid_life_time", "preferred_life_time", "expires", "metainfo", "stats64", "operstate", "pref"}
 
 
-def dump(node: Node) -> dict[str, object]:
+def dump(node: LabNode) -> dict[str, object]:
     """Everything of the host's network that an agent could have changed."""
     found: dict[str, object] = {}
     for command in DUMPS:
@@ -54,7 +54,7 @@ def cpu_seconds(pid: int) -> float:
 HTTP = ("127.0.0.1", 10275)
 
 
-def get(node: Node, path: str, timeout: float = 1.0) -> tuple[int, str]:
+def get(node: LabNode, path: str, timeout: float = 1.0) -> tuple[int, str]:
     """Status and text; (0, why) where nobody answers."""
     connection = http.client.HTTPConnection(*HTTP, timeout=timeout)
     connection.sock = node.socket(socket.AF_INET, socket.SOCK_STREAM)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ravenvpn.agent.report import (
+from ravenvpn.agent.reports import (
     DataPlaneReport,
+    PeerCondition,
     PeerReport,
-    PeerState,
     PlanLine,
     RegionReport,
     StatusReport,
@@ -62,7 +62,7 @@ def status(**changes: Any) -> StatusReport:
 
 
 def peer(name: str = "cloud-1", **changes: Any) -> PeerReport:
-    return PeerReport(**{"name": name, "region": "cloud", "state": PeerState.UP, **changes})
+    return PeerReport(**{"name": name, "region": "cloud", "state": PeerCondition.UP, **changes})
 
 
 class Told:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 from ravenvpn.mesh.hoststate import TABLE_REMOTE
 
 PATIENCE = 5.0
@@ -24,7 +24,7 @@ _UNICAST = 1
 class RouteWatch:
     """Notes when IPv4 routes of our table appear on and vanish from nodes: (node, prefix, there) → instant."""
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Iterable[LabNode]) -> None:
         self._sockets = {node.name: node.socket(socket.AF_NETLINK, socket.SOCK_RAW) for node in nodes}
         self._stop = threading.Event()
         self._told = threading.Condition()

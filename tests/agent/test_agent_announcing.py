@@ -9,26 +9,26 @@ import pytest
 from agent_reports import status
 
 from ravenvpn import config, metrics
-from ravenvpn.agent.announcing import SelfPortrait, key_conflicts, report
-from ravenvpn.agent.report import ApiReport, Vitals
+from ravenvpn.agent.own_peer import OwnPeer, key_conflicts, report
+from ravenvpn.agent.reports import ApiReport, Vitals
 from ravenvpn.cli.status import _screen
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.errors import ConfigError
 from ravenvpn.health import unhealthy_reasons, unready_reasons
 from ravenvpn.k8s import crd
-from ravenvpn.k8s.announcement import Announcement
+from ravenvpn.k8s.peer_outbox import PeerContent
 from ravenvpn.mesh.conflict import Conflict, ConflictKind
 from ravenvpn.mesh.context import LocalFacts, Settings
-from ravenvpn.mesh.model import Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
-from ravenvpn.mesh.nodeplan import Role
-from ravenvpn.node.facts import LocalAddress
+from ravenvpn.mesh.model import Gateway, GatewayStatus, HostPort, NodeInfo, PeerObject, World
+from ravenvpn.mesh.nodeplan import NodeRole
+from ravenvpn.node.discovery import LocalAddress
 
 KEY = PublicKey(b"\7" * 32)
 IP = ipaddress.ip_address
 
 
-def world(*peers: Peer, private_ip: str = "10.0.0.5") -> World:
+def world(*peers: PeerObject, private_ip: str = "10.0.0.5") -> World:
     info = NodeInfo("f1", IP(private_ip), (ipaddress.ip_network("10.244.3.0/24"),))
     return World.of([Gateway("factory", status=GatewayStatus(nodes=(info,)))], peers)
 
@@ -39,8 +39,8 @@ def present(*texts: str) -> tuple[LocalAddress, ...]:
     return tuple(LocalAddress(device, ipaddress.ip_interface(address)) for device, address in pairs)
 
 
-def announce(of: World, role: Role, here: tuple[LocalAddress, ...], **more: object) -> Announcement:
-    portrait = SelfPortrait(
+def announce(of: World, role: NodeRole, here: tuple[LocalAddress, ...], **more: object) -> PeerContent:
+    portrait = OwnPeer(
         "f1",
         KEY,
         [Suite.CHACHA20POLY1305, Suite.AES256GCM],
@@ -48,7 +48,7 @@ def announce(of: World, role: Role, here: tuple[LocalAddress, ...], **more: obje
         more.get("settings", Settings()),  # type: ignore[arg-type]
     )
     facts = LocalFacts(addresses=frozenset(item.address.ip for item in here))
-    return portrait.announcement(of, role, "factory" if role is not Role.NONE else "", facts, here)
+    return portrait.announcement(of, role, "factory" if role is not NodeRole.NONE else "", facts, here)
 
 
 HERE = present(
@@ -62,43 +62,43 @@ HERE = present(
 
 
 def test_its_addresses_on_the_lan_are_those_of_the_device_with_its_internal_ip() -> None:
-    peer = announce(world(), Role.PLAIN, HERE).peer
+    peer = announce(world(), NodeRole.PLAIN, HERE).peer
     assert peer.node_addresses == (IP("10.0.0.5"), IP("fd00:10::5"))
 
 
 def test_its_source_is_an_address_among_its_pods_else_its_internal_ip() -> None:
-    assert announce(world(), Role.PLAIN, HERE).peer.sources == (IP("10.244.3.1"), IP("fd00:10::5"))
+    assert announce(world(), NodeRole.PLAIN, HERE).peer.sources == (IP("10.244.3.1"), IP("fd00:10::5"))
     without_cni = HERE[1:]
-    assert announce(world(), Role.PLAIN, without_cni).peer.sources == (IP("10.0.0.5"), IP("fd00:10::5"))
+    assert announce(world(), NodeRole.PLAIN, without_cni).peer.sources == (IP("10.0.0.5"), IP("fd00:10::5"))
 
 
 def test_what_it_said_before_is_not_what_makes_it_say_so_again() -> None:
     """Once a port was wanted by the Gateway, and before the CNI was up the source was the InternalIP."""
-    before = Peer("f1", KEY.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
-    peer = announce(world(before), Role.PLAIN, HERE).peer
+    before = PeerObject("f1", KEY.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
+    peer = announce(world(before), NodeRole.PLAIN, HERE).peer
     assert peer.listen_port == 4500
     assert peer.sources[0] == IP("10.244.3.1")
 
 
 def test_who_is_active_makes_no_difference_to_it() -> None:
-    active, standby = (announce(world(), role, HERE) for role in (Role.ACTIVE, Role.STANDBY))
+    active, standby = (announce(world(), role, HERE) for role in (NodeRole.ACTIVE, NodeRole.STANDBY))
     assert active == standby
     assert active.role == "gateway"
-    assert announce(world(), Role.PLAIN, HERE).role == "plain"
-    assert announce(world(), Role.NONE, HERE).role == "none"
+    assert announce(world(), NodeRole.PLAIN, HERE).role == "plain"
+    assert announce(world(), NodeRole.NONE, HERE).role == "none"
 
 
 def test_only_the_operator_says_where_others_may_try_it() -> None:
     public = (*HERE, *present("eth2 198.51.100.7/24"))
-    assert announce(world(), Role.ACTIVE, public).peer.addresses == ()
+    assert announce(world(), NodeRole.ACTIVE, public).peer.addresses == ()
     said = config.build({"addresses": "vpn.example.org, [2001:db8::7]:4600"}).announced_addresses
     assert said == (HostPort("vpn.example.org"), HostPort("2001:db8::7", 4600))
-    assert announce(world(), Role.ACTIVE, public, addresses=said).peer.addresses == said
+    assert announce(world(), NodeRole.ACTIVE, public, addresses=said).peer.addresses == said
 
 
 def test_what_is_written_is_what_is_read_back() -> None:
     """Or the agent would write it again and again."""
-    wanted = announce(world(), Role.ACTIVE, HERE, addresses=(HostPort("2001:db8::7", 4600),))
+    wanted = announce(world(), NodeRole.ACTIVE, HERE, addresses=(HostPort("2001:db8::7", 4600),))
     assert crd.parse(wanted.document()).value == wanted.peer
 
 

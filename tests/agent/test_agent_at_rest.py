@@ -13,9 +13,9 @@ from agent_mesh import PATIENCE, Measured, Mesh
 from agent_routes import RouteWatch, percentile
 from agent_worlds import prefix, write, write_region
 
-from ravenvpn.lab import Lab, Region
+from ravenvpn.lab import Lab, LabRegion
 from ravenvpn.lab.agents import LOG, WORLD, Agents, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(300)]
 
@@ -45,7 +45,7 @@ def test_an_idle_agent_with_three_peers(mesh: Mesh, measured: Measured) -> None:
     assert share < CORE_BAR
 
 
-def start(agents: Agents, node: Node) -> tuple[int, float, float]:
+def start(agents: Agents, node: LabNode) -> tuple[int, float, float]:
     """Start until the whole plan is in force, which the log says: pid, seconds, CPU seconds."""
     begin = time.monotonic()
     pid = agents.start(node).pid
@@ -71,7 +71,7 @@ def threads(pid: int) -> int:
 
 @pytest.fixture
 def single() -> Iterator[tuple[Lab, Agents]]:
-    with Lab(Region("cloud", pods=1)) as lab:
+    with Lab(LabRegion("cloud", pods=1)) as lab:
         agents = Agents(lab)
         agents.prepare()
         yield lab, agents

@@ -17,7 +17,7 @@ from agent_mesh import Mesh
 
 from ravenvpn.errors import HostError
 from ravenvpn.lab.agents import RAVEN_VPN, WORLD, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "sysctl"), pytest.mark.timeout(180)]
@@ -26,7 +26,7 @@ NODE = "harbour-1"
 
 
 @contextmanager
-def stopped(mesh: Mesh) -> Iterator[Node]:
+def stopped(mesh: Mesh) -> Iterator[LabNode]:
     """The node without its agent."""
     node = mesh.node(NODE)
     mesh.agents.end(node)
@@ -36,7 +36,7 @@ def stopped(mesh: Mesh) -> Iterator[Node]:
         mesh.start(NODE)
 
 
-def agent(node: Node, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def agent(node: LabNode, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """An agent that is expected to end by itself."""
     command = [*before, *RAVEN_VPN, "agent", "--node", node.name, "--log-format", "human", *arguments]
     return node.run(command, check=False, timeout=60)
@@ -152,7 +152,7 @@ def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
 def test_a_defect_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh) -> None:
     """A task that dies must not leave the others pretending: systemd starts all of it anew."""
     defect = (
-        "import sys; from ravenvpn.agent.probing import Probing;"
+        "import sys; from ravenvpn.agent.peer_liveness import Probing;"
         "Probing.look = lambda *_: 1 // 0;"
         "from ravenvpn.cli import main; main(sys.argv[1:])"
     )

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab import Lab, LabRegion, Nat
 from ravenvpn.lab.agents import Agents, answers, wait_until
 from ravenvpn.lab.echo import PORT
-from ravenvpn.lab.host import Host
+from ravenvpn.lab.host import LabHost
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "tcpdump", "ss"), pytest.mark.timeout(240)]
 
 # A public gateway is called at its InternalIP here, which is routed into the tunnel all the same.
 REGIONS = (
-    Region("cloud", nodes=2, masquerade=True),
-    Region("factory", nodes=2, nat=Nat.PORT_RESTRICTED, masquerade=True),
-    Region("ship", nat=Nat.SYMMETRIC),
+    LabRegion("cloud", nodes=2, masquerade=True),
+    LabRegion("factory", nodes=2, nat=Nat.PORT_RESTRICTED, masquerade=True),
+    LabRegion("ship", nat=Nat.SYMMETRIC),
 )
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 PATIENCE = 60.0
@@ -48,7 +48,7 @@ def mesh() -> Iterator[Mesh]:
         for node in lab.nodes:
             node.path("/etc/ravenvpn/config.yaml").write_text("forward_node_ip: true\n")
         agents.start_all()
-        hosts: list[Host] = [*lab.pods, *lab.nodes]
+        hosts: list[LabHost] = [*lab.pods, *lab.nodes]
         for host in hosts:
             host.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         agents.wait_until_well(patience=PATIENCE)
@@ -58,7 +58,7 @@ def mesh() -> Iterator[Mesh]:
         yield Mesh(lab, agents)
 
 
-def ask(host: Host, addresses: list[str]) -> dict[str, str]:
+def ask(host: LabHost, addresses: list[str]) -> dict[str, str]:
     """By address asked: the source that was seen there, or why there was no answer."""
     done = host.run([*ECHO, "ask", "-", *addresses], timeout=90, check=False)
     answers = [json.loads(line) for line in done.stdout.splitlines()]

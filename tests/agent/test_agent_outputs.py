@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ravenvpn import logs, metrics
 from ravenvpn.agent.endpoints import LastSeen
-from ravenvpn.agent.report import PeerState
+from ravenvpn.agent.reports import PeerCondition
 from ravenvpn.agent.resolve import Resolver
 from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.errors import HostError
@@ -39,7 +39,9 @@ def samples(*args: object) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
 
 
 def test_metrics_say_what_the_reports_say() -> None:
-    found = samples(peer(rtt=0.02, loss=0.25, rx_bytes=7, last_handshake=9.0), peer("ship-1", state=PeerState.DOWN))
+    found = samples(
+        peer(rtt=0.02, loss=0.25, rx_bytes=7, last_handshake=9.0), peer("ship-1", state=PeerCondition.DOWN)
+    )
     cloud = (("peer", "cloud-1"), ("region", "cloud"))
     assert found["ravenvpn_peer_up", cloud] == 1.0
     assert found["ravenvpn_peer_up", (("peer", "ship-1"), ("region", "cloud"))] == 0.0

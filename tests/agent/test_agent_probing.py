@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from agent_ends import End, end, plan
 
-from ravenvpn.mesh.liveness import Verdict
+from ravenvpn.mesh.liveness import LivenessVerdict
 
 
 def carry(ends: dict[str, End], now: float, arrives: Callable[[str, str], bool] = lambda *_: True) -> int:
@@ -48,7 +48,7 @@ def pair() -> dict[str, End]:
 
 def test_who_answers_is_alive_and_its_round_trip_is_known(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
-    assert pair["edge"].probing.liveness.of("hub") is Verdict.ALIVE
+    assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.ALIVE
     assert pair["edge"].probing.quality()["hub"].loss == 0.0
 
 
@@ -57,10 +57,10 @@ def test_who_falls_silent_is_dead_within_3_s_and_planning_is_told_once(pair: dic
     before = pair["edge"].changes
     edge = {"edge": pair["edge"], "hub": pair["hub"]}
     run(edge, 105.0, 107.0, arrives=lambda *_: False)
-    assert pair["edge"].probing.liveness.of("hub") is Verdict.ALIVE, "two seconds of silence are no proof yet"
+    assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.ALIVE, "two seconds of silence are no proof yet"
     # With traffic there is a probe every second; without, two have to go unanswered first.
     run(edge, 107.0, 110.0, arrives=lambda *_: False)
-    assert pair["edge"].probing.liveness.of("hub") is Verdict.DEAD
+    assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.DEAD
     assert pair["edge"].changes == before + 1
 
 
@@ -68,7 +68,7 @@ def test_one_answer_does_not_raise_the_dead_several_do(pair: dict[str, End]) -> 
     run(pair, 100.0, 105.0)
     run(pair, 105.0, 111.0, arrives=lambda *_: False)
     edge = pair["edge"].probing
-    assert edge.liveness.of("hub") is Verdict.DEAD
+    assert edge.liveness.of("hub") is LivenessVerdict.DEAD
     now = 111.0
     verdicts = []
     while now < 117.0:
@@ -79,9 +79,9 @@ def test_one_answer_does_not_raise_the_dead_several_do(pair: dict[str, End]) -> 
             verdicts.append(edge.liveness.of("hub"))
         now += 0.1
     # Probes that were lost before may still be counted in between, so it can take more than two.
-    answers_needed = verdicts.index(Verdict.ALIVE) + 1
+    answers_needed = verdicts.index(LivenessVerdict.ALIVE) + 1
     assert 2 <= answers_needed <= 4
-    assert verdicts[answers_needed:] == [Verdict.ALIVE] * (len(verdicts) - answers_needed)
+    assert verdicts[answers_needed:] == [LivenessVerdict.ALIVE] * (len(verdicts) - answers_needed)
 
 
 def test_an_idle_peer_is_asked_every_two_seconds_one_with_traffic_every_second(pair: dict[str, End]) -> None:
@@ -115,7 +115,7 @@ def test_a_cold_peer_without_session_is_left_in_peace() -> None:
         edge.probing.look([edge.status("hub", session=False)], 100.0 + tenth / 10)
         edge.probing.tick(100.0 + tenth / 10)
     assert edge.sent == []
-    assert edge.probing.liveness.of("hub") is Verdict.UNKNOWN
+    assert edge.probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
 
 
 def test_both_ends_learn_from_a_hub_whom_it_does_not_reach() -> None:
@@ -123,7 +123,7 @@ def test_both_ends_learn_from_a_hub_whom_it_does_not_reach() -> None:
     run(ends, 100.0, 105.0)
     assert ends["edge"].probing.liveness.carries("hub", "island")
     run(ends, 105.0, 113.0, arrives=lambda one, other: "island" not in (one, other))
-    assert ends["hub"].probing.liveness.of("island") is Verdict.DEAD
+    assert ends["hub"].probing.liveness.of("island") is LivenessVerdict.DEAD
     assert not ends["edge"].probing.liveness.carries("hub", "island")
     run(ends, 113.0, 120.0)
     assert ends["edge"].probing.liveness.carries("hub", "island")
@@ -131,7 +131,7 @@ def test_both_ends_learn_from_a_hub_whom_it_does_not_reach() -> None:
 
 def test_a_handshake_given_up_is_proof_enough(pair: dict[str, End]) -> None:
     pair["edge"].probing.given_up("hub", 101.0)
-    assert pair["edge"].probing.liveness.of("hub") is Verdict.DEAD
+    assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.DEAD
 
 
 def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
@@ -139,9 +139,9 @@ def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
     edge = end("edge", "hub", warm=False)
     run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 105.0)
     run({"edge": edge, "hub": end("hub", "edge")}, 105.0, 110.0, arrives=lambda *_: False)
-    assert edge.probing.liveness.of("hub") is Verdict.DEAD
+    assert edge.probing.liveness.of("hub") is LivenessVerdict.DEAD
     edge.probing.look([edge.status("hub", session=False)], 110.0)
-    assert edge.probing.liveness.of("hub") is Verdict.UNKNOWN
+    assert edge.probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
     for second in range(20):
         edge.probing.look([edge.status("hub", session=False)], 111.0 + second)
         assert edge.probing.tick(111.0 + second) is None
@@ -151,7 +151,7 @@ def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
 def test_another_tunnel_begins_with_no_verdicts(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
     pair["edge"].probing.adopt(None, None)
-    assert pair["edge"].probing.liveness.of("hub") is Verdict.UNKNOWN
+    assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
     assert pair["edge"].probing.tick(106.0) is None
 
 

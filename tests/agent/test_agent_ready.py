@@ -12,7 +12,7 @@ from agent_hosts import get
 from agent_mesh import Measured, Mesh
 
 from ravenvpn.lab.agents import WORLD, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(180)]
 
@@ -21,7 +21,7 @@ BAR = 5.0  # seconds
 FOREVER = "while :; do {}; sleep 0.05; done"
 
 
-def ready(node: Node) -> bool:
+def ready(node: LabNode) -> bool:
     return get(node, "/readyz") == (200, "ok\n")
 
 

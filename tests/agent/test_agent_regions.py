@@ -18,10 +18,10 @@ from agent_hosts import dump
 from agent_mesh import Measured
 from agent_traffic import Traffic
 
-from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab import Lab, LabRegion, Nat
 from ravenvpn.lab.agents import WORLD, Agents, answers, wait_until
 from ravenvpn.lab.echo import PORT
-from ravenvpn.lab.host import Host, Node, Pod
+from ravenvpn.lab.host import LabHost, LabNode, Pod
 
 pytestmark = [
     pytest.mark.root,
@@ -31,9 +31,9 @@ pytestmark = [
 
 # The CNI masquerades what leaves the region, as flannel does, and two of the factory's nodes may be its gateway.
 REGIONS = (
-    Region("cloud", nodes=2, masquerade=True),
-    Region("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2, masquerade=True),
-    Region("ship", nat=Nat.SYMMETRIC),
+    LabRegion("cloud", nodes=2, masquerade=True),
+    LabRegion("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2, masquerade=True),
+    LabRegion("ship", nat=Nat.SYMMETRIC),
 )
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 PATIENCE = 60.0
@@ -45,7 +45,7 @@ class Mesh:
     agents: Agents
     before: dict[str, dict[str, object]]
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> LabNode:
         return self.lab.node(name)
 
     def well(self, *names: str) -> None:
@@ -67,11 +67,11 @@ def mesh() -> Iterator[Mesh]:
         yield Mesh(lab, agents, before)
 
 
-def others(lab: Lab, here: Node) -> list[Pod]:
+def others(lab: Lab, here: LabNode) -> list[Pod]:
     return [pod for pod in lab.pods if pod.node.region is not here.region]
 
 
-def ask(host: Host, pods: list[Pod]) -> dict[str, object]:
+def ask(host: LabHost, pods: list[Pod]) -> dict[str, object]:
     """By address asked: the source that was seen there, or why there was no answer."""
     done = host.run([*ECHO, "ask", "-", *(str(a) for pod in pods for a in (pod.v4, pod.v6))], timeout=60)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -154,7 +154,7 @@ def test_a_region_that_loses_ipv4_on_its_own_network_goes_on_over_ipv6(mesh: Mes
             for node in mesh.lab.nodes:
                 node.write(name, yaml.safe_dump(change(yaml.safe_load(kept[name]))))
 
-    def carried_by(address: Callable[[Node], object]) -> bool:
+    def carried_by(address: Callable[[LabNode], object]) -> bool:
         shown = {mate: mate.run(["ip", "-d", "link", "show", "raven0"], check=False).stdout for mate in mates}
         return all(f" local {address(mate)} " in text for mate, text in shown.items())
 
@@ -213,7 +213,7 @@ def test_a_role_that_moves_loses_no_session_and_next_to_no_packet(mesh: Mesh, me
     mesh.well()
 
 
-def _make_active(node: Node, region: str, name: str) -> None:
+def _make_active(node: LabNode, region: str, name: str) -> None:
     path = f"{WORLD}/gateway-{region}.yaml"
     gateway = yaml.safe_load(node.read(path))
     chosen = next(e for e in gateway["spec"]["endpoints"] if e["nodeName"] == name)

@@ -7,12 +7,12 @@ from agent_ends import end, plan
 from agent_reports import status, vitals
 
 from ravenvpn.agent.lag import Lag
-from ravenvpn.agent.report import PeerState, ProblemReport, RegionReport
-from ravenvpn.agent.reporting import Rates, peer_state, reaches, reaches_through
+from ravenvpn.agent.reachability import Rates, peer_state, reaches, reaches_through
+from ravenvpn.agent.reports import PeerCondition, ProblemReport, RegionReport
 from ravenvpn.cli.status import _screen
 from ravenvpn.health import judged, unhealthy_reasons, unready_reasons
-from ravenvpn.mesh.liveness import Liveness, Verdict
-from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, World
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.model import EndpointType, Gateway, GatewayEndpoint, GatewayStatus, World
 
 EDGE = end("edge", "hub")
 
@@ -20,7 +20,7 @@ EDGE = end("edge", "hub")
 def world(*regions: str) -> World:
     made = World()
     for name in regions:
-        active = (Endpoint(node=name, type=EndpointType.TUNNEL),)
+        active = (GatewayEndpoint(node=name, type=EndpointType.TUNNEL),)
         made = made.with_gateway(Gateway(name=name, status=GatewayStatus(active=active)))
     return made
 
@@ -28,18 +28,20 @@ def world(*regions: str) -> World:
 @pytest.mark.parametrize(
     ("session", "verdict", "warm", "expected"),
     [
-        (True, Verdict.ALIVE, True, (PeerState.UP, "")),
-        (True, Verdict.DEAD, True, (PeerState.DOWN, "it answers no probe")),
-        (False, Verdict.UNKNOWN, True, (PeerState.DOWN, "no handshake yet")),
-        (False, Verdict.UNKNOWN, False, (PeerState.COLD, "")),
+        (True, LivenessVerdict.ALIVE, True, (PeerCondition.UP, "")),
+        (True, LivenessVerdict.DEAD, True, (PeerCondition.DOWN, "it answers no probe")),
+        (False, LivenessVerdict.UNKNOWN, True, (PeerCondition.DOWN, "no handshake yet")),
+        (False, LivenessVerdict.UNKNOWN, False, (PeerCondition.COLD, "")),
     ],
 )
-def test_how_a_session_is(session: bool, verdict: Verdict, warm: bool, expected: tuple[PeerState, str]) -> None:
+def test_how_a_session_is(
+    session: bool, verdict: LivenessVerdict, warm: bool, expected: tuple[PeerCondition, str]
+) -> None:
     assert peer_state(plan("hub", warm=warm), EDGE.status("hub", session=session), verdict) == expected
 
 
 def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
-    dead = Liveness({"hub": Verdict.DEAD})
+    dead = Liveness({"hub": LivenessVerdict.DEAD})
     for liveness, ok in ((Liveness(), True), (dead, False)):
         reached = reaches(
             {"hub": plan("hub")},
@@ -57,7 +59,7 @@ def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
 
 def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -> None:
     def reached(
-        gateway: str, verdict: Verdict = Verdict.ALIVE, *, session: bool = True, speaks: bool = True
+        gateway: str, verdict: LivenessVerdict = LivenessVerdict.ALIVE, *, session: bool = True, speaks: bool = True
     ) -> dict[str, tuple[str, bool, str]]:
         found = reaches_through(
             gateway,
@@ -75,7 +77,7 @@ def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -
         "ship": ("via hub", True, ""),
     }
     dead = "our gateway hub is down, it answers no probe"
-    assert reached("hub", Verdict.DEAD)["ship"] == ("via hub", False, dead)
+    assert reached("hub", LivenessVerdict.DEAD)["ship"] == ("via hub", False, dead)
     silent = "there is no session with our gateway hub, so nothing is known of it"
     assert reached("hub", session=False)["ship"] == ("via hub", False, silent)
     upstreams = "not known: our gateway hub has no Peer, as where upstream's agent runs"

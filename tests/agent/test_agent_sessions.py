@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from ravenvpn.agent.sessions import Sessions
+from ravenvpn.agent.tunnel_owner import TunnelOwner
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.mesh.context import Settings
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.tunnel.driver import Listeners
 
@@ -29,15 +29,17 @@ def world(mesh: str, gateway: str = "edge-1") -> World:
         NodeInfo(name, ipaddress.ip_address(f"127.0.0.{i}"), (ipaddress.ip_network(f"10.244.{i}.0/24"),))
         for i, name in enumerate((gateway, "edge-9"), 1)
     )
-    endpoints = (Endpoint(gateway, under_nat=True),)
+    endpoints = (GatewayEndpoint(gateway, under_nat=True),)
     factory = Gateway("factory", endpoints, 1, status=GatewayStatus(infos, endpoints))
     key = PrivateKey.generate(os.urandom).public.raw
-    return World.of([factory], [Peer(gateway, key, node_addresses=(ipaddress.ip_address("127.0.0.1"),))], mesh=mesh)
+    return World.of(
+        [factory], [PeerObject(gateway, key, node_addresses=(ipaddress.ip_address("127.0.0.1"),))], mesh=mesh
+    )
 
 
 @pytest.fixture
-def sessions() -> Sessions:
-    return Sessions(
+def sessions() -> TunnelOwner:
+    return TunnelOwner(
         key=PrivateKey.generate(os.urandom),
         preshared_key=None,
         suites=frozenset({Suite.CHACHA20POLY1305}),
@@ -47,7 +49,7 @@ def sessions() -> Sessions:
     )
 
 
-async def test_another_mesh_has_another_tunnel(sessions: Sessions) -> None:
+async def test_another_mesh_has_another_tunnel(sessions: TunnelOwner) -> None:
     """Everybody's address is another one there, so what was measured on the last one proves nothing."""
     planner = Planner("edge-9", Settings(listen_port=free_port()))
     before = world("before")

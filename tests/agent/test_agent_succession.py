@@ -10,7 +10,7 @@ import pytest
 from agent_mesh import Measured
 from agent_traffic import Traffic
 
-from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab import Lab, LabRegion, Nat
 from ravenvpn.lab.agents import Agents, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(240)]
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"),
 BAR = 3.0  # seconds without the gateway
 REKEY_SOON = 90.0  # seconds; sessions renew after 120
 REGIONS = (
-    Region("cloud", nodes=2),
-    Region("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2),
-    Region("ship", nat=Nat.SYMMETRIC),
+    LabRegion("cloud", nodes=2),
+    LabRegion("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2),
+    LabRegion("ship", nat=Nat.SYMMETRIC),
 )
 
 

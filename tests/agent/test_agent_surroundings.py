@@ -5,13 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from ravenvpn.agent.surroundings import Question, Surroundings
-from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+from ravenvpn.agent.underlay import Question, Underlay
+from ravenvpn.mesh.model import (
+    EndpointType,
+    Gateway,
+    GatewayEndpoint,
+    GatewayStatus,
+    HostPort,
+    NodeInfo,
+    PeerObject,
+    World,
+)
 
 
 def gateway(name: str, public_ip: str = "", *subnets: str) -> Gateway:
     info = NodeInfo(f"{name}-1", None, tuple(ip_network(subnet) for subnet in subnets))
-    endpoint = Endpoint(node=f"{name}-1", type=EndpointType.TUNNEL, public_ip=public_ip)
+    endpoint = GatewayEndpoint(node=f"{name}-1", type=EndpointType.TUNNEL, public_ip=public_ip)
     return Gateway(name=name, endpoints=(endpoint,), status=GatewayStatus(nodes=(info,)))
 
 
@@ -21,8 +30,8 @@ WORLD = World().with_gateway(CLOUD).with_gateway(SHIP)
 ASKED = Question((ip_address("192.0.2.1"),), (ip_network("10.0.1.0/24"),))
 
 
-def known() -> Surroundings:
-    surroundings = Surroundings("ship-1")
+def known() -> Underlay:
+    surroundings = Underlay("ship-1")
     assert surroundings.question(WORLD) == ASKED
     return surroundings
 
@@ -46,7 +55,7 @@ def test_new_addresses_of_gateways_and_peers_are_looked_at() -> None:
     question = surroundings.question(later)
     assert question is not None
     assert question.destinations == (ip_address("192.0.2.1"), ip_address("192.0.2.9"))
-    peer = Peer("cloud-1", bytes(32), addresses=(HostPort("2001:db8::1"), HostPort("cloud.example")))
+    peer = PeerObject("cloud-1", bytes(32), addresses=(HostPort("2001:db8::1"), HostPort("cloud.example")))
     question = surroundings.question(later.with_peer(peer))
     assert question is not None
     assert question.destinations[-1] == ip_address("2001:db8::1")
@@ -63,7 +72,7 @@ def test_new_addresses_of_neighbours_are_looked_at_and_those_of_strangers_are_no
     assert question is not None
     assert question.destinations == (ip_address("10.1.0.2"), ip_address("192.0.2.1"))
     question = surroundings.question(
-        later.with_peer(Peer("ship-2", bytes(32), node_addresses=(ip_address("fd00::2"),)))
+        later.with_peer(PeerObject("ship-2", bytes(32), node_addresses=(ip_address("fd00::2"),)))
     )
     assert question is not None
     assert question.destinations[-1] == ip_address("fd00::2")

@@ -19,7 +19,7 @@ from ravenvpn.crypto.cookie import CookieChecker
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.errors import HostError
 from ravenvpn.k8s.files import FileSource
-from ravenvpn.tunnel.wire import Initiation, parse
+from ravenvpn.tunnel.handshake.messages import Initiation, parse
 
 
 def test_a_world_has_so_many_gateways_and_nothing_wrong(tmp_path: Path):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ravenvpn.lab.host import Host
+from ravenvpn.lab.host import LabHost
 
 MERGE = "application/merge-patch+json"
 APPLY = "application/apply-patch+yaml"
@@ -32,7 +32,7 @@ class Refused(Exception):
 class Api:
     """From `host`, with a certificate of the cluster's CA. `retries` bridges the moments in which it starts."""
 
-    def __init__(self, host: Host, address: str, port: int, pki: Path, identity: str = "admin") -> None:
+    def __init__(self, host: LabHost, address: str, port: int, pki: Path, identity: str = "admin") -> None:
         self._host, self.address, self.port = host, address, port
         self._context = ssl.create_default_context(cafile=str(pki / "ca.crt"))
         self._context.load_cert_chain(pki / f"{identity}.crt", pki / f"{identity}.key")

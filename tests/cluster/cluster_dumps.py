@@ -5,7 +5,7 @@ from __future__ import annotations
 from lab import host_dumps
 from lab.host_dumps import Dump
 
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 _FLANNELS = ("bridge -j fdb show dev flannel.1", "bridge -j fdb show dev flannel-v6.1")
 _COMMANDS = (
@@ -26,6 +26,6 @@ _COMMANDS = (
 )
 
 
-def dump(node: Node) -> Dump:
+def dump(node: LabNode) -> Dump:
     """Everything of the host's network that an agent could have changed."""
     return host_dumps.dump(node, _COMMANDS, may_fail=_FLANNELS)

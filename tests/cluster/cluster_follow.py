@@ -15,8 +15,8 @@ from ravenvpn.k8s.client import GATEWAYS, PEERS, Client
 from ravenvpn.k8s.cluster import ClusterSource
 from ravenvpn.k8s.files import Snapshot
 from ravenvpn.k8s.resource import ApiError
-from ravenvpn.k8s.saved import WorldFile
-from ravenvpn.k8s.watch import Batch, Reflector
+from ravenvpn.k8s.watch import Reflector, WatchBatch
+from ravenvpn.k8s.world_cache import WorldCache
 
 KEY = "A" * 42 + "E="
 PATIENCE = 45.0  # seconds; what comes by itself has come long before, on a machine with time
@@ -98,7 +98,7 @@ class Follower:
 
     def __init__(self, reflector: Reflector) -> None:
         self.reflector = reflector
-        self.batches: list[Batch] = []
+        self.batches: list[WatchBatch] = []
         self.there: dict[str, dict[str, Any]] = {}
         self.accepted_at: list[float] = []  # monotonic
         self._news = asyncio.Event()
@@ -170,7 +170,7 @@ class Looker:
 
 @asynccontextmanager
 async def looking(client: Client, node: str, file: Path, **more: Any) -> AsyncIterator[Looker]:
-    looker = Looker(ClusterSource(client, node, WorldFile(file), **more))
+    looker = Looker(ClusterSource(client, node, WorldCache(file), **more))
     task = asyncio.create_task(looker.run())
     try:
         yield looker

@@ -18,16 +18,16 @@ from typing import Any
 from cluster_api import Api
 from control_plane import DEFAULT, FLANNELD, ControlPlane, kube_folder, require_kube, running
 
-from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab import Lab, LabRegion, Nat
 from ravenvpn.lab.agents import wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.manifests import Manifest
 from ravenvpn.lab.ownership import MARK, NAMESPACES
 
 REGIONS = (
-    Region("cloud", nodes=3),
-    Region("factory", nodes=3, gateways=2, nat=Nat.PORT_RESTRICTED),
-    Region("ship", nodes=3, nat=Nat.SYMMETRIC),
+    LabRegion("cloud", nodes=3),
+    LabRegion("factory", nodes=3, gateways=2, nat=Nat.PORT_RESTRICTED),
+    LabRegion("ship", nodes=3, nat=Nat.SYMMETRIC),
 )
 POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 PORT = 6443
@@ -35,7 +35,7 @@ POD_MTU = 1450  # what flannel's CNI plugin gives pods where the LAN has 1500
 PATIENCE = 60.0
 
 
-def control_plane_of(lab: Lab) -> Node:
+def control_plane_of(lab: Lab) -> LabNode:
     """The first region's last node: a plain one, as in most clusters."""
     return [node for node in lab.nodes if node.region is lab.plans[0].region][-1]
 
@@ -49,7 +49,7 @@ class ClusterLab:
     proxies: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
     proxy_mode: str = ""
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> LabNode:
         return self.lab.node(name)
 
     def connect(self) -> Api:
@@ -108,7 +108,7 @@ class ClusterLab:
                     "--kubeconfig-file=/run/flannel/kubeconfig",
                     "--net-config-path=/run/flannel/net-conf.json",
                     "--subnet-file=/run/flannel/subnet.env",
-                    f"--iface={Node.DEVICE}",
+                    f"--iface={LabNode.DEVICE}",
                     f"--ip-masq={str(masquerade).lower()}",
                     "--healthz-port=0",
                     "--iptables-resync=60",
@@ -125,18 +125,18 @@ class ClusterLab:
             process.wait()
         self.flannel.clear()
 
-    def hang_pods_as_the_cni_plugin_does(self, node: Node) -> None:
+    def hang_pods_as_the_cni_plugin_does(self, node: LabNode) -> None:
         """No host-gw routes, and an MTU with room for the VXLAN."""
         for mate in self.lab.nodes:
             if mate.region is node.region and mate is not node and mate.pods:
                 node.ip(f"route delete {mate.pod_cidrs.v4}")
                 node.ip(f"-6 route delete {mate.pod_cidrs.v6}")
-        node.ip(f"link set {Node.BRIDGE} mtu {POD_MTU}")
+        node.ip(f"link set {LabNode.BRIDGE} mtu {POD_MTU}")
         for number, pod in enumerate(node.pods, 1):
             pod.ip(f"link set eth0 mtu {POD_MTU}")
             node.ip(f"link set pod{number} mtu {POD_MTU}")
 
-    def _has_flannel(self, node: Node) -> bool:
+    def _has_flannel(self, node: LabNode) -> bool:
         process = self.flannel[node.name]
         assert process.poll() is None, f"flanneld of {node.name}: {node.read('/run/flannel/log')[-2000:]}"
         routes = node.run(["ip", "route"]).stdout + node.run(["ip", "-6", "route"]).stdout
@@ -185,13 +185,13 @@ class ClusterLab:
         self.proxies.clear()
 
 
-def _start(node: Node, log: str, argv: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[Any]:
+def _start(node: LabNode, log: str, argv: list[str], env: dict[str, str] | None = None) -> subprocess.Popen[Any]:
     with node.path(log).open("w") as said:
         return node.popen(argv, env=env, stdout=said, stderr=subprocess.STDOUT)
 
 
 @contextlib.contextmanager
-def cluster_lab(*regions: Region, version: str = DEFAULT, masquerade: bool = True) -> Iterator[ClusterLab]:
+def cluster_lab(*regions: LabRegion, version: str = DEFAULT, masquerade: bool = True) -> Iterator[ClusterLab]:
     """Up and registered, flannel running; no agent yet, and no CRD."""
     require_kube(version, FLANNELD, "kube-proxy")
     with Lab(*(regions or REGIONS)) as lab:

@@ -18,11 +18,11 @@ from cluster_pairs import Pairs
 from control_plane import DEFAULT, DEPLOY, OLDEST
 from lab.lab_mesh import status_of
 
-from ravenvpn.agent.report import StatusReport
+from ravenvpn.agent.reports import StatusReport
 from ravenvpn.errors import AgentUnreachableError, HostError
-from ravenvpn.lab import Region
+from ravenvpn.lab import LabRegion
 from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 NAMESPACE = "kube-system"
 AGENT, CONTROLLER = "ravenvpn-agent", "ravenvpn-controller"
@@ -43,7 +43,7 @@ class Mesh:
     def lab(self) -> Any:
         return self.cluster.lab
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> LabNode:
         return self.cluster.node(name)
 
     # What `kubectl apply -k deploy/` and a kubelet do.
@@ -55,7 +55,7 @@ class Mesh:
         for path in (GATEWAYS, PEERS):
             until_answered(lambda path=path: self.cluster.api.get(path))
 
-    def token(self, account: str, node: Node) -> str:
+    def token(self, account: str, node: LabNode) -> str:
         """Bound to a pod on that node, as the kubelet asks for it."""
         pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
         pod = {
@@ -87,7 +87,7 @@ class Mesh:
         text: str = self.cluster.api.create(path, request)["status"]["token"]
         return text
 
-    def give_token(self, account: str, node: Node, folder: str = TOKENS) -> None:
+    def give_token(self, account: str, node: LabNode, folder: str = TOKENS) -> None:
         node.write(f"{folder}/token", self.token(account, node), mode=0o600)
         node.write(f"{folder}/ca.crt", (self.cluster.plane.folder / "pki/ca.crt").read_text())
         node.write(f"{folder}/namespace", NAMESPACE)
@@ -103,7 +103,7 @@ class Mesh:
         for node in self.lab.nodes:
             self.start_agent(node)
 
-    def start_agent(self, node: Node, *arguments: str) -> None:
+    def start_agent(self, node: LabNode, *arguments: str) -> None:
         self.agents.start(node, "--source", "cluster", *arguments, env=self.environment)
 
     def start_controllers(self, names: Sequence[str] = CONTROLLER_NODES) -> None:
@@ -167,7 +167,7 @@ class Mesh:
         """Until every agent has the world from the API server; at once the log of one that ended instead."""
         for node in self.lab.nodes:
 
-            def connected(node: Node = node) -> bool:
+            def connected(node: LabNode = node) -> bool:
                 assert self.agents.process(node).poll() is None, f"{node.name}: {self.agents.log(node)}"
                 with contextlib.suppress(AgentUnreachableError):
                     api = self.status(node).api
@@ -179,14 +179,14 @@ class Mesh:
             except HostError as error:
                 raise AssertionError(f"{error}\n{self.agents.log(node)}") from error
 
-    def status(self, node: Node) -> StatusReport:
+    def status(self, node: LabNode) -> StatusReport:
         """AgentUnreachableError where no agent answers."""
         return status_of(node)
 
 
 @contextlib.contextmanager
 def cluster_mesh(
-    *regions: Region, version: str = DEFAULT, proxy: str = "", controllers: Sequence[str] = CONTROLLER_NODES
+    *regions: LabRegion, version: str = DEFAULT, proxy: str = "", controllers: Sequence[str] = CONTROLLER_NODES
 ) -> Iterator[Mesh]:
     """Everything runs and every agent is connected; there is no Gateway yet."""
     with cluster_lab(*regions, version=version) as cluster:

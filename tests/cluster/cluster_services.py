@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from cluster_api import Api
 
-from ravenvpn.lab.host import Host, Pod
+from ravenvpn.lab.host import LabHost, Pod
 
 PORT = 8080
 PATIENCE = 3.0
@@ -62,7 +62,7 @@ class Servers:
                             accepted.sendall(f"{self._listening[key.fileobj]} {peer[0]}".encode())  # type: ignore[index]
 
 
-def ask(host: Host, address: str, port: int) -> tuple[str, str]:
+def ask(host: LabHost, address: str, port: int) -> tuple[str, str]:
     """Which pod answered a TCP connection of the host, and whom it saw. OSError if none did in time."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with host.socket(family, socket.SOCK_STREAM) as made:

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ravenvpn.lab import Lab, Region
+from ravenvpn.lab import Lab, LabRegion
 from ravenvpn.lab.agents import RAVEN_VPN, WORLD, Agents, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 ROOT = Path(__file__).parents[2]
 POD = next(yaml.safe_load_all((ROOT / "deploy" / "workloads" / "agent.yaml").read_text()))["spec"]["template"]["spec"]
@@ -93,7 +93,7 @@ def environment() -> dict[str, str]:
 class Scene:
     lab: Lab
     agents: Agents
-    boxed: Node
+    boxed: LabNode
     started: list[subprocess.Popen[Any]] = field(default_factory=list)
 
     def start(self, without: str = "") -> subprocess.Popen[Any]:
@@ -111,7 +111,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def regions() -> Iterator[tuple[Lab, Agents]]:
-    with Lab(Region("cloud"), Region("factory")) as lab:
+    with Lab(LabRegion("cloud"), LabRegion("factory")) as lab:
         agents = Agents(lab)
         agents.prepare()
         agents.start(lab.node("cloud-1"))

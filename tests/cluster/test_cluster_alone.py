@@ -16,7 +16,7 @@ from cluster_pairs import Pairs
 from ravenvpn.errors import AgentUnreachableError
 from ravenvpn.k8s.cluster import SAVE_AFTER
 from ravenvpn.lab.agents import STATE, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 pytestmark = [
     pytest.mark.root,
@@ -40,13 +40,13 @@ def without_api(mesh: Mesh) -> Iterator[None]:
         mesh.wait_until_connected()
 
 
-def wait_until_saved(node: Node) -> None:
+def wait_until_saved(node: LabNode) -> None:
     """No change has been written for a while, so none is waiting to be."""
     file = node.path(f"{STATE}/world")
     wait_until(lambda: file.exists() and time.time() - file.stat().st_mtime > 2 * SAVE_AFTER, "it is saved", 40)
 
 
-def across(mesh: Mesh, node: Node) -> Pairs:
+def across(mesh: Mesh, node: LabNode) -> Pairs:
     """The pods of the node and those of one node in each other region."""
     others = [mesh.node(name) for name in ("cloud-1", "cloud-3", "factory-2", "ship-2")]
     chosen = [node, *(other for other in others if other.region is not node.region)]
@@ -154,7 +154,7 @@ def condition(mesh: Mesh, name: str, kind: str) -> str:
     return next((str(one["status"]) for one in conditions if one["type"] == kind), "")
 
 
-def conflicts(mesh: Mesh, node: Node) -> list[str]:
+def conflicts(mesh: Mesh, node: LabNode) -> list[str]:
     with contextlib.suppress(AgentUnreachableError):
         return [problem.message for problem in mesh.status(node).problems if problem.kind == "conflict"]
     return []

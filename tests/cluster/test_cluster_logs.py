@@ -12,7 +12,7 @@ from cluster_pairs import Pairs
 
 from ravenvpn.errors import HostError
 from ravenvpn.lab.agents import wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 pytestmark = [
     pytest.mark.root,
@@ -24,7 +24,7 @@ KUBELET = Path(__file__).parent / "fake_kubelet.py"
 
 
 @pytest.fixture
-def kubelet(mesh: Mesh) -> Iterator[Node]:
+def kubelet(mesh: Mesh) -> Iterator[LabNode]:
     """A plain node at the factory answers the kubelet's port, and its pod runs."""
     node = mesh.node("factory-3")
     identity = f"kubelet-{node.name}"
@@ -51,7 +51,7 @@ def kubelet(mesh: Mesh) -> Iterator[Node]:
         mesh.cluster.register_again(node.name)
 
 
-def logs(mesh: Mesh, node: Node) -> str:
+def logs(mesh: Mesh, node: LabNode) -> str:
     pod = f"{AGENT}-{node.name}"
     return mesh.cluster.plane.kubectl("logs", "-n", NAMESPACE, pod, "--request-timeout=3s", check=False)
 
@@ -68,7 +68,7 @@ def restart(mesh: Mesh, *arguments: str) -> None:
 
 @pytest.mark.soak
 def test_kubectl_logs_reaches_a_plain_node_behind_nat_if_node_addresses_are_forwarded(
-    mesh: Mesh, kubelet: Node
+    mesh: Mesh, kubelet: LabNode
 ) -> None:
     wait_until(lambda: "Running" in mesh.cluster.plane.kubectl("get", "pods", "-A"), "the pod runs", 30)
     assert "Error from server" in logs(mesh, kubelet), "it is off by default, as upstream has it"

@@ -13,7 +13,7 @@ from cluster_api import until_answered
 from cluster_mesh import GATEWAYS, Mesh
 from cluster_pings import Pings
 
-from ravenvpn.k8s.progress import MOST
+from ravenvpn.k8s.list_watch import MOST
 from ravenvpn.lab.agents import wait_until
 
 pytestmark = [

@@ -18,7 +18,7 @@ from cluster_services import SERVICES, Servers, Service, ask, publish, withdraw
 from control_plane import OLDEST
 
 from ravenvpn.lab.agents import wait_until
-from ravenvpn.lab.host import Host, Pod
+from ravenvpn.lab.host import LabHost, Pod
 
 pytestmark = [
     pytest.mark.root,
@@ -60,7 +60,7 @@ def test_a_pod_reaches_a_service_in_another_region_and_is_seen_as_itself(mesh: M
                     assert answered(pod, address, 80) == (server.name, str(own)), (pod.name, address)
 
 
-def answered(host: Host, address: str, port: int) -> tuple[str, str]:
+def answered(host: LabHost, address: str, port: int) -> tuple[str, str]:
     """Asked until somebody answers: kube-proxy may not have written its rules yet. After a scene that took the API
     server away it may not even listen again: client-go asks at most every 30 s, and up to as long again by chance."""
     found: list[tuple[str, str]] = []

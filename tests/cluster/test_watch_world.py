@@ -14,12 +14,12 @@ import pytest
 from cluster_follow import KEY, delete, looking, patient, peer, put_gateway, put_peer, until
 from control_plane import ControlPlane, define_kinds
 
-from ravenvpn.k8s.announce import FIELD_MANAGER, Announcer
-from ravenvpn.k8s.announcement import Announcement, Condition, Report
 from ravenvpn.k8s.assembly import Feed
 from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, PEERS, Client
-from ravenvpn.k8s.saved import WorldFile
-from ravenvpn.mesh.model import Peer
+from ravenvpn.k8s.peer_outbox import PeerContent, PeerStatusCondition, PeerStatusReport
+from ravenvpn.k8s.peer_writer import FIELD_MANAGER, PeerWriter
+from ravenvpn.k8s.world_cache import WorldCache
+from ravenvpn.mesh.model import PeerObject
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ async def test_what_came_last_is_saved_when_the_agent_ends(client: Client, tmp_p
         await looker.until((tmp_path / "world").exists, "saved")
         await put_gateway(client, "harbour", "h1")
         await looker.until(lambda: looker.gateways == ["factory", "harbour"], "followed")
-    saved = WorldFile(tmp_path / "world").load()
+    saved = WorldCache(tmp_path / "world").load()
     assert saved is not None
     assert {"factory", "harbour"} <= {json.loads(kept.document)["metadata"]["name"] for kept in saved.objects}
     assert saved.versions.keys() == set(Feed), "so that the next start lists nothing"
@@ -205,12 +205,12 @@ async def test_a_disk_that_is_full_stops_nothing(client: Client, tmp_path: Path)
 
 # The node's own Peer.
 
-SELF = Announcement(Peer("f1", b"\1" * 32, listen_port=4500), "factory", "gateway")
+SELF = PeerContent(PeerObject("f1", b"\1" * 32, listen_port=4500), "factory", "gateway")
 
 
 @contextlib.asynccontextmanager
-async def announcing(client: Client) -> AsyncIterator[Announcer]:
-    announcer = Announcer(client)
+async def announcing(client: Client) -> AsyncIterator[PeerWriter]:
+    announcer = PeerWriter(client)
     task = asyncio.create_task(announcer.run())
     try:
         yield announcer
@@ -242,7 +242,9 @@ async def test_a_peer_is_written_with_its_labels_and_its_status(client: Client) 
         assert thing["spec"]["listenPort"] == 4500
         assert {entry["manager"] for entry in thing["metadata"]["managedFields"]} == {FIELD_MANAGER}
 
-        announcer.describe(Report("1.0", "native", 4, 3, (Condition("Ready", True, "DataPathWorks"),)))
+        announcer.describe(
+            PeerStatusReport("1.0", "native", 4, 3, (PeerStatusCondition("Ready", True, "DataPathWorks"),))
+        )
         await until(lambda: has_status(client), "a status")
         thing = await standing(client)
         assert thing["status"]["sessions"] == {"wanted": 4, "up": 3}
@@ -295,7 +297,7 @@ async def test_a_server_that_refuses_our_peer_is_told_and_asked_again(client: Cl
 
 
 async def test_a_peer_with_a_key_the_server_refuses_ends_nothing(client: Client) -> None:
-    wrong = Announcement(Peer("f1", b"", listen_port=4500), "factory", "gateway")
+    wrong = PeerContent(PeerObject("f1", b"", listen_port=4500), "factory", "gateway")
     async with announcing(client) as announcer:
         announcer.want(wrong)
         await until(lambda: announcer.error, "refused")

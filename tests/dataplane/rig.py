@@ -24,7 +24,7 @@ from ravenvpn.dataplane.contract import (
     Drop,
     Endpoint,
     Event,
-    Keypair,
+    NewKeypair,
     Offloads,
     PeerId,
     Role,
@@ -162,13 +162,13 @@ class End:
 
 def keypairs(
     birth: float, *, suite: Suite = Suite.CHACHA20POLY1305, indices: tuple[int, int] | None = None
-) -> tuple[Keypair, Keypair]:
+) -> tuple[NewKeypair, NewKeypair]:
     """What a handshake leaves: (the initiator's, the responder's)."""
     there, back = secrets.token_bytes(32), secrets.token_bytes(32)
     mine, yours = indices or (secrets.randbits(32), secrets.randbits(32))
     return (
-        Keypair(suite, Role.INITIATOR, mine, yours, there, back, birth),
-        Keypair(suite, Role.RESPONDER, yours, mine, back, there, birth),
+        NewKeypair(suite, Role.INITIATOR, mine, yours, there, back, birth),
+        NewKeypair(suite, Role.RESPONDER, yours, mine, back, there, birth),
     )
 
 
@@ -213,7 +213,7 @@ class Eve:
         self.socket.sendmsg([data], [(*option, struct.pack("=i", ds_field))], 0, (to.host, to.port))
 
 
-def message(keypair: Keypair, counter: int, inner: bytes) -> bytes:
+def message(keypair: NewKeypair, counter: int, inner: bytes) -> bytes:
     """The transport message that the other end of `keypair` would send (whitepaper §5.4.6): sealed independently."""
     sealed = cipher(keypair.suite, keypair.receive_key).encrypt(keypair.suite.nonce(counter), inner, None)
     return struct.pack("<IIQ", 4, keypair.local_index, counter) + sealed
@@ -225,14 +225,14 @@ class Pair:
     def __init__(self, alice: End, bob: End, clock: Clock) -> None:
         self.alice, self.bob, self.clock = alice, bob, clock
 
-    def handshake(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[Keypair, Keypair]:
+    def handshake(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[NewKeypair, NewKeypair]:
         """A handshake by fiat: Bob has the key in `next` until Alice's first message arrives."""
         initiators, responders = keypairs(self.clock(), suite=suite)
         self.bob.plane.install_keypair(ALICE, responders)
         self.alice.plane.install_keypair(BOB, initiators)
         return initiators, responders
 
-    async def connect(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[Keypair, Keypair]:
+    async def connect(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[NewKeypair, NewKeypair]:
         """Handshake, confirm the key, and forget what was reported on the way."""
         keys = self.handshake(suite)
         await self.settle()

@@ -18,8 +18,8 @@ from dataplane.rig import BOB, Clock, End, Eve, message, settle, two
 
 from ravenvpn.dataplane.coalesce import Coalescer
 from ravenvpn.dataplane.contract import Endpoint, Offloads
-from ravenvpn.dataplane.outlet import TunOutlet
-from ravenvpn.dataplane.reports import Tally
+from ravenvpn.dataplane.events import Tally
+from ravenvpn.dataplane.tun_writer import TunWriter
 
 A, B = "10.1.0.1", "10.2.0.1"
 A6, B6 = "fd01::1", "fd02::1"
@@ -240,7 +240,7 @@ def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(packets, given_
         return len(frame)
 
     tally = Tally()
-    outlet = TunOutlet(-1, tally, refusing)
+    outlet = TunWriter(-1, tally, refusing)
     for turn in range(3):
         coalescer = joined(packets)
         outlet.write(coalescer)

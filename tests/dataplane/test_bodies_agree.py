@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.dataplane.contract import Datagram, Endpoint, Keypair, Role, Source, SourceMoved
+from ravenvpn.dataplane.contract import Datagram, Endpoint, NewKeypair, Role, Source, SourceMoved
 
 pytestmark = pytest.mark.skipif(BODIES == ["pure"], reason="THE NATIVE BODY WAS NOT BUILT")
 
@@ -37,7 +37,7 @@ class World:
         self.end = End(body, clock)
         self.places = {name: Eve(socket.AF_INET6 if name == "six" else socket.AF_INET) for name in PLACES}
         self.names = {eve.endpoint: name for name, eve in self.places.items()}
-        self.sessions: list[Keypair] = []
+        self.sessions: list[NewKeypair] = []
         self.said: Counter[int] = Counter()  # by the other ends, per session
         self.end.plane.set_own_address(IPv6Address(OWN), PROBE_PORT)
 
@@ -200,7 +200,7 @@ def session(draw):
     keys = draw(st.binary(min_size=32, max_size=32)), draw(st.binary(min_size=32, max_size=32))
 
     def step(world: World) -> None:
-        keypair = Keypair(suite, role, *indices, *keys, world.clock())
+        keypair = NewKeypair(suite, role, *indices, *keys, world.clock())
         world.end.plane.install_keypair(peer, keypair)
         world.sessions.append(keypair)
 
@@ -277,7 +277,7 @@ async def side_by_side(schedule) -> None:
             world.end.knows(CAROL, world.places["carol"].endpoint)
             world.end.start()
             for index, (peer, role) in enumerate(((ALICE, Role.INITIATOR), (CAROL, Role.RESPONDER))):
-                keypair = Keypair(Suite.CHACHA20POLY1305, role, 20 + index, 7, b"1" * 32, b"2" * 32, world.clock())
+                keypair = NewKeypair(Suite.CHACHA20POLY1305, role, 20 + index, 7, b"1" * 32, b"2" * 32, world.clock())
                 world.end.plane.install_keypair(peer, keypair)
                 world.sessions.append(keypair)
         for number, step in enumerate(schedule):

@@ -10,11 +10,7 @@ import pytest
 from dataplane.packets import is_valid, tcp, udp
 from dataplane.rig import ALICE, BOB, CAROL, Clock, End, Eve, keypairs, message, settle, two
 
-from ravenvpn.dataplane.contract import (
-    Endpoint,
-    Source,
-    SourceMoved,
-)
+from ravenvpn.dataplane.contract import Endpoint, Source, SourceMoved
 
 A, B, C = "10.1.0.1", "10.2.0.1", "10.3.0.1"
 A6, B6 = "fd01::1", "fd02::1"

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.dataplane.contract import Keypair, KeypairRetired, KeyPromoted, PeerId, Role, Timing
-from ravenvpn.dataplane.peers import Peer
-from ravenvpn.dataplane.reports import EventQueue, Tally
-from ravenvpn.dataplane.sessions import SessionTable
+from ravenvpn.dataplane.contract import KeypairRetired, KeyPromoted, NewKeypair, PeerId, Role, Timing
+from ravenvpn.dataplane.events import EventQueue, Tally
+from ravenvpn.dataplane.keypairs import KeypairTable
+from ravenvpn.dataplane.peers import DataPlanePeer
 
 
 @dataclass
@@ -55,9 +55,9 @@ class Model:
 @given(st.lists(st.sampled_from(["initiator", "responder", "confirmed", "dropped"]), max_size=20))
 def test_slots_rotate_as_in_the_reference(events):
     queue = EventQueue(Tally())
-    table, peer, model = SessionTable(queue, Timing()), Peer(PeerId(1)), Model()
+    table, peer, model = KeypairTable(queue, Timing()), DataPlanePeer(PeerId(1)), Model()
     for index, event in enumerate(events):
-        keypair = Keypair(
+        keypair = NewKeypair(
             Suite.CHACHA20POLY1305,
             Role.INITIATOR if event == "initiator" else Role.RESPONDER,
             index, 1000 + index, bytes(32), bytes(32), 1.0,
@@ -86,6 +86,6 @@ def test_slots_rotate_as_in_the_reference(events):
 
 
 def test_a_keypair_does_not_show_its_keys():
-    keypair = Keypair(Suite.AES256GCM, Role.INITIATOR, 1, 2, b"send-key" * 4, b"recv-key" * 4, 1.0)
+    keypair = NewKeypair(Suite.AES256GCM, Role.INITIATOR, 1, 2, b"send-key" * 4, b"recv-key" * 4, 1.0)
     assert "send-key" not in repr(keypair)
     assert "recv-key" not in repr(keypair)

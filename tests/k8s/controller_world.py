@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ravenvpn.k8s.controller.cache import ClusterCache, ObjectKind
+from ravenvpn.k8s.controller.conflict_view import ConflictView
 from ravenvpn.k8s.controller.decide import Decision, Rights, decide
-from ravenvpn.k8s.controller.facts import ADDED
-from ravenvpn.k8s.controller.notices import Notice
-from ravenvpn.k8s.controller.standing import Standing
-from ravenvpn.k8s.controller.view import Kind, View
-from ravenvpn.k8s.controller.wanted import status_of
+from ravenvpn.k8s.controller.decode import ADDED
+from ravenvpn.k8s.controller.desired import status_of
+from ravenvpn.k8s.controller.events import EventNotice
 from ravenvpn.mesh.model import GatewayStatus, World
 
 Object = dict[str, Any]
@@ -62,10 +62,10 @@ class Cluster:
     """A view, and an API server that takes every status that is decided on."""
 
     def __init__(self, *objects: Object) -> None:
-        self.view = View()
-        self.standing = Standing("test")
+        self.view = ClusterCache()
+        self.standing = ConflictView("test")
         self.documents: dict[str, Object] = {}
-        self.told: dict[str, frozenset[Notice]] = {}
+        self.told: dict[str, frozenset[EventNotice]] = {}
         self.names: Mapping[str, Sequence[str]] = {}
         self.put(*objects)
 
@@ -73,10 +73,10 @@ class Cluster:
         for thing in objects:
             if thing["kind"] == "Gateway":
                 self.documents[thing["metadata"]["name"]] = thing
-            self.view.take(Kind(thing["kind"]), [thing])
+            self.view.take(ObjectKind(thing["kind"]), [thing])
 
     def drop(self, kind: str, name: str) -> None:
-        self.view.take(Kind(kind), (), (name,))
+        self.view.take(ObjectKind(kind), (), (name,))
 
     def touched(self) -> set[str]:
         touched, self.view.touched = self.view.touched, set()

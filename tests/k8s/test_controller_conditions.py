@@ -136,7 +136,7 @@ def test_an_overlap_is_the_younger_ones_and_names_the_other() -> None:
 
 def look(cluster: Cluster) -> list[tuple[str, str]]:
     """As a round does: what all should say, who contradicts whom, and then each."""
-    from ravenvpn.k8s.controller.wanted import status_of
+    from ravenvpn.k8s.controller.desired import status_of
 
     values = {name: held.value for name, held in cluster.view.gateways.items() if held.value}
     wanted = {

@@ -7,10 +7,10 @@ import base64
 import pytest
 from controller_world import NOW, Cluster, gateway, node, peer, reasons, tunnel
 
+from ravenvpn.k8s.controller.cache import ObjectKind
 from ravenvpn.k8s.controller.decide import Rights
-from ravenvpn.k8s.controller.facts import ADDED
-from ravenvpn.k8s.controller.view import Kind
-from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.k8s.controller.decode import ADDED
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.mesh.status import Gates
 
@@ -251,8 +251,8 @@ def test_the_election_falls_on_whom_agents_have_taken_meanwhile() -> None:
 
     assert cluster.active("factory") == ["edge-3"]
     for me in ("cloud-1", "edge-2", "edge-3"):
-        alive = {name: Verdict.ALIVE for name in ("cloud-1", "edge-2", "edge-3") if name != me}
-        seen = Liveness({**alive, "edge-1": Verdict.DEAD})
+        alive = {name: LivenessVerdict.ALIVE for name in ("cloud-1", "edge-2", "edge-3") if name != me}
+        seen = Liveness({**alive, "edge-1": LivenessVerdict.DEAD})
         planner = Planner(me)
         planner.update(known_before)
         stand_in, elected = planner.update(known_before, seen), planner.update(cluster.world(), seen)
@@ -278,7 +278,7 @@ def test_an_answer_that_overtook_the_watch_is_not_undone(factory: Cluster) -> No
     """The watch delivers what was before our own write after its answer."""
     old = factory.documents["factory"]
     factory.settle("factory")
-    factory.view.take(Kind.GATEWAY, [old])
+    factory.view.take(ObjectKind.GATEWAY, [old])
     held = factory.view.gateways["factory"]
     assert held.version == "2"
     assert not factory.decide("factory", now=NOW)

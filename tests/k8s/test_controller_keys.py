@@ -6,7 +6,7 @@ from controller_world import KEY, OTHER_KEY, Cluster, gateway, node, peer, tunne
 
 from ravenvpn.k8s.controller import keys
 from ravenvpn.k8s.controller.decide import Rights
-from ravenvpn.k8s.controller.facts import ADDED
+from ravenvpn.k8s.controller.decode import ADDED
 
 
 def test_a_peers_key_is_missing_until_the_spec_says_it() -> None:

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.errors import ClusterError, ConfigError
-from ravenvpn.k8s.lease import Candidacy, Record, Timing, read, write
+from ravenvpn.k8s.lease import Candidacy, LeaseRecord, LeaseTiming, read, write
 
 WALL = "2026-01-31T12:00:00.000000Z"
 
 
-def stand(candidacy: Candidacy, server: Record, now: float) -> Record | None:
+def stand(candidacy: Candidacy, server: LeaseRecord, now: float) -> LeaseRecord | None:
     """Look, and claim if possible: what is sent."""
     candidacy.observe(server, now)
     return candidacy.claim(now, WALL)
 
 
-def leader(identity: str = "a", at: float = 100.0) -> tuple[Candidacy, Record]:
+def leader(identity: str = "a", at: float = 100.0) -> tuple[Candidacy, LeaseRecord]:
     candidacy = Candidacy(identity)
-    claim = stand(candidacy, Record(), at)
+    claim = stand(candidacy, LeaseRecord(), at)
     assert claim is not None
     record = replace(claim, version="1")
     candidacy.written(record, at, at + 0.1)
@@ -108,7 +108,7 @@ def test_who_does_not_hold_it_gives_nothing_up() -> None:
 
 
 def test_a_lease_survives_the_way_to_the_server_and_back() -> None:
-    record = Record("a", 15.0, WALL, WALL, 3, "77")
+    record = LeaseRecord("a", 15.0, WALL, WALL, 3, "77")
     written = write(record, "raven-vpn-controller", "kube-system")
     assert written["metadata"] == {
         "name": "raven-vpn-controller",
@@ -119,7 +119,7 @@ def test_a_lease_survives_the_way_to_the_server_and_back() -> None:
 
 
 def test_a_lease_made_by_hand_is_read_as_held_by_nobody() -> None:
-    assert read({"metadata": {"name": "x", "resourceVersion": "5"}}) == Record(version="5")
+    assert read({"metadata": {"name": "x", "resourceVersion": "5"}}) == LeaseRecord(version="5")
     with pytest.raises(ClusterError):
         read({"metadata": {}, "spec": {"holderIdentity": 7}})
 
@@ -127,16 +127,16 @@ def test_a_lease_made_by_hand_is_read_as_held_by_nobody() -> None:
 @pytest.mark.parametrize("timing", [(10.0, 10.0, 2.0), (15.0, 14.5, 2.0), (15.0, 2.0, 2.0), (15.0, 10.0, 0.0)])
 def test_times_that_do_not_fit_together_are_refused(timing: tuple[float, float, float]) -> None:
     with pytest.raises(ConfigError):
-        Timing(*timing)
+        LeaseTiming(*timing)
 
 
 class Server:
     """Holds the Lease as etcd would: a write with a stale version is refused."""
 
     def __init__(self) -> None:
-        self.record = Record()
+        self.record = LeaseRecord()
 
-    def put(self, record: Record) -> Record | None:
+    def put(self, record: LeaseRecord) -> LeaseRecord | None:
         if record.version != self.record.version:
             return None
         self.record = replace(record, version=str(int(self.record.version or 0) + 1))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ravenvpn.k8s.controller.deference import Elect, judge
-from ravenvpn.k8s.controller.facts import HeldGateway, Writer, added_fields, read_gateway
-from ravenvpn.k8s.controller.notices import BURST, EventLog, Notice, Subject
+from ravenvpn.k8s.controller.decode import HeldGateway, StatusWriter, added_fields, read_gateway
+from ravenvpn.k8s.controller.events import BURST, EventLog, EventNotice, EventSubject
+from ravenvpn.k8s.controller.yurt_manager import Elect, judge
 
-FACTORY = Subject("Gateway", "factory", "uid-1", "raven.openyurt.io/v1beta1", "17")
-ELECTED = Notice(FACTORY, "ActiveEndpointElected", "active tunnel endpoint: edge-1")
+FACTORY = EventSubject("Gateway", "factory", "uid-1", "raven.openyurt.io/v1beta1", "17")
+ELECTED = EventNotice(FACTORY, "ActiveEndpointElected", "active tunnel endpoint: edge-1")
 T0 = 1_769_860_800.0  # 2026-01-31T12:00:00Z
 
 
@@ -54,16 +54,16 @@ def test_the_same_words_are_counted_on() -> None:
 
 def test_about_one_object_a_burst_and_then_one_in_five_minutes() -> None:
     log = EventLog("vm-1")
-    storm = [log.take(Notice(FACTORY, "ActiveEndpointElected", f"edge-{i}"), T0 + i) for i in range(200)]
+    storm = [log.take(EventNotice(FACTORY, "ActiveEndpointElected", f"edge-{i}"), T0 + i) for i in range(200)]
     assert sum(event is not None for event in storm) == BURST == 25
     assert log.suppressed == 175
-    office = Subject("Gateway", "office", "uid-2", "raven.openyurt.io/v1beta1")
-    assert log.take(Notice(office, "Conflict", "x", True), T0 + 200) is not None  # others are heard
+    office = EventSubject("Gateway", "office", "uid-2", "raven.openyurt.io/v1beta1")
+    assert log.take(EventNotice(office, "Conflict", "x", True), T0 + 200) is not None  # others are heard
     assert log.take(ELECTED, T0 + 600) is not None
 
 
 def test_long_words_are_cut_at_what_the_api_takes() -> None:
-    event = EventLog("vm-1").take(Notice(FACTORY, "Malformed", "ä" * 5000, True), T0)
+    event = EventLog("vm-1").take(EventNotice(FACTORY, "Malformed", "ä" * 5000, True), T0)
     assert event is not None
     assert len(event.body["message"].encode()) <= 1024
     assert event.body["type"] == "Warning"
@@ -72,7 +72,7 @@ def test_long_words_are_cut_at_what_the_api_takes() -> None:
 def test_memory_is_bounded() -> None:
     log = EventLog("vm-1")
     for i in range(10_000):
-        log.take(Notice(Subject("Gateway", f"g{i}", "", "v1"), "Conflict", "x"), T0)
+        log.take(EventNotice(EventSubject("Gateway", f"g{i}", "", "v1"), "Conflict", "x"), T0)
     assert len(log._series) <= 4096
     assert len(log._buckets) <= 4096
 
@@ -83,7 +83,7 @@ def test_memory_is_bounded() -> None:
 def held(name: str = "factory", **writers: float) -> HeldGateway:
     """Keywords: yurt for yurt-manager, ours for us."""
     names = {"yurt": "yurt-manager", "ours": "raven-vpn-controller", "kubectl": "kubectl-edit"}
-    entries = tuple(Writer(names[who], at) for who, at in writers.items())
+    entries = tuple(StatusWriter(names[who], at) for who, at in writers.items())
     return HeldGateway(name, "", "1", 1, None, writers=entries)
 
 
@@ -145,7 +145,7 @@ def test_who_wrote_a_status_is_read_from_managed_fields() -> None:
             ],
         },
     }
-    assert read_gateway(document).writers == (Writer("old", T0 - 3600), Writer("yurt-manager", T0))
+    assert read_gateway(document).writers == (StatusWriter("old", T0 - 3600), StatusWriter("yurt-manager", T0))
 
 
 def test_what_a_definition_has_beyond_upstreams() -> None:

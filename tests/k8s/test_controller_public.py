@@ -6,7 +6,7 @@ from typing import Any
 
 from controller_world import KEY, Cluster, gateway, node, peer, tunnel
 
-from ravenvpn.k8s.controller.public import service_name
+from ravenvpn.k8s.controller.services import service_name
 from ravenvpn.mesh.model import EndpointType
 
 CLOUD = gateway("cloud", [tunnel("cloud-1", port=4501), tunnel("cloud-2", port=4501)], exposeType="LoadBalancer")

@@ -9,7 +9,7 @@ from typing import Any
 from controller_world import EVERYTHING, Cluster, gateway, node, tunnel
 
 from ravenvpn.k8s.controller.decide import Decision
-from ravenvpn.k8s.controller.rounds import Rounds
+from ravenvpn.k8s.controller.reconcile import ReconcileQueue
 from ravenvpn.k8s.controller.writer import NotLeading
 
 
@@ -28,7 +28,7 @@ class Writer:
 async def test_a_write_that_came_too_late_for_the_lease_is_tried_again() -> None:
     cluster = Cluster(gateway("factory", [tunnel("edge-1")]), node("edge-1", "factory"))
     writer: Any = Writer()
-    rounds = Rounds(cluster.view, writer, "test", lambda _: (), draw=lambda: 0.0, wall=time.time)
+    rounds = ReconcileQueue(cluster.view, writer, "test", lambda _: (), draw=lambda: 0.0, wall=time.time)
     wake = asyncio.Event()
     await rounds.look(EVERYTHING, wake.set)
     await asyncio.wait_for(wake.wait(), 5)

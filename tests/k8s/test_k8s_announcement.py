@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 
-from ravenvpn.k8s.announcement import Announcement, Condition, Outbox, Part, Report
-from ravenvpn.mesh.model import Peer
+from ravenvpn.k8s.peer_outbox import PeerContent, PeerOutbox, PeerPart, PeerStatusCondition, PeerStatusReport
+from ravenvpn.mesh.model import PeerObject
 
-PEER = Peer("edge-1", b"\1" * 32, listen_port=4500)
-PLAIN = Announcement(PEER, "factory", "plain")
+PEER = PeerObject("edge-1", b"\1" * 32, listen_port=4500)
+PLAIN = PeerContent(PEER, "factory", "plain")
 NEVER = float("inf")
 
 
-def report(up: int = 1, ready: bool = True, message: str = "") -> Report:
-    return Report("1.0", "native", 2, up, (Condition("Ready", ready, "Because", message),))
+def report(up: int = 1, ready: bool = True, message: str = "") -> PeerStatusReport:
+    return PeerStatusReport("1.0", "native", 2, up, (PeerStatusCondition("Ready", ready, "Because", message),))
 
 
-def written() -> Outbox:
+def written() -> PeerOutbox:
     """Written at 0.0 and shown by the API, status included."""
-    outbox = Outbox()
+    outbox = PeerOutbox()
     outbox.want(PLAIN)
     outbox.wrote_peer(PLAIN, 0.0)
     outbox.saw(dataclasses.replace(PEER, created=1.0))
@@ -28,86 +28,86 @@ def written() -> Outbox:
 
 
 def test_it_is_written_once() -> None:
-    outbox = Outbox()
-    assert outbox.next(0.0) == (Part.NOTHING, NEVER)
+    outbox = PeerOutbox()
+    assert outbox.next(0.0) == (PeerPart.NOTHING, NEVER)
     outbox.want(PLAIN)
-    assert outbox.next(0.0) == (Part.PEER, 0.0)
+    assert outbox.next(0.0) == (PeerPart.PEER, 0.0)
     outbox.wrote_peer(PLAIN, 0.0)
     outbox.saw(PEER)
     outbox.want(PLAIN)
-    assert outbox.next(1.0) == (Part.NOTHING, NEVER)
+    assert outbox.next(1.0) == (PeerPart.NOTHING, NEVER)
     assert outbox.is_written
 
 
 def test_another_region_is_written_at_once() -> None:
     outbox = written()
     outbox.want(dataclasses.replace(PLAIN, region="harbour"))
-    assert outbox.next(1.0) == (Part.PEER, 0.0)
+    assert outbox.next(1.0) == (PeerPart.PEER, 0.0)
 
 
 def test_a_deleted_one_is_written_again() -> None:
     outbox = written()
     outbox.saw(None)
-    assert outbox.next(1.0) == (Part.PEER, 0.0)
+    assert outbox.next(1.0) == (PeerPart.PEER, 0.0)
 
 
 def test_one_that_somebody_else_changed_is_put_right() -> None:
     outbox = written()
     outbox.saw(dataclasses.replace(PEER, public_key=b"\2" * 32))
-    assert outbox.next(1.0) == (Part.PEER, 0.0)
+    assert outbox.next(1.0) == (PeerPart.PEER, 0.0)
 
 
 def test_a_world_older_than_what_was_written_is_not_believed() -> None:
     """The write returns before the watch shows it."""
-    outbox = Outbox()
+    outbox = PeerOutbox()
     outbox.want(PLAIN)
     outbox.wrote_peer(PLAIN, 0.0)
     outbox.saw(None)
     outbox.saw(dataclasses.replace(PEER, listen_port=1))
-    assert outbox.next(1.0) == (Part.PEER, 29.0), "but it is looked at again after half a minute"
+    assert outbox.next(1.0) == (PeerPart.PEER, 29.0), "but it is looked at again after half a minute"
 
 
 def test_a_node_in_no_region_announces_nothing_until_it_was_in_one() -> None:
-    outbox = Outbox()
-    nowhere = Announcement(PEER, "", "none")
+    outbox = PeerOutbox()
+    nowhere = PeerContent(PEER, "", "none")
     outbox.want(nowhere)
-    assert outbox.next(0.0) == (Part.NOTHING, NEVER)
+    assert outbox.next(0.0) == (PeerPart.NOTHING, NEVER)
     outbox.want(PLAIN)
     outbox.wrote_peer(PLAIN, 0.0)
     outbox.want(nowhere)
-    assert outbox.next(1.0) == (Part.PEER, 0.0)
+    assert outbox.next(1.0) == (PeerPart.PEER, 0.0)
     outbox.wrote_peer(nowhere, 1.0)
     outbox.saw(None)  # no selector of ours shows it now
-    assert outbox.next(100.0) == (Part.NOTHING, NEVER)
+    assert outbox.next(100.0) == (PeerPart.NOTHING, NEVER)
 
 
 def test_numbers_in_the_status_may_wait_five_minutes() -> None:
     outbox = written()
     outbox.describe(report(up=2))
-    assert outbox.next(60.0) == (Part.STATUS, 240.0)
+    assert outbox.next(60.0) == (PeerPart.STATUS, 240.0)
     outbox.describe(report())
-    assert outbox.next(60.0) == (Part.NOTHING, NEVER), "as it was again meanwhile"
+    assert outbox.next(60.0) == (PeerPart.NOTHING, NEVER), "as it was again meanwhile"
 
 
 def test_readiness_is_told_at_once_and_not_more_often_than_every_ten_seconds() -> None:
     outbox = written()
     outbox.describe(report(ready=False))
-    assert outbox.next(60.0) == (Part.STATUS, 0.0)
+    assert outbox.next(60.0) == (PeerPart.STATUS, 0.0)
     outbox.wrote_status(report(ready=False), 60.0)
     outbox.describe(report())
-    assert outbox.next(61.0) == (Part.STATUS, 9.0)
+    assert outbox.next(61.0) == (PeerPart.STATUS, 9.0)
 
 
 def test_a_reason_that_only_reads_otherwise_is_no_hurry() -> None:
     outbox = written()
     outbox.describe(report(message="down for 12 s"))
-    assert outbox.next(60.0) == (Part.STATUS, 240.0)
+    assert outbox.next(60.0) == (PeerPart.STATUS, 240.0)
 
 
 def test_a_status_whose_peer_is_gone_has_it_written_again_and_follows() -> None:
     outbox = written()
     outbox.describe(report(ready=False))
     outbox.is_gone()
-    assert outbox.next(60.0) == (Part.PEER, 0.0)
+    assert outbox.next(60.0) == (PeerPart.PEER, 0.0)
     outbox.wrote_peer(PLAIN, 60.0)
-    assert outbox.next(60.0) == (Part.STATUS, 0.0)
+    assert outbox.next(60.0) == (PeerPart.STATUS, 0.0)

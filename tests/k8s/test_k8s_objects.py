@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.problems import path_steps
-from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, HostPort, Node, NodeInfo, Peer
+from ravenvpn.mesh.model import (
+    EndpointType,
+    Gateway,
+    GatewayEndpoint,
+    GatewayStatus,
+    HostPort,
+    Node,
+    NodeInfo,
+    PeerObject,
+)
 
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 
@@ -65,8 +74,8 @@ def test_a_gateway_as_upstream_writes_it() -> None:
     assert gateway == Gateway(
         name="gw-cloud",
         endpoints=(
-            Endpoint("master", EndpointType.PROXY, 10262),
-            Endpoint("master", EndpointType.TUNNEL, 4500, public_ip="192.0.2.1", config={"publicKey": KEY}),
+            GatewayEndpoint("master", EndpointType.PROXY, 10262),
+            GatewayEndpoint("master", EndpointType.TUNNEL, 4500, public_ip="192.0.2.1", config={"publicKey": KEY}),
         ),
         tunnel_replicas=1,
         proxy_replicas=1,
@@ -77,7 +86,7 @@ def test_a_gateway_as_upstream_writes_it() -> None:
         status=GatewayStatus(
             (NodeInfo("master", ipaddress.ip_address("172.16.0.1"), (ipaddress.ip_network("10.244.0.0/24"),)),),
             (
-                Endpoint(
+                GatewayEndpoint(
                     "master",
                     EndpointType.TUNNEL,
                     4500,
@@ -127,7 +136,7 @@ def test_v1alpha1_is_converted_as_upstream_does() -> None:
             },
         }
     )
-    endpoint = Endpoint("n1", EndpointType.TUNNEL, 4500, under_nat=True)
+    endpoint = GatewayEndpoint("n1", EndpointType.TUNNEL, 4500, under_nat=True)
     assert parsed.value == Gateway(
         "old",
         (endpoint,),
@@ -139,7 +148,7 @@ def test_v1alpha1_is_converted_as_upstream_does() -> None:
 
 
 def test_a_peer_and_back() -> None:
-    peer = Peer(
+    peer = PeerObject(
         "edge-1",
         bytes(range(32)),
         next_public_key=bytes(range(1, 33)),

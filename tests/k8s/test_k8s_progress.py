@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ravenvpn.k8s.progress import Backoff, Progress, Step
+from ravenvpn.k8s.list_watch import Backoff, ListWatch, Step
 from ravenvpn.k8s.resource import ApiError
 
 GONE = ApiError("too old resource version", status=410, reason="Expired")
@@ -16,21 +16,21 @@ def half() -> float:
 
 
 def test_a_new_follower_lists_at_once() -> None:
-    assert Progress(half).step() == Step(0.0, "")
+    assert ListWatch(half).step() == Step(0.0, "")
 
 
 def test_one_that_knows_how_far_it_had_come_goes_on_there() -> None:
-    assert Progress(half, "4711").step() == Step(0.0, "4711")
+    assert ListWatch(half, "4711").step() == Step(0.0, "4711")
 
 
 def test_after_the_list_it_watches_from_the_lists_version() -> None:
-    progress = Progress(half)
+    progress = ListWatch(half)
     progress.listed("100")
     assert progress.step() == Step(0.0, "100")
 
 
 def test_a_watch_that_ends_in_good_order_is_resumed_at_once_after_the_last_event_or_bookmark() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     progress.accepted(now=0.0)
     progress.saw("105")
     progress.saw("")  # an event that names none
@@ -39,7 +39,7 @@ def test_a_watch_that_ends_in_good_order_is_resumed_at_once_after_the_last_event
 
 
 def test_a_server_that_ends_every_watch_at_once_is_asked_ever_less_often() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     waits = []
     for now in range(6):
         progress.accepted(float(now))
@@ -49,7 +49,7 @@ def test_a_server_that_ends_every_watch_at_once_is_asked_ever_less_often() -> No
 
 
 def test_a_connection_that_breaks_is_resumed_and_nothing_listed() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     progress.accepted(now=0.0)
     progress.saw("120")
     progress.failed(REFUSED, now=3600.0)
@@ -57,13 +57,13 @@ def test_a_connection_that_breaks_is_resumed_and_nothing_listed() -> None:
 
 
 def test_what_the_server_has_forgotten_is_listed_anew() -> None:
-    progress = Progress(half, "1")
+    progress = ListWatch(half, "1")
     progress.failed(GONE, now=0.0)
     assert progress.step() == Step(0.5, "")
 
 
 def test_a_server_that_was_away_and_is_back_with_nothing_to_resume_is_listed_soon() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     for _ in range(9):
         progress.failed(REFUSED, now=0.0)
     progress.failed(GONE, now=60.0)
@@ -71,7 +71,7 @@ def test_a_server_that_was_away_and_is_back_with_nothing_to_resume_is_listed_soo
 
 
 def test_one_that_forgets_again_and_again_is_listed_ever_less_often() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     waits = []
     for now in range(4):
         progress.failed(GONE, now=float(now))
@@ -85,20 +85,20 @@ def test_one_that_forgets_again_and_again_is_listed_ever_less_often() -> None:
 
 
 def test_a_server_that_is_away_is_tried_at_most_every_30_seconds() -> None:
-    progress = Progress(lambda: 1.0, "100")
+    progress = ListWatch(lambda: 1.0, "100")
     for _ in range(50):
         progress.failed(REFUSED, now=0.0)
     assert progress.step() == Step(30.0, "100")
 
 
 def test_what_the_server_asks_for_is_kept_to_and_spread() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     progress.failed(ApiError("storage is (re)initializing", status=429, retry_after=5.0), now=0.0)
     assert progress.step() == Step(5.5, "100")
 
 
 def test_a_watch_that_held_makes_earlier_failures_forgotten() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     for _ in range(5):
         progress.failed(REFUSED, now=0.0)
     progress.accepted(now=60.0)
@@ -107,7 +107,7 @@ def test_a_watch_that_held_makes_earlier_failures_forgotten() -> None:
 
 
 def test_one_that_broke_at_once_does_not() -> None:
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     for _ in range(5):
         progress.failed(REFUSED, now=0.0)
     progress.accepted(now=60.0)
@@ -117,7 +117,7 @@ def test_one_that_broke_at_once_does_not() -> None:
 
 def test_a_server_restored_from_an_old_backup_is_listed_anew_after_three_refusals() -> None:
     ahead = ApiError("Too large resource version", status=504, reason="ResourceVersionTooLarge")
-    progress = Progress(half, "100")
+    progress = ListWatch(half, "100")
     for version in ("100", "100", ""):
         progress.failed(ahead, now=0.0)
         assert progress.step().version == version

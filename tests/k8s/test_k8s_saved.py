@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from ravenvpn.k8s.assembly import Feed, Kept
-from ravenvpn.k8s.saved import Saved, WorldFile
+from ravenvpn.k8s.world_cache import Saved, WorldCache
 
 WORLD = Saved(
     "uid",
@@ -27,18 +27,18 @@ WORLD = Saved(
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> WorldFile:
-    file = WorldFile(tmp_path / "world")
+def file(tmp_path: Path) -> WorldCache:
+    file = WorldCache(tmp_path / "world")
     file.store(WORLD)
     return file
 
 
-def test_what_was_stored_comes_back(file: WorldFile) -> None:
-    assert WorldFile(file.path).load() == WORLD
+def test_what_was_stored_comes_back(file: WorldCache) -> None:
+    assert WorldCache(file.path).load() == WORLD
     assert file.complaint == ""
 
 
-def test_it_is_the_owners_alone_and_nothing_else_is_left(file: WorldFile) -> None:
+def test_it_is_the_owners_alone_and_nothing_else_is_left(file: WorldCache) -> None:
     old = os.umask(0)
     try:
         file.store(WORLD)
@@ -49,13 +49,13 @@ def test_it_is_the_owners_alone_and_nothing_else_is_left(file: WorldFile) -> Non
 
 
 def test_none_at_all_is_no_complaint(tmp_path: Path) -> None:
-    file = WorldFile(tmp_path / "world")
+    file = WorldCache(tmp_path / "world")
     assert file.load() is None
     assert file.complaint == ""
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, 200, -1, -20])
-def test_a_truncated_one_is_set_aside(file: WorldFile, length: int) -> None:
+def test_a_truncated_one_is_set_aside(file: WorldCache, length: int) -> None:
     whole = file.path.read_bytes()
     file.path.write_bytes(whole[:length])
 
@@ -66,7 +66,7 @@ def test_a_truncated_one_is_set_aside(file: WorldFile, length: int) -> None:
     assert Path(f"{file.path}.corrupt").read_bytes() == whole[:length]
 
 
-def test_a_flipped_bit_is_noticed(file: WorldFile) -> None:
+def test_a_flipped_bit_is_noticed(file: WorldCache) -> None:
     content = bytearray(file.path.read_bytes())
     content[-10] ^= 1
     file.path.write_bytes(content)
@@ -75,14 +75,14 @@ def test_a_flipped_bit_is_noticed(file: WorldFile) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\x00" * 4096, b"[]\n", b"{}\n", b'{"ravenvpn_world":"1"}\n', b"[" * 100_000])
-def test_rubbish_is_set_aside(file: WorldFile, content: bytes) -> None:
+def test_rubbish_is_set_aside(file: WorldCache, content: bytes) -> None:
     file.path.write_bytes(content)
     assert file.load() is None
     assert file.complaint
     assert Path(f"{file.path}.corrupt").exists()
 
 
-def test_one_of_a_newer_version_is_kept_for_it(file: WorldFile) -> None:
+def test_one_of_a_newer_version_is_kept_for_it(file: WorldCache) -> None:
     head, _, body = file.path.read_bytes().partition(b"\n")
     newer = msgspec.json.encode({**msgspec.json.decode(head), "ravenvpn_world": 2, "more": [1, 2]})
     file.path.write_bytes(newer + b"\n" + body)
@@ -93,12 +93,12 @@ def test_one_of_a_newer_version_is_kept_for_it(file: WorldFile) -> None:
 
 def test_a_directory_in_its_place_is_said_and_left(tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
-    file = WorldFile(tmp_path / "world")
+    file = WorldCache(tmp_path / "world")
     assert file.load() is None
     assert "cannot be read" in file.complaint
 
 
-def test_a_disk_that_takes_nothing_leaves_the_old_one(file: WorldFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_takes_nothing_leaves_the_old_one(file: WorldCache, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.path.read_bytes()
 
     def full(_: int) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection, Iterable
 
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 Dump = dict[str, object]  # by the command that showed it
 
@@ -18,7 +18,7 @@ _COUNTERS = {"packets", "bytes"}
 _STIRRING = re.compile(r"^#|^net\.ipv4\.(tcp_fastopen_key|tcp_mem|udp_mem)|^net\.ipv[46]\.neigh\..*delay_probe")
 
 
-def dump(node: Node, commands: Iterable[str], *, may_fail: Collection[str] = ()) -> Dump:
+def dump(node: LabNode, commands: Iterable[str], *, may_fail: Collection[str] = ()) -> Dump:
     """Commands with `-j` give objects, others lines. Rules of xtables stay in order; all other lines have none."""
     found: Dump = {}
     for command in commands:

@@ -9,16 +9,16 @@ from typing import ClassVar, Self
 
 from lab.host_dumps import Dump
 
-from ravenvpn.agent.report import StatusReport
+from ravenvpn.agent.reports import StatusReport
 from ravenvpn.cli.client import ask
 from ravenvpn.errors import AgentUnreachableError, HostError
-from ravenvpn.lab import Lab, Node
+from ravenvpn.lab import Lab, LabNode
 from ravenvpn.lab.agents import Agents, wait_until
 
 SOCKET = "/run/ravenvpn/agent.sock"
 
 
-def status_of(node: Node) -> StatusReport:
+def status_of(node: LabNode) -> StatusReport:
     """As `raven-vpn status` gets it, but at once; AgentUnreachableError where no agent answers."""
     report = ask(node.path(SOCKET), "/v1/status", StatusReport)
     assert isinstance(report, StatusReport)
@@ -37,7 +37,7 @@ class LabMesh:
     PATIENCE: ClassVar[float] = 60.0
 
     @classmethod
-    def prepared(cls, lab: Lab, dump: Callable[[Node], Dump] | None = None) -> Self:
+    def prepared(cls, lab: Lab, dump: Callable[[LabNode], Dump] | None = None) -> Self:
         """Keys and manifests are there, and no agent runs yet. Without `dump` nobody will ask how a host was."""
         before = {} if dump is None else {node.name: dump(node) for node in lab.nodes}
         mesh = cls(lab, Agents(lab), before)
@@ -49,7 +49,7 @@ class LabMesh:
         self.agents.start_all()
         self.well()
 
-    def node(self, name: str) -> Node:
+    def node(self, name: str) -> LabNode:
         return self.lab.node(name)
 
     def status(self, name: str) -> StatusReport:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ravenvpn.errors import HostError
-from ravenvpn.lab import Lab, Nat, Region, kept, sweep
+from ravenvpn.lab import Lab, LabRegion, Nat, kept, sweep
 
 pytestmark = pytest.mark.root
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(
-        Region("cloud", nodes=2, pods=2),
-        Region("factory", nodes=2, pods=1, nat=Nat.PORT_RESTRICTED),
-        Region("narrow", nodes=1, pods=0, mtu=1400),
-        Region("masked", nodes=1, pods=1, masquerade=True),
-        Region("far", nodes=1, pods=0, delay=0.02),
+        LabRegion("cloud", nodes=2, pods=2),
+        LabRegion("factory", nodes=2, pods=1, nat=Nat.PORT_RESTRICTED),
+        LabRegion("narrow", nodes=1, pods=0, mtu=1400),
+        LabRegion("masked", nodes=1, pods=1, masquerade=True),
+        LabRegion("far", nodes=1, pods=0, delay=0.02),
     ) as lab:
         yield lab
 
@@ -183,7 +183,7 @@ def test_manifests_fit_the_addresses(lab: Lab, tmp_path: Path):
 
 def test_nothing_is_left_of_a_lab_and_the_machine_is_untouched():
     before = machine()
-    with Lab(Region("one", nodes=2), Region("two", nat=Nat.FULL_CONE)) as lab:
+    with Lab(LabRegion("one", nodes=2), LabRegion("two", nat=Nat.FULL_CONE)) as lab:
         process = lab.pod("one-1-pod-1").popen(["sleep", "1000"])
         assert traces(lab.prefix)
         assert machine() == before
@@ -193,7 +193,7 @@ def test_nothing_is_left_of_a_lab_and_the_machine_is_untouched():
 
 
 def test_a_lab_whose_user_fails_goes_too():
-    with pytest.raises(ZeroDivisionError), Lab(Region("one")) as lab:
+    with pytest.raises(ZeroDivisionError), Lab(LabRegion("one")) as lab:
         1 / 0  # noqa: B018
     assert traces(lab.prefix) == []
 
@@ -220,14 +220,14 @@ def other_owner(*arguments: str) -> tuple[subprocess.Popen[str], str, list[int]]
 
 def test_what_a_killed_owner_left_is_removed_by_the_next_lab():
     owner, prefix, pids = other_owner()
-    with Lab(Region("mine")):
+    with Lab(LabRegion("mine")):
         assert traces(prefix), "the lab of a living owner is not a leftover"
     owner.kill()
     owner.wait()
     assert traces(prefix)
     assert all(is_running(pid) for pid in pids)
 
-    with Lab(Region("mine")):
+    with Lab(LabRegion("mine")):
         assert traces(prefix) == []
         assert not any(is_running(pid) for pid in pids)
 
@@ -254,9 +254,9 @@ def test_without_root_it_says_what_it_needs():
 def test_three_regions_with_nine_nodes_and_eighteen_pods_stand_within_ten_seconds():
     began = time.monotonic()
     with Lab(
-        Region("cloud", nodes=3, pods=2),
-        Region("factory", nodes=3, pods=2, nat=Nat.PORT_RESTRICTED),
-        Region("shop", nodes=3, pods=2, nat=Nat.SYMMETRIC),
+        LabRegion("cloud", nodes=3, pods=2),
+        LabRegion("factory", nodes=3, pods=2, nat=Nat.PORT_RESTRICTED),
+        LabRegion("shop", nodes=3, pods=2, nat=Nat.SYMMETRIC),
     ) as lab:
         assert time.monotonic() - began < 10
         assert (len(lab.nodes), len(lab.pods)) == (9, 18)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ravenvpn.lab import Lab, Nat, Node, Region
+from ravenvpn.lab import Lab, LabNode, LabRegion, Nat
 
 pytestmark = pytest.mark.root
 
@@ -18,12 +18,12 @@ PORT = 4500
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(
-        Region("friend", pods=0),
-        Region("stranger", pods=0),
-        Region("cone", nodes=2, pods=0, nat=Nat.FULL_CONE),
-        Region("restricted", nodes=2, pods=0, nat=Nat.PORT_RESTRICTED),
-        Region("symmetric", pods=0, nat=Nat.SYMMETRIC),
-        Region("lossy", pods=0),
+        LabRegion("friend", pods=0),
+        LabRegion("stranger", pods=0),
+        LabRegion("cone", nodes=2, pods=0, nat=Nat.FULL_CONE),
+        LabRegion("restricted", nodes=2, pods=0, nat=Nat.PORT_RESTRICTED),
+        LabRegion("symmetric", pods=0, nat=Nat.SYMMETRIC),
+        LabRegion("lossy", pods=0),
     ) as lab:
         yield lab
 
@@ -34,11 +34,11 @@ def family(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def udp(family: int) -> Iterator[Callable[[Node, int], socket.socket]]:
+def udp(family: int) -> Iterator[Callable[[LabNode, int], socket.socket]]:
     """A UDP socket on a node, bound to its address and this port."""
     with ExitStack() as stack:
 
-        def bound(node: Node, port: int = PORT) -> socket.socket:
+        def bound(node: LabNode, port: int = PORT) -> socket.socket:
             made = stack.enter_context(node.socket(socket.AF_INET if family == 4 else socket.AF_INET6))
             made.bind((str(node.v4 if family == 4 else node.v6), port))
             made.settimeout(2)

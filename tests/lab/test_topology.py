@@ -6,11 +6,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from ravenvpn.lab.topology import Nat, Pair, Region, lay_out
+from ravenvpn.lab.topology import LabRegion, Nat, Pair, lay_out
 
 
 def test_a_public_region_has_a_public_lan_and_a_natted_one_a_private_lan():
-    cloud, factory = lay_out((Region("cloud"), Region("factory", nat=Nat.SYMMETRIC)))
+    cloud, factory = lay_out((LabRegion("cloud"), LabRegion("factory", nat=Nat.SYMMETRIC)))
 
     assert cloud.lan == (IPv4Network("198.51.100.0/28"), IPv6Network("2001:db8:1::/64"))
     assert factory.lan == (IPv4Network("10.2.0.0/24"), IPv6Network("fd00:2::/64"))
@@ -18,7 +18,7 @@ def test_a_public_region_has_a_public_lan_and_a_natted_one_a_private_lan():
 
 
 def test_every_node_of_the_cluster_has_pod_networks_of_its_own():
-    cloud, factory = lay_out((Region("cloud", nodes=2, pods=1), Region("factory", pods=2, nat=Nat.FULL_CONE)))
+    cloud, factory = lay_out((LabRegion("cloud", nodes=2, pods=1), LabRegion("factory", pods=2, nat=Nat.FULL_CONE)))
 
     nodes = cloud.nodes + factory.nodes
     assert [node.name for node in nodes] == ["cloud-1", "cloud-2", "factory-1"]
@@ -29,7 +29,7 @@ def test_every_node_of_the_cluster_has_pod_networks_of_its_own():
 
 def test_two_homes_may_use_the_same_private_lan():
     home = IPv4Network("192.168.1.0/24")
-    one, two = lay_out(tuple(Region(name, nat=Nat.PORT_RESTRICTED, lan=home) for name in ("one", "two")))
+    one, two = lay_out(tuple(LabRegion(name, nat=Nat.PORT_RESTRICTED, lan=home) for name in ("one", "two")))
 
     assert one.lan.v4 == two.lan.v4 == home
     assert one.uplink != two.uplink
@@ -38,13 +38,13 @@ def test_two_homes_may_use_the_same_private_lan():
 @pytest.mark.parametrize(
     ("regions", "complaint"),
     [
-        ((Region("a"), Region("a")), "two regions of one name"),
-        ((Region("a", nodes=14),), "13 public addresses"),
-        (tuple(Region(f"r{number}") for number in range(17)), "16 regions without NAT"),
-        (tuple(Region(f"r{number}", nodes=0) for number in range(64)), "addresses for 63"),
-        ((Region("a", nodes=255, nat=Nat.SYMMETRIC),), "at most 254 nodes"),
+        ((LabRegion("a"), LabRegion("a")), "two regions of one name"),
+        ((LabRegion("a", nodes=14),), "13 public addresses"),
+        (tuple(LabRegion(f"r{number}") for number in range(17)), "16 regions without NAT"),
+        (tuple(LabRegion(f"r{number}", nodes=0) for number in range(64)), "addresses for 63"),
+        ((LabRegion("a", nodes=255, nat=Nat.SYMMETRIC),), "at most 254 nodes"),
     ],
 )
-def test_what_has_no_addresses_is_refused(regions: tuple[Region, ...], complaint: str):
+def test_what_has_no_addresses_is_refused(regions: tuple[LabRegion, ...], complaint: str):
     with pytest.raises(ValueError, match=complaint):
         lay_out(regions)

@@ -11,8 +11,8 @@ import ipaddress
 import math
 from dataclasses import dataclass, field, replace
 
-from ravenvpn.mesh.liveness import Liveness, Verdict
-from ravenvpn.mesh.model import EndpointType, Gateway, Peer, World
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.model import EndpointType, Gateway, PeerObject, World
 
 
 def tunnel_prefix(world: World, node: str):
@@ -25,7 +25,7 @@ def mesh_prefix(world: World):
     return ipaddress.IPv6Network((int(tunnel_prefix(world, "x").network_address) >> 80 << 80, 48))
 
 
-def priority(thing: Gateway | Peer):
+def priority(thing: Gateway | PeerObject):
     return (math.inf if thing.created is None else thing.created, thing.name)
 
 
@@ -193,8 +193,8 @@ def stand_in(world: World, resolved: Resolved, liveness: Liveness, me: str) -> N
         resolved.gateways[name] = [replace(e) for e in elected]
         by_name = {e.node: e for e in resolved.gateways[name]}
         active = [e for e in by_name.values() if e.active]
-        dead = {n for n, v in liveness.verdicts.items() if v is Verdict.DEAD} - {me}
-        alive = {n for n, v in liveness.verdicts.items() if v is Verdict.ALIVE} | {me}
+        dead = {n for n, v in liveness.verdicts.items() if v is LivenessVerdict.DEAD} - {me}
+        alive = {n for n, v in liveness.verdicts.items() if v is LivenessVerdict.ALIVE} | {me}
         spec = [e.node for e in world.gateways[name].endpoints if e.type is EndpointType.TUNNEL]
         able = [n for n in dict.fromkeys(spec) if n in by_name and n not in dead]
         able = [n for n in able if n in alive] + [n for n in able if n not in alive]
@@ -253,10 +253,10 @@ def hub_for(resolved: Resolved, me: str, other: str, liveness: Liveness) -> str 
         return serving(resolved, hub)
 
     def dead(n: str) -> bool:
-        return liveness.verdicts.get(n) is Verdict.DEAD
+        return liveness.verdicts.get(n) is LivenessVerdict.DEAD
 
     def alive(n: str) -> bool:
-        return liveness.verdicts.get(n) is Verdict.ALIVE
+        return liveness.verdicts.get(n) is LivenessVerdict.ALIVE
 
     for hub, proven in [(h, True) for h in order] + [(h, False) for h in order]:
         for n in nodes(hub):
@@ -391,7 +391,9 @@ def on_vxlan(
         return None
     active = [e.node for e in resolved.gateways[home] if e.active and e.node in nodes]
     return min(
-        active, key=lambda n: (liveness.verdicts.get(n) is Verdict.DEAD, -weight(me, n, "carrier"), n), default=None
+        active,
+        key=lambda n: (liveness.verdicts.get(n) is LivenessVerdict.DEAD, -weight(me, n, "carrier"), n),
+        default=None,
     )
 
 
@@ -463,7 +465,7 @@ def towards(
         return tuple(
             sorted(
                 nodes,
-                key=lambda n: (liveness.verdicts.get(n) is Verdict.DEAD, -weight(mine.node, n, "carrier"), n),
+                key=lambda n: (liveness.verdicts.get(n) is LivenessVerdict.DEAD, -weight(mine.node, n, "carrier"), n),
             )
         )
 

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.mesh.hoststate import Address
-from ravenvpn.mesh.liveness import Liveness, Verdict
-from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.model import (
+    EndpointType,
+    Gateway,
+    GatewayEndpoint,
+    GatewayStatus,
+    HostPort,
+    NodeInfo,
+    PeerObject,
+    World,
+)
 
 REGIONS = tuple(f"region-{letter}" for letter in "abcdefg")
 NODES_A_REGION = 3
@@ -77,7 +86,7 @@ def gateway(
 ) -> Gateway:
     """The first `able` nodes may be its gateway, the others are plain. `lan` is the family of its own network."""
     endpoints = tuple(
-        Endpoint(
+        GatewayEndpoint(
             n,
             port=4500,
             under_nat=nat,
@@ -124,12 +133,14 @@ def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
         stranger = node(draw(st.integers(0, len(REGIONS) - 1)), 0)
         if stranger not in nodes:
             status = replace(made.status, nodes=(*made.status.nodes, NodeInfo(stranger)))
-            made = replace(made, status=status, endpoints=(*made.endpoints, Endpoint(stranger, EndpointType.TUNNEL)))
+            made = replace(
+                made, status=status, endpoints=(*made.endpoints, GatewayEndpoint(stranger, EndpointType.TUNNEL))
+            )
     return made
 
 
-def peer(name: str, key: int, **fields: object) -> Peer:
-    return Peer(name, bytes([key % 251 + 1, key // 251 % 256]) + bytes(30), **fields)  # type: ignore[arg-type]
+def peer(name: str, key: int, **fields: object) -> PeerObject:
+    return PeerObject(name, bytes([key % 251 + 1, key // 251 % 256]) + bytes(30), **fields)  # type: ignore[arg-type]
 
 
 def number_of(name: str) -> int:
@@ -137,7 +148,9 @@ def number_of(name: str) -> int:
 
 
 @st.composite
-def peers(draw: st.DrawFn, name: str, *, peaceful: bool, lan: Address | None = None, both: bool = False) -> Peer:
+def peers(
+    draw: st.DrawFn, name: str, *, peaceful: bool, lan: Address | None = None, both: bool = False
+) -> PeerObject:
     """In a peaceful world a node has addresses of both families, or the one `lan`."""
     key = number_of(name)
     region, number = "abcdefg".index(name[0]), int(name[1:])
@@ -214,7 +227,7 @@ def edits(draw: st.DrawFn, world: World) -> World:
 @st.composite
 def livenesses(draw: st.DrawFn) -> Liveness:
     names = st.sampled_from([node(r, i) for r in range(len(REGIONS)) for i in range(2)])
-    verdicts = st.sampled_from((Verdict.ALIVE, Verdict.DEAD, Verdict.UNKNOWN))
+    verdicts = st.sampled_from((LivenessVerdict.ALIVE, LivenessVerdict.DEAD, LivenessVerdict.UNKNOWN))
     return Liveness(
         draw(st.dictionaries(names, verdicts, max_size=4)),
         draw(st.dictionaries(names, st.frozensets(names, max_size=2), max_size=2)),

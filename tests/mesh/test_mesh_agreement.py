@@ -15,7 +15,7 @@ from ravenvpn.mesh.context import LocalFacts, Settings
 from ravenvpn.mesh.hoststate import TABLE_LOCAL, TABLE_REMOTE, HostDelta, HostState, PacketFilter, RouteKind
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import World
-from ravenvpn.mesh.nodeplan import NodePlan, Role, TunnelDelta, TunnelPlan
+from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, TunnelDelta, TunnelPlan
 from ravenvpn.mesh.plan import Planner, plan
 
 # A reason names the object and the field of it.
@@ -45,7 +45,7 @@ def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, f
         assert {r.prefix for r in routes if r.kind is RouteKind.UNREACHABLE} == closed
     assert {(n.address, n.mac) for n in fast.host.neighbours} == slow.neighbours
     assert {(f.mac, f.destination) for f in fast.host.forwarding} == slow.forwarding
-    assert (fast.host.packet_filter is None) == (fast.role is Role.NONE)
+    assert (fast.host.packet_filter is None) == (fast.role is NodeRole.NONE)
     if fast.host.packet_filter is not None:
         assert set(fast.host.packet_filter.remote) == slow.remote
     assert len(fast.host.routes) == len(set(fast.host.routes))

@@ -8,9 +8,9 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from ravenvpn.mesh.conflict import NOTHING_REFUSED, Refused
-from ravenvpn.mesh.conflicts import ConflictIndex
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+from ravenvpn.mesh.conflict import NOTHING_REFUSED, RefusedClaims
+from ravenvpn.mesh.conflict_index import ConflictIndex
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner, plan
 
 net = ipaddress.ip_network
@@ -18,7 +18,7 @@ ip = ipaddress.ip_address
 
 
 def gateway(name: str, *infos: NodeInfo, created: float | None = None, public: str = "") -> Gateway:
-    endpoint = Endpoint(infos[0].node, public_ip=public)
+    endpoint = GatewayEndpoint(infos[0].node, public_ip=public)
     return Gateway(name, (endpoint,), 1, status=GatewayStatus(infos, (endpoint,)), created=created)
 
 
@@ -26,7 +26,9 @@ def info(node: str, *prefixes: str, at: str = "") -> NodeInfo:
     return NodeInfo(node, ip(at) if at else None, tuple(net(p) for p in prefixes))
 
 
-def settle(*gateways: Gateway, peers: tuple[Peer, ...] = (), **options: object) -> tuple[ConflictIndex, list[str]]:
+def settle(
+    *gateways: Gateway, peers: tuple[PeerObject, ...] = (), **options: object
+) -> tuple[ConflictIndex, list[str]]:
     world = World.of(gateways, peers)
     index = ConflictIndex("ravenvpn", **options)  # type: ignore[arg-type]
     index.update(set(world.gateways), set(world.peers), world)
@@ -46,7 +48,7 @@ def test_of_two_regions_with_one_prefix_the_first_by_name_keeps_it() -> None:
     )
 
     assert index.refused("a") == NOTHING_REFUSED
-    assert index.refused("b") == Refused(
+    assert index.refused("b") == RefusedClaims(
         prefixes=frozenset({net("10.1.0.0/24")}), shadowed=frozenset({net("10.1.0.0/24")})
     )
     assert said == [
@@ -115,7 +117,7 @@ def test_a_region_that_covers_its_own_dialled_address_is_refused_too() -> None:
     """Others would send the tunnel's own datagrams into the tunnel."""
     index, _ = settle(
         gateway("a", info("a1", "203.0.113.0/24")),
-        peers=(Peer("a1", b"1" * 32, addresses=(HostPort("203.0.113.7"),)),),
+        peers=(PeerObject("a1", b"1" * 32, addresses=(HostPort("203.0.113.7"),)),),
     )
     assert index.refused("a").prefixes == {net("203.0.113.0/24")}
 
@@ -126,8 +128,8 @@ def test_a_node_may_be_called_at_its_own_source() -> None:
         gateway("a", info("a1", "10.1.0.0/24", at="203.0.113.7")),
         gateway("b", info("b1", "10.2.0.0/24", at="203.0.113.8")),
         peers=(
-            Peer("a1", b"1" * 32, sources=(ip("203.0.113.7"),), addresses=(HostPort("203.0.113.7"),)),
-            Peer("b1", b"2" * 32, sources=(ip("203.0.113.7"),), addresses=(HostPort("203.0.113.8"),)),
+            PeerObject("a1", b"1" * 32, sources=(ip("203.0.113.7"),), addresses=(HostPort("203.0.113.7"),)),
+            PeerObject("b1", b"2" * 32, sources=(ip("203.0.113.7"),), addresses=(HostPort("203.0.113.8"),)),
         ),
     )
     assert not index.refused("a").prefixes
@@ -151,8 +153,8 @@ def test_single_sources_that_meet_are_refused_for_both_and_the_rest_goes_on() ->
         gateway("a", info("a1", "10.1.0.0/24", at="192.168.1.10")),
         gateway("b", info("b1", "10.2.0.0/24", at="192.168.1.10")),
         peers=(
-            Peer("a1", b"1" * 32, sources=(ip("192.168.1.10"),)),
-            Peer("b1", b"2" * 32, sources=(ip("192.168.1.10"),)),
+            PeerObject("a1", b"1" * 32, sources=(ip("192.168.1.10"),)),
+            PeerObject("b1", b"2" * 32, sources=(ip("192.168.1.10"),)),
         ),
     )
     assert index.refused("a").prefixes == index.refused("b").prefixes == {net("192.168.1.10/32")}
@@ -200,7 +202,7 @@ def test_a_node_belongs_to_one_gateway() -> None:
         gateway("a", info("a1", "10.1.0.0/24"), info("x", "10.9.0.0/24"), created=5.0),
         gateway("b", info("b1", "10.2.0.0/24"), info("x", "10.9.0.0/24"), created=1.0),
     )
-    assert index.refused("a") == Refused(nodes=frozenset({"x"}))
+    assert index.refused("a") == RefusedClaims(nodes=frozenset({"x"}))
     assert said == [
         (
             "Gateway a, status.nodes[1]: node in two Gateways: x is held by Gateway b "
@@ -212,10 +214,10 @@ def test_a_node_belongs_to_one_gateway() -> None:
 def test_a_key_belongs_to_one_peer() -> None:
     shared, own = b"s" * 32, b"o" * 32
     a, b = gateway("a", info("a1", "10.1.0.0/24"), public="192.0.2.1"), gateway("b", info("b1", "10.2.0.0/24"))
-    peers = (Peer("a1", own, next_public_key=shared, created=2.0), Peer("b1", shared, created=1.0))
+    peers = (PeerObject("a1", own, next_public_key=shared, created=2.0), PeerObject("b1", shared, created=1.0))
     index, said = settle(a, b, peers=peers)
 
-    assert index.refused("a") == Refused(keys=frozenset({"a1"}))
+    assert index.refused("a") == RefusedClaims(keys=frozenset({"a1"}))
     assert said == [
         (
             "Peer a1, spec.nextPublicKey: one public key in two Peers: "
@@ -231,9 +233,9 @@ def test_a_peer_that_lost_its_keys_blocks_nobody() -> None:
     index, _ = settle(
         gateway("g", info("a"), info("b"), info("c")),
         peers=(
-            Peer("a", b"1" * 32, created=1.0),
-            Peer("b", b"1" * 32, next_public_key=b"2" * 32, created=2.0),
-            Peer("c", b"2" * 32, created=3.0),
+            PeerObject("a", b"1" * 32, created=1.0),
+            PeerObject("b", b"1" * 32, next_public_key=b"2" * 32, created=2.0),
+            PeerObject("c", b"2" * 32, created=3.0),
         ),
     )
     assert index.refused("g").keys == {"b"}
@@ -247,7 +249,7 @@ def test_tunnel_addresses_that_collide_are_seen() -> None:
 
     index, said = settle(gateway("a", info("xx")), gateway("b", info("yy"), info("zzz")), derive=derive)
 
-    assert index.refused("b") == Refused(nodes=frozenset({"yy"}))
+    assert index.refused("b") == RefusedClaims(nodes=frozenset({"yy"}))
     assert said == [
         (
             "Gateway b, status.nodes[0]: derived addresses collide: fd00::2 is held by node xx of Gateway a "
@@ -260,7 +262,7 @@ def test_vxlan_addresses_that_collide_are_seen() -> None:
     """Upstream's derivation drops the first octet."""
     index, said = settle(gateway("a", info("n1", at="10.0.0.5"), info("n2", at="172.0.0.5")))
 
-    assert index.refused("a") == Refused(vxlan=frozenset({"n2"}))
+    assert index.refused("a") == RefusedClaims(vxlan=frozenset({"n2"}))
     assert said == [
         (
             "Gateway a, status.nodes[1].privateIP: derived addresses collide: 240.0.0.5 is held by "
@@ -277,7 +279,7 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
             gateway("b", info("b1", shared, "10.2.0.0/24"), public="192.0.2.2"),
             gateway("c", info("c1", "10.3.0.0/24"), public="192.0.2.3"),
         ],
-        [Peer(n, n.encode() * 16) for n in ("a1", "b1", "c1")],
+        [PeerObject(n, n.encode() * 16) for n in ("a1", "b1", "c1")],
     )
     c = plan(world, me="c1")
     assert dict(c.tunnel.routes)[net(shared)] == ("a1",)
@@ -294,7 +296,7 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
 def test_a_conflict_that_ends_comes_back_into_all_plans() -> None:
     a, b = (gateway(n, info(f"{n}1", "10.1.0.0/24"), public=f"192.0.2.{i}") for i, n in enumerate("ab", 1))
     c = gateway("c", info("c1", "10.3.0.0/24"), public="192.0.2.3")
-    world = World.of([a, b, c], [Peer(f"{n}1", n.encode() * 32) for n in "abc"])
+    world = World.of([a, b, c], [PeerObject(f"{n}1", n.encode() * 32) for n in "abc"])
     planner = Planner("c1")
     planner.update(world)
 

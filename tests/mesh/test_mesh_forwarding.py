@@ -12,9 +12,9 @@ from mesh_simulation import Fate, Journey, plans, send
 from mesh_worlds import REGIONS, edits, livenesses, worlds
 
 from ravenvpn.mesh.hoststate import TABLE_LOCAL, TABLE_REMOTE, Route
-from ravenvpn.mesh.liveness import Liveness, Verdict
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import World
-from ravenvpn.mesh.nodeplan import NodePlan, Role
+from ravenvpn.mesh.nodeplan import NodePlan, NodeRole
 from ravenvpn.mesh.plan import plan
 
 QUICK = settings(max_examples=25, deadline=None)
@@ -214,7 +214,7 @@ def test_every_accepted_prefix_of_others_is_closed_on_every_node_of_a_region(
     for node_plan in plans(world, liveness).values():
         closed = {r.prefix for r in remote(node_plan) if r.metric}
         assert closed >= {r.prefix for r in remote(node_plan)}
-        if node_plan.role is Role.ACTIVE:
+        if node_plan.role is NodeRole.ACTIVE:
             carried = {p for p, _ in node_plan.tunnel.routes if p.version == 4 or p.prefixlen < 128}
             assert closed >= carried
 
@@ -225,7 +225,7 @@ def test_both_ends_pick_the_same_hub(world: World, liveness: Liveness) -> None:
     relays = {
         (node_plan.region, far): hub
         for node_plan in plans(world, liveness).values()
-        if node_plan.role is Role.ACTIVE
+        if node_plan.role is NodeRole.ACTIVE
         for far, hub in node_plan.relays
     }
     for (here, there), hub in relays.items():
@@ -241,7 +241,7 @@ def test_dead_hubs_are_left_by_both_ends(world: World, data: st.DataObject) -> N
     """With any set of public gateways dead, relayed pairs still talk as long as one public gateway lives."""
     public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
     dead = data.draw(st.sets(st.sampled_from(public))) if public else set()
-    all_plans = plans(world, Liveness(dict.fromkeys(dead, Verdict.DEAD)))
+    all_plans = plans(world, Liveness(dict.fromkeys(dead, LivenessVerdict.DEAD)))
     for here, there in pairs(world):
         if natted(world, here) and natted(world, there) and set(public) - dead:
             journey = send(all_plans, active(here), pod(here), pod(there), dead=dead)
@@ -261,7 +261,7 @@ def test_a_cut_between_one_end_and_the_hub_moves_both_ends(world: World, data: s
     views = {
         name: Liveness(unreachable_via={hub: {active(here)} for hub in cut}) for name in (active(there), *public)
     }
-    views[active(here)] = Liveness(dict.fromkeys(cut, Verdict.DEAD))
+    views[active(here)] = Liveness(dict.fromkeys(cut, LivenessVerdict.DEAD))
     all_plans = plans(world, views)
     broken = {frozenset((active(here), hub)) for hub in cut}
     for one, other in ((here, there), (there, here)):
@@ -279,7 +279,7 @@ def test_ends_that_know_a_dead_hub_at_different_instants_lose_nothing_more(world
         return
     here, there = data.draw(st.sampled_from(hidden))
     dead = {data.draw(st.sampled_from(public))}
-    all_plans = plans(world, {active(here): Liveness(dict.fromkeys(dead, Verdict.DEAD))})
+    all_plans = plans(world, {active(here): Liveness(dict.fromkeys(dead, LivenessVerdict.DEAD))})
     journey = send(all_plans, active(here), pod(here), pod(there), dead=dead)
     assert (journey.fate, journey.path[-1]) == (Fate.DELIVERED, active(there))
 

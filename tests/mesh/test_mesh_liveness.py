@@ -5,69 +5,75 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravenvpn.mesh.liveness import Liveness, PeerFacts, Verdict, judge, next_judgement
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict, PeerFacts, judge, next_judgement
 
 
 def test_nothing_is_proven_of_a_peer_nobody_asked() -> None:
-    assert judge(Verdict.UNKNOWN, PeerFacts(), 1000.0) is Verdict.UNKNOWN
+    assert judge(LivenessVerdict.UNKNOWN, PeerFacts(), 1000.0) is LivenessVerdict.UNKNOWN
 
 
 def test_a_peer_that_was_heard_is_alive_and_silence_alone_proves_nothing() -> None:
-    assert judge(Verdict.UNKNOWN, PeerFacts(last_received=10.0), 1000.0) is Verdict.ALIVE
+    assert judge(LivenessVerdict.UNKNOWN, PeerFacts(last_received=10.0), 1000.0) is LivenessVerdict.ALIVE
 
 
 def test_a_peer_that_leaves_two_probes_unanswered_is_dead_within_three_seconds() -> None:
     facts = PeerFacts(last_received=10.0, asked_since=10.2, unanswered=3)
 
-    assert judge(Verdict.ALIVE, facts, 11.9) is Verdict.ALIVE
+    assert judge(LivenessVerdict.ALIVE, facts, 11.9) is LivenessVerdict.ALIVE
     assert next_judgement(facts) == 12.0
-    assert judge(Verdict.ALIVE, facts, 12.0) is Verdict.DEAD
+    assert judge(LivenessVerdict.ALIVE, facts, 12.0) is LivenessVerdict.DEAD
 
 
 def test_a_question_asked_late_gets_time_for_its_answer() -> None:
     """After a long silence the first probe has just gone out: nothing is late yet."""
     facts = PeerFacts(last_received=10.0, asked_since=50.0, unanswered=2)
 
-    assert judge(Verdict.ALIVE, facts, 51.3) is Verdict.ALIVE
-    assert judge(Verdict.ALIVE, facts, 51.5) is Verdict.DEAD
+    assert judge(LivenessVerdict.ALIVE, facts, 51.3) is LivenessVerdict.ALIVE
+    assert judge(LivenessVerdict.ALIVE, facts, 51.5) is LivenessVerdict.DEAD
 
 
 def test_one_lost_probe_proves_nothing() -> None:
-    assert judge(Verdict.ALIVE, PeerFacts(last_received=10.0, asked_since=10.2, unanswered=1), 99.0) is Verdict.ALIVE
+    assert (
+        judge(LivenessVerdict.ALIVE, PeerFacts(last_received=10.0, asked_since=10.2, unanswered=1), 99.0)
+        is LivenessVerdict.ALIVE
+    )
 
 
 def test_anything_authenticated_counts_as_an_answer() -> None:
     facts = PeerFacts(last_received=14.0, asked_since=10.0, unanswered=5)
 
-    assert judge(Verdict.ALIVE, facts, 14.5) is Verdict.ALIVE
+    assert judge(LivenessVerdict.ALIVE, facts, 14.5) is LivenessVerdict.ALIVE
 
 
 def test_a_peer_that_never_answered_is_dead_once_asked() -> None:
-    assert judge(Verdict.UNKNOWN, PeerFacts(asked_since=10.0, unanswered=3), 12.5) is Verdict.DEAD
+    assert judge(LivenessVerdict.UNKNOWN, PeerFacts(asked_since=10.0, unanswered=3), 12.5) is LivenessVerdict.DEAD
 
 
 def test_a_handshake_given_up_proves_death() -> None:
-    assert judge(Verdict.UNKNOWN, PeerFacts(last_received=5.0, handshake_given_up=95.0), 95.0) is Verdict.DEAD
+    assert (
+        judge(LivenessVerdict.UNKNOWN, PeerFacts(last_received=5.0, handshake_given_up=95.0), 95.0)
+        is LivenessVerdict.DEAD
+    )
 
 
 def test_a_dead_peer_is_trusted_after_two_answers_in_a_row() -> None:
     once = PeerFacts(last_received=20.0, answered_in_row=1)
     twice = PeerFacts(last_received=21.0, answered_in_row=2)
 
-    assert judge(Verdict.DEAD, once, 20.0) is Verdict.DEAD
-    assert judge(Verdict.DEAD, twice, 21.0) is Verdict.ALIVE
+    assert judge(LivenessVerdict.DEAD, once, 20.0) is LivenessVerdict.DEAD
+    assert judge(LivenessVerdict.DEAD, twice, 21.0) is LivenessVerdict.ALIVE
 
 
 instants = st.floats(0, 100)
 
 
 @given(
-    st.sampled_from(list(Verdict)),
+    st.sampled_from(list(LivenessVerdict)),
     st.builds(PeerFacts, instants, instants, st.integers(0, 9), st.integers(0, 9), instants),
     instants,
 )
 def test_judging_is_total_and_waiting_until_told_misses_nothing(
-    before: Verdict, facts: PeerFacts, now: float
+    before: LivenessVerdict, facts: PeerFacts, now: float
 ) -> None:
     """Between now and `next_judgement` the verdict does not change by itself."""
     verdict = judge(before, facts, now)
@@ -80,8 +86,8 @@ def test_judging_is_total_and_waiting_until_told_misses_nothing(
 
 
 def test_changes_name_whose_verdict_or_reachability_differs() -> None:
-    before = Liveness({"h1": Verdict.ALIVE}, {"h1": {"x"}})
-    after = Liveness({"h1": Verdict.DEAD, "h2": Verdict.UNKNOWN}, {"h1": {"y"}})
+    before = Liveness({"h1": LivenessVerdict.ALIVE}, {"h1": {"x"}})
+    after = Liveness({"h1": LivenessVerdict.DEAD, "h2": LivenessVerdict.UNKNOWN}, {"h1": {"y"}})
 
     assert after.changes(before) == {"h1", "x", "y"}
     assert after.changes(after) == set()

@@ -9,7 +9,7 @@ import pytest
 
 from ravenvpn.mesh.context import ApiEndpoint, LocalFacts, Settings
 from ravenvpn.mesh.hoststate import Route, Rule, RuleAction
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import plan
 
@@ -24,13 +24,13 @@ def info(name: str, address: str, *prefixes: str) -> NodeInfo:
     return NodeInfo(name, ip(address), tuple(map(net, prefixes)))
 
 
-def peer(name: str, *node_addresses: str, **more: object) -> Peer:
-    return Peer(name, name.encode().ljust(32, b"-"), node_addresses=tuple(map(ip, node_addresses)), **more)  # type: ignore[arg-type]
+def peer(name: str, *node_addresses: str, **more: object) -> PeerObject:
+    return PeerObject(name, name.encode().ljust(32, b"-"), node_addresses=tuple(map(ip, node_addresses)), **more)  # type: ignore[arg-type]
 
 
 def region(name: str, *infos: NodeInfo, able: int = 1, public: str = "", created: float | None = None) -> Gateway:
     """Behind NAT where it has no public address."""
-    endpoints = tuple(Endpoint(i.node, under_nat=not public, public_ip=public) for i in infos[:able])
+    endpoints = tuple(GatewayEndpoint(i.node, under_nat=not public, public_ip=public) for i in infos[:able])
     return Gateway(name, endpoints, 1, status=GatewayStatus(infos, endpoints[:1]), created=created)
 
 
@@ -49,7 +49,7 @@ PEERS = [
 
 
 def planned(
-    me: str, *gateways: Gateway, settings: Settings = ON, peers: list[Peer] = PEERS, **facts: object
+    me: str, *gateways: Gateway, settings: Settings = ON, peers: list[PeerObject] = PEERS, **facts: object
 ) -> NodePlan:
     world = World.of(gateways or (CLOUD, FACTORY), peers)
     return plan(world, me=me, facts=LocalFacts(**facts), settings=settings)  # type: ignore[arg-type]
@@ -248,7 +248,7 @@ def test_the_address_a_gateway_is_called_at_is_routed_as_its_nodes_own() -> None
 def test_the_address_another_node_is_called_at_is_refused(of: str) -> None:
     """It would take the datagrams of that other gateway's sessions, or what is meant for it."""
     other = replace(
-        CLOUD, endpoints=(Endpoint("cloud-1", public_ip="10.0.0.2" if of == "endpoint" else "203.0.113.10"),)
+        CLOUD, endpoints=(GatewayEndpoint("cloud-1", public_ip="10.0.0.2" if of == "endpoint" else "203.0.113.10"),)
     )
     addresses = (HostPort("10.0.0.2"),) if of == "peer" else ()
     peers = [peer("cloud-1", "172.16.0.1", addresses=addresses), *PEERS[1:]]

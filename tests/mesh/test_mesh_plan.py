@@ -17,9 +17,9 @@ from ravenvpn.mesh.hoststate import (
     Sysctl,
     TunDevice,
 )
-from ravenvpn.mesh.liveness import Liveness, Verdict
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, HostPort, NodeInfo, Peer, World
-from ravenvpn.mesh.nodeplan import PeerKind, Role
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
+from ravenvpn.mesh.nodeplan import NodeRole, PeerKind
 from ravenvpn.mesh.plan import Planner, plan
 
 net = ipaddress.ip_network
@@ -31,13 +31,13 @@ CLOUD_ADDRESS = "fd6f:8e5e:d3a7:1:e331:5cdf:f93e:6c03"  # of cloud-1
 
 def region(name: str, *nodes: tuple[str, str], nat: bool = False, public: str = "", active: int = 1) -> Gateway:
     """Nodes as (name, pod prefix); all may be the gateway, the first `active` of them are."""
-    endpoints = tuple(Endpoint(n, under_nat=nat, public_ip=public) for n, _ in nodes)
+    endpoints = tuple(GatewayEndpoint(n, under_nat=nat, public_ip=public) for n, _ in nodes)
     infos = tuple(NodeInfo(n, ip(f"10.0.0.{i}"), (net(p),)) for i, (n, p) in enumerate(nodes, 1))
     return Gateway(name, endpoints, 1, status=GatewayStatus(infos, endpoints[:active]))
 
 
-def peers(*names: str) -> list[Peer]:
-    return [Peer(n, bytes([i]) * 32) for i, n in enumerate(names, 1)]
+def peers(*names: str) -> list[PeerObject]:
+    return [PeerObject(n, bytes([i]) * 32) for i, n in enumerate(names, 1)]
 
 
 CLOUD = region("cloud", ("cloud-1", "10.244.1.0/24"), public="203.0.113.10")
@@ -119,7 +119,7 @@ def test_public_regions_call_each_other_when_there_is_traffic() -> None:
 
 
 def test_candidates_are_the_endpoints_address_then_what_the_peer_says() -> None:
-    endpoint = Endpoint("cloud-1", port=4501, public_ip="203.0.113.10", public_port=14501)
+    endpoint = GatewayEndpoint("cloud-1", port=4501, public_ip="203.0.113.10", public_port=14501)
     cloud = replace(CLOUD, endpoints=(endpoint,), status=replace(CLOUD.status, active=(endpoint,)))
     said = (HostPort("2001:db8::10"), HostPort("vpn.example.org", 443), HostPort("203.0.113.10", 14501))
     cloud_peer = replace(peers("cloud-1")[0], listen_port=4501, addresses=said, suites=tuple(Suite))
@@ -171,7 +171,7 @@ def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
     world = World.of([cloud, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
     plain, active = plan(world, me="cloud-2"), plan(world, me="cloud-1")
 
-    assert (plain.role, plain.tunnel.device, plain.host.tun) == (Role.PLAIN, False, None)
+    assert (plain.role, plain.tunnel.device, plain.host.tun) == (NodeRole.PLAIN, False, None)
     assert [(p.name, p.kind, [str(c.host) for c in p.candidates]) for p in plain.tunnel.peers] == [
         ("cloud-1", PeerKind.ACTIVE, ["10.0.0.1"])
     ]
@@ -195,7 +195,7 @@ def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
 def test_a_node_of_no_region_has_nothing_to_do() -> None:
     made = plan(World.of([CLOUD], peers("cloud-1")), me="stranger")
 
-    assert (made.role, made.tunnel.peers, made.host.routes, made.host.rules) == (Role.NONE, (), (), ())
+    assert (made.role, made.tunnel.peers, made.host.routes, made.host.rules) == (NodeRole.NONE, (), (), ())
     assert made.notes == ("node stranger is in no region: nothing is set up here",)
 
 
@@ -205,7 +205,7 @@ def test_a_standby_holds_the_same_sessions_and_is_accepted_by_the_others() -> No
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
     standby, edge = plan(world, me="cloud-2"), plan(world, me="edge-1")
 
-    assert (standby.role, standby.tunnel.device) == (Role.STANDBY, True)
+    assert (standby.role, standby.tunnel.device) == (NodeRole.STANDBY, True)
     assert [p.name for p in standby.tunnel.peers] == ["cloud-1", "edge-1"]
     assert net("10.244.2.0/24") in dict(standby.tunnel.accepts)["edge-1"]
     # Its own traffic takes the active gateway; what others send here takes the tunnel, or nothing.
@@ -228,7 +228,7 @@ def test_several_active_gateways_carry_those_alive_first() -> None:
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
 
     for dead, alive in (("cloud-1", "cloud-2"), ("cloud-2", "cloud-1")):
-        made = plan(world, Liveness({dead: Verdict.DEAD}), "edge-1")
+        made = plan(world, Liveness({dead: LivenessVerdict.DEAD}), "edge-1")
         assert dict(made.tunnel.routes)[net("10.244.1.0/24")] == (alive, dead)
 
 
@@ -240,7 +240,7 @@ def test_a_dead_hub_is_replaced_in_one_update_and_nothing_else_moves() -> None:
     ((_, first),) = planner.plan().relays
     second = "hub2" if first == "hub1" else "hub1"
 
-    delta = planner.update(world, Liveness({f"{first}-1": Verdict.DEAD}))
+    delta = planner.update(world, Liveness({f"{first}-1": LivenessVerdict.DEAD}))
 
     assert planner.plan().relays == (("ship", second),)
     assert {names for _, names in delta.tunnel.routes} == {(f"{second}-1",)}
@@ -251,10 +251,10 @@ def test_a_dead_hub_is_replaced_in_one_update_and_nothing_else_moves() -> None:
 
 def test_the_port_is_the_endpoints_then_the_operators_then_the_peers() -> None:
     def port(endpoint: int, setting: int | None, peer: int) -> int:
-        e = Endpoint("n", port=endpoint, public_ip="203.0.113.1")
+        e = GatewayEndpoint("n", port=endpoint, public_ip="203.0.113.1")
         world = World.of(
             [Gateway("g", (e,), 1, status=GatewayStatus((NodeInfo("n"),), (e,)))],
-            [Peer("n", b"k" * 32, listen_port=peer)],
+            [PeerObject("n", b"k" * 32, listen_port=peer)],
         )
         return plan(world, me="n", settings=Settings(listen_port=setting)).tunnel.listen_port
 
@@ -368,7 +368,7 @@ def test_a_region_whose_gateway_has_no_peer_is_closed_and_named() -> None:
 
 def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
     """One region may run upstream's agent, which leaves its key on the endpoint."""
-    e = Endpoint(
+    e = GatewayEndpoint(
         "old-1", public_ip="203.0.113.4", config={"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
     )
     old = Gateway("old", (e,), 1, status=GatewayStatus((NodeInfo("old-1", None, (net("10.244.7.0/24"),)),), (e,)))
@@ -380,7 +380,7 @@ def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
 def test_upstreams_gateway_is_served_by_and_not_spoken_to() -> None:
     """It knows other regions' gateways alone: no session with it would come up, and silence mean nothing."""
     key = {"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
-    e, spare = Endpoint("old-1", under_nat=True, config=key), Endpoint("new-2", under_nat=True)
+    e, spare = GatewayEndpoint("old-1", under_nat=True, config=key), GatewayEndpoint("new-2", under_nat=True)
     infos = tuple(
         NodeInfo(n, ip(f"10.0.7.{i}"), (net(f"10.244.7{i}.0/24"),)) for i, n in enumerate(("old-1", "new-2", "new-3"))
     )

@@ -14,8 +14,8 @@ from dataclasses import replace
 import pytest
 
 from ravenvpn.mesh.context import LocalFacts
-from ravenvpn.mesh.liveness import UNKNOWN, Liveness, Verdict
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.liveness import UNKNOWN, Liveness, LivenessVerdict
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner
 
 NODES = 10
@@ -37,14 +37,14 @@ def region(number: int, *, moved: int = 0) -> Gateway:
     )
     nat = number % 2 == 1
     public = ipaddress.IPv4Address("192.0.2.0") if nat else ipaddress.IPv4Address("198.18.0.0") + number
-    endpoint = Endpoint(infos[0].node, under_nat=nat, public_ip="" if nat else str(public))
+    endpoint = GatewayEndpoint(infos[0].node, under_nat=nat, public_ip="" if nat else str(public))
     return Gateway(name, (endpoint,), 1, status=GatewayStatus(infos, (endpoint,)))
 
 
 def world_of(count: int) -> World:
     gateways = [region(i) for i in range(count)]
     peers = [
-        Peer(info.node, i.to_bytes(16, "big") + bytes(15) + b"\1")
+        PeerObject(info.node, i.to_bytes(16, "big") + bytes(15) + b"\1")
         for i, info in enumerate(info for g in gateways for info in g.status.nodes[:1])
     ]
     return World.of(gateways, peers)
@@ -89,7 +89,7 @@ def test_a_hub_that_dies_is_replaced_in_time_for_its_pairs_alone() -> None:
     carried = sum(chosen == hub for chosen in relays.values())
 
     began = time.process_time()
-    delta = planner.update(world, Liveness({f"{hub}-0": Verdict.DEAD}))
+    delta = planner.update(world, Liveness({f"{hub}-0": LivenessVerdict.DEAD}))
 
     assert time.process_time() - began < 1.0
     assert len(relays) == 499

@@ -8,16 +8,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ravenvpn.mesh.model import Endpoint, EndpointType, Gateway, GatewayStatus, Node
+from ravenvpn.mesh.model import EndpointType, Gateway, GatewayEndpoint, GatewayStatus, Node
 from ravenvpn.mesh.status import Gates, fill
 
 
 def gateway(*nodes: str, replicas: int = 1, active: tuple[str, ...] = (), epoch: int = 1) -> Gateway:
     return Gateway(
         "g",
-        tuple(Endpoint(n) for n in nodes),
+        tuple(GatewayEndpoint(n) for n in nodes),
         tunnel_replicas=replicas,
-        status=GatewayStatus((), tuple(Endpoint(n, config={"ravenvpn.io/epoch": str(epoch)}) for n in active)),
+        status=GatewayStatus((), tuple(GatewayEndpoint(n, config={"ravenvpn.io/epoch": str(epoch)}) for n in active)),
     )
 
 
@@ -64,7 +64,7 @@ def test_who_survives_when_replicas_shrink_follows_the_spec() -> None:
 
 
 def test_content_comes_from_the_spec_anew() -> None:
-    made = replace(gateway(active=("a",)), endpoints=(Endpoint("a", port=4501, public_ip="192.0.2.1"),))
+    made = replace(gateway(active=("a",)), endpoints=(GatewayEndpoint("a", port=4501, public_ip="192.0.2.1"),))
 
     (endpoint,) = fill(made, [node("a")]).active
     assert (endpoint.port, endpoint.public_ip) == (4501, "192.0.2.1")
@@ -74,7 +74,7 @@ def test_content_comes_from_the_spec_anew() -> None:
 def test_proxies_are_elected_beside_tunnels_where_wanted() -> None:
     made = Gateway(
         "g",
-        (Endpoint("a"), Endpoint("a", EndpointType.PROXY), Endpoint("b", EndpointType.PROXY)),
+        (GatewayEndpoint("a"), GatewayEndpoint("a", EndpointType.PROXY), GatewayEndpoint("b", EndpointType.PROXY)),
         tunnel_replicas=1,
         proxy_replicas=2,
     )
@@ -103,7 +103,7 @@ def test_nodes_are_listed_ready_or_not_with_all_their_prefixes() -> None:
 
 def test_an_epoch_that_is_no_number_counts_as_none() -> None:
     for text in ("", "x", "-1", "١", "9" * 30):
-        assert Endpoint("a", config={"ravenvpn.io/epoch": text}).epoch == 0
+        assert GatewayEndpoint("a", config={"ravenvpn.io/epoch": text}).epoch == 0
 
 
 @given(

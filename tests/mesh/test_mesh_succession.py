@@ -6,20 +6,20 @@ import ipaddress
 from dataclasses import replace
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE
-from ravenvpn.mesh.liveness import UNKNOWN, Liveness, Verdict
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
-from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, Role
+from ravenvpn.mesh.liveness import UNKNOWN, Liveness, LivenessVerdict
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
+from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PeerKind
 from ravenvpn.mesh.plan import Planner, plan
 
 net = ipaddress.ip_network
 ip = ipaddress.ip_address
 
-FIRST_DEAD = Liveness({"edge-1": Verdict.DEAD})
+FIRST_DEAD = Liveness({"edge-1": LivenessVerdict.DEAD})
 
 
 def region(name: str, letter: int, *nodes: str, order: tuple[str, ...], public: str = "") -> Gateway:
     """The nodes of `order` may be its gateway, in this order; the first one is."""
-    endpoints = tuple(Endpoint(n, under_nat=not public, public_ip=public) for n in order)
+    endpoints = tuple(GatewayEndpoint(n, under_nat=not public, public_ip=public) for n in order)
     infos = tuple(
         NodeInfo(n, ip(f"10.{letter}.0.{i}"), (net(f"10.244.{letter}{i}.0/24"),)) for i, n in enumerate(nodes, 1)
     )
@@ -29,7 +29,7 @@ def region(name: str, letter: int, *nodes: str, order: tuple[str, ...], public: 
 CLOUD = region("cloud", 1, "cloud-1", order=("cloud-1",), public="203.0.113.10")
 FACTORY = region("factory", 2, "edge-1", "edge-2", "edge-3", "edge-4", order=("edge-1", "edge-3", "edge-2"))
 NAMES = ("cloud-1", "edge-1", "edge-2", "edge-3", "edge-4")
-WORLD = World.of([CLOUD, FACTORY], [Peer(n, n.encode().ljust(32)) for n in NAMES])
+WORLD = World.of([CLOUD, FACTORY], [PeerObject(n, n.encode().ljust(32)) for n in NAMES])
 PODS_THERE = net("10.244.11.0/24")  # in the cloud
 PODS_HERE = net("10.244.21.0/24")  # in the factory
 
@@ -47,13 +47,13 @@ def way_out(made: NodePlan) -> tuple[str | None, str | None]:
 
 
 def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
-    alive = dict.fromkeys(("edge-2", "edge-3"), Verdict.ALIVE)
-    seen = {me: plan(WORLD, Liveness({**alive, "edge-1": Verdict.DEAD}), me) for me in NAMES}
+    alive = dict.fromkeys(("edge-2", "edge-3"), LivenessVerdict.ALIVE)
+    seen = {me: plan(WORLD, Liveness({**alive, "edge-1": LivenessVerdict.DEAD}), me) for me in NAMES}
 
     assert carrier(seen["cloud-1"]) == "edge-3"
-    assert seen["edge-3"].role is Role.ACTIVE
+    assert seen["edge-3"].role is NodeRole.ACTIVE
     assert way_out(seen["edge-3"]) == ("ravenvpn0", None)
-    assert seen["edge-2"].role is Role.STANDBY
+    assert seen["edge-2"].role is NodeRole.STANDBY
     assert way_out(seen["edge-2"]) == way_out(seen["edge-4"]) == ("raven0", "240.2.0.3")
     note = "region factory: edge-3 for edge-1, which is proven dead"
     assert all(note in seen[me].notes for me in NAMES if me != "edge-1")
@@ -61,24 +61,24 @@ def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
 
 def test_who_does_not_know_goes_on_as_before() -> None:
     assert carrier(plan(WORLD, UNKNOWN, "cloud-1")) == "edge-1"
-    assert plan(WORLD, UNKNOWN, "edge-3").role is Role.STANDBY
-    assert plan(WORLD, FIRST_DEAD, "edge-1").role is Role.ACTIVE, "nobody thinks itself dead"
+    assert plan(WORLD, UNKNOWN, "edge-3").role is NodeRole.STANDBY
+    assert plan(WORLD, FIRST_DEAD, "edge-1").role is NodeRole.ACTIVE, "nobody thinks itself dead"
 
 
 def test_one_that_is_known_to_live_comes_before_one_that_nothing_is_known_of() -> None:
-    alive = Liveness({"edge-1": Verdict.DEAD, "edge-2": Verdict.ALIVE})
+    alive = Liveness({"edge-1": LivenessVerdict.DEAD, "edge-2": LivenessVerdict.ALIVE})
     assert carrier(plan(WORLD, alive, "cloud-1")) == "edge-2"
-    assert carrier(plan(WORLD, Liveness({**alive.verdicts, "edge-3": Verdict.ALIVE}), "cloud-1")) == "edge-3"
-    assert carrier(plan(WORLD, Liveness({**alive.verdicts, "edge-2": Verdict.DEAD}), "cloud-1")) == "edge-3"
+    assert carrier(plan(WORLD, Liveness({**alive.verdicts, "edge-3": LivenessVerdict.ALIVE}), "cloud-1")) == "edge-3"
+    assert carrier(plan(WORLD, Liveness({**alive.verdicts, "edge-2": LivenessVerdict.DEAD}), "cloud-1")) == "edge-3"
 
 
 def test_a_standby_that_knows_of_no_other_stands_in_itself() -> None:
     """Two may then do so at once, and nothing is lost by it."""
-    assert plan(WORLD, FIRST_DEAD, "edge-2").role is plan(WORLD, FIRST_DEAD, "edge-3").role is Role.ACTIVE
+    assert plan(WORLD, FIRST_DEAD, "edge-2").role is plan(WORLD, FIRST_DEAD, "edge-3").role is NodeRole.ACTIVE
 
 
 def test_when_all_are_dead_the_active_one_stays_for_when_it_comes_back() -> None:
-    dead = Liveness(dict.fromkeys(("edge-1", "edge-2", "edge-3"), Verdict.DEAD))
+    dead = Liveness(dict.fromkeys(("edge-1", "edge-2", "edge-3"), LivenessVerdict.DEAD))
     assert carrier(plan(WORLD, dead, "cloud-1")) == "edge-1"
     assert way_out(plan(WORLD, dead, "edge-4")) == ("raven0", "240.2.0.1")
 
@@ -103,7 +103,7 @@ def test_a_remote_end_moves_its_routes_and_nothing_else() -> None:
     assert not delta.tunnel.accepts
     assert not delta.tunnel.peers_removed
     assert not delta.host
-    back = planner.update(WORLD, Liveness({"edge-1": Verdict.ALIVE}))
+    back = planner.update(WORLD, Liveness({"edge-1": LivenessVerdict.ALIVE}))
     assert {names for _, names in back.tunnel.routes} == {("edge-1",)}
 
 
@@ -111,7 +111,7 @@ def test_the_controllers_word_ends_it() -> None:
     """It moved the role to another node than the one that stands in."""
     moved = replace(FACTORY, status=replace(FACTORY.status, active=(FACTORY.endpoints[2],)))
     made = plan(WORLD.with_gateway(moved), FIRST_DEAD, "edge-3")
-    assert made.role is Role.STANDBY
+    assert made.role is NodeRole.STANDBY
     assert carrier(plan(WORLD.with_gateway(moved), FIRST_DEAD, "cloud-1")) == "edge-2"
 
 
@@ -121,9 +121,10 @@ def test_a_hub_that_stands_in_relays() -> None:
     ship = region("ship", 3, "ship-1", order=("ship-1",))
     names = ("hub-1", "hub-2", "ship-1", "edge-1")
     world = World.of(
-        [hub, ship, region("factory", 2, "edge-1", order=("edge-1",))], [Peer(n, n.encode().ljust(32)) for n in names]
+        [hub, ship, region("factory", 2, "edge-1", order=("edge-1",))],
+        [PeerObject(n, n.encode().ljust(32)) for n in names],
     )
-    dead = Liveness({"hub-1": Verdict.DEAD})
+    dead = Liveness({"hub-1": LivenessVerdict.DEAD})
     ends = {me: plan(world, dead, me) for me in ("ship-1", "edge-1", "hub-2")}
     assert carrier(ends["ship-1"]) == "hub-2"
     assert ends["ship-1"].relays == (("factory", "hub"),)
@@ -145,7 +146,7 @@ def test_a_far_region_that_is_met_through_a_hub_is_followed_as_well() -> None:
     hub = region("hub", 1, "hub-1", order=("hub-1",), public="203.0.113.10")
     ship = region("ship", 3, "ship-1", order=("ship-1",))
     names = ("hub-1", "ship-1", "edge-1", "edge-2", "edge-3")
-    world = World.of([hub, ship, FACTORY], [Peer(n, n.encode().ljust(32)) for n in names])
+    world = World.of([hub, ship, FACTORY], [PeerObject(n, n.encode().ljust(32)) for n in names])
     planner = Planner("ship-1")
     planner.update(world)
 

@@ -20,8 +20,8 @@ from ravenvpn.mesh.hoststate import (
     Sysctl,
     VxlanDevice,
 )
-from ravenvpn.mesh.liveness import Liveness, Verdict
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import Planner, plan
 
@@ -40,7 +40,7 @@ def region(
     name: str, *nodes: NodeInfo, able: int = 1, active: tuple[str, ...] = (), nat: bool = False, public: str = ""
 ) -> Gateway:
     """The first `able` nodes may be the gateway; `active` are, or the first."""
-    endpoints = tuple(Endpoint(n.node, under_nat=nat, public_ip=public) for n in nodes[:able])
+    endpoints = tuple(GatewayEndpoint(n.node, under_nat=nat, public_ip=public) for n in nodes[:able])
     chosen = tuple(e for e in endpoints if e.node in (active or (nodes[0].node,)))
     return Gateway(name, endpoints, 1, status=GatewayStatus(nodes, chosen))
 
@@ -54,10 +54,10 @@ EDGE_2 = node("edge-2", "10.0.0.2", "10.244.3.0/24", "fd00:3::/64")
 EDGE_3 = node("edge-3", "10.0.0.3", "10.244.4.0/24", "fd00:4::/64")
 CLOUD = region("cloud", node("cloud-1", "10.9.0.1", "10.244.1.0/24", "fd00:1::/64"), public="203.0.113.10")
 FACTORY = region("factory", EDGE_1, EDGE_2, nat=True)
-PEERS = [Peer(name, bytes([i]) * 32) for i, name in enumerate(("cloud-1", "edge-1", "edge-2", "edge-3"), 1)]
+PEERS = [PeerObject(name, bytes([i]) * 32) for i, name in enumerate(("cloud-1", "edge-1", "edge-2", "edge-3"), 1)]
 
 
-def planned(me: str, *gateways: Gateway, peers: list[Peer] = PEERS, **facts: object) -> NodePlan:
+def planned(me: str, *gateways: Gateway, peers: list[PeerObject] = PEERS, **facts: object) -> NodePlan:
     return plan(World.of([CLOUD, *gateways], peers), me=me, facts=LocalFacts(**facts))  # type: ignore[arg-type]
 
 
@@ -252,7 +252,7 @@ def test_a_plain_node_leaves_a_gateway_that_is_proven_dead_for_another() -> None
     first = planner.uplink
     other = {"edge-1": "edge-2", "edge-2": "edge-1"}[first]
 
-    delta = planner.update(world, Liveness({first: Verdict.DEAD}))
+    delta = planner.update(world, Liveness({first: LivenessVerdict.DEAD}))
 
     assert planner.uplink == other
     last = other[-1]

@@ -17,7 +17,7 @@ from node.worlds import HOST, lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import Host
-from ravenvpn.node.diff import diff
+from ravenvpn.node.host_diff import diff
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 

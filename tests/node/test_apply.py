@@ -18,7 +18,7 @@ from node.worlds import gateway, lan_gateway
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, Route, Sysctl
 from ravenvpn.node.apply import ApplyResult
-from ravenvpn.node.words import words
+from ravenvpn.node.format import words
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 

@@ -14,7 +14,7 @@ from node.worlds import gateway, lan_gateway, remote_routes
 
 from ravenvpn.mesh.hoststate import PacketFilter
 from ravenvpn.node.apply import ApplyResult, Host
-from ravenvpn.node.words import words
+from ravenvpn.node.format import words
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from node.box import Box
 
-from ravenvpn.node.check import CheckFacts, PortFact, Verdict, judge, reverse_path_rules, worst
-from ravenvpn.node.gather import gather
+from ravenvpn.node.preflight import CheckFacts, FindingLevel, PortFact, judge, reverse_path_rules, worst
+from ravenvpn.node.preflight_facts import gather
 
 FIT = CheckFacts(
     kernel=(6, 12),
@@ -34,48 +34,60 @@ FIT = CheckFacts(
 def test_a_fit_host_has_nothing_to_mend() -> None:
     findings = judge(FIT)
 
-    assert worst(findings) is Verdict.OK
+    assert worst(findings) is FindingLevel.OK
     assert [finding for finding in findings if finding.remedy] == []
 
 
 @pytest.mark.parametrize(
     ("facts", "name", "verdict", "words"),
     [
-        (replace(FIT, kernel=(5, 4)), "kernel", Verdict.FAIL, "Linux ≥ 5.7"),
-        (replace(FIT, tun="/dev/net/tun: No such file or directory"), "tun", Verdict.FAIL, "modprobe tun"),
-        (replace(FIT, capabilities=0), "capabilities", Verdict.FAIL, "CAP_NET_ADMIN"),
-        (replace(FIT, nft=None), "nft", Verdict.FAIL, "apt-get install nftables"),
-        (replace(FIT, vxlan=False), "vxlan", Verdict.WARN, "regions of one node do without"),
-        (replace(FIT, udp_gro=False), "offloads", Verdict.WARN, "more slowly"),
-        (replace(FIT, kernel=(6, 1)), "offloads", Verdict.WARN, "newer kernel"),
-        (replace(FIT, wall_clock=0.0), "clock", Verdict.FAIL, "NTP"),
-        (replace(FIT, clock_synchronised=False), "clock", Verdict.WARN, "NTP"),
-        (replace(FIT, reverse_path_filters=("nft inet firewalld raw",)), "reverse path", Verdict.WARN, "ravenvpn0"),
-        (replace(FIT, reverse_path_filters=None), "reverse path", Verdict.WARN, "run as root"),
-        (replace(FIT, mtu=1340), "mtu", Verdict.WARN, "1360"),
-        (replace(FIT, mtu=None), "mtu", Verdict.WARN, "default route"),
-        (replace(FIT, ipv6=False), "ipv6", Verdict.WARN, "ipv6.disable=1"),
+        (replace(FIT, kernel=(5, 4)), "kernel", FindingLevel.FAIL, "Linux ≥ 5.7"),
+        (replace(FIT, tun="/dev/net/tun: No such file or directory"), "tun", FindingLevel.FAIL, "modprobe tun"),
+        (replace(FIT, capabilities=0), "capabilities", FindingLevel.FAIL, "CAP_NET_ADMIN"),
+        (replace(FIT, nft=None), "nft", FindingLevel.FAIL, "apt-get install nftables"),
+        (replace(FIT, vxlan=False), "vxlan", FindingLevel.WARN, "regions of one node do without"),
+        (replace(FIT, udp_gro=False), "offloads", FindingLevel.WARN, "more slowly"),
+        (replace(FIT, kernel=(6, 1)), "offloads", FindingLevel.WARN, "newer kernel"),
+        (replace(FIT, wall_clock=0.0), "clock", FindingLevel.FAIL, "NTP"),
+        (replace(FIT, clock_synchronised=False), "clock", FindingLevel.WARN, "NTP"),
+        (
+            replace(FIT, reverse_path_filters=("nft inet firewalld raw",)),
+            "reverse path",
+            FindingLevel.WARN,
+            "ravenvpn0",
+        ),
+        (replace(FIT, reverse_path_filters=None), "reverse path", FindingLevel.WARN, "run as root"),
+        (replace(FIT, mtu=1340), "mtu", FindingLevel.WARN, "1360"),
+        (replace(FIT, mtu=None), "mtu", FindingLevel.WARN, "default route"),
+        (replace(FIT, ipv6=False), "ipv6", FindingLevel.WARN, "ipv6.disable=1"),
         (
             replace(FIT, ports=(PortFact("udp", 4500, "charon (process 812)"),)),
             "udp port 4500",
-            Verdict.FAIL,
+            FindingLevel.FAIL,
             "listen_port",
         ),
-        (replace(FIT, sysctls={"net/ipv4/ip_forward": "0"}), "forwarding", Verdict.WARN, "net.ipv4.ip_forward=1"),
+        (
+            replace(FIT, sysctls={"net/ipv4/ip_forward": "0"}),
+            "forwarding",
+            FindingLevel.WARN,
+            "net.ipv4.ip_forward=1",
+        ),
         (
             replace(
                 FIT,
                 sysctls={"net/netfilter/nf_conntrack_max": "1000", "net/netfilter/nf_conntrack_count": "900"},
             ),
             "conntrack",
-            Verdict.WARN,
+            FindingLevel.WARN,
             "nf_conntrack_max",
         ),
-        (replace(FIT, upstream=True), "upstream raven", Verdict.WARN, "one agent per node"),
+        (replace(FIT, upstream=True), "upstream raven", FindingLevel.WARN, "one agent per node"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_is_said_with_its_remedy(facts: CheckFacts, name: str, verdict: Verdict, words: str) -> None:
+def test_what_is_wrong_is_said_with_its_remedy(
+    facts: CheckFacts, name: str, verdict: FindingLevel, words: str
+) -> None:
     findings = judge(facts)
     (finding,) = [finding for finding in findings if finding.name == name]
 
@@ -86,7 +98,7 @@ def test_what_is_wrong_is_said_with_its_remedy(facts: CheckFacts, name: str, ver
 def test_the_agent_itself_may_hold_its_ports() -> None:
     held = replace(FIT, ports=(PortFact("udp", 4500, "raven-vpn (process 9)"),))
 
-    assert worst(judge(held)) is Verdict.OK
+    assert worst(judge(held)) is FindingLevel.OK
 
 
 def test_reverse_path_rules_are_found_in_every_notation() -> None:

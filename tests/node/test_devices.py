@@ -14,7 +14,7 @@ from node.worlds import lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import Route, Rule, Sysctl
 from ravenvpn.node.apply import ApplyResult
-from ravenvpn.node.words import words
+from ravenvpn.node.format import words
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 

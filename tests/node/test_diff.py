@@ -25,12 +25,12 @@ from ravenvpn.mesh.hoststate import (
     Sysctl,
 )
 from ravenvpn.node.delta import between, difference
-from ravenvpn.node.diff import assumed, diff
-from ravenvpn.node.netlink import LinkFacts, VxlanFacts
-from ravenvpn.node.operations import Device, Observed, Operation, Verb
+from ravenvpn.node.format import words
+from ravenvpn.node.host_diff import assumed, diff
+from ravenvpn.node.links import LinkFacts, VxlanFacts
+from ravenvpn.node.operations import HostDevice, Observed, Operation, Verb
 from ravenvpn.node.rtnetlink import route_key
 from ravenvpn.node.sysctl import Remembered
-from ravenvpn.node.words import words
 
 PREFIXES = [ip_network(text) for text in ("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/24", "fd01::/64", "fd02::/64")]
 
@@ -222,7 +222,7 @@ def steps(observed: Observed, operations: list[Operation]) -> Iterator[tuple[dic
             rules.remove(thing)
         elif isinstance(thing, Rule):
             rules.add(thing)
-        elif isinstance(thing, Device):
+        elif isinstance(thing, HostDevice):
             routes = {key: route for key, route in routes.items() if route.device != thing.name}
         yield routes, rules
 

@@ -13,7 +13,7 @@ from node.worlds import HOST, gateway
 
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import Host
-from ravenvpn.node.facts import HostFacts
+from ravenvpn.node.discovery import HostFacts
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft")]
 

@@ -20,9 +20,18 @@ from node.worlds import HOST, lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import ApplyResult, Host
-from ravenvpn.node.fights import Fights
-from ravenvpn.node.keep import AddressesChanged, DeviceGone, Event, Fighting, Keeper, Refused, Restored, Wanted
-from ravenvpn.node.observe import Part
+from ravenvpn.node.flapping import FlapDetector
+from ravenvpn.node.observe import HostPart
+from ravenvpn.node.reconciler import (
+    AddressesChanged,
+    ChangeRefused,
+    DeviceGone,
+    Event,
+    FlappingDetected,
+    Reconciler,
+    Restored,
+    WantedState,
+)
 from ravenvpn.node.watch import AddressChange, attach, worth_a_look
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
@@ -37,7 +46,7 @@ class Scene:
 
     box: Box
     host: Host
-    keeper: Keeper
+    keeper: Reconciler
     events: list[Event]
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -75,11 +84,11 @@ def play(
     async def main() -> None:
         events: list[Event] = []
         with Host(state_file) as host:
-            keeper = Keeper(host, lambda event: (events.append(event), one.arrived.set())[0])
+            keeper = Reconciler(host, lambda event: (events.append(event), one.arrived.set())[0])
             one = Scene(box, host, keeper, events)
             keeper.start()
             try:
-                assert (await keeper.want(Wanted.of(wanted or lan_gateway()))).failed == ()
+                assert (await keeper.want(WantedState.of(wanted or lan_gateway()))).failed == ()
                 await scene(one)
             finally:
                 await keeper.stop()
@@ -254,7 +263,7 @@ def test_our_own_changes_disturb_nobody(node: Box, state_file: Path) -> None:
     async def scene(one: Scene) -> None:
         wanted = lan_gateway()
         await one.keeper.cleanup()
-        await one.keeper.want(Wanted.of(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter)))
+        await one.keeper.want(WantedState.of(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter)))
         await one.sh("ip rule del pref 99 lookup 9127")  # the one real harm
         event = await one.event(Restored)
         assert event == Restored(("rule 99 IPv4 lookup 9127",), ())
@@ -269,10 +278,10 @@ def test_a_fight_is_told_and_met_more_slowly(node: Box, state_file: Path) -> Non
         for _ in range(4):
             await one.sh("ip rule del pref 99 lookup 9127")
             event = await one.event(Restored)
-        event = await one.event(Fighting)
-        assert isinstance(event, Fighting)
+        event = await one.event(FlappingDetected)
+        assert isinstance(event, FlappingDetected)
         (fight,) = event.fights
-        assert (fight.part, fight.what, fight.times) == (Part.RULES, "rule 99 IPv4 lookup 9127", 4)
+        assert (fight.part, fight.what, fight.times) == (HostPart.RULES, "rule 99 IPv4 lookup 9127", 4)
         assert str(fight) == "rule 99 IPv4 lookup 9127: undone 4 times by another program"
         assert event.delay == 1.0
         assert one.keeper.fights == [fight]
@@ -300,8 +309,8 @@ def test_a_route_that_lost_its_source_is_seen_and_comes_back(node: Box, state_fi
 
     async def scene(one: Scene) -> None:
         await one.sh("ip addr del fd00:1::1/64 dev cni0")
-        refused = await one.event(Refused)
-        assert isinstance(refused, Refused)
+        refused = await one.event(ChangeRefused)
+        assert isinstance(refused, ChangeRefused)
         assert [failure.error.errno_name for failure in refused.failed] == ["EINVAL"]
         assert "unreachable fd00:2::/64" in await one.sh("ip -6 route show table 9127")
         await one.sh("ip addr add fd00:1::1/64 dev cni0")
@@ -318,7 +327,7 @@ def test_a_deleted_tunnel_device_is_told_at_once(node: Box, state_file: Path) ->
     async def scene(one: Scene) -> None:
         await one.sh("ip link del ravenvpn0")
         assert await one.event(DeviceGone) == DeviceGone("ravenvpn0")
-        await one.event(Refused)
+        await one.event(ChangeRefused)
         assert "dev eth0" not in await one.sh("ip route get 10.244.2.9 || true")
 
     play(node, state_file, scene)
@@ -352,32 +361,32 @@ def test_others_may_change_what_is_theirs(node: Box, state_file: Path) -> None:
 
 
 def test_an_accident_is_no_fight() -> None:
-    fights = Fights()
+    fights = FlapDetector()
 
-    fights.restored(Part.RULES, ["rule 100"], [], now=0.0)
+    fights.restored(HostPart.RULES, ["rule 100"], [], now=0.0)
 
     assert fights.current(0.0) == []
-    assert fights.delay(Part.RULES, 0.0) == 0.1
+    assert fights.delay(HostPart.RULES, 0.0) == 0.1
 
 
 def test_patience_grows_while_it_goes_on_and_returns_when_it_ends() -> None:
-    fights, now, delays = Fights(), 0.0, []
+    fights, now, delays = FlapDetector(), 0.0, []
     for _ in range(11):
-        fights.restored(Part.FILTER, ["nft table ravenvpn"], ["kube-proxy (process 7)"], now)
-        delays.append(fights.delay(Part.FILTER, now))
+        fights.restored(HostPart.FILTER, ["nft table ravenvpn"], ["kube-proxy (process 7)"], now)
+        delays.append(fights.delay(HostPart.FILTER, now))
         now += delays[-1]
 
     assert delays == [0.1, 0.1, 0.1, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     assert str(fights.current(now)[0]) == "nft table ravenvpn: undone 11 times by kube-proxy (process 7)"
-    assert fights.delay(Part.ROUTES, now) == 0.1
+    assert fights.delay(HostPart.ROUTES, now) == 0.1
     assert fights.current(now + 119) != []
     assert fights.current(now + 121) == []
-    assert fights.delay(Part.FILTER, now + 121) == 0.1
+    assert fights.delay(HostPart.FILTER, now + 121) == 0.1
 
 
 def test_accidents_far_apart_make_no_fight() -> None:
-    fights = Fights()
+    fights = FlapDetector()
     for hour in range(10):
-        fights.restored(Part.RULES, ["rule 100"], [], now=hour * 3600.0)
+        fights.restored(HostPart.RULES, ["rule 100"], [], now=hour * 3600.0)
 
         assert fights.current(hour * 3600.0) == []

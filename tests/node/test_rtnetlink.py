@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.mesh.hoststate import Route, RouteKind, Rule, RuleAction
-from ravenvpn.node.pipe import attribute, attributes, message, number
+from ravenvpn.node.netlink import attribute, attributes, message, number
 from ravenvpn.node.rtnetlink import RTMSG, Stray, read_route, read_rule, route_body, rule_body, rule_table
 
 

@@ -21,7 +21,7 @@ from node.box import Box
 from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.node.apply import ApplyResult, Host
-from ravenvpn.node.keep import Event, Keeper, Wanted
+from ravenvpn.node.reconciler import Event, Reconciler, WantedState
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft")]
 
@@ -40,9 +40,9 @@ def test_a_change_costs_what_changed_and_a_start_is_not_repeated(
     async def main() -> tuple[float, list[float], int]:
         world, planner, events = world_of(400), Planner("region-00000-0"), list[Event]()
         planner.update(world, facts=FACTS)
-        wanted = Wanted(planner.host, planner.host_frame)
+        wanted = WantedState(planner.host, planner.host_frame)
         with Host(state_file) as host:
-            keeper = Keeper(host, events.append)
+            keeper = Reconciler(host, events.append)
             keeper.start()
             assert (await keeper.want(wanted)).failed == ()
             spent = time.process_time()

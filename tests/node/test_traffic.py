@@ -240,7 +240,7 @@ def test_an_answer_to_what_this_host_masqueraded_into_the_tunnel_comes_home(regi
 
 
 def test_the_outer_packets_never_enter_the_tunnel_they_carry(region: Region) -> None:
-    """Even where a prefix of another region covers a peer's address: rule 98 is the net below `mesh.conflicts`."""
+    """The rule at preference 98 holds even where a prefix of another region covers a peer's address."""
     wanted = gateway()
     region.apply(wanted)
     uplink = region.node.call(Capture, "uplink")

@@ -23,7 +23,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
-from ravenvpn.mesh.model import Endpoint, Gateway, GatewayStatus, NodeInfo, Peer, World
+from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import plan
 
 # The host of `HOST`: a LAN with an uplink, pods behind a bridge.
@@ -116,8 +116,11 @@ def lan_gateway() -> HostState:
 
 def planned(role: str) -> HostState:
     """What the planner wants of the host of `HOST` as "gateway", "standby" or "plain" node of a region of three."""
-    me = Endpoint("here-1", public_ip="198.51.100.1")
-    other, far = Endpoint("here-2", public_ip="198.51.100.2"), Endpoint("far-1", public_ip="198.51.100.3")
+    me = GatewayEndpoint("here-1", public_ip="198.51.100.1")
+    other, far = (
+        GatewayEndpoint("here-2", public_ip="198.51.100.2"),
+        GatewayEndpoint("far-1", public_ip="198.51.100.3"),
+    )
     endpoints = {"gateway": (me, other), "standby": (other, me), "plain": (other,)}[role]
     here = GatewayStatus(
         tuple(
@@ -133,7 +136,7 @@ def planned(role: str) -> HostState:
     there = GatewayStatus((NodeInfo("far-1", ip_address("172.16.0.1"), REMOTE),), (far,))
     world = World.of(
         [Gateway("here", endpoints, 1, status=here), Gateway("there", (far,), 1, status=there)],
-        [Peer(name, bytes([number]) * 32) for number, name in enumerate(("here-1", "here-2", "far-1"), 1)],
+        [PeerObject(name, bytes([number]) * 32) for number, name in enumerate(("here-1", "here-2", "far-1"), 1)],
     )
     facts = LocalFacts(
         addresses=frozenset(map(ip_address, ("10.0.0.5", "fd00:10::5", "10.244.1.1", "fd00:1::1"))),

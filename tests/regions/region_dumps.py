@@ -5,7 +5,7 @@ from __future__ import annotations
 from lab import host_dumps
 from lab.host_dumps import Dump
 
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 _COMMANDS = (
     "ip -j link",
@@ -25,5 +25,5 @@ _COMMANDS = (
 )
 
 
-def dump(node: Node) -> Dump:
+def dump(node: LabNode) -> Dump:
     return host_dumps.dump(node, _COMMANDS)

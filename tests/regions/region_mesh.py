@@ -10,7 +10,7 @@ from lab.host_dumps import differences
 from lab.lab_mesh import LabMesh
 from region_dumps import dump
 
-from ravenvpn.lab import Node
+from ravenvpn.lab import LabNode
 from ravenvpn.lab.agents import RAVEN_VPN
 
 TOOLS = ("ip", "nft", "nsenter", "unshare", "sysctl", "ping", "tcpdump", "ss", "conntrack")
@@ -24,7 +24,7 @@ PATIENCE = 90.0  # seconds; nine agents that start at once take longer than a la
 class Mesh(LabMesh):
     PATIENCE: ClassVar[float] = PATIENCE
 
-    def region(self, name: str) -> list[Node]:
+    def region(self, name: str) -> list[LabNode]:
         return [node for node in self.lab.nodes if node.region.name == name]
 
 

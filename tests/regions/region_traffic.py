@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
-from ravenvpn.lab.host import Host, Node, Pod
+from ravenvpn.lab.host import LabHost, LabNode, Pod
 
 Address = IPv4Address | IPv6Address
 PORT = 7777
@@ -46,8 +46,8 @@ def family(address: object) -> socket.AddressFamily:
 class Pair(NamedTuple):
     """Who asks whom at which of its addresses."""
 
-    sender: Pod | Node
-    receiver: Pod | Node
+    sender: Pod | LabNode
+    receiver: Pod | LabNode
     target: Address
 
     def __str__(self) -> str:
@@ -58,11 +58,11 @@ class Pair(NamedTuple):
         return region_of(self.sender) != region_of(self.receiver)
 
 
-def region_of(host: Pod | Node) -> str:
+def region_of(host: Pod | LabNode) -> str:
     return (host.node if isinstance(host, Pod) else host).region.name
 
 
-def pairs(senders: Iterable[Pod | Node], receivers: Sequence[Pod | Node]) -> list[Pair]:
+def pairs(senders: Iterable[Pod | LabNode], receivers: Sequence[Pod | LabNode]) -> list[Pair]:
     """Every sender to every other host, at both of its addresses."""
     return [
         Pair(one, other, address)
@@ -75,7 +75,7 @@ def pairs(senders: Iterable[Pod | Node], receivers: Sequence[Pod | Node]) -> lis
 class Station:
     """Answers at a host's addresses while the `with` block lasts."""
 
-    def __init__(self, host: Pod | Node) -> None:
+    def __init__(self, host: Pod | LabNode) -> None:
         self._sockets: list[socket.socket] = []
         self._datagrams: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
@@ -133,7 +133,7 @@ class Station:
 
 
 @contextlib.asynccontextmanager
-async def stations(hosts: Iterable[Pod | Node]):
+async def stations(hosts: Iterable[Pod | LabNode]):
     async with contextlib.AsyncExitStack() as stack:
         for host in hosts:
             await stack.enter_async_context(Station(host))
@@ -162,7 +162,7 @@ Answer = Address | Refusal | str  # the source that was seen, or a refusal, or w
 class _Asker:
     """One host's UDP socket of one family, for as many questions as there are, told apart by a number."""
 
-    def __init__(self, host: Host, address: Address) -> None:
+    def __init__(self, host: LabHost, address: Address) -> None:
         self._sock = host.socket(family(address), socket.SOCK_DGRAM)
         self._sock.setblocking(False)
         never_fragment(self._sock)

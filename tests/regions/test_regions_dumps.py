@@ -9,7 +9,7 @@ from lab.host_dumps import differences
 from region_dumps import dump
 from region_mesh import IPTABLES, TOOLS
 
-from ravenvpn.lab import Lab, Node, Region
+from ravenvpn.lab import Lab, LabNode, LabRegion
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES, "bridge")]
 
@@ -17,8 +17,8 @@ _LINK = "ip link add raven0 type vxlan id 200 dstport 4472"
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    with Lab(Region("one", masquerade=True)) as lab:
+def node() -> Iterator[LabNode]:
+    with Lab(LabRegion("one", masquerade=True)) as lab:
         lab.nodes[0].run(_LINK.replace("raven0", "other").replace("4472", "4473").split())
         yield lab.nodes[0]
 
@@ -63,7 +63,7 @@ def node() -> Iterator[Node]:
         ),
     ],
 )
-def test_a_dump_shows_it(node: Node, shown_by: str, done: str, undone: str):
+def test_a_dump_shows_it(node: LabNode, shown_by: str, done: str, undone: str):
     if "tables" in done:  # the first rule of a table makes the table, which stays
         node.run(done.split())
         node.run(undone.split())

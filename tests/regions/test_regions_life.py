@@ -14,16 +14,18 @@ from agent.agent_traffic import Flow, Traffic
 from region_dumps import dump
 from region_mesh import IPTABLES, PATIENCE, TOOLS, Mesh, assert_clean
 
-from ravenvpn.lab import Capture, Lab, Nat, Node, Region
+from ravenvpn.lab import Capture, Lab, LabNode, LabRegion, Nat
 from ravenvpn.lab.agents import wait_until
 from ravenvpn.lab.topology import Cni, Flavour
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
 
 REGIONS = (
-    Region("cloud", 3, 1, gateways=2, masquerade=True, flavour=Flavour.IPTABLES_NFT),
-    Region("factory", 3, 1, Nat.PORT_RESTRICTED, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
-    Region("ship", 3, 1, Nat.SYMMETRIC, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.NFT),
+    LabRegion("cloud", 3, 1, gateways=2, masquerade=True, flavour=Flavour.IPTABLES_NFT),
+    LabRegion(
+        "factory", 3, 1, Nat.PORT_RESTRICTED, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.IPTABLES_LEGACY
+    ),
+    LabRegion("ship", 3, 1, Nat.SYMMETRIC, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.NFT),
 )
 # From a gateway, a standby and a plain node of each region to a plain node of another.
 FLOWS = [
@@ -44,7 +46,7 @@ def mesh() -> Iterator[Mesh]:
         yield Mesh.prepared(lab, dump)
 
 
-def translate(lab: Lab, node: Node) -> None:
+def translate(lab: Lab, node: LabNode) -> None:
     """An operator's own rule. What MASQUERADE has bound the kernel itself lets go once it leaves by another device;
     what SNAT has bound, never."""
     there = lab.pod("ship-3-pod-1")
@@ -66,7 +68,7 @@ def arrives(flow: Flow) -> bool:
     return any(at > time.monotonic() - 1 for at in list(flow.arrived.values())[-1:])
 
 
-def conntrack(node: Node, *options: str) -> str:
+def conntrack(node: LabNode, *options: str) -> str:
     return node.run(["conntrack", "-L", *options], check=False).stdout
 
 

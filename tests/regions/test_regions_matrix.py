@@ -12,14 +12,14 @@ from region_dumps import dump
 from region_mesh import IPTABLES, TOOLS, Mesh, assert_clean
 from region_traffic import Answer, Pair, Refusal, datagrams, echoes, pairs, region_of, stations, streams, version
 
-from ravenvpn.lab import Lab, Nat, Node, Pod, Region
+from ravenvpn.lab import Lab, LabNode, LabRegion, Nat, Pod
 from ravenvpn.lab.topology import Cni, Flavour
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
 
 REGIONS = (
-    Region("cloud", nodes=3, pods=2, masquerade=True, flavour=Flavour.NFT),
-    Region(
+    LabRegion("cloud", nodes=3, pods=2, masquerade=True, flavour=Flavour.NFT),
+    LabRegion(
         "factory",
         3,
         2,
@@ -29,7 +29,7 @@ REGIONS = (
         masquerade=True,
         flavour=Flavour.IPTABLES_NFT,
     ),
-    Region("ship", 3, 2, Nat.SYMMETRIC, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
+    LabRegion("ship", 3, 2, Nat.SYMMETRIC, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
 )
 TUNNEL_MTU = 1420  # underlay 1500, outer IPv6, UDP and transport header 80
 POD_MTU = 1500
@@ -44,7 +44,7 @@ def mesh() -> Iterator[Mesh]:
         yield mesh
 
 
-def run(mesh: Mesh, work: Coroutine[Any, Any, dict[Pair, Answer]], *more: Node | Pod) -> dict[Pair, Answer]:
+def run(mesh: Mesh, work: Coroutine[Any, Any, dict[Pair, Answer]], *more: LabNode | Pod) -> dict[Pair, Answer]:
     """With a station in every pod, and on `more`."""
 
     async def everything() -> dict[Pair, Answer]:
@@ -54,7 +54,7 @@ def run(mesh: Mesh, work: Coroutine[Any, Any, dict[Pair, Answer]], *more: Node |
     return asyncio.run(everything())
 
 
-def own(host: Pod | Node, pair: Pair) -> Any:
+def own(host: Pod | LabNode, pair: Pair) -> Any:
     """The source the receiver is to see: a pod's own address, or the one its node announces."""
     addresses = host if isinstance(host, Pod) else host.source
     return addresses.v4 if version(pair.target) == 4 else addresses.v6

@@ -18,15 +18,15 @@ import pytest
 from region_mesh import TOOLS, Mesh
 from region_traffic import PORT, Answer, Pair, Refusal, datagrams, family, pairs, stations, streams, version
 
-from ravenvpn.lab import Lab, Nat, Node, Pod, Region
+from ravenvpn.lab import Lab, LabNode, LabRegion, Nat, Pod
 from ravenvpn.lab.topology import Cni
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS), pytest.mark.timeout(240)]
 
 REGIONS = (
-    Region("cloud", 2, 1, masquerade=True),
-    Region("harbour", 2, 1, masquerade=True),
-    Region("ship", 2, 1, Nat.PORT_RESTRICTED, lan_mtu=1400, cni=Cni.CALICO, masquerade=True),
+    LabRegion("cloud", 2, 1, masquerade=True),
+    LabRegion("harbour", 2, 1, masquerade=True),
+    LabRegion("ship", 2, 1, Nat.PORT_RESTRICTED, lan_mtu=1400, cni=Cni.CALICO, masquerade=True),
 )
 DEAF = """table inet deaf {
   chain hear {
@@ -66,7 +66,7 @@ def address(host: Any, pair: Pair) -> Any:
     return host.v4 if version(pair.target) == 4 else host.v6
 
 
-def limit(mesh: Mesh, pair: Pair) -> tuple[int, Node]:
+def limit(mesh: Mesh, pair: Pair) -> tuple[int, LabNode]:
     """What fits, and the node that is to say so."""
     assert isinstance(pair.sender, Pod)
     assert isinstance(pair.receiver, Pod)
@@ -91,12 +91,12 @@ def is_right(mesh: Mesh, pair: Pair, answer: Answer) -> bool:
     return answer.offender == address(node.source, pair)
 
 
-def region(host: Pod | Node) -> Region:
+def region(host: Pod | LabNode) -> LabRegion:
     return (host.node if isinstance(host, Pod) else host).region
 
 
 @functools.cache
-def addresses(node: Node) -> set[str]:
+def addresses(node: LabNode) -> set[str]:
     return {entry["local"] for link in json.loads(node.ip("-j address")) for entry in link["addr_info"]}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from ravenvpn.lab.agents import RAVEN_VPN, wait_until
-from ravenvpn.lab.host import Node
+from ravenvpn.lab.host import LabNode
 
 DEVICE, TUNNEL = "raven0", "raven-wg0"
 TABLE, TUNNEL_TABLE, MARK = 9027, 9028, "0x40"
@@ -39,9 +39,9 @@ def mac(address: IPv4Address) -> str:
 class UpstreamNode:
     """One node; `gateway` is its region's (maybe itself), `remote` the pods of other regions."""
 
-    node: Node
-    gateway: Node
-    mates: Sequence[Node]  # the region's other nodes
+    node: LabNode
+    gateway: LabNode
+    mates: Sequence[LabNode]  # the region's other nodes
     remote: Sequence[str]
     tables: str = "iptables-legacy"
     _tunnel: subprocess.Popen[bytes] | None = field(default=None, init=False)

@@ -21,9 +21,9 @@ from ravenvpn.dataplane.contract import (
     Drop,
     Endpoint,
     Event,
-    Keypair,
     KeypairRetired,
     KeyPromoted,
+    NewKeypair,
     Offloads,
     PeerCounters,
     PeerId,
@@ -35,12 +35,12 @@ from ravenvpn.dataplane.contract import (
     Traffic,
     WantsHandshake,
 )
-from ravenvpn.dataplane.reports import proves_nothing
+from ravenvpn.dataplane.events import proves_nothing
 
 
 @dataclass
 class Session:
-    keypair: Keypair
+    keypair: NewKeypair
     counter: int = 0
     seen: set[int] = field(default_factory=set)
     sending: bool = True
@@ -147,7 +147,7 @@ class FakeDataPlane:
         self.known[peer].source = None
 
     # Sessions.
-    def install_keypair(self, peer: PeerId, keypair: Keypair) -> None:
+    def install_keypair(self, peer: PeerId, keypair: NewKeypair) -> None:
         if keypair.local_index in self.sessions:
             raise ValueError("index in use")
         one = self.known[peer]

@@ -11,7 +11,7 @@ from ravenvpn.dataplane.contract import Drop, Endpoint, Offloads, Timing
 from ravenvpn.tunnel.device import PeerSettings, SessionUp
 from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux.udp import PortInUseError, bind
-from ravenvpn.tunnel.pulse import Pulse, boottime
+from ravenvpn.tunnel.loop_timer import LoopTimer, boottime
 
 ANNA, BERT = IPv6Address("fd00:1::a"), IPv6Address("fd00:1::b")
 PROBE = 10277
@@ -214,7 +214,7 @@ class Beats:
 
 async def test_a_wake_beats_once_and_not_at_once():
     beats = Beats(None)
-    pulse = Pulse(beats)
+    pulse = LoopTimer(beats)
     pulse.start(asyncio.get_running_loop())
     pulse.wake()
     pulse.wake()
@@ -234,7 +234,7 @@ async def test_a_deadline_in_the_past_is_the_next_turn_and_others_get_theirs_bet
         if not beats.enough.is_set():
             asyncio.get_running_loop().call_soon(other)
 
-    pulse = Pulse(beats)
+    pulse = LoopTimer(beats)
     pulse.start(asyncio.get_running_loop())
     other()
     await beats.enough.wait()
@@ -255,7 +255,7 @@ async def test_a_deadline_is_kept_and_a_nearer_one_comes_before_it():
             return None
         return now + answer
 
-    pulse = Pulse(beat)
+    pulse = LoopTimer(beat)
     pulse.start(asyncio.get_running_loop())
     await asyncio.sleep(0)
     pulse.wake()
@@ -279,7 +279,7 @@ async def test_a_beat_that_fails_is_not_the_last_one():
             raise ZeroDivisionError
         return beats(now)
 
-    pulse = Pulse(beat)
+    pulse = LoopTimer(beat)
     pulse.start(asyncio.get_running_loop())
     await asyncio.wait_for(beats.enough.wait(), 5)
     assert [type(error) for error in reported] == [ZeroDivisionError]
@@ -287,7 +287,7 @@ async def test_a_beat_that_fails_is_not_the_last_one():
 
 async def test_after_a_stop_nothing_beats():
     beats = Beats(0.0)
-    pulse = Pulse(beats)
+    pulse = LoopTimer(beats)
     pulse.start(asyncio.get_running_loop())
     pulse.stop()
     pulse.wake()

@@ -9,7 +9,7 @@ from tunnel_world import EVE, Node, World, drops, the
 
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.tunnel.device import Device
-from ravenvpn.tunnel.phases import Phase
+from ravenvpn.tunnel.handshake.states import HandshakeState
 
 
 def hand_over(node: Node, world: World, key: PrivateKey | None = None) -> None:
@@ -102,7 +102,7 @@ def test_a_pending_handshake_is_made_anew(world: World) -> None:
     bob.device.set_up(world.now)
     alice.device.set_peer(bob.settings(warm=True), world.now)
     world.run(6.0)
-    assert bob.status(alice).phase is Phase.ESTABLISHED
+    assert bob.status(alice).phase is HandshakeState.ESTABLISHED
 
 
 def test_sessions_do_not_outlive_a_change_of_our_key(world: World) -> None:

@@ -12,11 +12,11 @@ from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey, PublicKey
 from ravenvpn.crypto.tai64n import stamp
 from ravenvpn.dataplane.contract import Role
-from ravenvpn.tunnel import wire
-from ravenvpn.tunnel.gate import HandshakeDrop
-from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Failure
-from ravenvpn.tunnel.phases import Phase
-from ravenvpn.tunnel.reports import SessionLost, SessionUp
+from ravenvpn.tunnel.admission.queue import HandshakeDrop
+from ravenvpn.tunnel.handshake import messages
+from ravenvpn.tunnel.handshake.states import HandshakeState
+from ravenvpn.tunnel.peer import WIREGUARD_ONLY, HandshakeFailure
+from ravenvpn.tunnel.session_events import SessionLost, SessionUp
 
 BOTH = frozenset(Suite)
 
@@ -37,7 +37,7 @@ def test_both_ends_know_how_it_went(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
-    for one, other, phase in ((alice, bob, Phase.ESTABLISHED), (bob, alice, Phase.ESTABLISHED)):
+    for one, other, phase in ((alice, bob, HandshakeState.ESTABLISHED), (bob, alice, HandshakeState.ESTABLISHED)):
         status = one.status(other)
         assert status.phase is phase
         assert status.attempts == 0
@@ -58,7 +58,7 @@ def test_without_anything_to_send_the_initiator_confirms_the_key_with_a_keepaliv
     alice.device.initiate("bob", world.now)
     world.run(1.0)
     assert world.kinds() == ["initiation", "response", "keepalive"]
-    assert bob.status(alice).phase is Phase.ESTABLISHED
+    assert bob.status(alice).phase is HandshakeState.ESTABLISHED
 
 
 def test_a_preshared_key_must_be_the_same_on_both_ends(world: World) -> None:
@@ -69,7 +69,7 @@ def test_a_preshared_key_must_be_the_same_on_both_ends(world: World) -> None:
     alice.sends(b"hello", bob)
     world.run(1.0)
     assert bob.delivered == []
-    assert alice.status(bob).failure is Failure.BAD_RESPONSE
+    assert alice.status(bob).failure is HandshakeFailure.BAD_RESPONSE
     assert drops(alice) == {"NOT_AUTHENTIC": 1}
     bob.knows(alice, preshared_key=right)
     world.run(6.0)
@@ -134,7 +134,7 @@ def forged(
     """A whole initiation as anyone who holds `ours` could make it."""
     ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
     body, _ = initiate(ours, theirs, suite, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
-    return CookieStamper(theirs).stamp(wire.Initiation(index, suite, body).pack(), 0.0)
+    return CookieStamper(theirs).stamp(messages.Initiation(index, suite, body).pack(), 0.0)
 
 
 def test_a_stranger_with_our_public_key_gets_no_answer(world: World) -> None:
@@ -177,7 +177,7 @@ def test_a_bogus_response_leaves_the_pending_handshake_as_it_was(world: World) -
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     index = int.from_bytes(the("initiation", world).data[4:8], "little")
-    bogus = wire.Response(99, index, bytes(range(48))).pack()
+    bogus = messages.Response(99, index, bytes(range(48))).pack()
     world.put(CookieStamper(alice.key.public).stamp(bogus, 0.0), EVE, alice.address)
     world.path = lambda flight: [0.5] if flight.kind == "response" else [LATENCY]
     world.run(1.0)
@@ -217,7 +217,7 @@ def test_both_ends_may_call_at_the_same_time(world: World) -> None:
     world.run(1.0)
     assert (bob.delivered[-1], alice.delivered[-1]) == (b"again", b"again")
     for one, other in ((alice, bob), (bob, alice)):
-        assert one.status(other).phase is Phase.ESTABLISHED
+        assert one.status(other).phase is HandshakeState.ESTABLISHED
     world.run(30.0)
     assert world.kinds().count("initiation") == 2
 
@@ -257,7 +257,7 @@ def test_a_suite_that_was_not_announced_is_refused(
     world.put(forged(alice, bob.key.public, 0, Suite.AES256GCM), EVE, bob.address)
     world.run(1.0)
     assert drops(bob) == {"SUITE_REFUSED": 1}
-    assert bob.device.peer("alice", world.now).failure is Failure.SUITE_REFUSED
+    assert bob.device.peer("alice", world.now).failure is HandshakeFailure.SUITE_REFUSED
     assert world.kinds() == ["initiation"]
 
 
@@ -337,7 +337,7 @@ def test_a_peer_restarted_with_a_clock_behind_is_refused_and_we_can_say_why(worl
     alice.knows(bob)
     alice.sends(b"two", bob)
     world.run(1.0)
-    assert bob.status(alice).failure is Failure.REPLAYED
+    assert bob.status(alice).failure is HandshakeFailure.REPLAYED
     assert HandshakeDrop.REPLAYED_TIMESTAMP in bob.device.drops()
     bob.sends(b"I call you", alice)  # the other direction needs no clock of Alice's
     world.run(1.0)

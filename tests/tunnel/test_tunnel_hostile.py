@@ -16,8 +16,8 @@ from tunnel_world import Node, World, drops
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.dataplane.contract import Datagram, Endpoint
-from ravenvpn.tunnel.gate import HandshakeDrop
-from ravenvpn.tunnel.load import Pace
+from ravenvpn.tunnel.admission.load import Pace
+from ravenvpn.tunnel.admission.queue import HandshakeDrop
 from ravenvpn.tunnel.peer import PeerStatus
 
 BOTH = frozenset(Suite)

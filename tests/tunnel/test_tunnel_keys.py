@@ -9,8 +9,8 @@ from tunnel_world import EVE, LATENCY, World, drops, the
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
-from ravenvpn.tunnel.peer import Failure
-from ravenvpn.tunnel.phases import Phase
+from ravenvpn.tunnel.handshake.states import HandshakeState
+from ravenvpn.tunnel.peer import HandshakeFailure
 
 BOTH = frozenset(Suite)
 
@@ -20,7 +20,7 @@ def test_a_peer_with_our_own_key_is_never_spoken_to(world: World) -> None:
     alice.device.set_peer(alice.settings(name="mirror", endpoints=(EVE,), warm=True), world.now)
     world.run(30.0)
     assert world.kinds() == []
-    assert alice.device.peer("mirror", world.now).failure is Failure.OWN_KEY
+    assert alice.device.peer("mirror", world.now).failure is HandshakeFailure.OWN_KEY
 
 
 @pytest.mark.parametrize("low_order", [bytes(32), b"\x01" + bytes(31)])
@@ -30,7 +30,7 @@ def test_a_key_of_low_order_may_be_configured_and_nothing_is_sent_to_it(world: W
     alice.device.set_peer(settings, world.now)
     world.run(30.0)
     assert world.kinds() == []
-    assert alice.device.peer("odd", world.now).failure is Failure.UNUSABLE_KEY
+    assert alice.device.peer("odd", world.now).failure is HandshakeFailure.UNUSABLE_KEY
 
 
 def test_a_key_belongs_to_one_peer(world: World) -> None:
@@ -121,7 +121,7 @@ def test_a_peers_key_that_is_withdrawn_ends_the_session_made_with_it(world: Worl
     world.run(1.0)
     new = PrivateKey.generate(deterministic_random("alice's next"))
     bob.knows(alice, public_keys=(new.public,))
-    assert bob.status(alice).phase is Phase.IDLE
+    assert bob.status(alice).phase is HandshakeState.IDLE
     alice.sends(b"stale", bob)
     world.run(1.0)
     assert bob.delivered == [b"hello"]
@@ -168,7 +168,7 @@ def test_without_a_private_key_we_are_silent(world: World) -> None:
     world.run(1.0)
     assert world.kinds(sender=alice) == []
     assert drops(alice) == {"NOT_LISTENING": 1}
-    assert alice.status(bob).failure is Failure.NO_PRIVATE_KEY
+    assert alice.status(bob).failure is HandshakeFailure.NO_PRIVATE_KEY
     alice.device.set_private_key(alice.key, world.now)
     world.run(1.0)
     assert bob.delivered == [b"hello"]

@@ -8,11 +8,11 @@ from tunnel_world import Flight, Node, World, drops, the
 
 from ravenvpn.crypto.cookie import CookieStamper, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint, Timing
-from ravenvpn.tunnel import wire
+from ravenvpn.tunnel.admission.queue import MAX_PROVEN, ROOM
 from ravenvpn.tunnel.device import WORK_BUDGET
-from ravenvpn.tunnel.gate import MAX_PROVEN, ROOM
-from ravenvpn.tunnel.peer import Failure
-from ravenvpn.tunnel.phases import Phase
+from ravenvpn.tunnel.handshake import messages
+from ravenvpn.tunnel.handshake.states import HandshakeState
+from ravenvpn.tunnel.peer import HandshakeFailure
 
 noise = deterministic_random("flood")
 
@@ -134,7 +134,7 @@ def test_a_peer_behind_a_flood_gets_through_with_a_cookie_on_its_next_try(world:
     alice.sends(b"hello", bob)
     world.run(1.0)
     assert drops(bob)["COOKIE_SENT"] > 0
-    assert alice.status(bob).failure is Failure.COOKIE_DEMANDED
+    assert alice.status(bob).failure is HandshakeFailure.COOKIE_DEMANDED
     # A cookie reply sends nothing at once (§6.6) and moves nobody.
     assert world.kinds(sender=alice) == ["initiation"]
     world.run(6.0)
@@ -156,7 +156,9 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
     for node, count in ((alice, 8), (carol, 1)):
         stamper = CookieStamper(bob.key.public)
         for number in range(count):
-            message = stamper.stamp(wire.Initiation(number, next(iter(wire.Suite)), noise(108)).pack(), world.now)
+            message = stamper.stamp(
+                messages.Initiation(number, next(iter(messages.Suite)), noise(108)).pack(), world.now
+            )
             source = bytes(int(part) for part in node.address.host.split(".")) + node.address.port.to_bytes(2, "big")
             stamper.receive_reply(checker.reply(message, source, world.now), world.now)
             message = stamper.stamp(message[:116], world.now)
@@ -262,7 +264,7 @@ def test_answers_to_our_own_calls_need_no_share(world: World) -> None:
         one.knows(alice)
         alice.knows(one, warm=True)
     world.run(0.1)
-    assert all(alice.status(one).phase is Phase.ESTABLISHED for one in crowd)
+    assert all(alice.status(one).phase is HandshakeState.ESTABLISHED for one in crowd)
 
 
 def test_a_response_we_wait_for_passes_a_full_queue(world: World) -> None:
@@ -278,7 +280,7 @@ def test_a_response_nobody_waits_for_costs_not_even_a_hash(world: World) -> None
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
-    bogus = wire.Response(1, 2, bytes(48)).pack() + bytes(32)
+    bogus = messages.Response(1, 2, bytes(48)).pack() + bytes(32)
     replayed = the("response", world).data
     receive(alice, world, [Datagram(data, bob.address, None) for data in (bogus, replayed)])
     assert drops(alice) == {"STALE_RESPONSE": 2}
@@ -302,7 +304,7 @@ def test_a_cookie_reply_does_not_move_the_endpoint(world: World) -> None:
     eve = Endpoint("198.51.100.66", 666)
     world.put(checker.reply(message, bytes(6), world.now), eve, alice.address)
     world.run(1.0)
-    assert alice.status(bob).failure is Failure.COOKIE_DEMANDED
+    assert alice.status(bob).failure is HandshakeFailure.COOKIE_DEMANDED
     assert alice.status(bob).endpoint == bob.address
     world.run(5.0)
     assert all(flight.to == bob.address for flight in world.sent if flight.kind == "initiation")
@@ -377,4 +379,4 @@ def test_many_calls_do_not_keep_us_from_answering(world: World) -> None:
     bob.turn()
     assert "response" in world.kinds(sender=bob)
     assert world.kinds(sender=bob).count("initiation") == WORK_BUDGET // 2
-    assert bob.status(alice).phase is Phase.RESPONDED
+    assert bob.status(alice).phase is HandshakeState.RESPONDED

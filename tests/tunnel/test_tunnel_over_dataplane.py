@@ -19,10 +19,10 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane.contract import Endpoint, Inner, PeerId
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, Report, SessionUp
+from ravenvpn.tunnel.handshake.states import HandshakeState
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
-from ravenvpn.tunnel.phases import Phase
-from ravenvpn.tunnel.probe import PORT
-from ravenvpn.tunnel.prober import Prober
+from ravenvpn.tunnel.probing.frame import PORT
+from ravenvpn.tunnel.probing.prober import Prober
 
 EPOCH = 1_700_000_000 * 10**9
 PODS = {"alice": "10.1.0.1", "bob": "10.2.0.1"}
@@ -149,7 +149,7 @@ async def test_packets_that_waited_for_the_handshake_arrive_in_order(body: str, 
         assert alice.received() == ["answer"]
         expected = Suite.AES256GCM if len(suites) == 2 else Suite.CHACHA20POLY1305
         for one, other in ((alice, bob), (bob, alice)):
-            assert one.status(other).phase is Phase.ESTABLISHED
+            assert one.status(other).phase is HandshakeState.ESTABLISHED
             assert one.status(other).suite is expected
             assert one.reports == [SessionUp(other.name, other.end.endpoint())]
 
@@ -317,7 +317,7 @@ async def test_a_persistent_keepalive_opens_the_way_and_keeps_it_open(body: str)
     async with two(body, persistent_keepalive=25.0) as scene:
         alice, bob = scene.alice, scene.bob
         await scene.run(100.0)
-        assert alice.status(bob).phase is Phase.ESTABLISHED
+        assert alice.status(bob).phase is HandshakeState.ESTABLISHED
         assert alice.end.plane.counters().peers[alice.status(bob).id].tx_packets in (2, 3, 4, 5)
         assert bob.status(alice).rx_bytes >= 92
 

@@ -9,25 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.errors import MalformedMessage
-from ravenvpn.tunnel.phases import TRANSITIONS, Happening, OutOfTurn, Phase, after
+from ravenvpn.tunnel.handshake.states import TRANSITIONS, HandshakeEvent, HandshakeState, UnexpectedEvent, after
 
 # What can not happen: a response nobody waits for, giving up what was not begun, confirming keys not given.
 IMPOSSIBLE = {
-    (Phase.IDLE, Happening.RESPONSE_ACCEPTED),
-    (Phase.IDLE, Happening.KEY_CONFIRMED),
-    (Phase.IDLE, Happening.GIVEN_UP),
-    (Phase.INITIATED, Happening.KEY_CONFIRMED),
-    (Phase.RESPONDED, Happening.RESPONSE_ACCEPTED),
-    (Phase.RESPONDED, Happening.GIVEN_UP),
-    (Phase.ESTABLISHED, Happening.RESPONSE_ACCEPTED),
-    (Phase.ESTABLISHED, Happening.GIVEN_UP),
+    (HandshakeState.IDLE, HandshakeEvent.RESPONSE_ACCEPTED),
+    (HandshakeState.IDLE, HandshakeEvent.KEY_CONFIRMED),
+    (HandshakeState.IDLE, HandshakeEvent.GIVEN_UP),
+    (HandshakeState.INITIATED, HandshakeEvent.KEY_CONFIRMED),
+    (HandshakeState.RESPONDED, HandshakeEvent.RESPONSE_ACCEPTED),
+    (HandshakeState.RESPONDED, HandshakeEvent.GIVEN_UP),
+    (HandshakeState.ESTABLISHED, HandshakeEvent.RESPONSE_ACCEPTED),
+    (HandshakeState.ESTABLISHED, HandshakeEvent.GIVEN_UP),
 }
 
 
-@pytest.mark.parametrize(("phase", "happening"), list(itertools.product(Phase, Happening)))
-def test_every_pair_leads_somewhere_or_is_out_of_turn(phase: Phase, happening: Happening) -> None:
+@pytest.mark.parametrize(("phase", "happening"), list(itertools.product(HandshakeState, HandshakeEvent)))
+def test_every_pair_leads_somewhere_or_is_out_of_turn(phase: HandshakeState, happening: HandshakeEvent) -> None:
     if (phase, happening) in IMPOSSIBLE:
-        with pytest.raises(OutOfTurn) as caught:
+        with pytest.raises(UnexpectedEvent) as caught:
             after(phase, happening)
         assert (caught.value.phase, caught.value.happening) == (phase, happening)
         assert isinstance(caught.value, MalformedMessage)
@@ -35,28 +35,28 @@ def test_every_pair_leads_somewhere_or_is_out_of_turn(phase: Phase, happening: H
         assert after(phase, happening) is TRANSITIONS[phase, happening]
 
 
-@given(st.lists(st.sampled_from(Happening)))
-def test_any_history_agrees_with_the_facts_it_is_about(history: list[Happening]) -> None:
+@given(st.lists(st.sampled_from(HandshakeEvent)))
+def test_any_history_agrees_with_the_facts_it_is_about(history: list[HandshakeEvent]) -> None:
     """`pending` and having keys, kept by hand, are what the phase says after any sequence of events."""
-    phase, pending, confirmed, answered = Phase.IDLE, False, False, False
+    phase, pending, confirmed, answered = HandshakeState.IDLE, False, False, False
     for happening in history:
         try:
             phase = after(phase, happening)
-        except OutOfTurn:
+        except UnexpectedEvent:
             continue
         match happening:
-            case Happening.INITIATION_SENT:
+            case HandshakeEvent.INITIATION_SENT:
                 pending = True
-            case Happening.INITIATION_ACCEPTED:
+            case HandshakeEvent.INITIATION_ACCEPTED:
                 answered = True
-            case Happening.RESPONSE_ACCEPTED | Happening.KEY_CONFIRMED:
+            case HandshakeEvent.RESPONSE_ACCEPTED | HandshakeEvent.KEY_CONFIRMED:
                 pending, confirmed = False, True
-            case Happening.GIVEN_UP:
+            case HandshakeEvent.GIVEN_UP:
                 pending = False
-            case Happening.KEYS_RETIRED:
+            case HandshakeEvent.KEYS_RETIRED:
                 confirmed = answered = False
-            case Happening.WIPED:
+            case HandshakeEvent.WIPED:
                 pending = confirmed = answered = False
         assert phase.pending is pending
-        assert (phase in (Phase.ESTABLISHED, Phase.REKEYING)) is confirmed
-        assert (phase is Phase.IDLE) is (not pending and not confirmed and not answered)
+        assert (phase in (HandshakeState.ESTABLISHED, HandshakeState.REKEYING)) is confirmed
+        assert (phase is HandshakeState.IDLE) is (not pending and not confirmed and not answered)

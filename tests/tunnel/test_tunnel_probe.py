@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 
 from ravenvpn.dataplane.contract import PeerId
 from ravenvpn.errors import MalformedMessage
-from ravenvpn.tunnel.probe import (
+from ravenvpn.tunnel.probing.frame import (
     MAX_VERDICTS,
     Forwarding,
-    Kind,
+    ForwardingVerdict,
     Probe,
+    ProbeKind,
     ProbePacket,
-    Verdict,
     unwrap,
     wrap,
 )
-from ravenvpn.tunnel.prober import REPLIES_PER_SECOND, Prober, Unheard, idle_bytes_per_day
-from ravenvpn.tunnel.probers import Probers
+from ravenvpn.tunnel.probing.prober import REPLIES_PER_SECOND, Prober, Unheard, idle_bytes_per_day
+from ravenvpn.tunnel.probing.schedule import ProbeSchedule
 
 ALICE, BOB, CAROL = (IPv6Address(f"fd00:1:2:1::{n}") for n in (0xA, 0xB, 0xC))
-REQUEST = Probe(Kind.REQUEST, 7, 0xCAFEBABE, 1_000_000_001, epoch=3, role=2)
+REQUEST = Probe(ProbeKind.REQUEST, 7, 0xCAFEBABE, 1_000_000_001, epoch=3, role=2)
 
 # Written down by hand from docs/protocol.md.
 REQUEST_BYTES = bytes.fromhex(
@@ -46,13 +46,13 @@ def test_a_request_is_forty_bytes() -> None:
 
 def test_extensions_follow_the_header_and_are_counted_in_its_length() -> None:
     frame = Probe(
-        Kind.REPLY,
+        ProbeKind.REPLY,
         7,
         0xCAFEBABE,
         1_000_000_001,
         epoch=3,
         role=2,
-        verdicts=(Verdict(0x0123456789ABCDEF, Forwarding.DOES_NOT),),
+        verdicts=(ForwardingVerdict(0x0123456789ABCDEF, Forwarding.DOES_NOT),),
         size=1400,
     )
     expected = b"\x01\x02" + (61).to_bytes(2, "big") + REQUEST_BYTES[4:] + VERDICT_BYTES + SIZE_BYTES
@@ -68,12 +68,12 @@ def test_padding_lies_behind_the_frame() -> None:
 
 def test_an_extension_of_a_later_version_is_skipped() -> None:
     later = b"\x01\x01" + (40 + 6 + 13).to_bytes(2, "big") + REQUEST_BYTES[4:] + b"\x7f\x00\x00\x02ab" + VERDICT_BYTES
-    assert Probe.parse(later).verdicts == (Verdict(0x0123456789ABCDEF, Forwarding.DOES_NOT),)
+    assert Probe.parse(later).verdicts == (ForwardingVerdict(0x0123456789ABCDEF, Forwarding.DOES_NOT),)
 
 
 def test_a_verdict_of_a_later_version_is_none() -> None:
     later = b"\x01\x01" + (53).to_bytes(2, "big") + REQUEST_BYTES[4:] + VERDICT_BYTES[:-1] + b"\x63"
-    assert Probe.parse(later).verdicts == (Verdict(0x0123456789ABCDEF, Forwarding.UNKNOWN),)
+    assert Probe.parse(later).verdicts == (ForwardingVerdict(0x0123456789ABCDEF, Forwarding.UNKNOWN),)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_a_frame_that_contradicts_itself_is_malformed(data: bytes) -> None:
 
 
 def test_the_most_verdicts_fit_the_smallest_mtu() -> None:
-    verdicts = tuple(Verdict(n, Forwarding.FORWARDS) for n in range(MAX_VERDICTS))
-    packet = wrap(ProbePacket(ALICE, BOB, Probe(Kind.REQUEST, 1, 1, 1, verdicts=verdicts).pack()))
+    verdicts = tuple(ForwardingVerdict(n, Forwarding.FORWARDS) for n in range(MAX_VERDICTS))
+    packet = wrap(ProbePacket(ALICE, BOB, Probe(ProbeKind.REQUEST, 1, 1, 1, verdicts=verdicts).pack()))
     assert len(packet) <= 1280
     assert Probe.parse(unwrap(packet).payload).verdicts == verdicts
     with pytest.raises(ValueError, match="128 verdicts"):
-        Probe(Kind.REQUEST, 1, 1, 1, verdicts=(*verdicts, Verdict(0, Forwarding.UNKNOWN))).pack()
+        Probe(ProbeKind.REQUEST, 1, 1, 1, verdicts=(*verdicts, ForwardingVerdict(0, Forwarding.UNKNOWN))).pack()
 
 
 def test_the_packet_is_ipv6_and_udp_with_the_right_checksum() -> None:
@@ -153,7 +153,7 @@ def test_any_bytes_are_a_probe_or_malformed(data: bytes) -> None:
 @given(
     st.builds(
         Probe,
-        st.sampled_from(Kind),
+        st.sampled_from(ProbeKind),
         st.integers(0, 2**32 - 1),
         st.integers(0, 2**32 - 1),
         st.integers(0, 2**64 - 1),
@@ -161,7 +161,8 @@ def test_any_bytes_are_a_probe_or_malformed(data: bytes) -> None:
         st.integers(0, 2**64 - 1),
         st.integers(0, 2**32 - 1),
         st.lists(
-            st.builds(Verdict, st.integers(0, 2**64 - 1), st.sampled_from(Forwarding)), max_size=MAX_VERDICTS
+            st.builds(ForwardingVerdict, st.integers(0, 2**64 - 1), st.sampled_from(Forwarding)),
+            max_size=MAX_VERDICTS,
         ).map(tuple),
         st.integers(0, 65575),
     ),
@@ -201,7 +202,7 @@ def test_a_round_trip_is_measured_and_smoothed() -> None:
 def test_the_time_a_reply_was_held_does_not_count() -> None:
     alice, _ = pair()
     request = Probe.parse(unwrap(alice.request(100.0)).payload)
-    held = Probe(Kind.REPLY, request.sequence, request.session, request.sent_ns, held_ns=750_000_000)
+    held = Probe(ProbeKind.REPLY, request.sequence, request.session, request.sent_ns, held_ns=750_000_000)
     alice.receive(wrap(ProbePacket(BOB, ALICE, held.pack())), 101.0)
     assert alice.facts.rtt == 0.25
 
@@ -209,14 +210,14 @@ def test_the_time_a_reply_was_held_does_not_count() -> None:
 def test_a_reply_that_claims_to_have_been_held_forever_gives_no_negative_round_trip() -> None:
     alice, _ = pair()
     request = Probe.parse(unwrap(alice.request(100.0)).payload)
-    held = Probe(Kind.REPLY, request.sequence, request.session, request.sent_ns, held_ns=2**64 - 1)
+    held = Probe(ProbeKind.REPLY, request.sequence, request.session, request.sent_ns, held_ns=2**64 - 1)
     alice.receive(wrap(ProbePacket(BOB, ALICE, held.pack())), 101.0)
     assert alice.facts.rtt == 0.0
 
 
 def test_both_ends_learn_role_epoch_and_verdicts_and_forget_what_is_withdrawn() -> None:
     alice, bob = pair()
-    missing = (Verdict(5, Forwarding.DOES_NOT),)
+    missing = (ForwardingVerdict(5, Forwarding.DOES_NOT),)
     alice.announce(1, 10)
     bob.announce(2, 2**63, missing)
     exchange(alice, bob, 100.0, 0.1)
@@ -308,7 +309,7 @@ def test_an_answer_is_never_larger_than_what_asked_unless_it_has_something_to_sa
 
 def test_sizes_that_are_answered_and_sizes_that_are_not() -> None:
     alice, bob = pair()
-    bob.announce(1, 1, [Verdict(1, Forwarding.DOES_NOT)])
+    bob.announce(1, 1, [ForwardingVerdict(1, Forwarding.DOES_NOT)])
     alice.receive(bob.request(99.0), 99.0)
     for size in (1400, 1300):
         reply = bob.receive(alice.request(100.0, size=size), 100.1)
@@ -335,7 +336,7 @@ def test_a_size_no_probe_can_have_is_refused(size: int) -> None:
 
 def test_many_probers_share_one_deadline_and_are_spread_over_the_interval() -> None:
     counter = itertools.count()
-    probers = Probers(ALICE, lambda n: ((next(counter) * 7919) % 65536).to_bytes(4, "big")[-n:])
+    probers = ProbeSchedule(ALICE, lambda n: ((next(counter) * 7919) % 65536).to_bytes(4, "big")[-n:])
     for number in range(1, 101):
         probers.watch(PeerId(number), IPv6Address(int(BOB) + number), 5.0, 100.0)
     asked: list[PeerId] = []
@@ -349,7 +350,7 @@ def test_many_probers_share_one_deadline_and_are_spread_over_the_interval() -> N
 
 
 def test_a_peer_that_only_answers_has_no_deadline() -> None:
-    probers = Probers(ALICE, bytes)
+    probers = ProbeSchedule(ALICE, bytes)
     probers.watch(PeerId(1), BOB, None, 100.0)
     assert probers.due() is None
     probers.watch(PeerId(1), BOB, 5.0, 100.0)
@@ -364,7 +365,7 @@ def test_a_peer_that_only_answers_has_no_deadline() -> None:
 
 
 def test_a_stranger_is_not_answered() -> None:
-    probers = Probers(ALICE, bytes)
+    probers = ProbeSchedule(ALICE, bytes)
     assert probers.receive(PeerId(9), wrap(ProbePacket(BOB, ALICE, REQUEST_BYTES)), 100.0) is None
     probers.watch(PeerId(9), BOB, None, 100.0)
     assert probers.receive(PeerId(9), wrap(ProbePacket(BOB, ALICE, REQUEST_BYTES)), 100.0) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunnel_world import LATENCY, Flight, World, the
 
 from ravenvpn.dataplane.contract import Endpoint, Source
-from ravenvpn.tunnel.roaming import Whereabouts
+from ravenvpn.tunnel.roaming import PeerEndpoints
 
 A, B, C, ELSEWHERE = (Endpoint(f"203.0.113.{n}", 51820) for n in (1, 2, 3, 99))
 
@@ -146,8 +146,8 @@ def test_an_operators_word_moves_a_peer_that_has_roamed(world: World) -> None:
 # Whereabouts alone.
 
 
-def heard(candidates: tuple[Endpoint, ...], at: Endpoint) -> Whereabouts:
-    where = Whereabouts()
+def heard(candidates: tuple[Endpoint, ...], at: Endpoint) -> PeerEndpoints:
+    where = PeerEndpoints()
     where.configure(candidates)
     where.heard_from(at, None, roaming=True)
     return where
@@ -184,9 +184,9 @@ def test_losing_all_candidates_does_not_lose_a_peer_that_was_heard_from() -> Non
 
 
 def test_without_roaming_only_candidates_count_or_anything_while_nothing_is_known() -> None:
-    where = Whereabouts()
+    where = PeerEndpoints()
     assert where.heard_from(ELSEWHERE, None, roaming=False)
-    where = Whereabouts()
+    where = PeerEndpoints()
     where.configure((A, B))
     assert not where.heard_from(ELSEWHERE, None, roaming=False)
     assert where.heard_from(B, None, roaming=False)

@@ -10,8 +10,8 @@ from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.crypto.tai64n import stamp
-from ravenvpn.tunnel import wire
-from ravenvpn.tunnel.strangers import MOST
+from ravenvpn.tunnel.admission.unknown_keys import MOST
+from ravenvpn.tunnel.handshake import messages
 
 LATENCY = 1 / 64
 
@@ -20,7 +20,7 @@ def call(ours: PrivateKey, theirs: PublicKey, ns: int) -> bytes:
     """A whole initiation as anyone who holds `ours` could make it."""
     ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
     body, _ = initiate(ours, theirs, Suite.CHACHA20POLY1305, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
-    message = wire.Initiation(7, Suite.CHACHA20POLY1305, body).pack()
+    message = messages.Initiation(7, Suite.CHACHA20POLY1305, body).pack()
     return CookieStamper(theirs).stamp(message, 0.0)
 
 

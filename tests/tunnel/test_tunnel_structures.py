@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.dataplane.contract import PeerId
+from ravenvpn.tunnel.admission.load import Pace, UnderLoad
+from ravenvpn.tunnel.admission.source_limit import SourceLimiter
 from ravenvpn.tunnel.deadlines import Deadlines
-from ravenvpn.tunnel.indices import IndexTable
-from ravenvpn.tunnel.load import Load, Pace
-from ravenvpn.tunnel.ratelimit import SourceLimiter
+from ravenvpn.tunnel.handshake.indices import IndexTable
 
 ALICE, BOB = PeerId(1), PeerId(2)
 
@@ -88,7 +88,7 @@ def test_the_table_of_sources_is_bounded_and_forgets_after_a_second() -> None:
 
 
 def test_load_begins_at_an_eighth_of_the_queue_and_stays_for_a_second() -> None:
-    load = Load()
+    load = UnderLoad()
     assert not load.observe(511, 100.0)
     assert load.observe(512, 100.0)
     assert load.observe(0, 100.99)

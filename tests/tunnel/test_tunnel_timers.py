@@ -8,9 +8,9 @@ import pytest
 from tunnel_world import BOOT, LATENCY, Flight, Node, World
 
 from ravenvpn.dataplane.contract import Drop, Endpoint, PeerId, Role, Timing, Traffic
-from ravenvpn.tunnel.peer import Failure
-from ravenvpn.tunnel.phases import Phase
-from ravenvpn.tunnel.reports import SessionLost, SessionUp
+from ravenvpn.tunnel.handshake.states import HandshakeState
+from ravenvpn.tunnel.peer import HandshakeFailure
+from ravenvpn.tunnel.session_events import SessionLost, SessionUp
 from ravenvpn.tunnel.timers import Timer, Timers
 
 JITTER = 0.333
@@ -64,8 +64,8 @@ def test_it_is_given_up_after_ninety_seconds_and_what_waited_is_dropped(world: W
     world.run(60.0)
     assert moments(world, "initiation") == [5.0 * n for n in range(18)]
     status = alice.status(bob)
-    assert (status.phase, status.attempts, status.staged) == (Phase.IDLE, 0, 0)
-    assert status.failure is Failure.NO_ANSWER
+    assert (status.phase, status.attempts, status.staged) == (HandshakeState.IDLE, 0, 0)
+    assert status.failure is HandshakeFailure.NO_ANSWER
     assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 1
 
 
@@ -87,7 +87,7 @@ def test_new_data_starts_the_ninety_seconds_afresh(world: World) -> None:
     for _ in range(200):
         alice.sends(b"hello", bob)
         world.run(1.0)
-    assert alice.status(bob).phase is Phase.INITIATED
+    assert alice.status(bob).phase is HandshakeState.INITIATED
     assert moments(world, "initiation")[-1] > 190.0
     assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 0
 
@@ -101,7 +101,7 @@ def test_losing_a_peer_for_good_is_reported_once(world: World) -> None:
     world.run(600.0)
     assert alice.device.take_reports() == [
         SessionUp("bob", bob.address),
-        SessionLost("bob", Failure.NO_ANSWER),
+        SessionLost("bob", HandshakeFailure.NO_ANSWER),
     ]
 
 
@@ -285,7 +285,7 @@ def test_a_persistent_keepalive_keeps_calling_a_peer_that_is_away(world: World) 
     world.run(400.0)
     bob.device.set_up(world.now)
     world.run(35.0)
-    assert bob.status(alice).phase is Phase.ESTABLISHED
+    assert bob.status(alice).phase is HandshakeState.ESTABLISHED
 
 
 # Keys do not stay (§6.3).
@@ -299,7 +299,7 @@ def test_keys_are_wiped_nine_minutes_after_the_last_session(world: World) -> Non
     world.run(1.0)
     assert alice.dataplane.sessions == {} == bob.dataplane.sessions
     assert len(alice.device._indices) == 0
-    assert alice.status(bob).phase is Phase.IDLE
+    assert alice.status(bob).phase is HandshakeState.IDLE
     assert alice.device.deadline() is None
 
 
@@ -320,7 +320,7 @@ def test_a_body_may_retire_old_keys_by_itself(world: World) -> None:
     world.run(1.0)
     alice.dataplane.drop_keypairs(alice.status(bob).id)
     alice.turn()
-    assert alice.status(bob).phase is Phase.IDLE
+    assert alice.status(bob).phase is HandshakeState.IDLE
     assert len(alice.device._indices) == 0
     assert alice.device.take_reports()[-1] == SessionLost("bob", None)
 
@@ -349,7 +349,7 @@ def test_a_warm_peer_that_is_away_is_called_until_it_is_back(world: World) -> No
     world.run(1000.0)
     bob.device.set_up(world.now)
     world.run(5.5)
-    assert alice.status(bob).phase is Phase.ESTABLISHED
+    assert alice.status(bob).phase is HandshakeState.ESTABLISHED
     gaps = [
         later - earlier
         for earlier, later in zip(moments(world, "initiation"), moments(world, "initiation")[1:], strict=False)
@@ -375,7 +375,7 @@ def test_a_peer_without_an_endpoint_waits_to_be_called(world: World) -> None:
     bob.knows(alice)
     world.run(100.0)
     assert world.kinds() == []
-    assert alice.status(bob).failure is Failure.NO_ENDPOINT
+    assert alice.status(bob).failure is HandshakeFailure.NO_ENDPOINT
     bob.sends(b"hello", alice)
     world.run(1.0)
     assert alice.delivered == [b"hello"]

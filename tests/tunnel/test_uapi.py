@@ -14,11 +14,11 @@ from ravenvpn.tunnel.uapi import (
     MAX_LINE,
     Conversation,
     DeviceChange,
-    DeviceState,
     Get,
     PeerChange,
-    PeerState,
+    UapiDevice,
     UapiError,
+    UapiPeer,
     format_errno,
     format_state,
     parse_endpoint,
@@ -276,12 +276,12 @@ def test_no_secret_shows():
 
 
 def test_the_answer_to_a_get():
-    state = DeviceState(
+    state = UapiDevice(
         private_key=PrivateKey.from_hex(PRIVATE),
         listen_port=51820,
         fwmark=7,
         peers=[
-            PeerState(
+            UapiPeer(
                 PublicKey.from_hex(PUBLIC),
                 endpoint=Endpoint("2001:db8::1", 4500),
                 last_handshake_ns=1_700_000_000_000_000_123,
@@ -313,7 +313,7 @@ def test_the_answer_to_a_get():
 
 
 def test_a_device_without_anything_says_only_that_all_is_well():
-    assert format_state(DeviceState()) == b"errno=0\n\n"
+    assert format_state(UapiDevice()) == b"errno=0\n\n"
 
 
 def test_an_errno_is_negative_on_the_wire():

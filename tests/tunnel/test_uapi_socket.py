@@ -12,15 +12,15 @@ import pytest
 from ravenvpn.errors import HostError
 from ravenvpn.tunnel.linux import uapi_socket
 from ravenvpn.tunnel.linux.uapi_socket import UapiServer, listen
-from ravenvpn.tunnel.uapi import DeviceChange, DeviceState, UapiError
+from ravenvpn.tunnel.uapi import DeviceChange, UapiDevice, UapiError
 
 
 class Device:
     def __init__(self) -> None:
         self.changes: list[DeviceChange] = []
 
-    def state(self) -> DeviceState:
-        return DeviceState(listen_port=51820)
+    def state(self) -> UapiDevice:
+        return UapiDevice(listen_port=51820)
 
     def apply(self, change: DeviceChange) -> None:
         if change.listen_port == 1:

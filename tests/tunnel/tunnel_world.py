@@ -14,8 +14,8 @@ from fake_dataplane import FakeDataPlane, deterministic_random
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.dataplane.contract import Endpoint, Source, Timing
+from ravenvpn.tunnel.admission.load import Pace
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus
-from ravenvpn.tunnel.load import Pace
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
 BOOT = 1000.0  # seconds on CLOCK_BOOTTIME when a scene begins

@@ -1,5 +1,5 @@
-"""What keeps `Gateway.status` true: `view` holds what the API server said, pure functions decide, `writer` writes.
+"""The controller: `cache` holds API objects, pure functions decide, `writer` writes `Gateway.status`.
 
-Which node is active is not decided here but in `mesh.status`, who wins a conflict in `mesh.conflicts`. A dictionary
-of the API becomes a value in `facts`, and a value becomes one in `conditions`, `public`, `notices` and `crd`.
+`mesh.status` elects the active endpoints, `mesh.conflict_index` decides conflicts; this package does neither.
+`decode` turns API objects into values; `conditions`, `services`, `events` and `crd` turn values into API objects.
 """

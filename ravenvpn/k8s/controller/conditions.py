@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ravenvpn.k8s.controller.facts import Condition, HeldGateway, HeldNode
-from ravenvpn.k8s.controller.public import LOAD_BALANCER
-from ravenvpn.k8s.controller.view import View
+from ravenvpn.k8s.controller.cache import ClusterCache
+from ravenvpn.k8s.controller.decode import HeldCondition, HeldGateway, HeldNode
+from ravenvpn.k8s.controller.services import LOAD_BALANCER
 from ravenvpn.k8s.problems import Problem
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.model import GATEWAY_LABEL, EndpointType, Gateway, GatewayStatus
@@ -23,7 +23,7 @@ _GATES = {EndpointType.TUNNEL: "enable-l3-tunnel", EndpointType.PROXY: "enable-l
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ConditionVerdict:
     """A condition before anybody knows since when. `reason` is one word in camel case."""
 
     type: str
@@ -33,20 +33,20 @@ class Verdict:
 
 
 def judge(
-    held: HeldGateway, view: View, status: GatewayStatus, conflicts: Sequence[Conflict]
-) -> tuple[Verdict, Verdict, Verdict]:
+    held: HeldGateway, view: ClusterCache, status: GatewayStatus, conflicts: Sequence[Conflict]
+) -> tuple[ConditionVerdict, ConditionVerdict, ConditionVerdict]:
     """Ready, EndpointElected, Conflict."""
     elected = (
         _elected(held.value, view, status)
         if held.value is not None
-        else Verdict(ELECTED, False, "Malformed", "the spec cannot be read")
+        else ConditionVerdict(ELECTED, False, "Malformed", "the spec cannot be read")
     )
     return _ready(held, view, status, elected), elected, _conflicting(conflicts)
 
 
 def settle(
-    verdicts: Iterable[Verdict], present: Sequence[Condition], generation: int, now: str
-) -> tuple[Condition, ...]:
+    verdicts: Iterable[ConditionVerdict], present: Sequence[HeldCondition], generation: int, now: str
+) -> tuple[HeldCondition, ...]:
     """The verdicts as conditions. The time of a transition stays as it is while the status of its condition does."""
     before = {condition.type: condition for condition in present}
     settled = []
@@ -54,11 +54,13 @@ def settle(
         value = "True" if verdict.holds else "False"
         known = before.get(verdict.type)
         since = known.last_transition if known and known.status == value and known.last_transition else now
-        settled.append(Condition(verdict.type, value, verdict.reason, shorten(verdict.message), generation, since))
+        settled.append(
+            HeldCondition(verdict.type, value, verdict.reason, shorten(verdict.message), generation, since)
+        )
     return (*settled, *(condition for condition in present if condition.type not in OURS))
 
 
-def write(condition: Condition) -> dict[str, Any]:
+def write(condition: HeldCondition) -> dict[str, Any]:
     return {
         "type": condition.type,
         "status": condition.status,
@@ -79,27 +81,29 @@ def told(problems: Sequence[Problem]) -> str:
     return f"{first}; and {len(problems) - 1} more" if len(problems) > 1 else str(first)
 
 
-def _ready(held: HeldGateway, view: View, status: GatewayStatus, elected: Verdict) -> Verdict:
+def _ready(
+    held: HeldGateway, view: ClusterCache, status: GatewayStatus, elected: ConditionVerdict
+) -> ConditionVerdict:
     if held.value is None or held.stale:
         wrong = told([p for p in held.problems if p.fatal] or held.problems)
         kept = "; what it last said counts until then" if held.value is not None else ""
-        return Verdict(READY, False, "Malformed", f"{wrong}{kept}")
+        return ConditionVerdict(READY, False, "Malformed", f"{wrong}{kept}")
     if not elected.holds:
-        return Verdict(READY, False, elected.reason, elected.message)
+        return ConditionVerdict(READY, False, elected.reason, elected.message)
     broken = view.broken_members(held.name)
     if broken:
-        return Verdict(READY, False, "MalformedNode", _broken(broken))
+        return ConditionVerdict(READY, False, "MalformedNode", _broken(broken))
     if held.value.expose_type == LOAD_BALANCER:
         waiting = [e.node for e in status.active if not e.public_ip]
         if waiting:
             message = f"the load balancer in front of node {waiting[0]} has no address yet"
-            return Verdict(READY, False, "NoPublicAddress", message)
+            return ConditionVerdict(READY, False, "NoPublicAddress", message)
     bare = [info.node for info in status.nodes if not info.subnets]
     many = len(status.nodes)
     message = f"{many} node{'' if many == 1 else 's'}, {_active(status)}"
     if bare:
         message += f"; no pod prefix is known yet of {_some(bare)}"
-    return Verdict(READY, True, "Joined", message)
+    return ConditionVerdict(READY, True, "Joined", message)
 
 
 def _broken(nodes: Sequence[HeldNode]) -> str:
@@ -107,25 +111,27 @@ def _broken(nodes: Sequence[HeldNode]) -> str:
     return f"Node {nodes[0].name}: {told(nodes[0].problems)}{more}"
 
 
-def _elected(gateway: Gateway, view: View, status: GatewayStatus) -> Verdict:
+def _elected(gateway: Gateway, view: ClusterCache, status: GatewayStatus) -> ConditionVerdict:
     asked = {
         EndpointType.TUNNEL: gateway.tunnel_replicas,
         EndpointType.PROXY: gateway.proxy_replicas,
     }
     wanted = [kind for kind, replicas in asked.items() if replicas > 0]
     if not wanted:
-        return Verdict(
+        return ConditionVerdict(
             ELECTED, False, "NotWanted", "tunnelConfig.Replicas is 0 or missing: this region joins nothing"
         )
     open_kinds = [kind for kind in wanted if view.gates.wants(kind)]
     if not open_kinds:
         key = _GATES[wanted[0]]
-        return Verdict(ELECTED, False, "TurnedOff", f'ConfigMap kube-system/raven-cfg does not say {key}: "true"')
+        return ConditionVerdict(
+            ELECTED, False, "TurnedOff", f'ConfigMap kube-system/raven-cfg does not say {key}: "true"'
+        )
     for kind in open_kinds:
         if not any(e.type is kind for e in status.active):
             reason, message = _why_nobody(gateway, kind, view)
-            return Verdict(ELECTED, False, reason, message)
-    return Verdict(ELECTED, True, "Elected", _active(status))
+            return ConditionVerdict(ELECTED, False, reason, message)
+    return ConditionVerdict(ELECTED, True, "Elected", _active(status))
 
 
 def _active(status: GatewayStatus) -> str:
@@ -137,7 +143,7 @@ def _active(status: GatewayStatus) -> str:
     return ", ".join(parts)
 
 
-def _why_nobody(gateway: Gateway, kind: EndpointType, view: View) -> tuple[str, str]:
+def _why_nobody(gateway: Gateway, kind: EndpointType, view: ClusterCache) -> tuple[str, str]:
     able = list(dict.fromkeys(e.node for e in gateway.endpoints if e.type is kind))
     if not able:
         return "NoEndpoint", f"spec.endpoints lists nobody of type {kind.value}"
@@ -146,7 +152,7 @@ def _why_nobody(gateway: Gateway, kind: EndpointType, view: View) -> tuple[str, 
     return "NoReadyNode", "; ".join(whys[:3]) + more
 
 
-def _why_not(node: str, gateway: str, view: View) -> str:
+def _why_not(node: str, gateway: str, view: ClusterCache) -> str:
     held = view.nodes.get(node)
     if held is None:
         return f"node {node} is not there or lacks the label {GATEWAY_LABEL}={gateway}"
@@ -157,13 +163,13 @@ def _why_not(node: str, gateway: str, view: View) -> str:
     return f"node {node} is not Ready"
 
 
-def _conflicting(conflicts: Sequence[Conflict]) -> Verdict:
+def _conflicting(conflicts: Sequence[Conflict]) -> ConditionVerdict:
     if not conflicts:
-        return Verdict(CONFLICT, False, "NoConflict", "no other object claims what this one does")
+        return ConditionVerdict(CONFLICT, False, "NoConflict", "no other object claims what this one does")
     first, rest = conflicts[0], len(conflicts) - 1
     reason = "".join(part.capitalize() for part in first.kind.name.split("_"))
     more = f"; and {rest} more" if rest else ""
-    return Verdict(CONFLICT, True, reason, f"{first}{more}")
+    return ConditionVerdict(CONFLICT, True, reason, f"{first}{more}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ravenvpn.k8s.client import Client
-from ravenvpn.k8s.controller import deference
+from ravenvpn.k8s.controller import yurt_manager
+from ravenvpn.k8s.controller.cache import ClusterCache
 from ravenvpn.k8s.controller.decide import Rights, subject
-from ravenvpn.k8s.controller.deference import Elect, Opinion
-from ravenvpn.k8s.controller.following import PATIENCE, PATIENCE_OF_LEADER, Following
-from ravenvpn.k8s.controller.notices import EventLog, Notice
-from ravenvpn.k8s.controller.rounds import Rounds
-from ravenvpn.k8s.controller.surroundings import Surroundings
-from ravenvpn.k8s.controller.view import View
-from ravenvpn.k8s.controller.writer import FIELD_MANAGER, NAMESPACE, Writer
-from ravenvpn.k8s.lease import Alone, Candidacy, Election, Timing
+from ravenvpn.k8s.controller.discovery import Discovery
+from ravenvpn.k8s.controller.events import EventLog, EventNotice
+from ravenvpn.k8s.controller.informers import PATIENCE, PATIENCE_OF_LEADER, Informers
+from ravenvpn.k8s.controller.reconcile import ReconcileQueue
+from ravenvpn.k8s.controller.writer import FIELD_MANAGER, NAMESPACE, ObjectWriter
+from ravenvpn.k8s.controller.yurt_manager import Elect, Opinion
+from ravenvpn.k8s.lease import Alone, Candidacy, Election, LeaseTiming
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ class Options:
     leader_election: bool = True
     lease_namespace: str = NAMESPACE
     lease_name: str = LEASE_NAME
-    timing: Timing = field(default_factory=Timing)
+    timing: LeaseTiming = field(default_factory=LeaseTiming)
     publish_keys: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ControllerReport:
     """What probes and scrapers are told. `unready` says why this replica could not do the work; empty: it can."""
 
     leading: bool
@@ -90,13 +90,13 @@ class Controller:
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`draw` is evenly from 0 to 1, `clock` seconds that nobody sets, `wall` seconds since 1970."""
-        self.view = View()
+        self.view = ClusterCache()
         self._options, self._names = options, names
         self._draw, self._clock, self._wall = draw, clock, wall
         self._wake = asyncio.Event()
-        self._following = Following(client, self.view, self._followed, draw=draw, wall=wall)
+        self._following = Informers(client, self.view, self._followed, draw=draw, wall=wall)
         self._was_fit = False
-        self._surroundings = Surroundings(client, self._asked, draw)
+        self._surroundings = Discovery(client, self._asked, draw)
         self._election: Election | None = None
         if options.leader_election:
             self._election = Election(
@@ -111,8 +111,8 @@ class Controller:
             )
         self._events = EventLog(options.identity)
         self._leadership = self._election or Alone()
-        self._writer = Writer(client, self.view, self._leadership, self._events, wall)
-        self._rounds: Rounds | None = None
+        self._writer = ObjectWriter(client, self.view, self._leadership, self._events, wall)
+        self._rounds: ReconcileQueue | None = None
         self._opinion: Opinion | None = None
         self._rights: Rights | None = None
         self._judged_at = self._swept_at = clock()
@@ -132,10 +132,10 @@ class Controller:
         self.view.touched |= named
         self._wake.set()
 
-    def report(self) -> Report:
+    def report(self) -> ControllerReport:
         rounds, election = self._rounds, self._election
         connections = self._following.connections()
-        return Report(
+        return ControllerReport(
             leading=self._leadership.leading(),
             leader=election.candidacy.holder if election else self._options.identity,
             transitions=election.candidacy.transitions if election else 0,
@@ -201,7 +201,7 @@ class Controller:
             if not (self._following.settled and self._surroundings.known):
                 return
             assert self._surroundings.mesh is not None
-            self._rounds = Rounds(
+            self._rounds = ReconcileQueue(
                 self.view,
                 self._writer,
                 self._surroundings.mesh,
@@ -245,7 +245,7 @@ class Controller:
             held = self.view.gateways.get(opinion.gateway)
             if held is not None and (not opinion.elects or before is not None):
                 reason = "ElectionTaken" if opinion.elects else "SteppedBack"
-                await self._writer.tell([Notice(subject(held), reason, opinion.why)])
+                await self._writer.tell([EventNotice(subject(held), reason, opinion.why)])
         rights = Rights(opinion.elects, surroundings.added or frozenset(), self._options.publish_keys)
         if rights != self._rights:
             self._rights = rights
@@ -253,4 +253,6 @@ class Controller:
 
     def _opinion_now(self) -> Opinion:
         lease = self._surroundings.lease_renewed
-        return deference.judge(self._options.elect, self.view.gateways.values(), FIELD_MANAGER, lease, self._wall())
+        return yurt_manager.judge(
+            self._options.elect, self.view.gateways.values(), FIELD_MANAGER, lease, self._wall()
+        )

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ravenvpn.k8s import crd
-from ravenvpn.k8s.controller import conditions, keys, public
-from ravenvpn.k8s.controller.facts import CONDITIONS, NODE_COUNT, Condition, HeldGateway
-from ravenvpn.k8s.controller.notices import Notice, Subject
-from ravenvpn.k8s.controller.view import View
+from ravenvpn.k8s.controller import conditions, keys, services
+from ravenvpn.k8s.controller.cache import ClusterCache
+from ravenvpn.k8s.controller.decode import CONDITIONS, NODE_COUNT, HeldCondition, HeldGateway
+from ravenvpn.k8s.controller.events import EventNotice, EventSubject
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.model import EndpointType, GatewayStatus
 
@@ -23,10 +23,10 @@ class Decision:
 
     name: str
     status: dict[str, Any] | None = None  # a merge patch for the status subresource, bound to the version decided on
-    exposure: public.Exposure = public.NOTHING
+    exposure: services.Exposure = services.NOTHING
     keys: tuple[tuple[str, str], ...] = ()  # node, key: missing in spec.endpoints[].config
-    notices: tuple[Notice, ...] = ()
-    lasting: frozenset[Notice] = frozenset()  # what is to be mended, said now or before
+    notices: tuple[EventNotice, ...] = ()
+    lasting: frozenset[EventNotice] = frozenset()  # what is to be mended, said now or before
 
     def __bool__(self) -> bool:
         return bool(self.status or self.exposure or self.keys or self.notices)
@@ -42,13 +42,13 @@ class Rights:
 
 
 def decide(
-    view: View,
+    view: ClusterCache,
     name: str,
     status: GatewayStatus,
     conflicts: Sequence[Conflict],
     rights: Rights,
     *,
-    told: frozenset[Notice],
+    told: frozenset[EventNotice],
     now: str,
 ) -> Decision:
     """`status` is what is wanted (`wanted.status_of`), `told` what was said of it that lasts, `now` as RFC 3339."""
@@ -56,12 +56,12 @@ def decide(
     ips = {node.name: node.internal_ips for node in view.members(name)}
     peers = {node: view.peers[node] for node in ips if node in view.peers}
     value = held.value if held else None
-    exposure, body = public.NOTHING, None
-    notices: list[Notice] = []
-    lasting: frozenset[Notice] = frozenset()
+    exposure, body = services.NOTHING, None
+    notices: list[EventNotice] = []
+    lasting: frozenset[EventNotice] = frozenset()
     if rights.elects and (held is None or value is not None):
         uid = held.uid if held else ""
-        exposure = public.expose(
+        exposure = services.expose(
             value,
             uid,
             status,
@@ -81,7 +81,7 @@ def decide(
 
 
 def _status_patch(
-    held: HeldGateway, status: GatewayStatus, wanted: Sequence[Condition], added: Set[str]
+    held: HeldGateway, status: GatewayStatus, wanted: Sequence[HeldCondition], added: Set[str]
 ) -> dict[str, Any] | None:
     """None where the API server has it so already."""
     body: dict[str, Any] = {}
@@ -95,11 +95,11 @@ def _status_patch(
     return {"metadata": {"resourceVersion": held.version}, "status": body} if body else None
 
 
-def subject(held: HeldGateway) -> Subject:
-    return Subject("Gateway", held.name, held.uid, API_VERSION, held.version)
+def subject(held: HeldGateway) -> EventSubject:
+    return EventSubject("Gateway", held.name, held.uid, API_VERSION, held.version)
 
 
-def _of_election(held: HeldGateway, status: GatewayStatus) -> list[Notice]:
+def _of_election(held: HeldGateway, status: GatewayStatus) -> list[EventNotice]:
     """As upstream tells it: who is active, when that changed; and that nobody is."""
     if held.value is None:
         return []
@@ -111,23 +111,27 @@ def _of_election(held: HeldGateway, status: GatewayStatus) -> list[Notice]:
             message = f"active {kind.value} endpoint: {', '.join(after)}" + (
                 f" (was {', '.join(before)})" * bool(before)
             )
-            found.append(Notice(subject(held), "ActiveEndpointElected", message))
+            found.append(EventNotice(subject(held), "ActiveEndpointElected", message))
         elif before and not after:
             message = f"no active {kind.value} endpoint any more (was {', '.join(before)})"
-            found.append(Notice(subject(held), "ActiveEndpointLost", message, warning=True))
+            found.append(EventNotice(subject(held), "ActiveEndpointLost", message, warning=True))
     return found
 
 
-def _of_problems(held: HeldGateway, view: View, conflict: conditions.Verdict) -> frozenset[Notice]:
+def _of_problems(
+    held: HeldGateway, view: ClusterCache, conflict: conditions.ConditionVerdict
+) -> frozenset[EventNotice]:
     """What a person should mend. Without versions: each is said once as long as it lasts."""
-    about = Subject("Gateway", held.name, held.uid, API_VERSION)
+    about = EventSubject("Gateway", held.name, held.uid, API_VERSION)
     found = []
     if held.problems:
         fatal = held.status_lost or any(problem.fatal for problem in held.problems)
-        found.append(Notice(about, "Malformed" if fatal else "Questionable", conditions.told(held.problems), True))
+        found.append(
+            EventNotice(about, "Malformed" if fatal else "Questionable", conditions.told(held.problems), True)
+        )
     if conflict.holds:
-        found.append(Notice(about, "Conflict", conflict.message, True))
+        found.append(EventNotice(about, "Conflict", conflict.message, True))
     for node in view.broken_members(held.name):
-        of = Subject("Node", node.name, node.uid, "v1")
-        found.append(Notice(of, "Malformed", conditions.told(node.problems), True))
+        of = EventSubject("Node", node.name, node.uid, "v1")
+        found.append(EventNotice(of, "Malformed", conditions.told(node.problems), True))
     return frozenset(found)

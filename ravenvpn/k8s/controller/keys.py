@@ -11,7 +11,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ravenvpn.mesh.model import EndpointType, Gateway, Peer
+from ravenvpn.mesh.model import EndpointType, Gateway, PeerObject
 
 PUBLIC_KEY = "publicKey"
 # A key to be written more often than this is somebody else's too: most likely upstream's agent runs on the same node.
@@ -33,7 +33,7 @@ class Quarrels:
         return allowed
 
 
-def missing(gateway: Gateway, peers: Mapping[str, Peer]) -> dict[str, str]:
+def missing(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[str, str]:
     """node → key in base64, where the Gateway's spec does not say what the node's Peer does."""
     found = {}
     for endpoint in gateway.endpoints:

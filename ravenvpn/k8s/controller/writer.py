@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from ravenvpn.k8s.client import EVENTS, GATEWAYS, SERVICES, ApiError, Client, Object
 from ravenvpn.k8s.controller import keys
+from ravenvpn.k8s.controller.cache import ClusterCache, ObjectKind
 from ravenvpn.k8s.controller.decide import Decision
-from ravenvpn.k8s.controller.notices import EventLog, EventWrite, Notice
-from ravenvpn.k8s.controller.view import Kind, View
+from ravenvpn.k8s.controller.events import EventLog, EventNotice, EventWrite
 from ravenvpn.k8s.lease import Leadership
 from ravenvpn.k8s.resource import Resource
 
@@ -35,11 +35,11 @@ class NotLeading(Exception):
     """Our time is over: nothing was sent."""
 
 
-class Writer:
+class ObjectWriter:
     """Of one replica. `written` counts what the API server took or refused, by kind and outcome."""
 
     def __init__(
-        self, client: Client, view: View, leadership: Leadership, events: EventLog, wall: Callable[[], float]
+        self, client: Client, view: ClusterCache, leadership: Leadership, events: EventLog, wall: Callable[[], float]
     ) -> None:
         self.written: Counter[tuple[str, str]] = Counter()
         self._client, self._view, self._leadership = client, view, leadership
@@ -60,12 +60,12 @@ class Writer:
                     field_manager=FIELD_MANAGER,
                 ),
             )
-            self._view.take(Kind.GATEWAY, [answer])
+            self._view.take(ObjectKind.GATEWAY, [answer])
         await self.tell(decision.notices)
         if decision.keys:
             await self._publish_keys(decision.name, dict(decision.keys))
 
-    async def tell(self, notices: Iterable[Notice]) -> None:
+    async def tell(self, notices: Iterable[EventNotice]) -> None:
         """As events. One that the API server does not take is lost: nothing depends on them."""
         for notice in notices:
             (log.warning if notice.warning else log.info)(
@@ -95,20 +95,20 @@ class Writer:
         exposure, services = decision.exposure, SERVICES.within(NAMESPACE)
         # First where it leads, then what leads there: a Service that appears leads somewhere.
         for document in exposure.slices:
-            await self._apply(Kind.SLICE, SLICES, document)
+            await self._apply(ObjectKind.SLICE, SLICES, document)
         for document in exposure.services:
-            await self._apply(Kind.SERVICE, services, document)
+            await self._apply(ObjectKind.SERVICE, services, document)
         for name in exposure.drop_endpoints:
             await self._drop("endpoints", ENDPOINTS, name)
         for name in exposure.drop_slices:
             await self._drop("slice", SLICES, name)
-            self._view.take(Kind.SLICE, (), (name,))
+            self._view.take(ObjectKind.SLICE, (), (name,))
         for name in exposure.drop_services:
             await self._drop("service", services, name)
-            self._view.take(Kind.SERVICE, (), (name,))
+            self._view.take(ObjectKind.SERVICE, (), (name,))
 
-    async def _apply(self, kind: Kind, resource: Resource, document: Object) -> None:
-        what = "service" if kind is Kind.SERVICE else "slice"
+    async def _apply(self, kind: ObjectKind, resource: Resource, document: Object) -> None:
+        what = "service" if kind is ObjectKind.SERVICE else "slice"
         answer = await self._write(what, lambda: self._client.apply(resource, document, field_manager=FIELD_MANAGER))
         self._view.take(kind, [answer])
 
@@ -127,7 +127,7 @@ class Writer:
             answer = await self._write(
                 "key", lambda: self._client.merge(GATEWAYS, name, patch, field_manager=FIELD_MANAGER)
             )
-            self._view.take(Kind.GATEWAY, [answer])
+            self._view.take(ObjectKind.GATEWAY, [answer])
 
     async def _write(self, what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
         budget = self._leadership.budget()

@@ -19,8 +19,8 @@ from ravenvpn.errors import HostError
 from ravenvpn.tunnel.uapi import (
     Conversation,
     DeviceChange,
-    DeviceState,
     Request,
+    UapiDevice,
     UapiError,
     format_errno,
     format_state,
@@ -89,7 +89,7 @@ class UapiServer:
     def __init__(
         self,
         uapi: UapiSocket,
-        state: Callable[[], DeviceState],
+        state: Callable[[], UapiDevice],
         apply: Callable[[DeviceChange], None] | None = None,
     ) -> None:
         self._uapi = uapi

@@ -1,0 +1,265 @@
+"""What the agent says of itself when asked: vital signs for probes, reports for people. Facts only, no judgement.
+
+Asking changes nothing. Vital signs cost a step per peer and region; reports build whole plans and are for people.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+import ravenvpn
+from ravenvpn import dataplane
+from ravenvpn.agent.host import HostKeeper
+from ravenvpn.agent.lag import Lag
+from ravenvpn.agent.own_peer import key_conflicts, report
+from ravenvpn.agent.peer_liveness import PeerLiveness
+from ravenvpn.agent.reachability import (
+    Rates,
+    Reach,
+    peer_reports,
+    peer_state,
+    plan_lines,
+    reaches,
+    reaches_through,
+    region_reports,
+)
+from ravenvpn.agent.reports import (
+    ApiReport,
+    DataPlaneReport,
+    PeerCondition,
+    PeerReport,
+    PlanLine,
+    ProblemReport,
+    StatusReport,
+    Vitals,
+)
+from ravenvpn.agent.tunnel_owner import TunnelOwner
+from ravenvpn.k8s.cluster import ApiState
+from ravenvpn.k8s.files import Snapshot
+from ravenvpn.k8s.peer_outbox import PeerStatusReport
+from ravenvpn.k8s.peer_writer import PeerWriter
+from ravenvpn.mesh.nodeplan import NodePlan, NodeRole
+from ravenvpn.mesh.plan import Planner
+from ravenvpn.tunnel.driver import TunnelStatus
+from ravenvpn.tunnel.peer import PeerStatus
+
+
+class Named(Protocol):
+    """The source, as far as it is looked at here. `str()` is how a person names it."""
+
+    @property
+    def api(self) -> ApiState | None: ...
+
+
+class Introspection:
+    """Looks at the agent's parts."""
+
+    def __init__(
+        self,
+        node: str,
+        source: Named,
+        *,
+        planner: Planner,
+        sessions: TunnelOwner,
+        probing: PeerLiveness,
+        upkeep: HostKeeper,
+        announcer: PeerWriter | None = None,
+    ) -> None:
+        self._node, self._source = node, source
+        self._planner, self._sessions, self._probing, self._upkeep = planner, sessions, probing, upkeep
+        self._announcer = announcer
+        self._started = time.time()
+        # Noted by the agent as it goes.
+        self.snapshot: Snapshot | None = None
+        self.world_at: float | None = None  # Unix seconds
+        self.tunnel_problem = ""
+        self.rates = Rates()
+        self.lag = Lag()
+
+    def vitals(self) -> Vitals:
+        statuses = {status.settings.name: status for status in self._sessions.statuses()}
+        reached = self._reached(statuses)
+        plans = self._sessions.probed()
+        wanted = [name for name, plan in plans.items() if plan.warm]
+        tunnel = self._sessions.tunnel
+        return Vitals(
+            role=self._planner.role.value,
+            source=str(self._source),
+            world_at=self.world_at,
+            applied_at=self._upkeep.applied_at,
+            source_error=self._source_error(),
+            device_up=not self._planner.tunnel_settings().device or (tunnel is not None and tunnel.usable),
+            host_missing=self._upkeep.missing,
+            loop_lag=self.lag.worst,
+            regions=len(reached),
+            unreachable=tuple((name, reach.why) for name, reach in reached.items() if not reach.ok),
+            sessions_wanted=len(wanted),
+            sessions_up=sum(
+                peer_state(plans[name], statuses[name], self._probing.liveness.of(name))[0] is PeerCondition.UP
+                for name in wanted
+                if name in statuses
+            ),
+            api=self._api(),
+        )
+
+    def status(self) -> StatusReport:
+        vitals = self.vitals()
+        tunnel = self._sessions.tunnel
+        running = tunnel.status() if tunnel is not None else None
+        reached = self._reached({status.settings.name: status for status in running.peers} if running else {})
+        plan = self._planner.plan()
+        return StatusReport(
+            version=ravenvpn.__version__,
+            node=self._node,
+            region=self._planner.region,
+            role=vitals.role,
+            started=self._started,
+            public_key=str(running.public_key) if running and running.public_key else "",
+            listen_port=running.listen_port if running else 0,
+            source=vitals.source,
+            world_at=vitals.world_at,
+            applied_at=vitals.applied_at,
+            source_error=vitals.source_error,
+            device_up=vitals.device_up,
+            host_missing=vitals.host_missing,
+            loop_lag=vitals.loop_lag,
+            regions=tuple(region_reports(reached, self.snapshot.world)) if self.snapshot else (),
+            sessions_wanted=vitals.sessions_wanted,
+            sessions_up=vitals.sessions_up,
+            problems=self._problems(plan),
+            notes=plan.notes,
+            api=vitals.api,
+            data_plane=_data_plane(running),
+        )
+
+    def peer_report(self, unready: Sequence[str], vitals: Vitals) -> PeerStatusReport:
+        """The status of our Peer. `unready` is what the vital signs were judged to mean."""
+        tunnel = self._sessions.tunnel
+        body = tunnel.body if tunnel is not None else "none"
+        conflicts = key_conflicts(self._node, self._planner.conflicts())
+        return report(ravenvpn.__version__, body, vitals, unready, conflicts)
+
+    def peers(self) -> list[PeerReport]:
+        return peer_reports(
+            self._planner.plan(),
+            self._sessions.statuses(),
+            liveness=self._probing.liveness,
+            quality=self._probing.quality(),
+            rates=self.rates,
+        )
+
+    def plan(self) -> list[PlanLine]:
+        return plan_lines(self._planner.plan())
+
+    async def plan_diff(self) -> list[PlanLine]:
+        return await self._upkeep.differences(self._planner.plan().host)
+
+    # Inside.
+
+    def _reached(self, statuses: dict[str, PeerStatus]) -> dict[str, Reach]:
+        if self.snapshot is None or self._planner.role is NodeRole.NONE:
+            return {}
+        uplink = self._planner.uplink
+        through = reaches_through(
+            uplink,
+            self._sessions.probed().get(uplink),
+            statuses.get(uplink),
+            self.snapshot.world,
+            own_region=self._planner.region,
+            verdict=self._probing.liveness.of(uplink),
+            speaks=uplink in self.snapshot.world.peers,
+        )
+        if self._planner.role is NodeRole.PLAIN:
+            return through
+        direct = reaches(
+            self._sessions.probed(),
+            statuses,
+            self.snapshot.world,
+            own_region=self._planner.region,
+            relays=dict(self._planner.relays()),
+            liveness=self._probing.liveness,
+        )
+        if not uplink:
+            return direct
+        # A standby's own traffic takes the active gateway; that its own sessions are well is what it stands by for.
+        return {
+            name: dataclasses.replace(reach, path=through[name].path) if through[name].ok else through[name]
+            for name, reach in direct.items()
+        }
+
+    def _api(self) -> ApiReport | None:
+        state, announcer = self._source.api, self._announcer
+        if state is None:
+            return None
+        away = None if state.connected_since is not None else time.time() - (state.lost_since or self._started)
+        return ApiReport(
+            server=state.server,
+            connected_since=state.connected_since,
+            away=away,
+            heard_at=state.heard_at,
+            error=state.error,
+            saved_at=state.saved_at,
+            cluster=state.cluster,
+            world_of=state.world_of,
+            announced=announcer is not None and announcer.stands,
+            announce_error=announcer.error if announcer is not None else "",
+            lists=state.lists,
+            watches=state.watches,
+            events=state.events,
+            writes=announcer.written if announcer is not None else 0,
+        )
+
+    def _source_error(self) -> str:
+        if self.snapshot is None:
+            return state.error if (state := self._source.api) is not None else ""
+        if self.snapshot.readable:
+            return ""
+        return str(self.snapshot.problems[0])
+
+    def _problems(self, plan: NodePlan) -> tuple[ProblemReport, ...]:
+        problems = [
+            ProblemReport(
+                kind="manifest",
+                where=": ".join(filter(None, (found.file + (f":{found.line}" if found.line else ""), found.field))),
+                message=" ".join(filter(None, (found.subject, found.message))),
+                remedy=found.remedy,
+            )
+            for found in (self.snapshot.problems if self.snapshot else ())
+        ]
+        problems += [
+            ProblemReport(
+                kind="conflict",
+                where=f"{conflict.loser}, {conflict.field}",
+                message=f"{conflict.kind}: {conflict.subject} is held by {conflict.winner}",
+                remedy=conflict.remedy,
+            )
+            for conflict in plan.conflicts
+        ]
+        if self.tunnel_problem:
+            problems.append(ProblemReport(kind="tunnel", where="open", message=self.tunnel_problem))
+        problems += [
+            ProblemReport(kind="tunnel", where=name, message=why) for name, why in self._sessions.refused.items()
+        ]
+        problems += [
+            ProblemReport(kind="tunnel", where=name, message="cannot be resolved", remedy="check DNS on this host")
+            for name in self._sessions.unresolved()
+        ]
+        return (*problems, *self._upkeep.problems)
+
+
+def _data_plane(running: TunnelStatus | None) -> DataPlaneReport:
+    if running is None:
+        return DataPlaneReport(body="none", offloads=(), fallbacks={}, drops={})
+    counters = running.counters
+    drops = {cause.name.lower(): count for cause, count in counters.drops.items() if count}
+    drops |= {f"handshake_{cause.name.lower()}": count for cause, count in running.handshake_drops.items() if count}
+    return DataPlaneReport(
+        body=running.body,
+        offloads=tuple(name for name, on in dataclasses.asdict(running.offloads).items() if on),
+        fallbacks={name: count for name, count in counters.fallbacks.items() if count},
+        drops=drops,
+        why_pure=dataplane.native_absence() if running.body == "pure" else "",
+    )
