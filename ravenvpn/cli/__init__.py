@@ -15,7 +15,7 @@ import click
 import ravenvpn
 from ravenvpn.errors import AgentUnreachableError, ConfigError, RavenError
 
-# Exit codes (docs/architecture.md, "Fixed names"): 0 fine, 1 failed or not healthy, then these two.
+# Exit codes (docs/architecture/README.md, "Fixed names"): 0 fine, 1 failed or not healthy, then these two.
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 

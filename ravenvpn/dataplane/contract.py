@@ -355,7 +355,7 @@ class DataPlane(Protocol):
 
     # Hand-over.
     def freeze(self) -> bytes:
-        """Stop, and give out sessions as a blob (docs/architecture.md). Nothing is sent after it, so no counter can
+        """Stop, and give out sessions as a blob (docs/architecture). Nothing is sent after it, so no counter can
         repeat: `start`, `thaw`, `install_keypair` and everything that sends raise ValueError. Descriptors stay open
         and belong to the caller. The blob is as secret as the keys."""
 

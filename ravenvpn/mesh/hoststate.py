@@ -18,7 +18,7 @@ Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
 
-# Names of ours on a host (docs/architecture.md, "Fixed names").
+# Names of ours on a host (docs/architecture/README.md, "Fixed names").
 TUNNEL_DEVICE = "ravenvpn0"
 VXLAN_DEVICE = "raven0"
 PROTOCOL = 157  # rtm_protocol of our routes, FRA_PROTOCOL of our rules
@@ -135,7 +135,7 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class PacketFilter:
-    """The meaning of our one nft table; `node.nft` knows how it is written (docs/architecture.md §5)."""
+    """The meaning of our one nft table; `node.nft` knows how it is written (docs/architecture/host-network.md)."""
 
     # TCP MSS follows the route's MTU for what is forwarded or sent to these prefixes.
     local: Sequence[Prefix] = ()  # pods (and single node addresses) of this region, as this node sees them

@@ -1,4 +1,4 @@
-"""Addresses that follow from names, so that nobody has to hand them out (docs/architecture.md §5, §7).
+"""Addresses that follow from names, so that nobody has to hand them out (docs/architecture).
 
 Every hash is SHA-256 of the UTF-8 name, its first bits, in network byte order. Two names can meet in one address;
 `mesh.conflict_index` looks for that, this module only derives.

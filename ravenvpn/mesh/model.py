@@ -1,6 +1,6 @@
 """The world as the mesh sees it: Gateways, Nodes and Peers as plain values, and one immutable snapshot of them all.
 
-Field names follow the Kubernetes objects (docs/architecture.md §6), in Python's spelling. How an object looks as
+Field names follow the Kubernetes objects (docs/architecture), in Python's spelling. How an object looks as
 YAML or JSON is known in `ravenvpn.k8s.crd` alone. Everything here is a value: nothing changes once it is made.
 """
 

@@ -223,7 +223,7 @@ def _mesh_routes(context: Context) -> tuple[Route, ...]:
 
 
 def _rules(port: int, context: Context) -> Iterable[Rule]:
-    """docs/architecture.md §5: our own outer packets and the API watch pass the table by, all else meets it."""
+    """docs/architecture: our own outer packets and the API watch pass the table by, all else meets it."""
     for family in context.facts.families:
         yield Rule(
             family,

@@ -1,4 +1,4 @@
-"""What a node's part in its region's VXLAN asks of the host (docs/architecture.md §5).
+"""What a node's part in its region's VXLAN asks of the host (docs/architecture/host-network.md).
 
 The way to other regions: from a plain node or a standby to the active gateway, and into the tunnel there. The way
 back: out of the tunnel to the node it is meant for. Traffic inside the region stays the CNI's.

@@ -1,6 +1,6 @@
 """Our one nft table, and the only door to nft: JSON in, JSON out, every write one transaction.
 
-How the meaning of `PacketFilter` is written (docs/architecture.md §5):
+How the meaning of `PacketFilter` is written (docs/architecture/host-network.md):
 
 * Bound for another region is what leaves by our devices, from another region what arrives by them: table 9127 has
   decided that already, so the filter asks for the device, not for 20,000 prefixes. It can't disagree with the

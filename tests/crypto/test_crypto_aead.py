@@ -141,7 +141,7 @@ def test_all_of_wycheproof_for_x25519_is_there():
 
 
 def test_facts_of_the_suites():
-    """whitepaper §6.1 for WireGuard's; docs/architecture.md for AES."""
+    """whitepaper §6.1 for WireGuard's; docs/architecture/data-plane.md for AES."""
     chacha, aes = Suite.CHACHA20POLY1305, Suite.AES256GCM
     assert (chacha.value, aes.value) == ("chacha20poly1305", "aes256gcm")
     assert chacha.noise_name == b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"

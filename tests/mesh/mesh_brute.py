@@ -1,7 +1,7 @@
 """A planner that is obvious instead of fast: what every node should do, from the whole world, with loops in loops.
 
 It shares the model and the names' hashes with the real one, and nothing else: conflicts, topology, routes and
-acceptances are written a second time here, straight from docs/architecture.md.
+acceptances are written a second time here, straight from docs/architecture/host-network.md.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ SHIP = region("ship", ("ship-1", "10.244.3.0/24"), nat=True)
 
 
 def test_the_whole_host_of_a_gateway_between_two_regions() -> None:
-    """docs/architecture.md §5, line by line."""
+    """docs/architecture/host-network.md, line by line."""
     facts = LocalFacts(addresses=frozenset({ip("10.244.2.1"), ip("10.0.0.1")}), force_forwarding=True)
     host = plan(World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1")), me="edge-1", facts=facts).host
     closed = {"kind": RouteKind.UNREACHABLE, "metric": 4278198272}

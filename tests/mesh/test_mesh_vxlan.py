@@ -1,4 +1,4 @@
-"""The VXLAN between the nodes of a region, as plans ask for it (docs/architecture.md §5)."""
+"""The VXLAN between the nodes of a region, as plans ask for it (docs/architecture/host-network.md)."""
 
 from __future__ import annotations
 
