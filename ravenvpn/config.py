@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from ravenvpn.dataplane.contract import Offloads
 from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.fields import ProblemCollector, read_host_port
 from ravenvpn.mesh.model import HostPort
+from ravenvpn.offloads import Offloads
 
 CONFIG_FILE = Path("/etc/ravenvpn/config.yaml")
 RUN_DIRECTORY = Path("/run/ravenvpn")

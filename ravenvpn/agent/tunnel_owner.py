@@ -15,10 +15,11 @@ from ravenvpn.agent.resolve import Resolver
 from ravenvpn.agent.translate import peer_settings
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
-from ravenvpn.dataplane.contract import Endpoint, Offloads
+from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
 from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, NodeRole, PeerPlan, TunnelDelta, TunnelPlan
+from ravenvpn.offloads import Offloads
 from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux import uapi_socket
 from ravenvpn.tunnel.linux.tun import Tun

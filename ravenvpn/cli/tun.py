@@ -25,7 +25,8 @@ from ravenvpn.errors import RavenError
 
 if TYPE_CHECKING:
     from ravenvpn.crypto.aead import Suite
-    from ravenvpn.dataplane.contract import Offloads, Timing
+    from ravenvpn.dataplane.contract import Timing
+    from ravenvpn.offloads import Offloads
     from ravenvpn.tunnel.driver import Listeners, Tunnel
     from ravenvpn.tunnel.linux.tun import Tun
     from ravenvpn.tunnel.linux.uapi_socket import UapiSocket
@@ -68,7 +69,7 @@ LOG_LEVELS = {
 def tun(iface: str, foreground: bool, suite: str, without: tuple[str, ...], log_level: str | None) -> None:
     """Just a tunnel, configured by wg(8), as wireguard-go would be."""
     from ravenvpn.crypto.aead import Suite
-    from ravenvpn.dataplane.contract import Offloads
+    from ravenvpn.offloads import Offloads
 
     # A variable of that name may be meant for others and say what it likes.
     if log_level is None and (inherited := os.environ.get("LOG_LEVEL")):

@@ -14,12 +14,12 @@ import nacl.exceptions
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-KEY_BYTES = 32
+from ravenvpn.crypto.keys import KEY_BYTES
+
 NONCE_BYTES = 12
 TAG_BYTES = 16
 
 __all__ = [
-    "KEY_BYTES",
     "NONCE_BYTES",
     "TAG_BYTES",
     "Aead",

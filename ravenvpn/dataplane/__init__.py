@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from ravenvpn.dataplane._pure import PureDataPlane
-from ravenvpn.dataplane.contract import DataPlane, Offloads, Timing
+from ravenvpn.dataplane.contract import DataPlane, Timing
 from ravenvpn.errors import ConfigError, HostError
+from ravenvpn.offloads import Offloads
 
 VARIABLE: Final = "RAVENVPN_DATAPLANE"
 BODIES: Final = ("pure", "native")

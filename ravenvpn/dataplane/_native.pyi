@@ -5,18 +5,9 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv6Address
 from typing import final
 
-from ravenvpn.dataplane.contract import (
-    MAX_DATAGRAMS,
-    Counters,
-    Endpoint,
-    Event,
-    NewKeypair,
-    Offloads,
-    PeerId,
-    Prefix,
-    Source,
-    Timing,
-)
+from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Counters, Endpoint, Event, NewKeypair, PeerId, Source, Timing
+from ravenvpn.offloads import Offloads
+from ravenvpn.prefixes import Prefix
 
 @final
 class NativeDataPlane:

@@ -19,21 +19,21 @@ from ravenvpn.dataplane.contract import (
     Endpoint,
     Event,
     NewKeypair,
-    Offloads,
     PeerId,
-    Prefix,
     Role,
     Source,
     Timing,
 )
+from ravenvpn.dataplane.cryptokey_routing import Acceptance, Routes
 from ravenvpn.dataplane.events import EventQueue, Tally, by_drop
 from ravenvpn.dataplane.inbound import Inbound
 from ravenvpn.dataplane.keypairs import KeypairTable
 from ravenvpn.dataplane.outbound import Outbound
 from ravenvpn.dataplane.peers import NO_LIMIT, DataPlanePeer, Staged, socket_address, source_ancillary
-from ravenvpn.dataplane.prefixes import Acceptance, Routes
 from ravenvpn.dataplane.pump import Pump
 from ravenvpn.dataplane.transmitter import AF41, Batch, Transmitter
+from ravenvpn.offloads import Offloads
+from ravenvpn.prefixes import Prefix
 
 KEEPALIVE = Staged(b"")
 

@@ -17,13 +17,12 @@ import asyncio
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from typing import NamedTuple, NewType, Protocol
 
 from ravenvpn.crypto.aead import Suite
-
-Address = IPv4Address | IPv6Address
-Prefix = IPv4Network | IPv6Network
+from ravenvpn.offloads import Offloads
+from ravenvpn.prefixes import Prefix
 
 # A peer is a node, not a key: it may have two static keys for a while, and keeps its id through a rotation.
 # Small positive integers, chosen by the tunnel, never reused while the data plane lives.
@@ -86,19 +85,6 @@ class Timing:
     max_jitter: float = 0.333
     cookie_refresh_time: float = 120.0
     cookie_latency: float = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Offloads:
-    """Which offloads to use, or are in use. Each can be refused by the kernel at run time and is then given up."""
-
-    tun_tso: bool = True  # superpackets of TCP from the TUN, split here
-    tun_uso: bool = True  # superpackets of UDP from the TUN (Linux ≥ 6.2)
-    tun_gro: bool = True  # TCP coalesced into superpackets on the way to the TUN
-    tun_gro_udp: bool = True
-    tun_batch: bool = True  # several frames written to the TUN by one call (io_uring, Linux ≥ 6.4; native body)
-    udp_gso: bool = True  # UDP_SEGMENT on the outer socket
-    udp_gro: bool = True  # UDP_GRO on the outer socket
 
 
 class Drop(enum.IntEnum):

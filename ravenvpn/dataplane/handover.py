@@ -40,7 +40,8 @@ from typing import Final
 
 import msgspec
 
-from ravenvpn.crypto.aead import KEY_BYTES, Suite
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import KEY_BYTES
 from ravenvpn.dataplane.contract import Endpoint, NewKeypair, PeerId, Role, Source
 from ravenvpn.dataplane.keypairs import SLOTS, Keypair
 from ravenvpn.dataplane.peers import DataPlanePeer, Staged, socket_address

@@ -10,14 +10,15 @@ from typing import Final
 from ravenvpn.crypto.aead import InvalidTag
 from ravenvpn.dataplane import ecn
 from ravenvpn.dataplane.coalesce import Coalescer
-from ravenvpn.dataplane.contract import Datagram, Drop, Inner, Offloads, SourceMoved, WantsHandshake
+from ravenvpn.dataplane.contract import Datagram, Drop, Inner, SourceMoved, WantsHandshake
+from ravenvpn.dataplane.cryptokey_routing import Acceptance
 from ravenvpn.dataplane.events import EventQueue, Tally
 from ravenvpn.dataplane.keypairs import HEADER, HEADER_BYTES, OVERHEAD, TRANSPORT, Keypair, KeypairTable
 from ravenvpn.dataplane.offload import UDP
 from ravenvpn.dataplane.peers import IP_PKTINFO, DataPlanePeer, SockAddr, endpoint_of, source_of
-from ravenvpn.dataplane.prefixes import Acceptance
 from ravenvpn.dataplane.transmitter import SO_RXQ_OVFL, SOL_UDP, UDP_GRO
 from ravenvpn.dataplane.tun_writer import TunWriter
+from ravenvpn.offloads import Offloads
 
 DATAGRAMS_PER_WAKE: Final = 16  # receives, each up to 64 KiB with UDP GRO; then the TUN side gets its turn
 RECEIVE_BYTES: Final = 1 << 16
@@ -257,9 +258,7 @@ class Inbound:
         self.coalescer.add(start, total, peer)
 
     def _look_up(self, peer: DataPlanePeer, source: bytes) -> bool:
-        table = self._acceptance.v4 if len(source) == 4 else self._acceptance.v6
-        accepters = table.longest(int.from_bytes(source, "big"))
-        accepted = accepters is not None and peer in accepters
+        accepted = peer in self._acceptance.lookup(source)
         if len(self._cache) >= SOURCE_CACHE:
             self._cache.clear()
         self._cache[peer, source] = accepted

@@ -8,11 +8,11 @@ from typing import Final
 
 from ravenvpn.dataplane import ecn
 from ravenvpn.dataplane.contract import MAX_STAGED_PACKETS, Drop, Timing, WantsHandshake
+from ravenvpn.dataplane.cryptokey_routing import Routes
 from ravenvpn.dataplane.events import EventQueue, Tally
 from ravenvpn.dataplane.keypairs import HEADER, HEADER_BYTES, OVERHEAD, TRANSPORT, Keypair
 from ravenvpn.dataplane.offload import FRAME_HEADER, Packets, count_packets, is_ip, split
 from ravenvpn.dataplane.peers import DataPlanePeer, Staged
-from ravenvpn.dataplane.prefixes import Routes
 from ravenvpn.dataplane.transmitter import Batch, Transmitter
 
 PADDING: Final = 16  # whitepaper §5.4.6
@@ -117,9 +117,8 @@ class Outbound:
                     self.send(peer, Staged(bytes(self._frame_view[start : start + length])), now)
 
     def _look_up(self, destination: bytes) -> DataPlanePeer | None:
-        table = self._routes.v4 if len(destination) == 4 else self._routes.v6
-        carriers = table.longest(int.from_bytes(destination, "big"))
-        peer = None if carriers is None else carriers[0]
+        carriers = self._routes.lookup(destination)
+        peer = carriers[0] if carriers else None
         if len(self._cache) >= ROUTE_CACHE:
             self._cache.clear()
         self._cache[destination] = peer

@@ -9,11 +9,11 @@ import re
 from datetime import UTC, datetime
 from functools import lru_cache
 
+from ravenvpn.crypto.keys import KEY_BYTES
 from ravenvpn.k8s.problems import Problem
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import HostPort
 
-KEY_BYTES = 32
 # RFC 1123 subdomain, as Kubernetes names nodes and cluster-scoped objects; 253 characters at most.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _MAX_NAME = 253

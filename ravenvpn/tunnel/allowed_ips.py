@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network
 
-from ravenvpn.dataplane.contract import Prefix
+from ravenvpn.prefixes import Prefix
 
 
 class AllowedIPs:

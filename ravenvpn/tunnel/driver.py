@@ -20,8 +20,10 @@ from ravenvpn import dataplane
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane import boottime
-from ravenvpn.dataplane.contract import Counters, Endpoint, Inner, Offloads, PeerId, Prefix, Timing
+from ravenvpn.dataplane.contract import Counters, Endpoint, Inner, PeerId, Timing
 from ravenvpn.errors import HostError
+from ravenvpn.offloads import Offloads
+from ravenvpn.prefixes import Prefix
 from ravenvpn.tunnel.admission.queue import HandshakeDrop
 from ravenvpn.tunnel.allowed_ips import AllowedIPs
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, SessionLost, SessionUp

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ravenvpn.crypto.keys import KEY_BYTES, PresharedKey, PrivateKey, PublicKey
-from ravenvpn.dataplane.contract import Endpoint, Prefix
+from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.errors import ConfigError
+from ravenvpn.prefixes import Prefix
 
 PROTOCOL_VERSION = 1
 

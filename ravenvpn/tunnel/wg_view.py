@@ -7,8 +7,8 @@ import errno
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PublicKey
-from ravenvpn.dataplane.contract import Prefix
 from ravenvpn.errors import HostError
+from ravenvpn.prefixes import Prefix
 from ravenvpn.tunnel.driver import Tunnel
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY, PeerSettings
 from ravenvpn.tunnel.uapi import DeviceChange, PeerChange, UapiDevice, UapiError, UapiPeer

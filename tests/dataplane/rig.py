@@ -25,12 +25,12 @@ from ravenvpn.dataplane.contract import (
     Endpoint,
     Event,
     NewKeypair,
-    Offloads,
     PeerId,
     Role,
     Timing,
     Traffic,
 )
+from ravenvpn.offloads import Offloads
 
 # The bodies that scenes run with. The native one joins when it is built.
 BODIES = ["pure"] if dataplane.native_absence() else ["pure", "native"]

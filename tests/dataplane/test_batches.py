@@ -17,9 +17,10 @@ from dataplane.packets import ACK, PSH, VirtioHeader, apart, superpacket, tcp, u
 from dataplane.rig import BOB, Clock, End, Eve, message, settle, two
 
 from ravenvpn.dataplane.coalesce import Coalescer
-from ravenvpn.dataplane.contract import Endpoint, Offloads
+from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.dataplane.events import Tally
 from ravenvpn.dataplane.tun_writer import TunWriter
+from ravenvpn.offloads import Offloads
 
 A, B = "10.1.0.1", "10.2.0.1"
 A6, B6 = "fd01::1", "fd02::1"

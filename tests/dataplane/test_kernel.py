@@ -25,7 +25,8 @@ from dataplane.packets import udp
 from dataplane.rig import ALICE, BOB, keypairs
 
 from ravenvpn import dataplane
-from ravenvpn.dataplane.contract import DataPlane, Endpoint, Offloads, PeerId, Source
+from ravenvpn.dataplane.contract import DataPlane, Endpoint, PeerId, Source
+from ravenvpn.offloads import Offloads
 from ravenvpn.tunnel.linux import udp as outer
 from ravenvpn.tunnel.linux.tun import Tun
 

@@ -24,10 +24,8 @@ from ravenvpn.dataplane.contract import (
     KeypairRetired,
     KeyPromoted,
     NewKeypair,
-    Offloads,
     PeerCounters,
     PeerId,
-    Prefix,
     Role,
     Source,
     SourceMoved,
@@ -36,6 +34,8 @@ from ravenvpn.dataplane.contract import (
     WantsHandshake,
 )
 from ravenvpn.dataplane.events import proves_nothing
+from ravenvpn.offloads import Offloads
+from ravenvpn.prefixes import Prefix
 
 
 @dataclass

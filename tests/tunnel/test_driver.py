@@ -7,7 +7,8 @@ from ipaddress import IPv6Address, ip_network
 import pytest
 
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
-from ravenvpn.dataplane.contract import Drop, Endpoint, Offloads, Timing
+from ravenvpn.dataplane.contract import Drop, Endpoint, Timing
+from ravenvpn.offloads import Offloads
 from ravenvpn.tunnel.device import PeerSettings, SessionUp
 from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux.udp import PortInUseError, bind
