@@ -28,9 +28,9 @@ from ravenvpn.k8s.cluster import ClusterSource
 from ravenvpn.k8s.files import FileSource
 from ravenvpn.k8s.peer_writer import PeerWriter
 from ravenvpn.k8s.world_cache import WorldCache
-from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.model import DEFAULT_MESH
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import IdentityKeys, Intent
 from ravenvpn.notify import Notifier
 from ravenvpn.tunnel.linux.cpu import own_suites
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
@@ -135,18 +135,25 @@ def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer
     else:
         assert config.world_directory is not None
         source = FileSource(config.world_directory, config.mesh or DEFAULT_MESH)
-    settings = Settings(listen_port=config.listen_port or None, forward_node_ip=config.forward_node_ip)
-    planner = Planner(config.node_name, settings)
+    intent = Intent(
+        listen_port=config.listen_port or None,
+        forward_node_ip=config.forward_node_ip,
+        addresses=config.announced_addresses,
+        suites=frozenset(suites),
+        preshared_key=preshared,
+        probe_intervals=(config.probe_interval, config.probe_interval_idle),
+    )
     log.info("public key %s", key.public)
     return Agent(
         config.node_name,
         source,
-        planner,
+        Planner(config.node_name),
         last_seen,
+        intent=intent,
+        keys=IdentityKeys(key),
         state_file=state / "host",
-        probe_intervals=(config.probe_interval, config.probe_interval_idle),
         announcer=announcer,
-        portrait=OwnPeer(config.node_name, key.public, suites, config.announced_addresses, settings),
+        portrait=OwnPeer(config.node_name, key.public, suites, config.announced_addresses, intent),
         make_sessions=lambda on_resolved, listeners: TunnelOwner(
             key=key,
             preshared_key=preshared,

@@ -27,12 +27,13 @@ from ravenvpn.errors import HostError
 from ravenvpn.k8s.cluster import ApiState
 from ravenvpn.k8s.files import Snapshot
 from ravenvpn.k8s.peer_writer import PeerWriter
-from ravenvpn.mesh.context import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
 from ravenvpn.mesh.identity import tunnel_address
+from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import EndpointType, World
 from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import IdentityKeys, Intent, Situation
 from ravenvpn.node.reconciler import WantedState
 from ravenvpn.tunnel.driver import Listeners
 from ravenvpn.tunnel.session_events import SessionLost, SessionUp
@@ -79,24 +80,27 @@ class Agent:
         planner: Planner,
         last_seen: LastSeen,
         *,
+        intent: Intent,
+        keys: IdentityKeys,
         state_file: Path,
-        probe_intervals: tuple[float, float],
         make_sessions: Callable[[Callable[[], None], Listeners], TunnelOwner],
         announcer: PeerWriter | None = None,
         portrait: OwnPeer,
     ) -> None:
-        """`state_file` remembers sysctls of others' devices; `probe_intervals` are seconds with and without traffic.
+        """`intent` and `keys` go into every situation that is planned from. `state_file` remembers sysctls of others'
+        devices.
         `announcer` writes this node's Peer as `portrait` draws it, where there is somebody to tell.
         `make_sessions` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
         this host cannot carry an agent at all."""
         self._source, self._planner, self._last_seen = source, planner, last_seen
         self._upkeep = HostKeeper(state_file, self._addresses_changed, self._device_gone)
+        self._intent, self._keys = intent, keys
         self._work = asyncio.Event()
         self._sessions = make_sessions(
             self._names_resolved, Listeners(on_report=self._report, on_inner=self._probe_came)
         )
         self._probing = PeerLiveness(
-            *probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of
+            *intent.probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of
         )
         self._probe_timer: asyncio.TimerHandle | None = None
         self._node, self._announcer, self._portrait = node, announcer, portrait
@@ -266,7 +270,8 @@ class Agent:
         if self._facts is not None and self._facts.api != self._source.endpoints:
             self._facts = dataclasses.replace(self._facts, api=self._source.endpoints)
         began = time.monotonic()
-        delta = self._planner.update(world, self._probing.liveness, self._facts)
+        facts = self._facts if self._facts is not None else LocalFacts()
+        delta = self._planner.update(Situation(world, self._probing.liveness, facts, self._intent, self._keys))
         self._announce(world)
         if self._reopen:
             self._reopen = False

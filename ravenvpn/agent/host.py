@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ravenvpn.agent.reports import PlanLine, ProblemReport
-from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import Address, HostDelta, HostState, Prefix
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.discovery import LocalAddress
 from ravenvpn.node.format import counted, words

@@ -10,11 +10,12 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.k8s.peer_outbox import PeerContent, PeerStatusCondition, PeerStatusReport
 from ravenvpn.mesh.conflict import Conflict, ConflictKind
-from ravenvpn.mesh.context import LocalFacts, Settings
 from ravenvpn.mesh.hoststate import Address
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.own_region import listen_port, own_sources
+from ravenvpn.mesh.situation import Intent
 from ravenvpn.node.discovery import LocalAddress
 
 # As label: who is active changes, who may be does not, so that a role that moves costs no write.
@@ -30,10 +31,10 @@ class OwnPeer:
         key: PublicKey,
         suites: Iterable[Suite],
         addresses: tuple[HostPort, ...],
-        settings: Settings,
+        intent: Intent,
     ) -> None:
         self._node, self._key, self._suites = node, key, tuple(sorted(suites, key=lambda suite: suite.value))
-        self._addresses, self._settings = addresses, settings
+        self._addresses, self._intent = addresses, intent
 
     def announcement(
         self, world: World, role: NodeRole, region: str, facts: LocalFacts, present: Iterable[LocalAddress]
@@ -46,12 +47,12 @@ class OwnPeer:
             name=self._node,
             public_key=self._key.raw,
             # What our own Peer says is left out: an answer that was right once would stay for ever.
-            listen_port=listen_port(self._node, gateway, None, self._settings),
+            listen_port=listen_port(self._node, gateway, None, self._intent.listen_port),
             addresses=self._addresses,
             node_addresses=lan,
             suites=self._suites,
         )
-        sources, _ = own_sources(info, described, facts, self._settings)
+        sources, _ = own_sources(info, described, facts, self._intent.forward_node_ip)
         described = replace(described, sources=tuple(sources[family] for family in sorted(sources)))
         return PeerContent(described, region, ROLES[role])
 

@@ -51,14 +51,14 @@ def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool
     from ravenvpn.agent.reachability import plan_lines
     from ravenvpn.k8s.files import FileSource
     from ravenvpn.mesh import plan as planning
-    from ravenvpn.mesh.context import Settings
+    from ravenvpn.mesh.situation import Intent, Situation
 
     if diff:
         raise ConfigError("cannot be combined with -f", field="--diff", remedy="ask the agent: raven-vpn plan --diff")
     snapshot = FileSource(directory, mesh).load()
     for problem in snapshot.problems:
         click.echo(f"raven-vpn: {problem}", err=True)
-    made = planning.plan(snapshot.world, me=node, settings=Settings(forward_node_ip=forward_node_ip))
+    made = planning.plan(Situation(snapshot.world, intent=Intent(forward_node_ip=forward_node_ip)), node)
     for conflict in made.conflicts:
         click.echo(f"raven-vpn: {conflict}", err=True)
     click.echo(f"# {node}: {made.role}" + (f" of region {made.region}" if made.region else ""), err=True)

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 from ravenvpn.k8s.client import Client
-from ravenvpn.mesh.context import ApiEndpoint
+from ravenvpn.mesh.local_facts import ApiEndpoint
 from ravenvpn.mesh.model import address_of
 
 

@@ -30,7 +30,7 @@ from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.k8s.resource import ApiError, key_of
 from ravenvpn.k8s.watch import Reflector, WatchBatch
 from ravenvpn.k8s.world_cache import Saved, WorldCache
-from ravenvpn.mesh.context import ApiEndpoint
+from ravenvpn.mesh.local_facts import ApiEndpoint
 from ravenvpn.mesh.model import GATEWAY_LABEL, address_of
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ravenvpn.mesh import identity, vxlan
 from ravenvpn.mesh.conflict import RefusedClaims
-from ravenvpn.mesh.context import ApiEndpoint, Context, LocalFacts, Settings
+from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import (
     TABLE_LOCAL,
     TABLE_REMOTE,
@@ -29,6 +29,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
+from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, NodeInfo, PeerObject, host_prefix
 from ravenvpn.mesh.nodeplan import Candidate, NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.remote_region import fail_closed
@@ -71,7 +72,7 @@ def role_of(node: str, region: Region | None) -> tuple[NodeRole, GatewayNode | N
 
 
 def own_sources(
-    info: NodeInfo | None, peer: PeerObject | None, facts: LocalFacts, settings: Settings
+    info: NodeInfo | None, peer: PeerObject | None, facts: LocalFacts, forward_node_ip: bool
 ) -> tuple[dict[int, Address], list[str]]:
     """The address that what starts on this node leaves with, one a family, and what a person should know about it.
 
@@ -101,7 +102,7 @@ def own_sources(
         for address in internal:
             if address.version == version and address in (present or ()):
                 found.setdefault(version, address)
-        if version in found and not settings.forward_node_ip:
+        if version in found and not forward_node_ip:
             notes.append(
                 f"what starts on this node leaves with {found[version]}, which other regions do not accept: "
                 f"announce it in Peer {info.node}, spec.sources"
@@ -109,24 +110,28 @@ def own_sources(
     return found, notes
 
 
-def listen_port(node: str, gateway: Gateway | None, peer: PeerObject | None, settings: Settings) -> int:
-    """The tunnel's UDP port: endpoint.port, else the operator's setting, else what our Peer says, else 4500."""
+def listen_port(node: str, gateway: Gateway | None, peer: PeerObject | None, configured: int | None = None) -> int:
+    """Return the tunnel's UDP port: endpoint.port, else the port `configured` here, else the Peer's, else 4500."""
     endpoints = (*gateway.status.active, *gateway.endpoints) if gateway else ()
     for endpoint in endpoints:
         if endpoint.node == node and endpoint.type is EndpointType.TUNNEL and endpoint.port:
             return endpoint.port
-    return settings.listen_port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
+    return configured or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
 
 
 def home(
-    context: Context, gateway: Gateway | None, peers: Mapping[str, PeerObject], refused: RefusedClaims
+    context: Context,
+    gateway: Gateway | None,
+    peers: Mapping[str, PeerObject],
+    refused: RefusedClaims,
+    configured_port: int | None = None,
 ) -> OwnRegionPlan:
     """The own part of the plan; `refused` is what our own region lost to others."""
     region = context.region
     if region is None or gateway is None:
         note = f"node {context.node} is in no region: nothing is set up here"
         return OwnRegionPlan(notes=(note,))
-    port = listen_port(context.node, gateway, peers.get(context.node), context.settings)
+    port = listen_port(context.node, gateway, peers.get(context.node), configured_port)
     sessions = _sessions(context, gateway, peers, refused)
     own = host_prefix(identity.tunnel_address(context.mesh, context.node))
     tunnels = {host_prefix(p.tunnel_address): (p.name,) for p in sessions.values()}
@@ -198,7 +203,7 @@ def _sessions(
 def _inside(
     gateway: Gateway, info: NodeInfo, peer: PeerObject | None, entry: GatewayNode | None
 ) -> tuple[Candidate, ...]:
-    port = listen_port(info.node, gateway, peer, Settings())
+    port = listen_port(info.node, gateway, peer)
     addresses = dict.fromkeys(peer.node_addresses if peer else ())
     if info.private_ip is not None:
         addresses.setdefault(info.private_ip)

@@ -1,4 +1,4 @@
-"""From world to plan: `plan(world, liveness, me)`, and the `Planner` that does the same at the price of what changed.
+"""From world to plan: `plan(situation, me)`, and the `Planner` that does the same at the price of what changed.
 
 A plan is the node's own part (`mesh.own_region`) and one part for every other region (`mesh.remote_region`). The
 planner keeps them, finds what an update touches, folds only that anew, and says what became different. A from-scratch
@@ -15,40 +15,34 @@ from ravenvpn.mesh import identity
 from ravenvpn.mesh.claims import NetworkSet
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.conflict_index import ConflictIndex
-from ravenvpn.mesh.context import Context, LocalFacts, Settings
+from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
-from ravenvpn.mesh.liveness import UNKNOWN, Liveness
+from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Changes, Gateway, World, host_prefix, lan_addresses
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PlanDelta, TunnelPlan
 from ravenvpn.mesh.own_region import OwnRegionPlan, home, own_sources, role_of
 from ravenvpn.mesh.plan_difference import Differences, PrefixOrder
 from ravenvpn.mesh.remote_region import EMPTY, RemoteRegionPlan, remote_fragment, way_to
+from ravenvpn.mesh.situation import Situation
 from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, acting, as_hub, digest, hub_rank
 from ravenvpn.mesh.vxlan_members import Overlay, overlay, seats
 
 
-def plan(
-    world: World,
-    liveness: Liveness = UNKNOWN,
-    me: str = "",
-    facts: LocalFacts | None = None,
-    settings: Settings | None = None,
-) -> NodePlan:
-    """Everything the node `me` has to do in this world. Pure: equal inputs make equal plans."""
-    planner = Planner(me, settings or Settings())
-    planner.update(world, liveness, facts or LocalFacts())
+def plan(situation: Situation, me: str = "") -> NodePlan:
+    """Return the whole plan of node `me`. Pure: equal inputs make equal plans."""
+    planner = Planner(me)
+    planner.update(situation)
     return planner.plan()
 
 
 class Planner:
     """The plan of one node, kept current. Not shared between threads."""
 
-    def __init__(self, me: str, settings: Settings | None = None) -> None:
+    def __init__(self, me: str) -> None:
         self.me = me
-        self._settings = settings or Settings()
-        self._world = World()
-        self._liveness = UNKNOWN
-        self._conflicts = self._no_conflicts(World().mesh)
+        self._situation = Situation()
+        self._conflicts = ConflictIndex(self._situation.world.mesh)
         self._regions: dict[str, Region] = {}
         self._regions_of: dict[str, set[str]] = {}  # node → Gateways that name it anywhere
         self._hub_ranks: list[tuple[int, str]] = []
@@ -59,16 +53,19 @@ class Planner:
         self._remote: set[Prefix] = set()
         self._plan: NodePlan | None = None
 
-    def update(self, world: World, liveness: Liveness = UNKNOWN, facts: LocalFacts | None = None) -> PlanDelta:
-        """Move to this world; returns what that changed. Without `facts` those of the last update stay in force."""
+    def update(self, situation: Situation) -> PlanDelta:
+        """Plan for this situation; returns what became different. Costs as much as what differs from the last one."""
+        earlier = self._situation
+        if self._context is not None and not _replans(earlier, situation):
+            self._situation = situation
+            return PlanDelta()
         old_tunnel, old_host = self._tunnel_settings(), self.host_frame()
-        touched = self._digest(world)
-        before = self._context
-        known = before.facts if before else LocalFacts()
-        context = self._make_context(known if facts is None else facts, liveness)
-        stale, doubtful = set(touched), self._touched_by(liveness)
-        stale |= {name for name in doubtful if self._acting(name, liveness) != self._acting(name, self._liveness)}
-        self._liveness = liveness
+        liveness, before = situation.liveness, self._context
+        touched = self._digest(earlier, situation)
+        context = self._make_context(situation)
+        stale, doubtful = set(touched), self._touched_by(earlier.liveness, liveness)
+        stale |= {name for name in doubtful if self._acting(name, liveness) != self._acting(name, earlier.liveness)}
+        self._situation = situation
         if before is None or replace(context, hubs=before.hubs) != before:
             stale |= self._regions.keys() | self._fragments.keys()
         elif context.hubs != before.hubs:
@@ -77,8 +74,12 @@ class Planner:
         stale |= {name for name in doubtful - stale if self._way_changed(name, context)}
 
         differences = Differences()
-        if context != before or (context.region is not None and context.region.name in stale):
-            new_home = self._make_home(context)
+        if (
+            context != before
+            or situation.intent.listen_port != earlier.intent.listen_port
+            or (context.region is not None and context.region.name in stale)
+        ):
+            new_home = self._make_home(context, situation)
             differences.piece(self._home, new_home)
             self._home = new_home
         for name in sorted(stale):
@@ -154,31 +155,27 @@ class Planner:
 
     # What an update touches.
 
-    def _digest(self, world: World) -> set[str]:
+    def _digest(self, earlier: Situation, situation: Situation) -> set[str]:
         """Take the new world in; returns the regions that are not what they were."""
-        changes = world.changes(self._world)
-        if world.mesh != self._world.mesh:
-            # Everything is another's, what the world before had and this one has not as well.
-            self._conflicts = self._no_conflicts(world.mesh)
-            changes = Changes(*map(set.union, world.changes(World()), self._world.changes(World())))
+        world, forward = situation.world, situation.intent.forward_node_ip
+        changes = world.changes(earlier.world)
+        if world.mesh != earlier.world.mesh or forward != earlier.intent.forward_node_ip:
+            # Derived addresses, or the claims of every region, are others now: treat each object of the old and the
+            # new world as changed.
+            self._conflicts = ConflictIndex(world.mesh, forward_node_ip=forward)
+            changes = Changes(*map(set.union, world.changes(World()), earlier.world.changes(World())))
         affected = set(changes.gateways)
         for name in changes.gateways:
-            self._rename_nodes(name, self._world.gateways.get(name), world.gateways.get(name))
+            self._rename_nodes(name, earlier.world.gateways.get(name), world.gateways.get(name))
         for node in changes.peers:
             affected |= self._regions_of.get(node, set())
-        self._world = world
         affected |= self._conflicts.update(affected, changes.peers, world)
         for name in affected:
-            gateway = world.gateways.get(name)
-            self._replace_region(name, self._digested(gateway) if gateway else None)
+            gateway, refused = world.gateways.get(name), self._conflicts.refused(name)
+            self._replace_region(
+                name, digest(gateway, world.peers, refused, forward_node_ip=forward) if gateway else None
+            )
         return affected
-
-    def _no_conflicts(self, mesh: str) -> ConflictIndex:
-        return ConflictIndex(mesh, forward_node_ip=self._settings.forward_node_ip)
-
-    def _digested(self, gateway: Gateway) -> Region:
-        refused = self._conflicts.refused(gateway.name)
-        return digest(gateway, self._world.peers, refused, forward_node_ip=self._settings.forward_node_ip)
 
     def _rename_nodes(self, name: str, before: Gateway | None, after: Gateway | None) -> None:
         old, new = _nodes_named(before), _nodes_named(after)
@@ -200,8 +197,8 @@ class Planner:
             if region.serves_as_hub:
                 insort(self._hub_ranks, rank)
 
-    def _touched_by(self, liveness: Liveness) -> set[str]:
-        nodes = liveness.changes(self._liveness)
+    def _touched_by(self, earlier: Liveness, liveness: Liveness) -> set[str]:
+        nodes = liveness.changes(earlier)
         if self._context is not None and any(node in nodes for hub in self._context.hubs for node in hub.nodes):
             return self._relayed | self._regions_with(nodes)
         return self._regions_with(nodes)
@@ -211,49 +208,39 @@ class Planner:
 
     # Folding.
 
-    def _make_context(self, facts: LocalFacts, liveness: Liveness) -> Context:
-        region = self._own_region(liveness)
+    def _make_context(self, situation: Situation) -> Context:
+        world, liveness, facts = situation.world, situation.liveness, situation.facts
+        forward = situation.intent.forward_node_ip
+        region = self._own_region(world, liveness)
+        gateway = world.gateways[region.name] if region else None
         role, entry = role_of(self.me, region)
-        info = None
-        if region is not None:
-            nodes = self._world.gateways[region.name].status.nodes
-            info = next((i for i in nodes if i.node == self.me), None)
-        sources, _ = own_sources(info, self._world.peers.get(self.me), facts, self._settings)
+        info = next((i for i in gateway.status.nodes if i.node == self.me), None) if gateway else None
+        sources, _ = own_sources(info, world.peers.get(self.me), facts, forward)
         return Context(
             node=self.me,
-            mesh=self._world.mesh,
+            mesh=world.mesh,
             role=role,
             region=region,
             me=entry,
             sources=sources,
             shadowed=self._conflicts.refused(region.name).shadowed if region else frozenset(),
-            near=self._near(region, facts),
+            near=_near(gateway, world, facts) if gateway and forward else NetworkSet(),
             facts=facts,
-            settings=self._settings,
+            forward_node_ip=forward,
             hubs=self._hubs(liveness),
-            overlay=self._overlay(region, facts, liveness),
+            overlay=self._overlay(region, situation),
         )
 
-    def _near(self, region: Region | None, facts: LocalFacts) -> NetworkSet:
-        """What this node takes for its own network: its links, and what its region says of its pods and nodes."""
-        if region is None or not self._settings.forward_node_ip:
-            return NetworkSet()
-        found = set(facts.networks)
-        for info in self._world.gateways[region.name].status.nodes:
-            found.update(info.subnets)
-            found.update(host_prefix(a) for a in lan_addresses(info, self._world.peers.get(info.node)))
-        return NetworkSet(frozenset(found))
-
-    def _overlay(self, region: Region | None, facts: LocalFacts, liveness: Liveness) -> Overlay | None:
+    def _overlay(self, region: Region | None, situation: Situation) -> Overlay | None:
         if region is None:
             return None
-        refused = self._conflicts.refused(region.name)
-        everybody = seats(self._world.gateways[region.name], self._world.peers, self._world.mesh, refused)
-        return overlay(self.me, region, everybody, facts.addresses, liveness)
+        world, refused = situation.world, self._conflicts.refused(region.name)
+        everybody = seats(world.gateways[region.name], world.peers, world.mesh, refused)
+        return overlay(self.me, region, everybody, situation.facts.addresses, situation.liveness)
 
-    def _own_region(self, liveness: Liveness) -> Region | None:
+    def _own_region(self, world: World, liveness: Liveness) -> Region | None:
         for name in sorted(self._regions_of.get(self.me, ())):
-            members = {info.node for info in self._world.gateways[name].status.nodes}
+            members = {info.node for info in world.gateways[name].status.nodes}
             if self.me in members - self._conflicts.refused(name).nodes:
                 return self._acting(name, liveness)
         return None
@@ -270,24 +257,29 @@ class Planner:
             found.append(as_hub(region if region and region.serves_as_hub else self._regions[name]))
         return tuple(found)
 
-    def _make_home(self, context: Context) -> OwnRegionPlan:
+    def _make_home(self, context: Context, situation: Situation) -> OwnRegionPlan:
+        world, intent = situation.world, situation.intent
         name = context.region.name if context.region else ""
-        gateway = self._world.gateways.get(name)
-        made = home(context, gateway, self._world.peers, self._conflicts.refused(name))
+        gateway = world.gateways.get(name)
+        made = home(context, gateway, world.peers, self._conflicts.refused(name), intent.listen_port)
         info = next((i for i in gateway.status.nodes if i.node == self.me), None) if gateway else None
-        _, notes = own_sources(info, self._world.peers.get(self.me), context.facts, self._settings)
+        _, notes = own_sources(info, world.peers.get(self.me), context.facts, intent.forward_node_ip)
         return replace(made, notes=(*made.notes, *notes))
 
     def _way_changed(self, name: str, context: Context) -> bool:
-        region, fragment = self._acting(name, self._liveness), self._fragments.get(name)
-        return region is not None and fragment is not None and fragment.way != way_to(region, context, self._liveness)
+        region, fragment = self._acting(name, self._situation.liveness), self._fragments.get(name)
+        return (
+            region is not None
+            and fragment is not None
+            and fragment.way != way_to(region, context, self._situation.liveness)
+        )
 
     def _fold(self, name: str, context: Context, differences: Differences) -> None:
         before = self._fragments.pop(name, EMPTY)
-        region = self._acting(name, self._liveness)
+        region = self._acting(name, self._situation.liveness)
         after = EMPTY
         if region is not None and (context.region is None or region.name != context.region.name):
-            after = remote_fragment(region, context, self._liveness)
+            after = remote_fragment(region, context, self._situation.liveness)
         if region is not None:
             self._fragments[name] = after
         (self._relayed.add if after.way.needs_hub else self._relayed.discard)(name)
@@ -348,3 +340,23 @@ def _nodes_named(gateway: Gateway | None) -> set[str]:
         return set()
     endpoints = (*gateway.endpoints, *gateway.status.active)
     return {info.node for info in gateway.status.nodes} | {e.node for e in endpoints}
+
+
+def _replans(earlier: Situation, situation: Situation) -> bool:
+    """Whether a plan made of `earlier` may not hold for `situation`: keys, suites and the like are no part of it."""
+    return (
+        situation.world is not earlier.world
+        or (situation.liveness is not earlier.liveness and situation.liveness != earlier.liveness)
+        or (situation.facts is not earlier.facts and situation.facts != earlier.facts)
+        or situation.intent.listen_port != earlier.intent.listen_port
+        or situation.intent.forward_node_ip != earlier.intent.forward_node_ip
+    )
+
+
+def _near(gateway: Gateway, world: World, facts: LocalFacts) -> NetworkSet:
+    """Prefixes of this node's own network: its links, and the pods and nodes of its region."""
+    found = set(facts.networks)
+    for info in gateway.status.nodes:
+        found.update(info.subnets)
+        found.update(host_prefix(a) for a in lan_addresses(info, world.peers.get(info.node)))
+    return NetworkSet(frozenset(found))

@@ -12,12 +12,17 @@ from typing import NamedTuple
 
 from ravenvpn.mesh import hoststate, identity, vxlan
 from ravenvpn.mesh.claims import Announced, ClaimKind
-from ravenvpn.mesh.context import MIN_MTU, Context
+from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import Address, Prefix, Route, RouteKind
 from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.local_facts import MIN_MTU
 from ravenvpn.mesh.model import host_prefix
 from ravenvpn.mesh.nodeplan import NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.topology import GatewayNode, Hub, Region, carrier_order, choose_hub
+
+# Seconds between keepalives of the side behind NAT: wg's customary figure, below the 30 s after which some NATs drop
+# a UDP mapping (RFC 4787 §4.3 asks for 2 minutes, few keep to it).
+NAT_KEEPALIVE = 25
 
 
 class Way(NamedTuple):
@@ -132,7 +137,7 @@ def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], li
             if a.prefix in context.shadowed
         ]
         announced = tuple(a for a in announced if a.prefix not in context.shadowed)
-    if context.settings.forward_node_ip:
+    if context.forward_node_ip:
         # (An own source is accepted with the setting off, too.)
         near = [a for a in announced if a.kind is ClaimKind.ADDRESS and not a.source and context.near.hold(a.prefix)]
         if near:
@@ -190,7 +195,7 @@ def _peer(gateway: GatewayNode, region: str, context: Context) -> PeerPlan:
         kind=PeerKind.ACTIVE if gateway.active else PeerKind.STANDBY,
         public_keys=gateway.public_keys,
         candidates=gateway.candidates if gateway.dialable else (),
-        keepalive=context.settings.keepalive if across_nat and not context.dialable else None,
+        keepalive=NAT_KEEPALIVE if across_nat and not context.dialable else None,
         warm=across_nat,
         suites=gateway.suites,
         tunnel_address=identity.tunnel_address(context.mesh, gateway.node),

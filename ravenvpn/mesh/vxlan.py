@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Interface, IPv6Interface
 
 from ravenvpn.mesh.claims import Announced
-from ravenvpn.mesh.context import MIN_MTU, Context
+from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import (
     TABLE_LOCAL,
     TABLE_REMOTE,
@@ -27,6 +27,7 @@ from ravenvpn.mesh.hoststate import (
     Route,
     VxlanDevice,
 )
+from ravenvpn.mesh.local_facts import MIN_MTU
 from ravenvpn.mesh.vxlan_members import VxlanMember
 
 VNI = 200  # upstream's, so that a region can be moved node by node

@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 
-from ravenvpn.mesh.context import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Interface, Prefix
+from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.node import rtnetlink, sysctl
 from ravenvpn.node.links import LinkClient, LinkFacts
 from ravenvpn.node.netlink import NetlinkSocket

@@ -19,9 +19,10 @@ from ravenvpn.health import unhealthy_reasons, unready_reasons
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.peer_outbox import PeerContent
 from ravenvpn.mesh.conflict import Conflict, ConflictKind
-from ravenvpn.mesh.context import LocalFacts, Settings
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodeRole
+from ravenvpn.mesh.situation import Intent
 from ravenvpn.node.discovery import LocalAddress
 
 KEY = PublicKey(b"\7" * 32)
@@ -45,7 +46,7 @@ def announce(of: World, role: NodeRole, here: tuple[LocalAddress, ...], **more: 
         KEY,
         [Suite.CHACHA20POLY1305, Suite.AES256GCM],
         more.get("addresses", ()),  # type: ignore[arg-type]
-        more.get("settings", Settings()),  # type: ignore[arg-type]
+        more.get("intent", Intent()),  # type: ignore[arg-type]
     )
     facts = LocalFacts(addresses=frozenset(item.address.ip for item in here))
     return portrait.announcement(of, role, "factory" if role is not NodeRole.NONE else "", facts, here)

@@ -12,9 +12,9 @@ import pytest
 from ravenvpn.agent.tunnel_owner import TunnelOwner
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
-from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import Intent, Situation
 from ravenvpn.tunnel.driver import Listeners
 
 
@@ -51,17 +51,17 @@ def sessions() -> TunnelOwner:
 
 async def test_another_mesh_has_another_tunnel(sessions: TunnelOwner) -> None:
     """Everybody's address is another one there, so what was measured on the last one proves nothing."""
-    planner = Planner("edge-9", Settings(listen_port=free_port()))
+    planner = Planner("edge-9", Intent(listen_port=free_port()))
     before = world("before")
     try:
-        opened = await sessions.prepare(planner.plan, planner.update(before).tunnel)
+        opened = await sessions.prepare(planner.plan, planner.update(Situation(before)).tunnel)
         first, address = sessions.tunnel, planner.tunnel_settings().own_address
         assert opened
-        delta = planner.update(before.with_peer(replace(before.peers["edge-1"], listen_port=4501)))
+        delta = planner.update(Situation(before.with_peer(replace(before.peers["edge-1"], listen_port=4501))))
         assert not await sessions.prepare(planner.plan, delta.tunnel)
         assert sessions.tunnel is first, "another peer is no other tunnel"
 
-        delta = planner.update(world("after", gateway="edge-2"))
+        delta = planner.update(Situation(world("after", gateway="edge-2")))
         assert await sessions.prepare(planner.plan, delta.tunnel)
         sessions.finish(delta.tunnel)
         assert sessions.tunnel is not first

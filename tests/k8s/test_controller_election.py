@@ -12,6 +12,7 @@ from ravenvpn.k8s.controller.decide import Rights
 from ravenvpn.k8s.controller.decode import ADDED
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import Situation
 from ravenvpn.mesh.status import Gates
 
 FACTORY = gateway("factory", [tunnel("edge-1", underNAT=True), tunnel("edge-2", underNAT=True)])
@@ -254,8 +255,11 @@ def test_the_election_falls_on_whom_agents_have_taken_meanwhile() -> None:
         alive = {name: LivenessVerdict.ALIVE for name in ("cloud-1", "edge-2", "edge-3") if name != me}
         seen = Liveness({**alive, "edge-1": LivenessVerdict.DEAD})
         planner = Planner(me)
-        planner.update(known_before)
-        stand_in, elected = planner.update(known_before, seen), planner.update(cluster.world(), seen)
+        planner.update(Situation(known_before))
+        stand_in, elected = (
+            planner.update(Situation(known_before, seen)),
+            planner.update(Situation(cluster.world(), seen)),
+        )
         assert stand_in.tunnel.routes or stand_in.host, f"{me} takes edge-3"
         assert (elected.tunnel.routes, bool(elected.host)) == ((), False), f"{me} has taken it"
 

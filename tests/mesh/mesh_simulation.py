@@ -6,12 +6,12 @@ from collections.abc import Mapping, Set
 from enum import StrEnum
 from typing import NamedTuple
 
-from ravenvpn.mesh.context import Settings
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Prefix, Route, RouteKind, RuleAction
 from ravenvpn.mesh.liveness import UNKNOWN, Liveness
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import plan
+from ravenvpn.mesh.situation import Intent, Situation
 
 MAX_HOPS = 6  # node, gateway, hub, gateway, node, and one to see a loop
 
@@ -38,7 +38,7 @@ def plans(
     views = liveness if isinstance(liveness, Mapping) else dict.fromkeys(nodes, liveness)
     forwards = forward_node_ip if isinstance(forward_node_ip, Set) else nodes if forward_node_ip else set()
     return {
-        node: plan(world, views.get(node, UNKNOWN), node, settings=Settings(forward_node_ip=node in forwards))
+        node: plan(Situation(world, views.get(node, UNKNOWN), intent=Intent(forward_node_ip=node in forwards)), node)
         for node in sorted(nodes)
     }
 

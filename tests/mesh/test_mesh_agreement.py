@@ -11,22 +11,24 @@ from hypothesis import strategies as st
 from mesh_brute import brute_plan, mesh_prefix
 from mesh_worlds import NODES_A_REGION, REGIONS, edits, livenesses, node, worlds
 
-from ravenvpn.mesh.context import LocalFacts, Settings
 from ravenvpn.mesh.hoststate import TABLE_LOCAL, TABLE_REMOTE, HostDelta, HostState, PacketFilter, RouteKind
 from ravenvpn.mesh.liveness import Liveness
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, TunnelDelta, TunnelPlan
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.situation import Intent, Situation
 
 # A reason names the object and the field of it.
 OBJECT = re.compile(r"(Gateway region-[a-g], status\.nodes|Peer [a-g][0-2], spec\.)")
+intents = st.builds(Intent, st.sampled_from((None, None, 4501, 51820)), st.booleans())
 names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A_REGION - 1))
 
 
 @given(worlds(), livenesses(), names, st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, forward: bool) -> None:
-    fast = plan(world, liveness, me, settings=Settings(forward_node_ip=forward))
+    fast = plan(Situation(world, liveness, intent=Intent(forward_node_ip=forward)), me)
     slow = brute_plan(world, liveness, me, forward)
 
     assert (fast.role, fast.region) == (slow.role, slow.region)
@@ -59,11 +61,13 @@ def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, f
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[tuple[World, Liveness, LocalFacts]]:
-    world, liveness, facts = draw(worlds()), draw(livenesses()), LocalFacts()
-    history = [(world, liveness, facts)]
+def histories(draw: st.DrawFn) -> list[Situation]:
+    """Draw situations in sequence, each of which differs from the one before in one or more fields."""
+    situation = Situation(draw(worlds()), draw(livenesses()), intent=draw(intents))
+    history = [situation]
     for _ in range(draw(st.integers(1, 6))):
-        for _ in range(draw(st.integers(1, 2))):
+        world, liveness, facts, intent = situation.world, situation.liveness, situation.facts, situation.intent
+        for _ in range(draw(st.integers(0, 2))):
             world = draw(edits(world))
         if draw(st.integers(0, 7)) == 0:  # another cluster at the same address
             world = replace(draw(worlds()), mesh=draw(st.sampled_from(("ravenvpn", "another"))))
@@ -75,23 +79,23 @@ def histories(draw: st.DrawFn) -> list[tuple[World, Liveness, LocalFacts]]:
                 ipv6=draw(st.booleans()),
                 networks=draw(st.sampled_from((frozenset(), frozenset({ipaddress.ip_network("172.16.1.0/24")})))),
             )
-        history.append((world, liveness, facts))
+        if draw(st.integers(0, 3)) == 0:
+            intent = draw(intents)
+        situation = Situation(world, liveness, facts, intent)
+        history.append(situation)
     return history
 
 
-@given(histories(), names, st.booleans())
+@given(histories(), names)
 @settings(max_examples=40, deadline=None)
-def test_updates_end_where_a_fresh_plan_begins(
-    history: list[tuple[World, Liveness, LocalFacts]], me: str, forward: bool
-) -> None:
-    chosen = Settings(forward_node_ip=forward)
-    planner = Planner(me, chosen)
+def test_updates_end_where_a_fresh_plan_begins(history: list[Situation], me: str) -> None:
+    planner = Planner(me)
     before = planner.plan()
-    for world, liveness, facts in history:
-        delta = planner.update(world, liveness, facts)
+    for situation in history:
+        delta = planner.update(situation)
         after = planner.plan()
 
-        fresh = plan(world, liveness, me, facts, chosen)
+        fresh = plan(situation, me)
         assert after == fresh
         assert reasons(after) == reasons(fresh)
         assert apply_tunnel(before.tunnel, delta.tunnel) == after.tunnel

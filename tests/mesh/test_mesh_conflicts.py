@@ -12,6 +12,7 @@ from ravenvpn.mesh.conflict import NOTHING_REFUSED, RefusedClaims
 from ravenvpn.mesh.conflict_index import ConflictIndex
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.situation import Situation
 
 net = ipaddress.ip_network
 ip = ipaddress.ip_address
@@ -225,7 +226,7 @@ def test_a_key_belongs_to_one_peer() -> None:
             "(each node makes its own key: run `raven-vpn keygen` on one of them)"
         )
     ]
-    assert [p.name for p in plan(World.of([a, b], peers), me="b1").tunnel.peers] == []
+    assert [p.name for p in plan(Situation(World.of([a, b], peers)), "b1").tunnel.peers] == []
 
 
 def test_a_peer_that_lost_its_keys_blocks_nobody() -> None:
@@ -281,11 +282,11 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
         ],
         [PeerObject(n, n.encode() * 16) for n in ("a1", "b1", "c1")],
     )
-    c = plan(world, me="c1")
+    c = plan(Situation(world), "c1")
     assert dict(c.tunnel.routes)[net(shared)] == ("a1",)
     assert net(shared) not in dict(c.tunnel.accepts)["b1"]
 
-    b = plan(world, me="b1")  # here it is the local network, whoever won
+    b = plan(Situation(world), "b1")  # here it is the local network, whoever won
     assert net(shared) not in {r.prefix for r in b.host.routes} | set(dict(b.tunnel.routes))
     assert net(shared) not in dict(b.tunnel.accepts)["a1"]
     assert b.notes == ("10.1.0.0/24 of region a is not routed here: it overlaps prefixes of our own region",)
@@ -298,9 +299,9 @@ def test_a_conflict_that_ends_comes_back_into_all_plans() -> None:
     c = gateway("c", info("c1", "10.3.0.0/24"), public="192.0.2.3")
     world = World.of([a, b, c], [PeerObject(f"{n}1", n.encode() * 32) for n in "abc"])
     planner = Planner("c1")
-    planner.update(world)
+    planner.update(Situation(world))
 
-    delta = planner.update(world.with_gateway(replace(b, created=1.0)))
+    delta = planner.update(Situation(world.with_gateway(replace(b, created=1.0))))
 
     assert delta.tunnel.routes == ((net("10.1.0.0/24"), ("b1",)),)
     assert [(c.peer, c.add, c.remove) for c in delta.tunnel.accepts] == [

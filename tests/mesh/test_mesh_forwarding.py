@@ -16,6 +16,7 @@ from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole
 from ravenvpn.mesh.plan import plan
+from ravenvpn.mesh.situation import Situation
 
 QUICK = settings(max_examples=25, deadline=None)
 QUICKER = settings(max_examples=12, deadline=None)  # where every node is planned for several times
@@ -293,8 +294,8 @@ def test_a_hub_that_goes_moves_only_the_pairs_it_carried(world: World, data: st.
     gone = data.draw(st.sampled_from(public))
     for here, name in enumerate(REGIONS):
         if name in world.gateways and natted(world, here):
-            before = dict(plan(world, me=active(here)).relays)
-            after = dict(plan(world.without_gateway(gone), me=active(here)).relays)
+            before = dict(plan(Situation(world), active(here)).relays)
+            after = dict(plan(Situation(world.without_gateway(gone)), active(here)).relays)
             assert {pair for pair in before if before[pair] != after[pair]} == {
                 pair for pair, hub in before.items() if hub == gone
             }
@@ -317,5 +318,5 @@ def test_equal_worlds_make_equal_plans_whatever_their_history(world: World, data
         back = back.with_peer(peer)
     assert back == world
     for name in ("a0", "b0", "c1"):
-        assert plan(back, me=name) == plan(world, me=name)
-        assert repr(plan(back, me=name)) == repr(plan(world, me=name))
+        assert plan(Situation(back), name) == plan(Situation(world), name)
+        assert repr(plan(Situation(back), name)) == repr(plan(Situation(world), name))

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from ravenvpn.mesh.context import ApiEndpoint, LocalFacts, Settings
 from ravenvpn.mesh.hoststate import Route, Rule, RuleAction
+from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import plan
+from ravenvpn.mesh.situation import Intent, Situation
 
 net = ipaddress.ip_network
 ip = ipaddress.ip_address
 
-ON = Settings(forward_node_ip=True)
+ON = Intent(forward_node_ip=True)
 EDGES = ("edge-1", "edge-2", "edge-3")
 
 
@@ -49,10 +50,10 @@ PEERS = [
 
 
 def planned(
-    me: str, *gateways: Gateway, settings: Settings = ON, peers: list[PeerObject] = PEERS, **facts: object
+    me: str, *gateways: Gateway, intent: Intent = ON, peers: list[PeerObject] = PEERS, **facts: object
 ) -> NodePlan:
     world = World.of(gateways or (CLOUD, FACTORY), peers)
-    return plan(world, me=me, facts=LocalFacts(**facts), settings=settings)  # type: ignore[arg-type]
+    return plan(Situation(world, facts=LocalFacts(**facts), intent=intent), me)  # type: ignore[arg-type]
 
 
 def ways(made: NodePlan, *addresses: str) -> dict[str, list[tuple[int, str | None, str | None]]]:
@@ -71,7 +72,7 @@ def accepted(made: NodePlan, name: str) -> set[str]:
 
 def test_without_the_setting_no_address_of_a_node_is_routed_or_accepted() -> None:
     for me in ("cloud-1", *EDGES):
-        made = planned(me, settings=Settings())
+        made = planned(me, intent=Intent())
         assert ways(made, "172.16.0.1", "fd00:c::1", "10.0.0.2", "fd00:e::2") == {
             "172.16.0.1": [],
             "fd00:c::1": [],
@@ -120,7 +121,7 @@ def test_nodes_keep_their_own_address_as_source() -> None:
     local = planned("edge-3").host.packet_filter
     assert local is not None
     assert {net("10.0.0.1/32"), net("10.0.0.3/32"), net("fd00:e::3/128")} <= set(local.local)
-    off = planned("edge-3", settings=Settings()).host.packet_filter
+    off = planned("edge-3", intent=Intent()).host.packet_filter
     assert off is not None
     assert net("10.0.0.3/32") not in off.local
 
@@ -130,7 +131,7 @@ def test_a_node_without_an_address_among_its_pods_may_use_its_own_then() -> None
     made = planned("edge-3", addresses=here)
     assert [r.source for r in made.host.routes if r.prefix == net("10.244.1.0/24") and r.device] == [ip("10.0.0.3")]
     assert not any("do not accept" in note for note in made.notes)
-    assert any("do not accept" in note for note in planned("edge-3", settings=Settings(), addresses=here).notes)
+    assert any("do not accept" in note for note in planned("edge-3", intent=Intent(), addresses=here).notes)
 
 
 def test_every_line_names_the_node_and_the_field() -> None:
@@ -197,8 +198,8 @@ def test_an_address_inside_the_pods_of_another_region_is_left_alone_there() -> N
     """Those pods are refused, setting or not, for they cover a node; but the region's own network they remain."""
     wide = region("wide", info("wide-1", "10.77.0.1", "10.0.0.0/16"), public="203.0.113.30")
     peers = [*PEERS, peer("wide-1")]
-    for settings in (ON, Settings()):
-        conflicts = planned("cloud-1", CLOUD, FACTORY, wide, peers=peers, settings=settings).conflicts
+    for intent in (ON, Intent()):
+        conflicts = planned("cloud-1", CLOUD, FACTORY, wide, peers=peers, intent=intent).conflicts
         assert [(c.subject, c.loser) for c in conflicts] == [("10.0.0.0/16", "Gateway wide")]
     assert ways(planned("wide-1", CLOUD, FACTORY, wide, peers=peers), "10.0.0.1", "172.16.0.1") == {
         "10.0.0.1": [],
@@ -267,14 +268,14 @@ def test_the_address_another_node_is_called_at_is_refused(of: str) -> None:
 def test_where_a_gateway_is_called_at_ipv6_addresses_of_its_own_alone_the_tunnel_is_narrow() -> None:
     """The kernel would book a path MTU it learns to the tunnel's route for that address, so none must be needed."""
 
-    def mtu(public: str, settings: Settings = ON) -> int | None:
+    def mtu(public: str, intent: Intent = ON) -> int | None:
         there = region("dock", info("dock-1", "2001:db8::7", "10.244.6.0/24"), public=public)
-        made = planned("edge-1", FACTORY, there, peers=[*PEERS, peer("dock-1")], settings=settings)
+        made = planned("edge-1", FACTORY, there, peers=[*PEERS, peer("dock-1")], intent=intent)
         return next(r.mtu for r in made.host.routes if r.prefix == net("10.244.6.0/24"))
 
     assert mtu("2001:db8::7") == 1280
     assert mtu("2001:db8::8") == 1420, "an address that is not the node's own"
-    assert mtu("2001:db8::7", Settings()) == 1420
+    assert mtu("2001:db8::7", Intent()) == 1420
 
 
 def test_the_api_server_at_a_nodes_address_stays_outside_for_whoever_steers_by_it() -> None:

@@ -6,7 +6,6 @@ import ipaddress
 from dataclasses import replace
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.mesh.context import ApiEndpoint, LocalFacts, Settings
 from ravenvpn.mesh.hoststate import (
     DeviceAddress,
     PacketFilter,
@@ -18,9 +17,11 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
 )
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodeRole, PeerKind
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.situation import Intent, Situation
 
 net = ipaddress.ip_network
 ip = ipaddress.ip_address
@@ -48,7 +49,7 @@ SHIP = region("ship", ("ship-1", "10.244.3.0/24"), nat=True)
 def test_the_whole_host_of_a_gateway_between_two_regions() -> None:
     """docs/architecture/host-network.md, line by line."""
     facts = LocalFacts(addresses=frozenset({ip("10.244.2.1"), ip("10.0.0.1")}), force_forwarding=True)
-    host = plan(World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1")), me="edge-1", facts=facts).host
+    host = plan(Situation(World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1")), facts=facts), "edge-1").host
     closed = {"kind": RouteKind.UNREACHABLE, "metric": 4278198272}
 
     assert host.tun == TunDevice("ravenvpn0", 1420)
@@ -83,7 +84,7 @@ def test_the_whole_host_of_a_gateway_between_two_regions() -> None:
 
 
 def test_every_line_says_why_it_is_there() -> None:
-    made = plan(World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1")), me="edge-1")
+    made = plan(Situation(World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"))), "edge-1")
     host = made.host
     lines = [
         *host.routes,
@@ -103,8 +104,8 @@ def test_every_line_says_why_it_is_there() -> None:
 
 def test_the_side_behind_nat_calls_and_keeps_the_path_open() -> None:
     world = World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1"))
-    (cloud,) = plan(world, me="edge-1").tunnel.peers
-    (edge,) = plan(world, me="cloud-1").tunnel.peers
+    (cloud,) = plan(Situation(world), "edge-1").tunnel.peers
+    (edge,) = plan(Situation(world), "cloud-1").tunnel.peers
 
     assert [(c.host, c.port) for c in cloud.candidates] == [("203.0.113.10", 4500)]
     assert (cloud.keepalive, cloud.warm) == (25, True)
@@ -113,7 +114,7 @@ def test_the_side_behind_nat_calls_and_keeps_the_path_open() -> None:
 
 def test_public_regions_call_each_other_when_there_is_traffic() -> None:
     other = region("office", ("office-1", "10.244.4.0/24"), public="2001:db8::9")
-    (peer,) = plan(World.of([CLOUD, other], peers("cloud-1", "office-1")), me="cloud-1").tunnel.peers
+    (peer,) = plan(Situation(World.of([CLOUD, other], peers("cloud-1", "office-1"))), "cloud-1").tunnel.peers
 
     assert (peer.name, peer.keepalive, peer.warm) == ("office-1", None, False)
 
@@ -124,7 +125,7 @@ def test_candidates_are_the_endpoints_address_then_what_the_peer_says() -> None:
     said = (HostPort("2001:db8::10"), HostPort("vpn.example.org", 443), HostPort("203.0.113.10", 14501))
     cloud_peer = replace(peers("cloud-1")[0], listen_port=4501, addresses=said, suites=tuple(Suite))
     world = World.of([cloud, FACTORY], [cloud_peer, *peers("x", "edge-1")[1:]])
-    (peer,) = plan(world, me="edge-1").tunnel.peers
+    (peer,) = plan(Situation(world), "edge-1").tunnel.peers
 
     assert [(c.host, c.port) for c in peer.candidates] == [
         ("203.0.113.10", 14501),
@@ -136,7 +137,7 @@ def test_candidates_are_the_endpoints_address_then_what_the_peer_says() -> None:
 
 def test_two_regions_behind_nat_meet_at_the_hub() -> None:
     world = World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"))
-    edge, cloud = plan(world, me="edge-1"), plan(world, me="cloud-1")
+    edge, cloud = plan(Situation(world), "edge-1"), plan(Situation(world), "cloud-1")
 
     assert [p.name for p in edge.tunnel.peers] == ["cloud-1"]
     assert dict(edge.tunnel.routes)[net("10.244.3.0/24")] == ("cloud-1",)
@@ -148,7 +149,7 @@ def test_two_regions_behind_nat_meet_at_the_hub() -> None:
 
 
 def test_without_a_hub_two_regions_behind_nat_are_told_so() -> None:
-    made = plan(World.of([FACTORY, SHIP], peers("edge-1", "ship-1")), me="edge-1")
+    made = plan(Situation(World.of([FACTORY, SHIP], peers("edge-1", "ship-1"))), "edge-1")
 
     assert made.tunnel.routes == ()
     assert [(r.prefix, r.kind) for r in made.host.routes if r.prefix.version == 4] == [
@@ -159,7 +160,7 @@ def test_without_a_hub_two_regions_behind_nat_are_told_so() -> None:
 
 def test_a_public_endpoint_without_an_address_can_only_call() -> None:
     hidden = region("hidden", ("hidden-1", "10.244.5.0/24"))
-    (peer,) = plan(World.of([CLOUD, hidden], peers("cloud-1", "hidden-1")), me="hidden-1").tunnel.peers
+    (peer,) = plan(Situation(World.of([CLOUD, hidden], peers("cloud-1", "hidden-1"))), "hidden-1").tunnel.peers
 
     assert (peer.keepalive, peer.warm) == (25, True)
 
@@ -169,7 +170,7 @@ def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
     nodes = (*CLOUD.status.nodes, NodeInfo("cloud-2", ip("10.0.0.2"), (net("10.244.9.0/24"),)))
     cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=nodes))
     world = World.of([cloud, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
-    plain, active = plan(world, me="cloud-2"), plan(world, me="cloud-1")
+    plain, active = plan(Situation(world), "cloud-2"), plan(Situation(world), "cloud-1")
 
     assert (plain.role, plain.tunnel.device, plain.host.tun) == (NodeRole.PLAIN, False, None)
     assert [(p.name, p.kind, [str(c.host) for c in p.candidates]) for p in plain.tunnel.peers] == [
@@ -189,11 +190,11 @@ def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
         (6, 102),
     ]
     assert ("cloud-2", PeerKind.PLAIN) in [(p.name, p.kind) for p in active.tunnel.peers]
-    assert dict(plan(world, me="edge-1").tunnel.routes)[net("10.244.9.0/24")] == ("cloud-1",)
+    assert dict(plan(Situation(world), "edge-1").tunnel.routes)[net("10.244.9.0/24")] == ("cloud-1",)
 
 
 def test_a_node_of_no_region_has_nothing_to_do() -> None:
-    made = plan(World.of([CLOUD], peers("cloud-1")), me="stranger")
+    made = plan(Situation(World.of([CLOUD], peers("cloud-1"))), "stranger")
 
     assert (made.role, made.tunnel.peers, made.host.routes, made.host.rules) == (NodeRole.NONE, (), (), ())
     assert made.notes == ("node stranger is in no region: nothing is set up here",)
@@ -203,7 +204,7 @@ def test_a_standby_holds_the_same_sessions_and_is_accepted_by_the_others() -> No
     """So that a role can move without a handshake, and the ends may switch at different instants."""
     two = region("cloud", ("cloud-1", "10.244.1.0/24"), ("cloud-2", "10.244.8.0/24"), public="203.0.113.10")
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
-    standby, edge = plan(world, me="cloud-2"), plan(world, me="edge-1")
+    standby, edge = plan(Situation(world), "cloud-2"), plan(Situation(world), "edge-1")
 
     assert (standby.role, standby.tunnel.device) == (NodeRole.STANDBY, True)
     assert [p.name for p in standby.tunnel.peers] == ["cloud-1", "edge-1"]
@@ -228,7 +229,7 @@ def test_several_active_gateways_carry_those_alive_first() -> None:
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
 
     for dead, alive in (("cloud-1", "cloud-2"), ("cloud-2", "cloud-1")):
-        made = plan(world, Liveness({dead: LivenessVerdict.DEAD}), "edge-1")
+        made = plan(Situation(world, Liveness({dead: LivenessVerdict.DEAD})), "edge-1")
         assert dict(made.tunnel.routes)[net("10.244.1.0/24")] == (alive, dead)
 
 
@@ -236,11 +237,11 @@ def test_a_dead_hub_is_replaced_in_one_update_and_nothing_else_moves() -> None:
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in (1, 2)]
     world = World.of([*hubs, FACTORY, SHIP], peers("edge-1", "ship-1", "hub1-1", "hub2-1"))
     planner = Planner("edge-1")
-    planner.update(world)
+    planner.update(Situation(world))
     ((_, first),) = planner.plan().relays
     second = "hub2" if first == "hub1" else "hub1"
 
-    delta = planner.update(world, Liveness({f"{first}-1": LivenessVerdict.DEAD}))
+    delta = planner.update(Situation(world, Liveness({f"{first}-1": LivenessVerdict.DEAD})))
 
     assert planner.plan().relays == (("ship", second),)
     assert {names for _, names in delta.tunnel.routes} == {(f"{second}-1",)}
@@ -256,7 +257,7 @@ def test_the_port_is_the_endpoints_then_the_operators_then_the_peers() -> None:
             [Gateway("g", (e,), 1, status=GatewayStatus((NodeInfo("n"),), (e,)))],
             [PeerObject("n", b"k" * 32, listen_port=peer)],
         )
-        return plan(world, me="n", settings=Settings(listen_port=setting)).tunnel.listen_port
+        return plan(Situation(world, intent=Intent(listen_port=setting)), "n").tunnel.listen_port
 
     assert [port(1, 2, 3), port(0, 2, 3), port(0, None, 3), port(0, None, 0)] == [1, 2, 3, 4500]
 
@@ -265,7 +266,7 @@ def test_mtu_follows_the_narrowest_way_and_never_falls_below_ipv6s_minimum() -> 
     world = World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1"))
 
     def mtus(**facts: object) -> tuple[int, int | None]:
-        made = plan(world, me="edge-1", facts=LocalFacts(**facts))  # type: ignore[arg-type]
+        made = plan(Situation(world, facts=LocalFacts(**facts)), "edge-1")  # type: ignore[arg-type]
         return made.tunnel.mtu, made.host.routes[0].mtu
 
     assert mtus() == (1420, 1420)
@@ -276,7 +277,7 @@ def test_mtu_follows_the_narrowest_way_and_never_falls_below_ipv6s_minimum() -> 
 
 def test_the_api_server_is_reached_past_the_tunnel() -> None:
     api = (ApiEndpoint(ip("198.51.100.1"), 6443), ApiEndpoint(ip("2001:db8::1"), 6443))
-    rules = plan(World.of([CLOUD], peers("cloud-1")), me="cloud-1", facts=LocalFacts(api=api)).host.rules
+    rules = plan(Situation(World.of([CLOUD], peers("cloud-1")), facts=LocalFacts(api=api)), "cloud-1").host.rules
 
     assert [r for r in rules if r.to] == [
         Rule(
@@ -310,7 +311,7 @@ def test_a_kernel_without_ipv6_gets_none() -> None:
     three = replace(three, endpoints=three.endpoints[:2])
     for me in ("cloud-1", "edge-1", "edge-2", "edge-3"):
         world = World.of([cloud, three], peers("cloud-1", "edge-1", "edge-2", "edge-3"))
-        host = plan(world, me=me, facts=LocalFacts(ipv6=False)).host
+        host = plan(Situation(world, facts=LocalFacts(ipv6=False)), me).host
 
         assert {r.family for r in host.rules} == {4}
         assert not [a for a in host.addresses if a.address.version == 6]
@@ -322,7 +323,7 @@ def test_a_kernel_without_ipv6_gets_none() -> None:
 
 def test_an_old_kernel_forwards_ipv6_everywhere_and_still_listens_to_routers() -> None:
     facts = LocalFacts(force_forwarding=False, ipv6_disabled=True, pod_devices=("cni0",), advertised=("eth0",))
-    host = plan(World.of([CLOUD], peers("cloud-1")), me="cloud-1", facts=facts).host
+    host = plan(Situation(World.of([CLOUD], peers("cloud-1")), facts=facts), "cloud-1").host
 
     assert [(s.key, s.value, s.ours) for s in host.sysctls][3:] == [
         ("net/ipv4/conf/cni0/forwarding", "1", False),
@@ -338,7 +339,7 @@ def test_own_sources_are_announced_ones_that_are_present_then_inside_then_intern
 
     def source(*present: str) -> tuple[str, int]:
         facts = LocalFacts(addresses=frozenset(ip(a) for a in present))
-        made = plan(world, me="edge-1", facts=facts)
+        made = plan(Situation(world, facts=facts), "edge-1")
         return str(made.host.routes[0].source), len(made.notes)
 
     assert source("10.244.2.1", "10.244.2.7", "10.0.0.1") == ("10.244.2.1", 0)
@@ -349,14 +350,14 @@ def test_own_sources_are_announced_ones_that_are_present_then_inside_then_intern
 
 def test_a_source_outside_the_pod_prefix_is_routed_as_a_single_address() -> None:
     peer = replace(peers("edge-1")[0], sources=(ip("192.168.7.20"),))
-    made = plan(World.of([CLOUD, FACTORY], [peer, *peers("x", "cloud-1")[1:]]), me="cloud-1")
+    made = plan(Situation(World.of([CLOUD, FACTORY], [peer, *peers("x", "cloud-1")[1:]])), "cloud-1")
 
     assert dict(made.tunnel.routes)[net("192.168.7.20/32")] == ("edge-1",)
     assert net("192.168.7.20/32") in dict(made.tunnel.accepts)["edge-1"]
 
 
 def test_a_region_whose_gateway_has_no_peer_is_closed_and_named() -> None:
-    made = plan(World.of([CLOUD, FACTORY], peers("cloud-1")), me="cloud-1")
+    made = plan(Situation(World.of([CLOUD, FACTORY], peers("cloud-1"))), "cloud-1")
 
     assert made.tunnel.peers == ()
     assert {r.kind for r in made.host.routes if r.prefix == net("10.244.2.0/24")} == {RouteKind.UNREACHABLE}
@@ -372,7 +373,7 @@ def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
         "old-1", public_ip="203.0.113.4", config={"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
     )
     old = Gateway("old", (e,), 1, status=GatewayStatus((NodeInfo("old-1", None, (net("10.244.7.0/24"),)),), (e,)))
-    (peer,) = plan(World.of([CLOUD, old], peers("cloud-1")), me="cloud-1").tunnel.peers
+    (peer,) = plan(Situation(World.of([CLOUD, old], peers("cloud-1"))), "cloud-1").tunnel.peers
 
     assert (peer.public_keys, peer.suites) == ((bytes([1]) + bytes(31),), (Suite.CHACHA20POLY1305,))
 
@@ -388,12 +389,12 @@ def test_upstreams_gateway_is_served_by_and_not_spoken_to() -> None:
     world = World.of([CLOUD, old], peers("cloud-1", "new-2", "new-3"))
     note = "our gateway old-1 has no Peer, as where upstream's agent runs"
     for me, sessions in (("new-3", {"new-2"}), ("new-2", {"cloud-1", "new-3"})):
-        made = plan(world, me=me)
+        made = plan(Situation(world), me)
         assert {p.name for p in made.tunnel.peers} == sessions
         assert {str(r.via) for r in made.host.routes if r.device == "raven0" and r.table == 9127} == {"240.0.7.0"}
         assert any(text.startswith(note) for text in made.notes)
-    assert "old-1" in {p.name for p in plan(world, me="cloud-1").tunnel.peers}
-    assert not any(text.startswith(note) for text in plan(world, me="cloud-1").notes)
+    assert "old-1" in {p.name for p in plan(Situation(world), "cloud-1").tunnel.peers}
+    assert not any(text.startswith(note) for text in plan(Situation(world), "cloud-1").notes)
 
 
 def test_hubs_that_come_and_go_are_followed() -> None:
@@ -402,13 +403,13 @@ def test_hubs_that_come_and_go_are_followed() -> None:
     names = ("edge-1", "ship-1", *(f"hub{i}-1" for i in range(1, 5)))
     world = World.of([FACTORY, SHIP], peers(*names))
     planner = Planner("edge-1")
-    planner.update(world)
+    planner.update(Situation(world))
     seen = []
     for hub in (*hubs, *hubs[:3]):
         known = hub.name in world.gateways
         world = world.without_gateway(hub.name) if known else world.with_gateway(hub)
-        planner.update(world)
-        assert planner.plan() == plan(world, me="edge-1")
+        planner.update(Situation(world))
+        assert planner.plan() == plan(Situation(world), "edge-1")
         seen.append(planner.plan().relays)
 
     assert seen[0] == (("ship", "hub1"),)
@@ -420,7 +421,7 @@ def test_a_region_that_lost_a_prefix_relays_nothing() -> None:
     torn = region("torn", ("torn-1", "10.244.3.0/24"), public="203.0.113.77")  # the ship's, which sorts first
     world = World.of([torn, FACTORY, SHIP], peers("edge-1", "ship-1", "torn-1"))
 
-    made = plan(world, me="edge-1")
+    made = plan(Situation(world), "edge-1")
 
     assert (made.relays, len(made.conflicts)) == ((), 1)
     assert {r.kind for r in made.host.routes if r.prefix == net("10.244.3.0/24")} == {RouteKind.UNREACHABLE}
@@ -430,7 +431,7 @@ def test_every_hub_may_bring_what_either_end_sent_through_it() -> None:
     """The far end may have left a hub that this end still uses, and the other way round."""
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in (1, 2, 3)]
     world = World.of([*hubs, FACTORY, SHIP], peers("edge-1", "ship-1", "hub1-1", "hub2-1", "hub3-1"))
-    accepts = dict(plan(world, me="edge-1").tunnel.accepts)
+    accepts = dict(plan(Situation(world), "edge-1").tunnel.accepts)
 
     assert all(net("10.244.3.0/24") in accepts[f"hub{i}-1"] for i in (1, 2, 3))
 
@@ -442,6 +443,6 @@ def test_nothing_of_another_clusters_world_stays() -> None:
     after = World.of([CLOUD, harbour], peers("edge-1", "cloud-1"), mesh="after")
     for me in ("cloud-1", "edge-1", "ship-1"):
         planner = Planner(me)
-        planner.update(before)
-        planner.update(after)
-        assert planner.plan() == plan(after, me=me)
+        planner.update(Situation(before))
+        planner.update(Situation(after))
+        assert planner.plan() == plan(Situation(after), me)

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import pytest
 
-from ravenvpn.mesh.context import LocalFacts
-from ravenvpn.mesh.liveness import UNKNOWN, Liveness, LivenessVerdict
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import Situation
 
 NODES = 10
 
@@ -61,7 +61,7 @@ def test_a_thousand_regions_are_planned_in_seconds(me: str, own: int) -> None:
     began = time.process_time()
 
     planner = Planner(me)
-    planner.update(world, UNKNOWN, LocalFacts())
+    planner.update(Situation(world))
     made = planner.plan()
 
     assert time.process_time() - began < 6.0
@@ -83,13 +83,13 @@ def test_a_hub_that_dies_is_replaced_in_time_for_its_pairs_alone() -> None:
     """Sixteen hubs serve five hundred regions behind NAT: one of them dies, its share of the pairs moves at once."""
     world = world_of(1000)
     planner = Planner("region-00001-0")
-    planner.update(world)
+    planner.update(Situation(world))
     relays = dict(planner.plan().relays)
     hub = relays["region-00003"]
     carried = sum(chosen == hub for chosen in relays.values())
 
     began = time.process_time()
-    delta = planner.update(world, Liveness({f"{hub}-0": LivenessVerdict.DEAD}))
+    delta = planner.update(Situation(world, Liveness({f"{hub}-0": LivenessVerdict.DEAD})))
 
     assert time.process_time() - began < 1.0
     assert len(relays) == 499
@@ -100,7 +100,7 @@ def test_a_hub_that_dies_is_replaced_in_time_for_its_pairs_alone() -> None:
 
 def one_change(world: World, me: str) -> float:
     planner = Planner(me)
-    planner.update(world)
+    planner.update(Situation(world))
     spent = []
     for turn in range(40):
         number = 7 + turn % 10
@@ -109,6 +109,6 @@ def one_change(world: World, me: str) -> float:
             changed = replace(changed, generation=turn)
         world = world.with_gateway(changed)
         began = time.process_time()
-        planner.update(world)
+        planner.update(Situation(world))
         spent.append(time.process_time() - began)
     return statistics.median(spent)

@@ -6,10 +6,11 @@ import ipaddress
 from dataclasses import replace
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE
-from ravenvpn.mesh.liveness import UNKNOWN, Liveness, LivenessVerdict
+from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PeerKind
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.situation import Situation
 
 net = ipaddress.ip_network
 ip = ipaddress.ip_address
@@ -48,7 +49,7 @@ def way_out(made: NodePlan) -> tuple[str | None, str | None]:
 
 def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
     alive = dict.fromkeys(("edge-2", "edge-3"), LivenessVerdict.ALIVE)
-    seen = {me: plan(WORLD, Liveness({**alive, "edge-1": LivenessVerdict.DEAD}), me) for me in NAMES}
+    seen = {me: plan(Situation(WORLD, Liveness({**alive, "edge-1": LivenessVerdict.DEAD})), me) for me in NAMES}
 
     assert carrier(seen["cloud-1"]) == "edge-3"
     assert seen["edge-3"].role is NodeRole.ACTIVE
@@ -60,33 +61,43 @@ def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
 
 
 def test_who_does_not_know_goes_on_as_before() -> None:
-    assert carrier(plan(WORLD, UNKNOWN, "cloud-1")) == "edge-1"
-    assert plan(WORLD, UNKNOWN, "edge-3").role is NodeRole.STANDBY
-    assert plan(WORLD, FIRST_DEAD, "edge-1").role is NodeRole.ACTIVE, "nobody thinks itself dead"
+    assert carrier(plan(Situation(WORLD), "cloud-1")) == "edge-1"
+    assert plan(Situation(WORLD), "edge-3").role is NodeRole.STANDBY
+    assert plan(Situation(WORLD, FIRST_DEAD), "edge-1").role is NodeRole.ACTIVE, "nobody thinks itself dead"
 
 
 def test_one_that_is_known_to_live_comes_before_one_that_nothing_is_known_of() -> None:
     alive = Liveness({"edge-1": LivenessVerdict.DEAD, "edge-2": LivenessVerdict.ALIVE})
-    assert carrier(plan(WORLD, alive, "cloud-1")) == "edge-2"
-    assert carrier(plan(WORLD, Liveness({**alive.verdicts, "edge-3": LivenessVerdict.ALIVE}), "cloud-1")) == "edge-3"
-    assert carrier(plan(WORLD, Liveness({**alive.verdicts, "edge-2": LivenessVerdict.DEAD}), "cloud-1")) == "edge-3"
+    assert carrier(plan(Situation(WORLD, alive), "cloud-1")) == "edge-2"
+    assert (
+        carrier(plan(Situation(WORLD, Liveness({**alive.verdicts, "edge-3": LivenessVerdict.ALIVE})), "cloud-1"))
+        == "edge-3"
+    )
+    assert (
+        carrier(plan(Situation(WORLD, Liveness({**alive.verdicts, "edge-2": LivenessVerdict.DEAD})), "cloud-1"))
+        == "edge-3"
+    )
 
 
 def test_a_standby_that_knows_of_no_other_stands_in_itself() -> None:
     """Two may then do so at once, and nothing is lost by it."""
-    assert plan(WORLD, FIRST_DEAD, "edge-2").role is plan(WORLD, FIRST_DEAD, "edge-3").role is NodeRole.ACTIVE
+    assert (
+        plan(Situation(WORLD, FIRST_DEAD), "edge-2").role
+        is plan(Situation(WORLD, FIRST_DEAD), "edge-3").role
+        is NodeRole.ACTIVE
+    )
 
 
 def test_when_all_are_dead_the_active_one_stays_for_when_it_comes_back() -> None:
     dead = Liveness(dict.fromkeys(("edge-1", "edge-2", "edge-3"), LivenessVerdict.DEAD))
-    assert carrier(plan(WORLD, dead, "cloud-1")) == "edge-1"
-    assert way_out(plan(WORLD, dead, "edge-4")) == ("raven0", "240.2.0.1")
+    assert carrier(plan(Situation(WORLD, dead), "cloud-1")) == "edge-1"
+    assert way_out(plan(Situation(WORLD, dead), "edge-4")) == ("raven0", "240.2.0.1")
 
 
 def test_the_stand_in_keeps_the_sessions_it_has() -> None:
     """The same peers, keys and acceptances at both ends as before: no new handshake."""
     for me in ("edge-3", "cloud-1"):
-        before, after = plan(WORLD, UNKNOWN, me).tunnel, plan(WORLD, FIRST_DEAD, me).tunnel
+        before, after = plan(Situation(WORLD), me).tunnel, plan(Situation(WORLD, FIRST_DEAD), me).tunnel
         assert after.accepts == before.accepts
         strip = [[replace(p, kind=PeerKind.PLAIN, prompt=False) for p in t.peers] for t in (before, after)]
         assert strip[0] == strip[1]
@@ -95,24 +106,24 @@ def test_the_stand_in_keeps_the_sessions_it_has() -> None:
 
 def test_a_remote_end_moves_its_routes_and_nothing_else() -> None:
     planner = Planner("cloud-1")
-    planner.update(WORLD)
+    planner.update(Situation(WORLD))
 
-    delta = planner.update(WORLD, FIRST_DEAD)
+    delta = planner.update(Situation(WORLD, FIRST_DEAD))
 
     assert {names for _, names in delta.tunnel.routes} == {("edge-3",)}
     assert not delta.tunnel.accepts
     assert not delta.tunnel.peers_removed
     assert not delta.host
-    back = planner.update(WORLD, Liveness({"edge-1": LivenessVerdict.ALIVE}))
+    back = planner.update(Situation(WORLD, Liveness({"edge-1": LivenessVerdict.ALIVE})))
     assert {names for _, names in back.tunnel.routes} == {("edge-1",)}
 
 
 def test_the_controllers_word_ends_it() -> None:
     """It moved the role to another node than the one that stands in."""
     moved = replace(FACTORY, status=replace(FACTORY.status, active=(FACTORY.endpoints[2],)))
-    made = plan(WORLD.with_gateway(moved), FIRST_DEAD, "edge-3")
+    made = plan(Situation(WORLD.with_gateway(moved), FIRST_DEAD), "edge-3")
     assert made.role is NodeRole.STANDBY
-    assert carrier(plan(WORLD.with_gateway(moved), FIRST_DEAD, "cloud-1")) == "edge-2"
+    assert carrier(plan(Situation(WORLD.with_gateway(moved), FIRST_DEAD), "cloud-1")) == "edge-2"
 
 
 def test_a_hub_that_stands_in_relays() -> None:
@@ -125,7 +136,7 @@ def test_a_hub_that_stands_in_relays() -> None:
         [PeerObject(n, n.encode().ljust(32)) for n in names],
     )
     dead = Liveness({"hub-1": LivenessVerdict.DEAD})
-    ends = {me: plan(world, dead, me) for me in ("ship-1", "edge-1", "hub-2")}
+    ends = {me: plan(Situation(world, dead), me) for me in ("ship-1", "edge-1", "hub-2")}
     assert carrier(ends["ship-1"]) == "hub-2"
     assert ends["ship-1"].relays == (("factory", "hub"),)
     assert ends["edge-1"].relays == (("ship", "hub"),)
@@ -136,9 +147,9 @@ def test_a_hub_that_stands_in_relays() -> None:
 
 def test_plain_nodes_and_standbys_watch_the_active_one_closely() -> None:
     for me in ("edge-2", "edge-3", "edge-4"):
-        peers = plan(WORLD, UNKNOWN, me).tunnel.peers
+        peers = plan(Situation(WORLD), me).tunnel.peers
         assert {p.name for p in peers if p.prompt} == {"edge-1"}
-    assert not any(p.prompt for p in plan(WORLD, UNKNOWN, "edge-1").tunnel.peers)
+    assert not any(p.prompt for p in plan(Situation(WORLD), "edge-1").tunnel.peers)
 
 
 def test_a_far_region_that_is_met_through_a_hub_is_followed_as_well() -> None:
@@ -148,9 +159,9 @@ def test_a_far_region_that_is_met_through_a_hub_is_followed_as_well() -> None:
     names = ("hub-1", "ship-1", "edge-1", "edge-2", "edge-3")
     world = World.of([hub, ship, FACTORY], [PeerObject(n, n.encode().ljust(32)) for n in names])
     planner = Planner("ship-1")
-    planner.update(world)
+    planner.update(Situation(world))
 
-    planner.update(world, FIRST_DEAD)
+    planner.update(Situation(world, FIRST_DEAD))
 
-    assert planner.plan() == plan(world, FIRST_DEAD, "ship-1")
-    assert planner.plan() != plan(world, UNKNOWN, "ship-1")
+    assert planner.plan() == plan(Situation(world, FIRST_DEAD), "ship-1")
+    assert planner.plan() != plan(Situation(world), "ship-1")

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import (
     DeviceAddress,
     ForwardingEntry,
@@ -21,9 +20,11 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.situation import Situation
 
 net = ipaddress.ip_network
 ip = ipaddress.ip_address
@@ -58,7 +59,7 @@ PEERS = [PeerObject(name, bytes([i]) * 32) for i, name in enumerate(("cloud-1", 
 
 
 def planned(me: str, *gateways: Gateway, peers: list[PeerObject] = PEERS, **facts: object) -> NodePlan:
-    return plan(World.of([CLOUD, *gateways], peers), me=me, facts=LocalFacts(**facts))  # type: ignore[arg-type]
+    return plan(Situation(World.of([CLOUD, *gateways], peers), facts=LocalFacts(**facts)), me)  # type: ignore[arg-type]
 
 
 def test_the_whole_host_of_a_plain_node() -> None:
@@ -228,10 +229,10 @@ def test_of_two_nodes_in_one_place_the_second_is_left_out_and_closed() -> None:
 def test_a_node_whose_address_is_not_on_the_host_is_closed_until_it_is() -> None:
     planner = Planner("edge-2")
     world = World.of([CLOUD, FACTORY], PEERS)
-    planner.update(world, facts=LocalFacts(addresses=frozenset({ip("192.168.0.2")})))
+    planner.update(Situation(world, facts=LocalFacts(addresses=frozenset({ip("192.168.0.2")}))))
     assert planner.plan().host.vxlan is None
     assert {r.kind for r in planner.plan().host.routes} == {RouteKind.UNREACHABLE}
-    added = planner.update(world, facts=LocalFacts(addresses=frozenset({ip("10.0.0.2")}))).host.added
+    added = planner.update(Situation(world, facts=LocalFacts(addresses=frozenset({ip("10.0.0.2")})))).host.added
     assert added.vxlan is not None
     assert len(added.routes) == 2
 
@@ -240,7 +241,7 @@ def test_prefixes_that_hold_ones_of_our_own_are_left_to_the_cni() -> None:
     wide = node("edge-2", "10.0.0.2", "10.244.0.0/16", "10.250.0.0/24")
     narrow = node("cloud-1", "10.9.0.1", "172.20.0.0/24")
     cloud = region("cloud", narrow, public="203.0.113.10")
-    made = plan(World.of([cloud, region("factory", EDGE_1, wide, nat=True)], PEERS), me="edge-1")
+    made = plan(Situation(World.of([cloud, region("factory", EDGE_1, wide, nat=True)], PEERS)), "edge-1")
     assert [r.prefix for r in made.host.routes if r.table == 9129] == [net("10.250.0.0/24")]
 
 
@@ -248,11 +249,11 @@ def test_a_plain_node_leaves_a_gateway_that_is_proven_dead_for_another() -> None
     factory = region("factory", EDGE_1, EDGE_2, EDGE_3, able=2, active=("edge-1", "edge-2"), nat=True)
     world = World.of([CLOUD, factory], PEERS)
     planner = Planner("edge-3")
-    planner.update(world)
+    planner.update(Situation(world))
     first = planner.uplink
     other = {"edge-1": "edge-2", "edge-2": "edge-1"}[first]
 
-    delta = planner.update(world, Liveness({first: LivenessVerdict.DEAD}))
+    delta = planner.update(Situation(world, Liveness({first: LivenessVerdict.DEAD})))
 
     assert planner.uplink == other
     last = other[-1]
@@ -266,8 +267,8 @@ def test_a_role_that_moves_asks_plain_nodes_for_other_routes_alone() -> None:
         region("factory", EDGE_1, EDGE_2, EDGE_3, able=2, active=(n,), nat=True) for n in ("edge-1", "edge-2")
     )
     planner = Planner("edge-3")
-    planner.update(World.of([CLOUD, one], PEERS))
-    added = planner.update(World.of([CLOUD, two], PEERS)).host.added
+    planner.update(Situation(World.of([CLOUD, one], PEERS)))
+    added = planner.update(Situation(World.of([CLOUD, two], PEERS))).host.added
     assert {str(r.via) for r in added.routes} == {"240.0.0.2", PLACES["edge-2"]}
     assert replace(added, routes=()) == replace(added, routes=(), neighbours=(), forwarding=(), rules=(), sysctls=())
     assert (added.vxlan, added.addresses, added.packet_filter) == (None, (), None)

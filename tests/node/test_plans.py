@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from mesh.mesh_worlds import edits, worlds
 from node.box import Box, open_tun
 
-from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import Situation
 from ravenvpn.node.apply import ApplyResult, Host
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
@@ -42,7 +43,7 @@ def test_deltas_lead_where_a_look_would(data: st.DataObject, box: Callable[[], B
         with Host(state_file) as host, ExitStack() as devices:
             for turn, world in enumerate(course):
                 before = planner.plan().host
-                delta = planner.update(world, facts=FACTS)
+                delta = planner.update(Situation(world, facts=FACTS))
                 wanted = planner.plan().host
                 if wanted.tun is not None and before.tun is None:
                     devices.enter_context(open_tun())

@@ -18,8 +18,9 @@ import pytest
 from mesh.test_mesh_scale import region, world_of
 from node.box import Box
 
-from ravenvpn.mesh.context import LocalFacts
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.situation import Situation
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.reconciler import Event, Reconciler, WantedState
 
@@ -39,7 +40,7 @@ def test_a_change_costs_what_changed_and_a_start_is_not_repeated(
 
     async def main() -> tuple[float, list[float], int]:
         world, planner, events = world_of(400), Planner("region-00000-0"), list[Event]()
-        planner.update(world, facts=FACTS)
+        planner.update(Situation(world, facts=FACTS))
         wanted = WantedState(planner.host, planner.host_frame)
         with Host(state_file) as host:
             keeper = Reconciler(host, events.append)
@@ -52,7 +53,7 @@ def test_a_change_costs_what_changed_and_a_start_is_not_repeated(
             times = []
             for turn in range(40):
                 world = world.with_gateway(region(7 + turn % 10, moved=1 + turn // 10 % 2))
-                delta = planner.update(world)
+                delta = planner.update(Situation(world, facts=FACTS))
                 spent = time.process_time()
                 assert (await keeper.change(delta.host, wanted)).failed == ()
                 times.append(time.process_time() - spent)

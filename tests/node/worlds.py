@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
-from ravenvpn.mesh.context import LocalFacts
 from ravenvpn.mesh.hoststate import (
     FAIL_CLOSED_METRIC,
     TABLE_LOCAL,
@@ -23,8 +22,10 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import plan
+from ravenvpn.mesh.situation import Situation
 
 # The host of `HOST`: a LAN with an uplink, pods behind a bridge.
 HOST = """
@@ -142,4 +143,4 @@ def planned(role: str) -> HostState:
         addresses=frozenset(map(ip_address, ("10.0.0.5", "fd00:10::5", "10.244.1.1", "fd00:1::1"))),
         pod_devices=("cni0",),
     )
-    return plan(world, me="here-1", facts=facts).host
+    return plan(Situation(world, facts=facts), "here-1").host
