@@ -59,13 +59,13 @@ class JudgedAgent:
 
     def __init__(self, agent: Agent, notifier: Notifier) -> None:
         self._agent, self._notifier = agent, notifier
-        self.vitals = agent.account.vitals
-        self.peers: Callable[[], list[PeerReport]] = agent.account.peers
-        self.plan: Callable[[], list[PlanLine]] = agent.account.plan
-        self.plan_diff: Callable[[], Coroutine[Any, Any, list[PlanLine]]] = agent.account.plan_diff
+        self.vitals = agent.introspection.vitals
+        self.peers: Callable[[], list[PeerReport]] = agent.introspection.peers
+        self.plan: Callable[[], list[PlanLine]] = agent.introspection.plan
+        self.plan_diff: Callable[[], Coroutine[Any, Any, list[PlanLine]]] = agent.introspection.plan_diff
 
     def status(self) -> StatusReport:
-        return judged(self._agent.account.status(), self.vitals())
+        return judged(self._agent.introspection.status(), self.vitals())
 
     async def reload(self) -> None:
         """Returns when what was read is in force, and systemd knows."""
@@ -152,9 +152,9 @@ def _assemble(config: AgentConfig, state: Path, client: Client | None, announcer
         intent=intent,
         keys=IdentityKeys(key),
         state_file=state / "host",
-        announcer=announcer,
-        portrait=OwnPeer(config.node_name, key.public, suites, config.announced_addresses, intent),
-        make_sessions=lambda on_resolved, listeners: TunnelOwner(
+        peer_writer=announcer,
+        own_peer=OwnPeer(config.node_name, key.public, suites, config.announced_addresses, intent),
+        make_tunnel_owner=lambda on_resolved, listeners: TunnelOwner(
             key=key,
             preshared_key=preshared,
             suites=frozenset(suites),
@@ -171,8 +171,8 @@ async def _describe(agent: Agent, announcer: PeerWriter) -> None:
     """Keep the status of our Peer true."""
     await agent.converged.wait()
     while True:
-        vitals = agent.account.vitals()
-        announcer.describe(agent.account.peer_report(unready_reasons(vitals), vitals))
+        vitals = agent.introspection.vitals()
+        announcer.describe(agent.introspection.peer_report(unready_reasons(vitals), vitals))
         await asyncio.sleep(DESCRIBE_INTERVAL)
 
 

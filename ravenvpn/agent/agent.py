@@ -19,7 +19,8 @@ from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.host import HostKeeper
 from ravenvpn.agent.introspection import Introspection
 from ravenvpn.agent.own_peer import OwnPeer
-from ravenvpn.agent.peer_liveness import PeerLiveness, subject
+from ravenvpn.agent.peer_liveness import PeerLiveness
+from ravenvpn.agent.subject_index import SubjectIndex
 from ravenvpn.agent.tunnel_owner import TunnelOwner
 from ravenvpn.agent.underlay import Underlay
 from ravenvpn.dataplane import boottime
@@ -28,7 +29,6 @@ from ravenvpn.k8s.cluster import ApiState
 from ravenvpn.k8s.files import Snapshot
 from ravenvpn.k8s.peer_writer import PeerWriter
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
-from ravenvpn.mesh.identity import tunnel_address
 from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import EndpointType, World
 from ravenvpn.mesh.nodeplan import NodeRole
@@ -83,39 +83,40 @@ class Agent:
         intent: Intent,
         keys: IdentityKeys,
         state_file: Path,
-        make_sessions: Callable[[Callable[[], None], Listeners], TunnelOwner],
-        announcer: PeerWriter | None = None,
-        portrait: OwnPeer,
+        make_tunnel_owner: Callable[[Callable[[], None], Listeners], TunnelOwner],
+        peer_writer: PeerWriter | None = None,
+        own_peer: OwnPeer,
     ) -> None:
         """`intent` and `keys` go into every situation that is planned from. `state_file` remembers sysctls of others'
         devices.
-        `announcer` writes this node's Peer as `portrait` draws it, where there is somebody to tell.
-        `make_sessions` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
+        `peer_writer` writes this node's Peer as `own_peer` draws it, where there is somebody to tell.
+        `make_tunnel_owner` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
         this host cannot carry an agent at all."""
         self._source, self._planner, self._last_seen = source, planner, last_seen
-        self._upkeep = HostKeeper(state_file, self._addresses_changed, self._device_gone)
+        self._host = HostKeeper(state_file, self._addresses_changed, self._device_gone)
         self._intent, self._keys = intent, keys
         self._work = asyncio.Event()
-        self._sessions = make_sessions(
+        self._tunnel_owner = make_tunnel_owner(
             self._names_resolved, Listeners(on_report=self._report, on_inner=self._probe_came)
         )
-        self._probing = PeerLiveness(
+        self._liveness = PeerLiveness(
             *intent.probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of
         )
         self._probe_timer: asyncio.TimerHandle | None = None
-        self._node, self._announcer, self._portrait = node, announcer, portrait
-        self.account = Introspection(
+        self._node, self._peer_writer, self._own_peer = node, peer_writer, own_peer
+        self.introspection = Introspection(
             node,
             source,
             planner=planner,
-            sessions=self._sessions,
-            probing=self._probing,
-            upkeep=self._upkeep,
-            announcer=announcer,
+            tunnel_owner=self._tunnel_owner,
+            liveness=self._liveness,
+            host=self._host,
+            peer_writer=peer_writer,
         )
         self._snapshot: Snapshot | None = None
         self._facts: LocalFacts | None = None
-        self._surroundings = Underlay(node)
+        self._underlay = Underlay(node)
+        self._subjects = SubjectIndex()
         self._resolved = False
         self._reopen = False
         self._reloads: list[asyncio.Future[None]] = []  # wait for a snapshot
@@ -129,16 +130,16 @@ class Agent:
 
         At the end the host's routes stay, so that nothing leaves in clear until the next start; with `cleanup` an
         agent that is cancelled takes all of them along."""
-        self._upkeep.start()
+        self._host.start()
         leaving = False
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_source(), name="follow source")
                 tasks.create_task(self._converge_forever(), name="converge")
                 tasks.create_task(self._beat(), name="heartbeat")
-                tasks.create_task(self._upkeep.ended(), name="watch upkeep")
-                if self._announcer is not None:
-                    tasks.create_task(self._announcer.run(), name="announce")
+                tasks.create_task(self._host.ended(), name="watch upkeep")
+                if self._peer_writer is not None:
+                    tasks.create_task(self._peer_writer.run(), name="announce")
         except asyncio.CancelledError:
             leaving = cleanup
             raise
@@ -146,10 +147,10 @@ class Agent:
             if self._probe_timer is not None:
                 self._probe_timer.cancel()
             self._last_seen.save()
-            await self._sessions.close()
+            await self._tunnel_owner.close()
             if leaving:
-                await self._upkeep.cleanup()
-            await self._upkeep.stop()
+                await self._host.cleanup()
+            await self._host.stop()
 
     async def reload(self) -> None:
         """Read the source and this host's facts again; returns when what was read is in force."""
@@ -162,20 +163,20 @@ class Agent:
 
     async def _follow_source(self) -> None:
         async for snapshot in self._source.snapshots():
-            before = self.account.snapshot.problems if self.account.snapshot else ()
+            before = self.introspection.snapshot.problems if self.introspection.snapshot else ()
             for problem in snapshot.problems:
                 if problem not in before:
                     log.warning("%s", problem)
-            self.account.snapshot = snapshot
+            self.introspection.snapshot = snapshot
             if snapshot.readable:
-                self.account.world_at = time.time()
+                self.introspection.world_at = time.time()
                 self._snapshot = snapshot
             elif self._snapshot is None:
                 # A source that can not be read says nothing: what an earlier agent left on the host, the routes that
                 # keep traffic from leaving in clear above all, stays until there is a world.
                 log.warning("no world yet; the host stays as it is")
             if self._reloads:
-                self._surroundings.changed()
+                self._underlay.invalidate()
                 self._reloaded += self._reloads
                 self._reloads.clear()
             self._work.set()
@@ -185,13 +186,13 @@ class Agent:
         self._work.set()
 
     def _addresses_changed(self) -> None:
-        self._surroundings.changed()
+        self._underlay.invalidate()
         self._work.set()
 
     def _device_gone(self, name: str) -> None:
         """Without its TUN a tunnel is of no use: open another. (Where there is no tunnel it was our own, of an
         attempt that failed, and the next attempt has its time.)"""
-        if name == TUNNEL_DEVICE and self._sessions.tunnel is not None:
+        if name == TUNNEL_DEVICE and self._tunnel_owner.tunnel is not None:
             self._reopen = True
             self._work.set()
 
@@ -204,16 +205,16 @@ class Agent:
                 why = f": {report.failure.value}" if report.failure else ""
                 log.warning("session with %s is lost%s", report.name, why)
                 if report.failure is not None:
-                    self._probing.given_up(report.name, boottime())
+                    self._liveness.handshake_failed(report.name, boottime())
 
     # Probing.
 
     def _probe(self) -> None:
         """Probe whom the tunnel has, say who we are, and come back when the next question is due."""
-        tunnel, settings = self._sessions.tunnel, self._planner.tunnel_settings()
-        self._probing.adopt(tunnel, settings.own_address)
-        self._probing.watch(self._sessions.probed(), boottime())
-        self._probing.introduce(*self._introduction())
+        tunnel, settings = self._tunnel_owner.tunnel, self._planner.tunnel_settings()
+        self._liveness.attach(tunnel, settings.own_address)
+        self._liveness.set_peers(self._tunnel_owner.peer_plans(), boottime())
+        self._liveness.set_role(*self._introduction())
         self._ask()
 
     def _ask(self) -> None:
@@ -221,12 +222,12 @@ class Agent:
             self._probe_timer.cancel()
             self._probe_timer = None
         now = boottime()
-        again = self._probing.tick(now)
+        again = self._liveness.tick(now)
         if again is not None:
             self._probe_timer = asyncio.get_running_loop().call_later(again - now, self._ask)
 
     def _probe_came(self, name: str, packet: bytes, _: bool) -> None:
-        self._probing.receive(name, packet, boottime())
+        self._liveness.receive(name, packet, boottime())
 
     def _introduction(self) -> tuple[int, int]:
         """Our role and epoch as docs/protocol.md writes them."""
@@ -239,9 +240,7 @@ class Agent:
     def _node_of(self, hashed: int) -> str | None:
         if self._snapshot is None:
             return None
-        world = self._snapshot.world
-        named = (endpoint.node for gateway in world.gateways.values() for endpoint in gateway.status.active)
-        return next((node for node in named if subject(tunnel_address(world.mesh, node)) == hashed), None)
+        return self._subjects.lookup(hashed, self._snapshot.world)
 
     # Converging.
 
@@ -256,7 +255,7 @@ class Agent:
             answered, self._reloaded = self._reloaded, []
             if self._snapshot is not None:
                 await self._converge(self._snapshot.world)
-                if self.account.tunnel_problem:
+                if self.introspection.tunnel_problem:
                     retry = asyncio.get_running_loop().call_later(RETRY, self._work.set)
                 self.converged.set()
             for done in answered:
@@ -264,46 +263,46 @@ class Agent:
                     done.set_result(None)
 
     async def _converge(self, world: World) -> None:
-        if (question := self._surroundings.question(world)) is not None:
+        if (query := self._underlay.query(world)) is not None:
             port = self._planner.tunnel_settings().listen_port
-            self._facts = await self._upkeep.facts(question.destinations, question.pods, port)
+            self._facts = await self._host.discover(query.destinations, query.pods, port)
         if self._facts is not None and self._facts.api != self._source.endpoints:
             self._facts = dataclasses.replace(self._facts, api=self._source.endpoints)
         began = time.monotonic()
         facts = self._facts if self._facts is not None else LocalFacts()
-        delta = self._planner.update(Situation(world, self._probing.liveness, facts, self._intent, self._keys))
+        delta = self._planner.update(Situation(world, self._liveness.liveness, facts, self._intent, self._keys))
         self._announce(world)
         if self._reopen:
             self._reopen = False
-            await self._sessions.close()
+            await self._tunnel_owner.close()
         opened = False
         try:
-            opened = await self._sessions.prepare(self._planner.plan, delta.tunnel)
+            opened = await self._tunnel_owner.apply_additions(self._planner.plan, delta.tunnel)
         except HostError as error:
-            if str(error) != self.account.tunnel_problem:
+            if str(error) != self.introspection.tunnel_problem:
                 log.error("no tunnel: %s", error)
-            self.account.tunnel_problem = str(error)
+            self.introspection.tunnel_problem = str(error)
         else:
-            self.account.tunnel_problem = ""
+            self.introspection.tunnel_problem = ""
         if self._resolved:
             self._resolved = False
-            self._sessions.refresh()
+            self._tunnel_owner.update_endpoints()
         wanted = WantedState(self._planner.host, self._planner.host_frame)
-        await self._upkeep.apply(delta.host, wanted, whole=opened, began=began)
-        self._sessions.finish(delta.tunnel)
+        await self._host.apply(delta.host, wanted, whole=opened, began=began)
+        self._tunnel_owner.apply_removals(delta.tunnel)
         if delta.tunnel.peers_removed:
-            self._last_seen.keep_only(self._sessions.probed())
+            self._last_seen.retain(self._tunnel_owner.peer_plans())
         self._probe()
 
     def _announce(self, world: World) -> None:
         """Say in our Peer what others need to know of this node."""
-        if self._announcer is None or self._facts is None:
+        if self._peer_writer is None or self._facts is None:
             return
         planner = self._planner
-        self._announcer.want(
-            self._portrait.announcement(world, planner.role, planner.region, self._facts, self._upkeep.addresses)
+        self._peer_writer.want(
+            self._own_peer.content(world, planner.role, planner.region, self._facts, self._host.addresses)
         )
-        self._announcer.saw(world.peers.get(self._node))
+        self._peer_writer.saw(world.peers.get(self._node))
 
     async def _beat(self) -> None:
         """Feel the loop, and do what is due now and then."""
@@ -313,7 +312,7 @@ class Agent:
             expected += HEARTBEAT
             await asyncio.sleep(max(0.0, expected - loop.time()))
             now = loop.time()
-            self.account.lag.felt(expected, now)
+            self.introspection.lag.record(expected, now)
             expected = max(expected, now)
             if now >= look:
                 self._look(now)
@@ -324,8 +323,8 @@ class Agent:
 
     def _look(self, now: float) -> None:
         """Take in what the data plane has counted."""
-        statuses = self._sessions.statuses()
-        self.account.rates.update(statuses, now)
-        self._last_seen.learn(statuses)
-        self._probing.look(statuses, boottime())
+        statuses = self._tunnel_owner.statuses()
+        self.introspection.rates.update(statuses, now)
+        self._last_seen.observe(statuses)
+        self._liveness.observe(statuses, boottime())
         self._ask()

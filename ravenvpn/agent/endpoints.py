@@ -1,4 +1,8 @@
-"""Where peers were last seen, kept on disk: a gateway that restarts calls those who cannot be named."""
+"""Endpoints at which peers had their last session, saved on disk, so that a restarted gateway can call NATed peers.
+
+The address of a NATed peer stands in no manifest: it is known only from the peer's own packets. Without this file a
+restarted public gateway would wait until each NATed peer notices the loss and calls by itself.
+"""
 
 from __future__ import annotations
 
@@ -16,47 +20,59 @@ from ravenvpn.tunnel.peer import PeerStatus
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-MAX_FILE_BYTES = 4 << 20
+VERSION = 1  # of the file's format
+MAX_FILE_BYTES = 4 << 20  # read at most; 1,000 peers take about 70 kB
 
 
 class _Seen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    host: str
-    port: int
+    """One endpoint as the file holds it."""
+
+    host: str  # IPv4 or IPv6 address
+    port: int  # UDP
 
 
 class _EndpointsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file, as JSON."""
+
     version: int
-    peers: dict[str, _Seen]
+    peers: dict[str, _Seen]  # by node name
 
 
 class LastSeen(dict[str, Endpoint]):
-    """Peer name → endpoint, with a file behind it. A file that cannot be read is set aside, never fatal."""
+    """Map of peer name to endpoint, with a file behind it.
+
+    Owned by the event loop; only `save` may run in another thread. A file that cannot be parsed is renamed to
+    `….broken` with a warning and the map starts empty: it is an optimisation, never a reason not to start.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(_read(path))
         self._path = path
-        self._written = dict(self)
-        self._failing = False
+        self._written = dict(self)  # content of the file
+        self._failing = False  # the last write failed, so that the warning is logged once
 
-    def learn(self, statuses: Iterable[PeerStatus]) -> None:
-        """Remember the endpoint of every peer that has a session."""
+    def observe(self, statuses: Iterable[PeerStatus]) -> None:
+        """Record the endpoint of every peer that has a session."""
         for status in statuses:
             if status.endpoint is not None and status.session_age is not None:
                 self[status.settings.name] = status.endpoint
 
-    def keep_only(self, names: Collection[str]) -> None:
-        """Forget peers that are no longer planned."""
+    def retain(self, names: Collection[str]) -> None:
+        """Drop the peers that are not among `names`."""
         for name in [name for name in self if name not in names]:
             del self[name]
 
     @property
     def unsaved(self) -> bool:
+        """Whether the file differs from the map."""
         return self != self._written
 
     def save(self) -> None:
-        """Write the file if something changed, in one step and for the owner only. Failure is logged, not raised."""
-        now = dict(self)  # in one step: the loop may learn while a thread saves
+        """Write the file if the map changed: atomically (write, rename) and with mode 0600.
+
+        An OSError is logged once, not raised. May run in a thread while the loop observes: the map is copied first.
+        """
+        now = dict(self)
         if now == self._written:
             return
         content = _EndpointsFile(
@@ -69,13 +85,18 @@ class LastSeen(dict[str, Endpoint]):
             scratch.replace(self._path)
         except OSError as error:
             if not self._failing:
-                log.warning("cannot keep the peers' endpoints in %s: %s", self._path, error)
+                log.warning(
+                    "%s cannot be written: %s; after a restart NATed peers must call first; check state_dir",
+                    self._path,
+                    error,
+                )
             self._failing = True
         else:
             self._written, self._failing = now, False
 
 
 def _read(path: Path) -> dict[str, Endpoint]:
+    """Return the content of the file, empty where it is absent or was set aside as `….broken`."""
     try:
         with path.open("rb") as stream:
             content = msgspec.json.decode(stream.read(MAX_FILE_BYTES), type=_EndpointsFile)
@@ -83,11 +104,11 @@ def _read(path: Path) -> dict[str, Endpoint]:
             raise ValueError(f"version {content.version}")
         for seen in content.peers.values():
             if not is_literal(seen.host) or not 0 < seen.port < 65536:
-                raise ValueError(f"no endpoint: {seen.host}:{seen.port}")
+                raise ValueError(f"not an endpoint: {seen.host}:{seen.port}")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, msgspec.MsgspecError) as error:
-        log.warning("set aside %s, which cannot be read: %s", path, error)
+        log.warning("%s cannot be read: %s; it is set aside as %s.broken", path, error, path.name)
         with contextlib.suppress(OSError):
             path.replace(path.with_name(path.name + ".broken"))
         return {}

@@ -1,4 +1,7 @@
-"""The host's side of the agent: a Keeper that keeps it as planned, and what there is to say about it."""
+"""Async face of `node`: discover this host, bring it to the plan, and report what could not be done.
+
+The kernel is reached by blocking netlink calls, which the `Reconciler` makes in a thread; the event loop only waits.
+"""
 
 from __future__ import annotations
 
@@ -29,91 +32,104 @@ from ravenvpn.node.reconciler import (
 
 log = logging.getLogger(__name__)
 
-_CHANGE = {Verb.ADD: "+", Verb.CHANGE: "~", Verb.REMOVE: "-"}
-_LOGGED = 10  # failures of one change; the rest is in `raven-vpn status`
+_CHANGE = {Verb.ADD: "+", Verb.CHANGE: "~", Verb.REMOVE: "-"}  # as PlanLine.change has them
+_LOGGED = 10  # failures of one change that are logged; `raven-vpn status` has all of them
 
 
 class HostKeeper:
-    """Opens the host (HostError without root's powers); `start` and `stop` belong on the loop."""
+    """This host's network, kept as planned.
+
+    Opening it raises HostError without CAP_NET_ADMIN. `state_file` holds the values that sysctls of other programs'
+    devices had before. The two callbacks run on the loop: `on_addresses` after an address of this host came or went,
+    `on_device_gone` with the name of a device of ours that another program deleted.
+    """
 
     def __init__(
         self, state_file: Path, on_addresses: Callable[[], None], on_device_gone: Callable[[str], None]
     ) -> None:
         self._host = Host(state_file)
-        self._keeper = Reconciler(self._host, self._told)
+        self._reconciler = Reconciler(self._host, self._on_event)
         self._on_addresses, self._on_device_gone = on_addresses, on_device_gone
-        self._known = False  # whether a whole plan was applied, so that deltas may follow
-        self.applied_at: float | None = None  # Unix seconds
-        self.addresses: tuple[LocalAddress, ...] = ()  # of this host, when last looked
+        self._has_plan = False  # a whole plan was applied, so that differences to it may follow
+        self.applied_at: float | None = None  # Unix seconds of the last change, whether it succeeded or not
+        self.addresses: tuple[LocalAddress, ...] = ()  # of this host, as of the last `discover`
 
     def start(self) -> None:
-        self._keeper.start()
+        """Begin to watch the kernel and to repair. Needs a running loop."""
+        self._reconciler.start()
 
     async def stop(self) -> None:
-        """Leave the host as it is."""
-        await self._keeper.stop()
+        """Stop repairing and close the netlink sockets; everything on the host stays as it is."""
+        await self._reconciler.stop()
         self._host.close()
 
     async def ended(self) -> None:
-        """Return when the keeper has stopped; raise what stopped it, if that was not `stop`."""
-        await self._keeper.ended()
+        """Return when repairing has stopped; raise the exception that stopped it, if it was not `stop`."""
+        await self._reconciler.ended()
 
     async def apply(
         self, delta: HostDelta, wanted: WantedState, *, whole: bool = False, began: float | None = None
     ) -> None:
-        """Bring the host to the plan; what the kernel refuses is tried again, and told in `problems`.
+        """Bring the host to the plan. A change that the kernel refuses is retried and listed in `problems`.
 
-        `whole`: something outside the plan changed what is there, such as a new TUN device: look at everything.
-        `began`: when planning it did (monotonic), so that the log can say how long a change took to the kernel."""
-        if whole or not self._known:
-            self._note(await self._keeper.want(wanted), began)
-            self._known = True
+        `delta` is what the plan changed, `wanted` makes the whole of it. `whole` compares everything with the kernel,
+        for when something else changed the host, such as a new TUN device. `began` is when planning started
+        (time.monotonic), so that the log shows how long a change took to reach the kernel."""
+        if whole or not self._has_plan:
+            self._log_result(await self._reconciler.want(wanted), began)
+            self._has_plan = True
         elif delta:
-            self._note(await self._keeper.change(delta, wanted), began)
+            self._log_result(await self._reconciler.change(delta, wanted), began)
 
     async def cleanup(self) -> None:
-        self._note(await self._keeper.cleanup())
+        """Remove everything of ours from the host and stop repairing it."""
+        self._log_result(await self._reconciler.cleanup())
 
-    async def facts(self, destinations: Iterable[Address], pods: Iterable[Prefix], listen_port: int) -> LocalFacts:
-        """What planning wants to know of this host."""
-        found = await self._keeper.look(lambda host: host.facts(destinations, pods, listen_port))
+    async def discover(self, destinations: Iterable[Address], pods: Iterable[Prefix], port: int) -> LocalFacts:
+        """Return what planning needs to know of this host.
+
+        `destinations`: addresses whose route MTU is looked up; `pods`: prefixes whose devices are looked up; `port`:
+        the tunnel's UDP port."""
+        found = await self._reconciler.look(lambda host: host.facts(destinations, pods, port))
         self.addresses = found.addresses
         return found.local()
 
-    async def differences(self, wanted: HostState) -> list[PlanLine]:
-        """What looking at everything and applying `wanted` would change right now."""
-        operations = await self._keeper.look(lambda host: diff(host.observe(wanted), wanted))
+    async def diff(self, wanted: HostState) -> list[PlanLine]:
+        """Return what applying `wanted` would change now, after reading the kernel's state; changes nothing."""
+        operations = await self._reconciler.look(lambda host: diff(host.observe(wanted), wanted))
         return [PlanLine(what=words(item.thing), why=item.reason, change=_CHANGE[item.verb]) for item in operations]
 
     @property
     def missing(self) -> int:
-        """How much of ours the host does not have, as far as is known: refused, undone, or fought over."""
-        return max(len(self._keeper.failed), len(self._keeper.fights), len(self._keeper.disturbed))
+        """Number of planned things that the host is known not to have: refused, undone, or being fought over."""
+        reconciler = self._reconciler
+        return max(len(reconciler.failed), len(reconciler.fights), len(reconciler.disturbed))
 
     @property
     def problems(self) -> list[ProblemReport]:
+        """Changes that the kernel refuses, and things that another program keeps undoing."""
         refused = [
             ProblemReport(
                 kind="host",
-                where=words(failure.operation.thing) if failure.operation else "looking",
+                where=words(failure.operation.thing) if failure.operation else "reading the kernel's state",
                 message=str(failure.error),
             )
-            for failure in self._keeper.failed
+            for failure in self._reconciler.failed
         ]
-        fights = [
+        undone = [
             ProblemReport(
                 kind="host",
                 where=fight.what,
                 message=f"was undone {fight.times} times" + (f" by {', '.join(fight.by)}" if fight.by else ""),
-                remedy="find the program that does it; until then repairs come ever slower",
+                remedy="find the program that does it; until then the pause before each repair grows",
             )
-            for fight in self._keeper.fights
+            for fight in self._reconciler.fights
         ]
-        return [*refused, *fights]
+        return [*refused, *undone]
 
     # Inside.
 
-    def _note(self, result: ApplyResult, began: float | None = None) -> None:
+    def _log_result(self, result: ApplyResult, began: float | None = None) -> None:
         self.applied_at = time.time()
         if result.changed:
             took = {} if began is None else {"seconds": round(time.monotonic() - began, 4)}
@@ -121,21 +137,22 @@ class HostKeeper:
         for failure in result.failed[:_LOGGED]:
             log.warning("host: %s", failure)
 
-    def _told(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
+        """Log an event of the reconciler; pass on those that need a new plan or a new tunnel."""
         match event:
             case AddressesChanged():
                 self._on_addresses()
             case DeviceGone(name=name):
-                log.warning("device %s was deleted", name)
+                log.warning("device %s was deleted by another program", name)
                 self._on_device_gone(name)
             case Restored(things=things, by=by):
-                who = f" by {', '.join(by)}" if by else ""
-                log.warning("put back what was changed on this host%s: %s", who, "; ".join(things[:_LOGGED]))
+                program = f" by {', '.join(by)}" if by else ""
+                log.warning("host: restored what was changed%s: %s", program, "; ".join(things[:_LOGGED]))
             case FlappingDetected(fights=fights, delay=delay):
-                log.error("%s keeps being undone; next repair in %.0f s", fights[0].what, delay)
-            case FlowsRebound(count=count):
-                log.info(
-                    "%d live flows had another source than they get now: the next packet of each chooses anew", count
+                log.error(
+                    "host: %s keeps being undone by another program; next repair in %.0f s", fights[0].what, delay
                 )
+            case FlowsRebound(count=count):
+                log.info("host: %d live flows had another source address; their next packets are routed anew", count)
             case ChangeRefused(failed=failed):
                 log.warning("host: %s", failed[0])

@@ -13,17 +13,16 @@ from typing import Protocol
 import ravenvpn
 from ravenvpn import dataplane
 from ravenvpn.agent.host import HostKeeper
-from ravenvpn.agent.lag import Lag
-from ravenvpn.agent.own_peer import key_conflicts, report
+from ravenvpn.agent.lag import LoopLag
+from ravenvpn.agent.own_peer import key_conflicts, status_report
 from ravenvpn.agent.peer_liveness import PeerLiveness
+from ravenvpn.agent.peer_rows import TransferRates, peer_reports, peer_state
+from ravenvpn.agent.plan_rows import plan_lines
 from ravenvpn.agent.reachability import (
-    Rates,
     Reach,
-    peer_reports,
-    peer_state,
-    plan_lines,
-    reaches,
-    reaches_through,
+    reach_directly,
+    reach_of_standby,
+    reach_through_gateway,
     region_reports,
 )
 from ravenvpn.agent.reports import (
@@ -47,7 +46,7 @@ from ravenvpn.tunnel.driver import TunnelStatus
 from ravenvpn.tunnel.peer import PeerStatus
 
 
-class Named(Protocol):
+class SourceState(Protocol):
     """The source, as far as it is looked at here. `str()` is how a person names it."""
 
     @property
@@ -60,45 +59,45 @@ class Introspection:
     def __init__(
         self,
         node: str,
-        source: Named,
+        source: SourceState,
         *,
         planner: Planner,
-        sessions: TunnelOwner,
-        probing: PeerLiveness,
-        upkeep: HostKeeper,
-        announcer: PeerWriter | None = None,
+        tunnel_owner: TunnelOwner,
+        liveness: PeerLiveness,
+        host: HostKeeper,
+        peer_writer: PeerWriter | None = None,
     ) -> None:
         self._node, self._source = node, source
-        self._planner, self._sessions, self._probing, self._upkeep = planner, sessions, probing, upkeep
-        self._announcer = announcer
+        self._planner, self._tunnel_owner, self._liveness, self._host = planner, tunnel_owner, liveness, host
+        self._peer_writer = peer_writer
         self._started = time.time()
         # Noted by the agent as it goes.
         self.snapshot: Snapshot | None = None
         self.world_at: float | None = None  # Unix seconds
         self.tunnel_problem = ""
-        self.rates = Rates()
-        self.lag = Lag()
+        self.rates = TransferRates()
+        self.lag = LoopLag()
 
     def vitals(self) -> Vitals:
-        statuses = {status.settings.name: status for status in self._sessions.statuses()}
+        statuses = {status.settings.name: status for status in self._tunnel_owner.statuses()}
         reached = self._reached(statuses)
-        plans = self._sessions.probed()
+        plans = self._tunnel_owner.peer_plans()
         wanted = [name for name, plan in plans.items() if plan.warm]
-        tunnel = self._sessions.tunnel
+        tunnel = self._tunnel_owner.tunnel
         return Vitals(
             role=self._planner.role.value,
             source=str(self._source),
             world_at=self.world_at,
-            applied_at=self._upkeep.applied_at,
+            applied_at=self._host.applied_at,
             source_error=self._source_error(),
             device_up=not self._planner.tunnel_settings().device or (tunnel is not None and tunnel.usable),
-            host_missing=self._upkeep.missing,
+            host_missing=self._host.missing,
             loop_lag=self.lag.worst,
             regions=len(reached),
             unreachable=tuple((name, reach.why) for name, reach in reached.items() if not reach.ok),
             sessions_wanted=len(wanted),
             sessions_up=sum(
-                peer_state(plans[name], statuses[name], self._probing.liveness.of(name))[0] is PeerCondition.UP
+                peer_state(plans[name], statuses[name], self._liveness.liveness.of(name))[0] is PeerCondition.UP
                 for name in wanted
                 if name in statuses
             ),
@@ -107,7 +106,7 @@ class Introspection:
 
     def status(self) -> StatusReport:
         vitals = self.vitals()
-        tunnel = self._sessions.tunnel
+        tunnel = self._tunnel_owner.tunnel
         running = tunnel.status() if tunnel is not None else None
         reached = self._reached({status.settings.name: status for status in running.peers} if running else {})
         plan = self._planner.plan()
@@ -137,17 +136,17 @@ class Introspection:
 
     def peer_report(self, unready: Sequence[str], vitals: Vitals) -> PeerStatusReport:
         """The status of our Peer. `unready` is what the vital signs were judged to mean."""
-        tunnel = self._sessions.tunnel
+        tunnel = self._tunnel_owner.tunnel
         body = tunnel.body if tunnel is not None else "none"
         conflicts = key_conflicts(self._node, self._planner.conflicts())
-        return report(ravenvpn.__version__, body, vitals, unready, conflicts)
+        return status_report(ravenvpn.__version__, body, vitals, unready, conflicts)
 
     def peers(self) -> list[PeerReport]:
         return peer_reports(
             self._planner.plan(),
-            self._sessions.statuses(),
-            liveness=self._probing.liveness,
-            quality=self._probing.quality(),
+            self._tunnel_owner.statuses(),
+            liveness=self._liveness.liveness,
+            quality=self._liveness.quality(),
             rates=self.rates,
         )
 
@@ -155,7 +154,7 @@ class Introspection:
         return plan_lines(self._planner.plan())
 
     async def plan_diff(self) -> list[PlanLine]:
-        return await self._upkeep.differences(self._planner.plan().host)
+        return await self._host.diff(self._planner.plan().host)
 
     # Inside.
 
@@ -163,35 +162,31 @@ class Introspection:
         if self.snapshot is None or self._planner.role is NodeRole.NONE:
             return {}
         uplink = self._planner.uplink
-        through = reaches_through(
+        through = reach_through_gateway(
             uplink,
-            self._sessions.probed().get(uplink),
+            self._tunnel_owner.peer_plans().get(uplink),
             statuses.get(uplink),
             self.snapshot.world,
             own_region=self._planner.region,
-            verdict=self._probing.liveness.of(uplink),
-            speaks=uplink in self.snapshot.world.peers,
+            verdict=self._liveness.liveness.of(uplink),
+            has_peer=uplink in self.snapshot.world.peers,
         )
         if self._planner.role is NodeRole.PLAIN:
             return through
-        direct = reaches(
-            self._sessions.probed(),
+        direct = reach_directly(
+            self._tunnel_owner.peer_plans(),
             statuses,
             self.snapshot.world,
             own_region=self._planner.region,
             relays=dict(self._planner.relays()),
-            liveness=self._probing.liveness,
+            liveness=self._liveness.liveness,
         )
         if not uplink:
             return direct
-        # A standby's own traffic takes the active gateway; that its own sessions are well is what it stands by for.
-        return {
-            name: dataclasses.replace(reach, path=through[name].path) if through[name].ok else through[name]
-            for name, reach in direct.items()
-        }
+        return reach_of_standby(direct, through)
 
     def _api(self) -> ApiReport | None:
-        state, announcer = self._source.api, self._announcer
+        state, writer = self._source.api, self._peer_writer
         if state is None:
             return None
         away = None if state.connected_since is not None else time.time() - (state.lost_since or self._started)
@@ -204,12 +199,12 @@ class Introspection:
             saved_at=state.saved_at,
             cluster=state.cluster,
             world_of=state.world_of,
-            announced=announcer is not None and announcer.stands,
-            announce_error=announcer.error if announcer is not None else "",
+            announced=writer is not None and writer.stands,
+            announce_error=writer.error if writer is not None else "",
             lists=state.lists,
             watches=state.watches,
             events=state.events,
-            writes=announcer.written if announcer is not None else 0,
+            writes=writer.written if writer is not None else 0,
         )
 
     def _source_error(self) -> str:
@@ -241,13 +236,13 @@ class Introspection:
         if self.tunnel_problem:
             problems.append(ProblemReport(kind="tunnel", where="open", message=self.tunnel_problem))
         problems += [
-            ProblemReport(kind="tunnel", where=name, message=why) for name, why in self._sessions.refused.items()
+            ProblemReport(kind="tunnel", where=name, message=why) for name, why in self._tunnel_owner.refused.items()
         ]
         problems += [
             ProblemReport(kind="tunnel", where=name, message="cannot be resolved", remedy="check DNS on this host")
-            for name in self._sessions.unresolved()
+            for name in self._tunnel_owner.unresolved()
         ]
-        return (*problems, *self._upkeep.problems)
+        return (*problems, *self._host.problems)
 
 
 def _data_plane(running: TunnelStatus | None) -> DataPlaneReport:

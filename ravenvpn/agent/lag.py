@@ -1,28 +1,35 @@
-"""How late the event loop is: felt by heartbeats, remembered long enough for a probe to see it."""
+"""Event loop lag: how late heartbeats run, kept long enough for a health probe to see a block.
+
+A blocked loop handles no handshake, no probe and no timer, so /readyz reports it. Pure: the clock comes in as values.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 
-MEMORY = 5.0  # seconds a late heartbeat is held against us; who probes seldom must see a block, too
+# Seconds for which a late heartbeat counts. A kubelet probes every 10 s by default and systemd less often still; five
+# seconds make a block visible to a probe that comes shortly after it without reporting it for ever.
+MEMORY = 5.0
 
 
-class Lag:
-    """Told of every heartbeat, in seconds of the loop's clock."""
+class LoopLag:
+    """The largest delay of the heartbeats of the last `MEMORY` seconds, in seconds of the loop's clock."""
 
     def __init__(self) -> None:
-        self._late: deque[tuple[float, float]] = deque()  # (when, how late), each later than those after it
+        # (instant, delay) of the heartbeats that can still be the maximum: delays fall from left to right, so the
+        # maximum of the window is the leftmost one (a monotonic queue, amortized O(1) a heartbeat).
+        self._maxima: deque[tuple[float, float]] = deque()
 
-    def felt(self, expected: float, now: float) -> None:
-        """A heartbeat due at `expected` came at `now`."""
+    def record(self, expected: float, now: float) -> None:
+        """Add a heartbeat that was due at `expected` and ran at `now`; one that ran early counts as on time."""
         late = max(0.0, now - expected)
-        while self._late and self._late[-1][1] <= late:
-            self._late.pop()
-        self._late.append((now, late))
-        while self._late[0][0] < now - MEMORY:
-            self._late.popleft()
+        while self._maxima and self._maxima[-1][1] <= late:
+            self._maxima.pop()
+        self._maxima.append((now, late))
+        while self._maxima[0][0] < now - MEMORY:
+            self._maxima.popleft()
 
     @property
     def worst(self) -> float:
-        """Seconds; the worst of the last ones."""
-        return self._late[0][1] if self._late else 0.0
+        """Largest delay within the window, in seconds; 0.0 before the first heartbeat."""
+        return self._maxima[0][1] if self._maxima else 0.0

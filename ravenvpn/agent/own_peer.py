@@ -36,7 +36,7 @@ class OwnPeer:
         self._node, self._key, self._suites = node, key, tuple(sorted(suites, key=lambda suite: suite.value))
         self._addresses, self._intent = addresses, intent
 
-    def announcement(
+    def content(
         self, world: World, role: NodeRole, region: str, facts: LocalFacts, present: Iterable[LocalAddress]
     ) -> PeerContent:
         """`present` are this host's addresses with their devices."""
@@ -74,7 +74,7 @@ def _lan(info: NodeInfo | None, present: Iterable[LocalAddress]) -> tuple[Addres
     return tuple(found[version] for version in sorted(found))
 
 
-def report(
+def status_report(
     version: str, dataplane: str, vitals: Vitals, unready: Sequence[str], conflicts: Iterable[Conflict]
 ) -> PeerStatusReport:
     """The status of our Peer; `conflicts` are those that our key is in."""

@@ -1,8 +1,10 @@
-"""Asks every ravenvpn peer, through the tunnel, how it is, and turns the answers into verdicts that planning heeds.
+"""Liveness of every ravenvpn peer, measured by probes inside the tunnel: verdicts for planning, round trip and loss.
 
-A peer with traffic, or with a question open, is asked often; one without, seldom. Traffic is what the data plane
-counts beyond our own probes. Only sessions that exist, or that are to be kept, are probed: a cold one stays cold.
-Nothing in here reads a clock.
+A peer with traffic, or with an unanswered probe, is probed at the busy interval, any other at the idle one. Traffic
+is what the data plane counts beyond our own probes. Only peers with a session, or with one that is kept up (warm),
+are probed: a probe would otherwise bring up a session that nothing needs.
+
+Owned by the event loop. Nothing in here reads a clock: every instant comes in as `now`, in seconds of one clock.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
-from ravenvpn.agent.reachability import Quality
+from ravenvpn.agent.subject_index import subject
 from ravenvpn.dataplane.contract import PeerId
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict, PeerFacts, judge, next_judgement
 from ravenvpn.mesh.nodeplan import PeerPlan
@@ -21,29 +23,40 @@ from ravenvpn.tunnel.peer import PeerStatus
 from ravenvpn.tunnel.probing.frame import MAX_VERDICTS, Forwarding, ForwardingVerdict
 from ravenvpn.tunnel.probing.schedule import ProbeSchedule
 
-BUSY_FOR = 15.0  # seconds after its last packet that a peer counts as one with traffic
-OPEN_QUESTION = 0.7  # seconds a probe may go unanswered before the next ones come as often as with traffic
+BUSY_FOR = 15.0  # seconds after its last packet for which a peer counts as one with traffic
+OPEN_QUESTION = 0.7  # seconds a probe may stay unanswered before the next ones are sent at the busy interval
+
+
+@dataclass(frozen=True, slots=True)
+class PathQuality:
+    """What the probes measured of the path to one peer."""
+
+    rtt: float | None = None  # smoothed round trip through the tunnel, in seconds
+    loss: float | None = None  # share of the last probes that were lost, 0.0 to 1.0
 
 
 @dataclass(slots=True)
 class _Watched:
+    """One probed peer. Instants are seconds of the caller's clock, 0.0 for never."""
+
     plan: PeerPlan
     peer: PeerId
-    probes: int = 0  # inner packets of ours: sent, and received
-    packets: int = 0  # data packets counted at the last look, both directions
-    octets: int = 0  # received, at the last look
+    probes: int = 0  # inner packets of probing since the last `observe`, sent and received
+    packets: int = 0  # data packets at the last `observe`, both directions
+    octets: int = 0  # bytes received at the last `observe`
     busy_until: float = 0.0
-    heard_at: float = 0.0
-    given_up: float = 0.0
-    interval: float | None = None
+    received_at: float = 0.0  # anything authenticated
+    given_up: float = 0.0  # a handshake ran into rekey-attempt-time
+    interval: float | None = None  # seconds between probes in force; None: it is only answered
     verdict: LivenessVerdict = LivenessVerdict.UNKNOWN
 
 
 class PeerLiveness:
-    """`busy` and `idle` are seconds between probes of a peer with and without traffic (idle 0: none).
+    """Probe the tunnel's peers and keep a `Liveness` of them.
 
-    `on_change` is called when a verdict changed, or what a hub says of others; `node_of` names the node that the
-    64-bit hash in a forwarding verdict stands for, if this world has it.
+    `busy` and `idle` are seconds between probes of a peer with and without traffic (idle 0: none). `random(n)`
+    returns n random bytes. `on_change` is called after `liveness` was replaced. `node_of` maps the 64-bit hash in a
+    forwarding verdict to a node of the present world, None where it has none.
     """
 
     def __init__(
@@ -58,21 +71,23 @@ class PeerLiveness:
         self._busy, self._idle = busy, idle or None
         self._random, self._on_change, self._node_of = random, on_change, node_of
         self._tunnel: Tunnel | None = None
-        self._probers: ProbeSchedule | None = None
+        self._schedule: ProbeSchedule | None = None
         self._peers: dict[str, _Watched] = {}
         self._names: dict[PeerId, str] = {}
-        self._judgements = Deadlines()  # when silence alone will change a verdict
+        self._judgements = Deadlines()  # by peer: when silence alone will change its verdict
         self._changed = False  # since `liveness` was last made
-        self._introduction = (0, 0)  # our role and epoch
-        self._refused_by: dict[str, frozenset[str]] = {}  # hub → nodes it says it does not carry to
+        self._role_and_epoch = (0, 0)
+        self._refused_by: dict[str, frozenset[str]] = {}  # hub → nodes it reports as not reachable through it
         self.liveness = Liveness()
 
-    def adopt(self, tunnel: Tunnel | None, ours: IPv6Address | None) -> None:
-        """The tunnel that runs now; with another one, all that was measured on the last is forgotten."""
+    def attach(self, tunnel: Tunnel | None, own_address: IPv6Address | None) -> None:
+        """Probe through this tunnel from now on. Another tunnel than before drops everything measured."""
         if tunnel is self._tunnel:
             return
         self._tunnel = tunnel
-        self._probers = ProbeSchedule(ours, self._random) if tunnel is not None and ours is not None else None
+        self._schedule = None
+        if tunnel is not None and own_address is not None:
+            self._schedule = ProbeSchedule(own_address, self._random)
         self._peers.clear()
         self._names.clear()
         self._refused_by.clear()
@@ -80,23 +95,28 @@ class PeerLiveness:
         self._changed = True
         self._publish()
 
-    def introduce(self, role: int, epoch: int) -> None:
-        """What our probes say of this node: its role (docs/protocol.md), and how often that role has moved."""
-        if (role, epoch) != self._introduction:
-            self._introduction = (role, epoch)
+    def set_intervals(self, busy: float, idle: float) -> None:
+        """Change the seconds between probes. Each peer takes its new interval at the next `observe`."""
+        self._busy, self._idle = busy, idle or None
+
+    def set_role(self, role: int, epoch: int) -> None:
+        """Set what our probes carry about this node: its role and how often that role has moved
+        (docs/protocol.md)."""
+        if (role, epoch) != self._role_and_epoch:
+            self._role_and_epoch = (role, epoch)
             self._announce()
 
-    def watch(self, plans: Mapping[str, PeerPlan], now: float) -> None:
-        """Probe exactly these peers from now on."""
-        tunnel, probers = self._tunnel, self._probers
-        if tunnel is None or probers is None:
+    def set_peers(self, plans: Mapping[str, PeerPlan], now: float) -> None:
+        """Probe exactly these peers from now on. The tunnel must have them."""
+        tunnel, schedule = self._tunnel, self._schedule
+        if tunnel is None or schedule is None:
             return
         for name in self._peers.keys() - plans.keys():
             peer = self._peers.pop(name).peer
             del self._names[peer]
             self._refused_by.pop(name, None)
             self._judgements.forget(peer)
-            probers.forget(peer)
+            schedule.forget(peer)
             self._changed = True
         for name, plan in plans.items():
             known = self._peers.get(name)
@@ -106,51 +126,53 @@ class PeerLiveness:
             peer = tunnel.id_of(name)
             self._peers[name] = _Watched(plan, peer)
             self._names[peer] = name
-            probers.watch(peer, plan.tunnel_address, None, now)
+            schedule.watch(peer, plan.tunnel_address, None, now)
             self._changed = True
         self._publish()
 
-    def given_up(self, name: str, now: float) -> None:
-        """The tunnel gave a handshake with this peer up."""
+    def handshake_failed(self, name: str, now: float) -> None:
+        """Record that the tunnel gave up a handshake with this peer (rekey-attempt-time): it counts as dead."""
         watched = self._peers.get(name)
-        if watched is not None and self._probers is not None:
+        if watched is not None and self._schedule is not None:
             watched.given_up = now
-            self._judge(self._probers, watched, now)
+            self._judge(self._schedule, watched, now)
             self._publish()
 
     def receive(self, name: str, packet: bytes, now: float) -> None:
-        """An inner packet for the probe port came from this peer."""
-        watched, tunnel, probers = self._peers.get(name), self._tunnel, self._probers
-        if watched is None or tunnel is None or probers is None:
+        """Handle an inner packet for the probe port that this peer sent; a request is answered at once."""
+        watched, tunnel, schedule = self._peers.get(name), self._tunnel, self._schedule
+        if watched is None or tunnel is None or schedule is None:
             return
-        reply = probers.receive(watched.peer, packet, now)
+        reply = schedule.receive(watched.peer, packet, now)
         watched.probes += 1
-        watched.heard_at = now
+        watched.received_at = now
         if reply is not None:
             watched.probes += 1
             tunnel.send_inner(name, reply)
-        self._hear(name, probers.facts(watched.peer).verdicts)
-        self._judge(probers, watched, now)
+        self._apply_verdicts_of(name, schedule.facts(watched.peer).verdicts)
+        self._judge(schedule, watched, now)
         self._publish()
 
     def tick(self, now: float) -> float | None:
-        """Send what is due, judge; returns when to come back."""
-        tunnel, probers = self._tunnel, self._probers
-        if tunnel is None or probers is None:
+        """Send the probes that are due and renew verdicts that silence changes; return when to call again.
+
+        None: nothing is due without another event."""
+        tunnel, schedule = self._tunnel, self._schedule
+        if tunnel is None or schedule is None:
             return None
-        for peer, packet in probers.tick(now):
+        for peer, packet in schedule.tick(now):
             watched = self._peers[self._names[peer]]
             watched.probes += 1
             tunnel.send_inner(watched.plan.name, packet)
-            self._judge(probers, watched, now)
+            self._judge(schedule, watched, now)
         for peer in self._judgements.take_due(now):
-            self._judge(probers, self._peers[self._names[peer]], now)
+            self._judge(schedule, self._peers[self._names[peer]], now)
         self._publish()
-        return min((at for at in (self._judgements.next(), probers.due()) if at is not None), default=None)
+        return min((at for at in (self._judgements.next(), schedule.due()) if at is not None), default=None)
 
-    def look(self, statuses: Sequence[PeerStatus], now: float) -> None:
-        """Take in what the data plane has counted: who has traffic, who was heard from."""
-        if self._probers is None:
+    def observe(self, statuses: Sequence[PeerStatus], now: float) -> None:
+        """Read the data plane's counters: which peers have traffic, and from which something was received."""
+        if self._schedule is None:
             return
         for status in statuses:
             watched = self._peers.get(status.settings.name)
@@ -160,24 +182,26 @@ class PeerLiveness:
             if packets - watched.packets > watched.probes:
                 watched.busy_until = now + BUSY_FOR
             if status.rx_bytes != watched.octets:
-                watched.heard_at = now
-                self._judge(self._probers, watched, now)
+                watched.received_at = now
+                self._judge(self._schedule, watched, now)
             watched.packets, watched.octets, watched.probes = packets, status.rx_bytes, 0
-            self._pace(self._probers, watched, status, now)
+            self._set_interval(self._schedule, watched, status, now)
         self._publish()
 
-    def quality(self) -> dict[str, Quality]:
-        """Round trip and loss of every peer that ever answered."""
-        if self._probers is None:
+    def quality(self) -> dict[str, PathQuality]:
+        """Return round trip and loss of every peer that answered at least once, by name."""
+        if self._schedule is None:
             return {}
-        facts = {name: self._probers.facts(watched.peer) for name, watched in self._peers.items()}
-        return {name: Quality(fact.rtt, fact.loss) for name, fact in facts.items() if fact.answered_at is not None}
+        facts = {name: self._schedule.facts(watched.peer) for name, watched in self._peers.items()}
+        return {
+            name: PathQuality(fact.rtt, fact.loss) for name, fact in facts.items() if fact.answered_at is not None
+        }
 
     # Inside.
 
-    def _pace(self, probers: ProbeSchedule, watched: _Watched, status: PeerStatus, now: float) -> None:
-        """How often to ask this peer, as things are. One that only can call us is not asked before it did."""
-        asked = probers.facts(watched.peer).asked_since
+    def _set_interval(self, schedule: ProbeSchedule, watched: _Watched, status: PeerStatus, now: float) -> None:
+        """Choose how often to probe this peer. A peer without endpoint can only call, and is not probed before."""
+        asked = schedule.facts(watched.peer).asked_since
         session = status.session_age is not None
         wanted = self._idle if session or (watched.plan.warm and status.endpoint is not None) else None
         busy = watched.plan.prompt or now < watched.busy_until
@@ -185,25 +209,27 @@ class PeerLiveness:
             wanted = min(self._busy, wanted)
         if wanted != watched.interval:
             if wanted is None:
-                self._rest(probers, watched)
+                self._stop_probing(schedule, watched)
             watched.interval = wanted
-            probers.watch(watched.peer, watched.plan.tunnel_address, wanted, now)
+            schedule.watch(watched.peer, watched.plan.tunnel_address, wanted, now)
 
-    def _rest(self, probers: ProbeSchedule, watched: _Watched) -> None:
-        """The session is gone and nobody wants it: what was known of the peer proves nothing any more, and while
-        nobody asks, nothing could prove the opposite."""
-        probers.forget(watched.peer)
+    def _stop_probing(self, schedule: ProbeSchedule, watched: _Watched) -> None:
+        """Reset the verdict of a peer whose session ended and is not wanted.
+
+        Old measurements prove nothing any more, and a verdict of death could not be revoked while no probe is
+        sent."""
+        schedule.forget(watched.peer)
         self._judgements.forget(watched.peer)
-        watched.heard_at = watched.given_up = 0.0
+        watched.received_at = watched.given_up = 0.0
         if watched.verdict is not LivenessVerdict.UNKNOWN:
             watched.verdict = LivenessVerdict.UNKNOWN
             self._changed = True
 
-    def _judge(self, probers: ProbeSchedule, watched: _Watched, now: float) -> None:
-        """Renew the verdict, and come back when silence alone would change it."""
-        path = probers.facts(watched.peer)
+    def _judge(self, schedule: ProbeSchedule, watched: _Watched, now: float) -> None:
+        """Renew the verdict, and set a deadline for when silence alone would change it."""
+        path = schedule.facts(watched.peer)
         facts = PeerFacts(
-            last_received=watched.heard_at,
+            last_received=watched.received_at,
             asked_since=path.asked_since or 0.0,
             unanswered=path.unanswered,
             answered_in_row=path.answered_in_row,
@@ -217,7 +243,8 @@ class PeerLiveness:
         if silence is not None and silence > now:
             self._judgements.expect(watched.peer, silence)
 
-    def _hear(self, hub: str, verdicts: Sequence[ForwardingVerdict]) -> None:
+    def _apply_verdicts_of(self, hub: str, verdicts: Sequence[ForwardingVerdict]) -> None:
+        """Record the nodes that this hub reports as not reachable through it; hashes of unknown nodes are ignored."""
         refused = frozenset(
             node
             for verdict in verdicts
@@ -228,7 +255,7 @@ class PeerLiveness:
             self._changed = True
 
     def _publish(self) -> None:
-        """Make a new Liveness if anything of it changed, tell the peers, and tell whoever plans."""
+        """Replace `liveness` if anything of it changed, then update our own announcements and call `on_change`."""
         if not self._changed:
             return
         self._changed = False
@@ -241,16 +268,12 @@ class PeerLiveness:
         self._on_change()
 
     def _announce(self) -> None:
-        """Tell every peer who we are and whom we do not reach, so that nobody goes through us to them."""
-        if self._probers is None:
+        """Set what our probes carry: role, epoch, and the nodes we do not reach, which others then avoid through
+        us."""
+        if self._schedule is None:
             return
-        dead = [watched.plan for watched in self._peers.values() if watched.verdict is LivenessVerdict.DEAD][
-            :MAX_VERDICTS
+        dead = [watched.plan for watched in self._peers.values() if watched.verdict is LivenessVerdict.DEAD]
+        verdicts = [
+            ForwardingVerdict(subject(plan.tunnel_address), Forwarding.DOES_NOT) for plan in dead[:MAX_VERDICTS]
         ]
-        verdicts = [ForwardingVerdict(subject(plan.tunnel_address), Forwarding.DOES_NOT) for plan in dead]
-        self._probers.announce(*self._introduction, verdicts)
-
-
-def subject(tunnel_address: IPv6Address) -> int:
-    """What stands for a node in a probe: the hash of its name, which is the lower half of its tunnel address."""
-    return int(tunnel_address) & 0xFFFFFFFFFFFFFFFF
+        self._schedule.announce(*self._role_and_epoch, verdicts)

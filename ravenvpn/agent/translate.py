@@ -1,4 +1,7 @@
-"""From the mesh's words to the tunnel's: the only place that knows both. Pure."""
+"""Translate a planned peer (`mesh`) into the settings of a WireGuard peer (`tunnel`). Pure.
+
+This is the only module that knows both vocabularies.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,14 @@ def peer_settings(
     preshared_key: PresharedKey | None,
     last_seen: Mapping[str, Endpoint],
 ) -> PeerSettings:
-    """What the tunnel is told about one planned peer.
+    """Return the tunnel's settings for one planned peer.
 
-    Candidates come best first, each name with all its addresses. Where the peer was last seen is tried after them:
-    a public gateway that restarts so finds its NATed peers, which nobody can name.
+    `resolve` maps a host (address or DNS name) to addresses, best first, none where it is not resolved yet.
+    `preshared_key` is that of the mesh (whitepaper section 5.2), None for all zeros. `last_seen` maps a peer name to
+    the endpoint it had its last session at.
+
+    Endpoints are tried in the order of the candidates, each name with all its addresses, then the one last seen.
+    The last one lets a public gateway that restarts call its NATed peers, whose addresses stand in no manifest.
     """
     endpoints = [
         Endpoint(address, candidate.port) for candidate in plan.candidates for address in resolve(candidate.host)

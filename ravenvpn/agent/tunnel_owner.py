@@ -1,7 +1,7 @@
 """The tunnel as the plan wants it: opened, fed with what changed, and opened anew where a role asks for another kind.
 
-Changes come in two halves around the host's own: `prepare` opens what is new before a route may lead there, `finish`
-closes what no route leads to any more.
+Changes come in two halves around the host's own: `apply_additions` opens what is new before a route may lead there,
+`apply_removals` closes what no route leads to any more.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ class TunnelOwner:
         self._resolver = Resolver(on_resolved)
         self._body, self._offloads, self._listeners = body, offloads, listeners
         self._plans: dict[str, PeerPlan] = {}
-        self._wanted: TunnelPlan | None = None  # port, own address and so on, without peers
-        self._settled: TunnelPlan | None = None  # of those, what is in force
+        self._planned: TunnelPlan | None = None  # port, own address and so on, without peers
+        self._applied: TunnelPlan | None = None  # of those, what is in force
         self.tunnel: Tunnel | None = None
         self._wg: UapiServer | None = None
         self.refused: dict[str, str] = {}  # peers the tunnel would not take, and why
 
-    async def prepare(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> bool:
+    async def apply_additions(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> bool:
         """Open what is new; says whether a whole tunnel was opened. HostError where the device or the port cannot be
         had; what does not depend on it is done, and a call with whatever delta comes next tries the rest again."""
         if delta.settings is not None:
-            self._wanted = delta.settings
+            self._planned = delta.settings
             # A port is bound once only, so where another tunnel is needed the old one goes first.
-            if self.tunnel is not None and self._settled is not None and _kind(self._settled) != _kind(self._wanted):
+            if self.tunnel is not None and self._applied is not None and _kind(self._applied) != _kind(self._planned):
                 await self.close()
         if self.tunnel is None:
             whole = plan()
@@ -80,11 +80,11 @@ class TunnelOwner:
         for prefix, names in delta.routes:
             self._route(prefix, names)
         self._watch_names()
-        if self._wanted is not None and self._wanted != self._settled:
-            self._settle(self._wanted)
+        if self._planned is not None and self._planned != self._applied:
+            self._apply_settings(self._planned)
         return False
 
-    def finish(self, delta: TunnelDelta) -> None:
+    def apply_removals(self, delta: TunnelDelta) -> None:
         """Close what is no longer wanted."""
         tunnel = self.tunnel
         if tunnel is None:
@@ -98,7 +98,7 @@ class TunnelOwner:
                 tunnel.remove_peer(name)
         self._watch_names()
 
-    def refresh(self) -> None:
+    def update_endpoints(self) -> None:
         """Names have resolved to something else: tell the tunnel where its peers may be now."""
         for peer in self._plans.values():
             self._set_peer(peer)
@@ -110,7 +110,7 @@ class TunnelOwner:
             self._wg = None
         if self.tunnel is not None:
             self.tunnel.stop()
-            self.tunnel = self._settled = None
+            self.tunnel = self._applied = None
         self._resolver.close()
 
     def statuses(self) -> list[PeerStatus]:
@@ -119,7 +119,7 @@ class TunnelOwner:
     def unresolved(self) -> list[str]:
         return self._resolver.failing()
 
-    def probed(self) -> dict[str, PeerPlan]:
+    def peer_plans(self) -> dict[str, PeerPlan]:
         """The peers that the tunnel has, with their plans."""
         return {name: plan for name, plan in self._plans.items() if name not in self.refused} if self.tunnel else {}
 
@@ -128,10 +128,10 @@ class TunnelOwner:
     async def _open(self, plan: NodePlan) -> None:
         settings = replace(plan.tunnel, peers=(), routes=(), accepts=())
         tunnel = self._make_tunnel(settings)
-        self.tunnel, self._settled, self._wanted = tunnel, None, settings
+        self.tunnel, self._applied, self._planned = tunnel, None, settings
         self._plans, self.refused = {}, {}
         try:
-            self._settle(settings)
+            self._apply_settings(settings)
             tunnel.set_private_key(self._key)
             for peer in plan.tunnel.peers:
                 self._set_peer(peer)
@@ -142,11 +142,11 @@ class TunnelOwner:
             tunnel.start()
         except BaseException:
             tunnel.stop()
-            self.tunnel, self._settled = None, None
+            self.tunnel, self._applied = None, None
             raise
         self._watch_names()
         if settings.device:
-            await self._show_to_wg(tunnel)
+            await self._serve_uapi(tunnel)
         log.info("tunnel up on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
 
     def _make_tunnel(self, settings: TunnelPlan) -> Tunnel:
@@ -162,7 +162,7 @@ class TunnelOwner:
                 tun.close()
             raise
 
-    async def _show_to_wg(self, tunnel: Tunnel) -> None:
+    async def _serve_uapi(self, tunnel: Tunnel) -> None:
         """Let wg(8) read the device; what it would write is answered with EPERM. Nice to have, never fatal."""
         try:
             wg = UapiServer(uapi_socket.listen(TUNNEL_DEVICE), lambda: state_of(tunnel))
@@ -172,18 +172,18 @@ class TunnelOwner:
         await wg.start()
         self._wg = wg
 
-    def _settle(self, settings: TunnelPlan) -> None:
+    def _apply_settings(self, settings: TunnelPlan) -> None:
         assert self.tunnel is not None
         self.tunnel.listen(port=settings.listen_port)
         self.tunnel.set_own_address(settings.own_address, frame.PORT)
-        self._settled = settings
+        self._applied = settings
 
     def _set_peer(self, plan: PeerPlan) -> None:
         assert self.tunnel is not None
         self._plans[plan.name] = plan
         settings = peer_settings(
             plan,
-            resolve=self._resolver.addresses,
+            resolve=self._resolver.lookup,
             preshared_key=self._preshared_key,
             last_seen=self._last_seen,
         )
@@ -207,7 +207,7 @@ class TunnelOwner:
         self.tunnel.route(prefix, known)
 
     def _watch_names(self) -> None:
-        self._resolver.watch({candidate.host for peer in self._plans.values() for candidate in peer.candidates})
+        self._resolver.set_names({candidate.host for peer in self._plans.values() for candidate in peer.candidates})
 
 
 def _kind(settings: TunnelPlan) -> tuple[bool, IPv6Address | None]:

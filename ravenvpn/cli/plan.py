@@ -48,7 +48,7 @@ def plan(
 
 
 def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool, diff: bool) -> list[PlanLine]:
-    from ravenvpn.agent.reachability import plan_lines
+    from ravenvpn.agent.plan_rows import plan_lines
     from ravenvpn.k8s.files import FileSource
     from ravenvpn.mesh import plan as planning
     from ravenvpn.mesh.situation import Intent, Situation

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import Any, cast
 
-from ravenvpn.agent.peer_liveness import PeerLiveness, subject
+from ravenvpn.agent.peer_liveness import PeerLiveness
+from ravenvpn.agent.subject_index import subject
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.dataplane.contract import Endpoint
@@ -83,6 +84,6 @@ def end(name: str, *peers: str, warm: bool = True) -> End:
     hashes = {subject(address): node for node, address in ADDRESSES.items()}
     one = End(name, PeerLiveness(BUSY, IDLE, random=random, on_change=changed, node_of=hashes.get))
     made.append(one)
-    one.probing.adopt(cast(Tunnel, cast(Any, one)), ADDRESSES[name])
-    one.probing.watch({peer: plan(peer, warm=warm) for peer in peers}, 100.0)
+    one.probing.attach(cast(Tunnel, cast(Any, one)), ADDRESSES[name])
+    one.probing.set_peers({peer: plan(peer, warm=warm) for peer in peers}, 100.0)
     return one

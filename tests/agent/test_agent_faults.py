@@ -152,8 +152,8 @@ def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
 def test_a_defect_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh) -> None:
     """A task that dies must not leave the others pretending: systemd starts all of it anew."""
     defect = (
-        "import sys; from ravenvpn.agent.peer_liveness import Probing;"
-        "Probing.look = lambda *_: 1 // 0;"
+        "import sys; from ravenvpn.agent.peer_liveness import PeerLiveness;"
+        "PeerLiveness.observe = lambda *_: 1 // 0;"
         "from ravenvpn.cli import main; main(sys.argv[1:])"
     )
     with stopped(mesh) as node:

@@ -175,7 +175,7 @@ def test_a_status_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_endpoints_survive_the_process(tmp_path: Path) -> None:
     edge = end("edge", "hub")
     seen = LastSeen(tmp_path / "endpoints")
-    seen.learn([edge.status("hub")])
+    seen.observe([edge.status("hub")])
     assert seen.unsaved
     seen.save()
     assert not seen.unsaved
@@ -186,10 +186,10 @@ def test_endpoints_survive_the_process(tmp_path: Path) -> None:
 def test_peers_without_session_teach_nothing_and_strangers_are_forgotten(tmp_path: Path) -> None:
     edge = end("edge", "hub")
     seen = LastSeen(tmp_path / "endpoints")
-    seen.learn([edge.status("hub", session=False)])
+    seen.observe([edge.status("hub", session=False)])
     assert seen == {}
-    seen.learn([edge.status("hub")])
-    seen.keep_only({"ship"})
+    seen.observe([edge.status("hub")])
+    seen.retain({"ship"})
     assert seen == {}
 
 
@@ -226,15 +226,15 @@ def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
 async def test_a_literal_needs_no_resolver_and_a_bad_name_is_told(caplog: pytest.LogCaptureFixture) -> None:
     resolved = asyncio.Event()
     resolver = Resolver(resolved.set, retry=60)
-    resolver.watch(["192.0.2.1", "localhost", "no-such-name.invalid"])
-    assert resolver.addresses("192.0.2.1") == ("192.0.2.1",)
-    assert resolver.addresses("localhost") == ()
+    resolver.set_names(["192.0.2.1", "localhost", "no-such-name.invalid"])
+    assert resolver.lookup("192.0.2.1") == ("192.0.2.1",)
+    assert resolver.lookup("localhost") == ()
     async with asyncio.timeout(20):
         await resolved.wait()
         while not resolver.failing():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    assert set(resolver.addresses("localhost")) <= {"127.0.0.1", "::1"}
+    assert set(resolver.lookup("localhost")) <= {"127.0.0.1", "::1"}
     assert resolver.failing() == ["no-such-name.invalid"]
-    assert "cannot resolve no-such-name.invalid" in caplog.text
+    assert "endpoint no-such-name.invalid cannot be resolved" in caplog.text
     resolver.close()
     assert resolver.failing() == []

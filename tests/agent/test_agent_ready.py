@@ -63,7 +63,7 @@ def test_a_tun_that_is_kept_down(mesh: Mesh, measured: Measured) -> None:
 def test_a_tun_that_was_set_down_once_is_put_up_again_and_said_so(mesh: Mesh) -> None:
     node = mesh.node("harbour-1")
     node.ip("link set ravenvpn0 down")
-    wait_until(lambda: "put back what was changed" in mesh.agents.log(node, 5), "the log says so")
+    wait_until(lambda: "restored what was changed" in mesh.agents.log(node, 5), "the log says so")
     wait_until(lambda: ready(node), "it is ready again")
 
 

@@ -38,8 +38,8 @@ GATHER = 0.005  # changes that come together are decided together
 class Names(Protocol):
     """Host names of load balancers, resolved and kept fresh by somebody else."""
 
-    def watch(self, names: Iterable[str]) -> None: ...
-    def addresses(self, host: str) -> tuple[str, ...]: ...
+    def set_names(self, names: Iterable[str]) -> None: ...
+    def lookup(self, host: str) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class Controller:
                 self.view,
                 self._writer,
                 self._surroundings.mesh,
-                self._names.addresses,
+                self._names.lookup,
                 draw=self._draw,
                 wall=self._wall,
             )
@@ -223,7 +223,7 @@ class Controller:
             return
         if self.view.touched or self.view.touched_peers:
             await self._rounds.look(self._rights, self._wake.set)
-            self._names.watch({name for service in self.view.services.values() for name in service.ingress})
+            self._names.set_names({name for service in self.view.services.values() for name in service.ingress})
 
     def _end_term(self) -> None:
         if self._rounds is not None:

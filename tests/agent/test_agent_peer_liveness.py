@@ -32,7 +32,7 @@ def run(
     now = begin
     while now < until:
         for one in ends.values():
-            one.probing.look([one.status(peer) for peer in ends if peer != one.name], now)
+            one.probing.observe([one.status(peer) for peer in ends if peer != one.name], now)
             one.probing.tick(now)
         if first.sent:
             asked.append(round(now, 1))
@@ -72,7 +72,7 @@ def test_one_answer_does_not_raise_the_dead_several_do(pair: dict[str, End]) -> 
     now = 111.0
     verdicts = []
     while now < 117.0:
-        edge.look([pair["edge"].status("hub")], now)
+        edge.observe([pair["edge"].status("hub")], now)
         edge.tick(now)
         if pair["edge"].sent:
             carry(pair, now)
@@ -86,12 +86,12 @@ def test_one_answer_does_not_raise_the_dead_several_do(pair: dict[str, End]) -> 
 
 def test_an_idle_peer_is_asked_every_two_seconds_one_with_traffic_every_second(pair: dict[str, End]) -> None:
     edge, hub = pair["edge"], pair["hub"]
-    hub.probing.watch({}, 100.0)
+    hub.probing.set_peers({}, 100.0)
 
     def asked(packets: Callable[[float], int]) -> int:
         count, now = 0, 100.0
         while now < 120.0:
-            edge.probing.look([edge.status("hub", packets=packets(now))], now)
+            edge.probing.observe([edge.status("hub", packets=packets(now))], now)
             edge.probing.tick(now)
             count += len(edge.sent)
             for _, packet in edge.sent:
@@ -104,15 +104,15 @@ def test_an_idle_peer_is_asked_every_two_seconds_one_with_traffic_every_second(p
         return count
 
     assert asked(lambda _: 0) in (10, 11)
-    edge.probing.watch({}, 120.0)
-    edge.probing.watch({"hub": plan("hub")}, 100.0)
+    edge.probing.set_peers({}, 120.0)
+    edge.probing.set_peers({"hub": plan("hub")}, 100.0)
     assert asked(lambda now: int(now * 1000)) in (19, 20, 21)
 
 
 def test_a_cold_peer_without_session_is_left_in_peace() -> None:
     edge = end("edge", "hub", warm=False)
     for tenth in range(100):
-        edge.probing.look([edge.status("hub", session=False)], 100.0 + tenth / 10)
+        edge.probing.observe([edge.status("hub", session=False)], 100.0 + tenth / 10)
         edge.probing.tick(100.0 + tenth / 10)
     assert edge.sent == []
     assert edge.probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
@@ -130,7 +130,7 @@ def test_both_ends_learn_from_a_hub_whom_it_does_not_reach() -> None:
 
 
 def test_a_handshake_given_up_is_proof_enough(pair: dict[str, End]) -> None:
-    pair["edge"].probing.given_up("hub", 101.0)
+    pair["edge"].probing.handshake_failed("hub", 101.0)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.DEAD
 
 
@@ -140,17 +140,17 @@ def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
     run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 105.0)
     run({"edge": edge, "hub": end("hub", "edge")}, 105.0, 110.0, arrives=lambda *_: False)
     assert edge.probing.liveness.of("hub") is LivenessVerdict.DEAD
-    edge.probing.look([edge.status("hub", session=False)], 110.0)
+    edge.probing.observe([edge.status("hub", session=False)], 110.0)
     assert edge.probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
     for second in range(20):
-        edge.probing.look([edge.status("hub", session=False)], 111.0 + second)
+        edge.probing.observe([edge.status("hub", session=False)], 111.0 + second)
         assert edge.probing.tick(111.0 + second) is None
     assert edge.sent == []
 
 
 def test_another_tunnel_begins_with_no_verdicts(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
-    pair["edge"].probing.adopt(None, None)
+    pair["edge"].probing.attach(None, None)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
     assert pair["edge"].probing.tick(106.0) is None
 

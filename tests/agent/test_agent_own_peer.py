@@ -9,7 +9,7 @@ import pytest
 from agent_reports import status
 
 from ravenvpn import config, metrics
-from ravenvpn.agent.own_peer import OwnPeer, key_conflicts, report
+from ravenvpn.agent.own_peer import OwnPeer, key_conflicts, status_report
 from ravenvpn.agent.reports import ApiReport, Vitals
 from ravenvpn.cli.status import _screen
 from ravenvpn.crypto.aead import Suite
@@ -49,7 +49,7 @@ def announce(of: World, role: NodeRole, here: tuple[LocalAddress, ...], **more: 
         more.get("intent", Intent()),  # type: ignore[arg-type]
     )
     facts = LocalFacts(addresses=frozenset(item.address.ip for item in here))
-    return portrait.announcement(of, role, "factory" if role is not NodeRole.NONE else "", facts, here)
+    return portrait.content(of, role, "factory" if role is not NodeRole.NONE else "", facts, here)
 
 
 HERE = present(
@@ -189,9 +189,9 @@ def test_a_key_that_two_have_is_a_condition_of_both() -> None:
     shared = Conflict(ConflictKind.DUPLICATE_KEY, "k", "Peer b", "spec.publicKey", "Peer a", "run keygen")
     assert key_conflicts("a", [shared]) == key_conflicts("b", [shared]) == [shared]
     assert key_conflicts("c", [shared]) == []
-    conditions = {c.type: c.holds for c in report("1", "native", vitals(None), [], [shared]).conditions}
+    conditions = {c.type: c.holds for c in status_report("1", "native", vitals(None), [], [shared]).conditions}
     assert conditions == {"Ready": True, "KeyIsOurs": False}
-    conditions = {c.type: c.holds for c in report("1", "native", vitals(None), ["no device"], []).conditions}
+    conditions = {c.type: c.holds for c in status_report("1", "native", vitals(None), ["no device"], []).conditions}
     assert conditions == {"Ready": False, "KeyIsOurs": True}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from ravenvpn.agent.underlay import Question, Underlay
+from ravenvpn.agent.underlay import DiscoveryQuery, Underlay
 from ravenvpn.mesh.model import (
     EndpointType,
     Gateway,
@@ -27,61 +27,59 @@ def gateway(name: str, public_ip: str = "", *subnets: str) -> Gateway:
 CLOUD = gateway("cloud", "192.0.2.1", "10.0.0.0/24")
 SHIP = gateway("ship", "", "10.0.1.0/24")
 WORLD = World().with_gateway(CLOUD).with_gateway(SHIP)
-ASKED = Question((ip_address("192.0.2.1"),), (ip_network("10.0.1.0/24"),))
+ASKED = DiscoveryQuery((ip_address("192.0.2.1"),), (ip_network("10.0.1.0/24"),))
 
 
 def known() -> Underlay:
-    surroundings = Underlay("ship-1")
-    assert surroundings.question(WORLD) == ASKED
-    return surroundings
+    underlay = Underlay("ship-1")
+    assert underlay.query(WORLD) == ASKED
+    return underlay
 
 
 def test_one_look_is_enough_for_a_world_that_stays() -> None:
-    surroundings = known()
-    assert surroundings.question(WORLD) is None
-    assert surroundings.question(WORLD.with_gateway(gateway("cloud", "192.0.2.1", "10.0.9.0/24"))) is None
+    underlay = known()
+    assert underlay.query(WORLD) is None
+    assert underlay.query(WORLD.with_gateway(gateway("cloud", "192.0.2.1", "10.0.9.0/24"))) is None
 
 
 def test_a_change_of_the_host_is_looked_at() -> None:
-    surroundings = known()
-    surroundings.changed()
-    assert surroundings.question(WORLD) == ASKED
-    assert surroundings.question(WORLD) is None
+    underlay = known()
+    underlay.invalidate()
+    assert underlay.query(WORLD) == ASKED
+    assert underlay.query(WORLD) is None
 
 
 def test_new_addresses_of_gateways_and_peers_are_looked_at() -> None:
-    surroundings = known()
+    underlay = known()
     later = WORLD.with_gateway(gateway("harbour", "192.0.2.9"))
-    question = surroundings.question(later)
-    assert question is not None
-    assert question.destinations == (ip_address("192.0.2.1"), ip_address("192.0.2.9"))
+    query = underlay.query(later)
+    assert query is not None
+    assert query.destinations == (ip_address("192.0.2.1"), ip_address("192.0.2.9"))
     peer = PeerObject("cloud-1", bytes(32), addresses=(HostPort("2001:db8::1"), HostPort("cloud.example")))
-    question = surroundings.question(later.with_peer(peer))
-    assert question is not None
-    assert question.destinations[-1] == ip_address("2001:db8::1")
-    assert surroundings.question(WORLD) is None, "what is known already needs no look"
+    query = underlay.query(later.with_peer(peer))
+    assert query is not None
+    assert query.destinations[-1] == ip_address("2001:db8::1")
+    assert underlay.query(WORLD) is None, "what is known already needs no look"
 
 
 def test_new_addresses_of_neighbours_are_looked_at_and_those_of_strangers_are_not() -> None:
     """The VXLAN between the nodes of our region has to fit their network."""
-    surroundings = known()
+    underlay = known()
     mate, stranger = NodeInfo("ship-2", ip_address("10.1.0.2")), NodeInfo("cloud-2", ip_address("10.9.0.2"))
     nodes = (*SHIP.status.nodes, mate)
     later = WORLD.with_gateway(replace(SHIP, status=replace(SHIP.status, nodes=nodes)))
-    question = surroundings.question(later)
-    assert question is not None
-    assert question.destinations == (ip_address("10.1.0.2"), ip_address("192.0.2.1"))
-    question = surroundings.question(
-        later.with_peer(PeerObject("ship-2", bytes(32), node_addresses=(ip_address("fd00::2"),)))
-    )
-    assert question is not None
-    assert question.destinations[-1] == ip_address("fd00::2")
+    query = underlay.query(later)
+    assert query is not None
+    assert query.destinations == (ip_address("10.1.0.2"), ip_address("192.0.2.1"))
+    query = underlay.query(later.with_peer(PeerObject("ship-2", bytes(32), node_addresses=(ip_address("fd00::2"),))))
+    assert query is not None
+    assert query.destinations[-1] == ip_address("fd00::2")
     cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=(*CLOUD.status.nodes, stranger)))
-    assert surroundings.question(later.with_gateway(cloud)) is None
+    assert underlay.query(later.with_gateway(cloud)) is None
 
 
 def test_new_pods_of_this_node_are_looked_at() -> None:
-    surroundings = known()
-    question = surroundings.question(WORLD.with_gateway(gateway("ship", "", "10.0.1.0/24", "10.0.7.0/24")))
-    assert question is not None
-    assert question.pods == (ip_network("10.0.1.0/24"), ip_network("10.0.7.0/24"))
+    underlay = known()
+    query = underlay.query(WORLD.with_gateway(gateway("ship", "", "10.0.1.0/24", "10.0.7.0/24")))
+    assert query is not None
+    assert query.pods == (ip_network("10.0.1.0/24"), ip_network("10.0.7.0/24"))

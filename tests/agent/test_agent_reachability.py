@@ -6,8 +6,9 @@ import pytest
 from agent_ends import end, plan
 from agent_reports import status, vitals
 
-from ravenvpn.agent.lag import Lag
-from ravenvpn.agent.reachability import Rates, peer_state, reaches, reaches_through
+from ravenvpn.agent.lag import LoopLag
+from ravenvpn.agent.peer_rows import TransferRates, peer_state
+from ravenvpn.agent.reachability import reach_directly, reach_through_gateway
 from ravenvpn.agent.reports import PeerCondition, ProblemReport, RegionReport
 from ravenvpn.cli.status import _screen
 from ravenvpn.health import judged, unhealthy_reasons, unready_reasons
@@ -43,7 +44,7 @@ def test_how_a_session_is(
 def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
     dead = Liveness({"hub": LivenessVerdict.DEAD})
     for liveness, ok in ((Liveness(), True), (dead, False)):
-        reached = reaches(
+        reached = reach_directly(
             {"hub": plan("hub")},
             {"hub": EDGE.status("hub")},
             world("edge", "hub", "island"),
@@ -59,16 +60,16 @@ def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
 
 def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -> None:
     def reached(
-        gateway: str, verdict: LivenessVerdict = LivenessVerdict.ALIVE, *, session: bool = True, speaks: bool = True
+        gateway: str, verdict: LivenessVerdict = LivenessVerdict.ALIVE, *, session: bool = True, has_peer: bool = True
     ) -> dict[str, tuple[str, bool, str]]:
-        found = reaches_through(
+        found = reach_through_gateway(
             gateway,
             plan("hub"),
             EDGE.status("hub") if session else None,
             world("home", "ship").with_gateway(Gateway(name="empty")),
             own_region="home",
             verdict=verdict,
-            speaks=speaks,
+            has_peer=has_peer,
         )
         return {name: (reach.path, reach.ok, reach.why) for name, reach in found.items()}
 
@@ -81,7 +82,7 @@ def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -
     silent = "there is no session with our gateway hub, so nothing is known of it"
     assert reached("hub", session=False)["ship"] == ("via hub", False, silent)
     upstreams = "not known: our gateway hub has no Peer, as where upstream's agent runs"
-    assert reached("hub", session=False, speaks=False)["ship"] == ("via hub", True, upstreams)
+    assert reached("hub", session=False, has_peer=False)["ship"] == ("via hub", True, upstreams)
     alone = "region home has no active gateway that this node can send to"
     assert reached("")["ship"] == ("none", False, alone)
 
@@ -98,14 +99,14 @@ def test_a_person_sees_what_a_node_behind_upstreams_gateway_does_not_know(capsys
 
 def test_a_region_without_way_says_why() -> None:
     nobody = World().with_gateway(Gateway(name="empty"))
-    reached = reaches({}, {}, nobody, own_region="edge", relays={}, liveness=Liveness())
+    reached = reach_directly({}, {}, nobody, own_region="edge", relays={}, liveness=Liveness())
     assert (reached["empty"].path, reached["empty"].why) == ("none", "it has no active gateway")
-    hidden = reaches({}, {}, world("island"), own_region="edge", relays={}, liveness=Liveness())
+    hidden = reach_directly({}, {}, world("island"), own_region="edge", relays={}, liveness=Liveness())
     assert hidden["island"].why.startswith("there is no path to its gateway")
 
 
 def test_rates_are_means_over_the_window() -> None:
-    rates = Rates()
+    rates = TransferRates()
     rates.update([EDGE.status("hub", octets=0)], 10.0)
     rates.update([EDGE.status("hub", octets=9_000)], 11.0)
     assert rates.of("hub") == (0.0, 0.0), "a second is too short to say anything"
@@ -116,14 +117,14 @@ def test_rates_are_means_over_the_window() -> None:
 
 
 def test_a_block_of_the_loop_is_held_against_us_for_five_seconds() -> None:
-    lag = Lag()
-    lag.felt(1.0, 1.01)
-    lag.felt(1.5, 4.5)
-    lag.felt(5.0, 5.0)
+    lag = LoopLag()
+    lag.record(1.0, 1.01)
+    lag.record(1.5, 4.5)
+    lag.record(5.0, 5.0)
     assert lag.worst == 3.0
-    lag.felt(9.4, 9.5)
+    lag.record(9.4, 9.5)
     assert lag.worst == 3.0
-    lag.felt(9.9, 9.9)
+    lag.record(9.9, 9.9)
     assert lag.worst == pytest.approx(0.1)
 
 

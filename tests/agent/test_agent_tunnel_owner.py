@@ -38,7 +38,7 @@ def world(mesh: str, gateway: str = "edge-1") -> World:
 
 
 @pytest.fixture
-def sessions() -> TunnelOwner:
+def owner() -> TunnelOwner:
     return TunnelOwner(
         key=PrivateKey.generate(os.urandom),
         preshared_key=None,
@@ -49,23 +49,23 @@ def sessions() -> TunnelOwner:
     )
 
 
-async def test_another_mesh_has_another_tunnel(sessions: TunnelOwner) -> None:
+async def test_another_mesh_has_another_tunnel(owner: TunnelOwner) -> None:
     """Everybody's address is another one there, so what was measured on the last one proves nothing."""
     planner = Planner("edge-9", Intent(listen_port=free_port()))
     before = world("before")
     try:
-        opened = await sessions.prepare(planner.plan, planner.update(Situation(before)).tunnel)
-        first, address = sessions.tunnel, planner.tunnel_settings().own_address
+        opened = await owner.apply_additions(planner.plan, planner.update(Situation(before)).tunnel)
+        first, address = owner.tunnel, planner.tunnel_settings().own_address
         assert opened
         delta = planner.update(Situation(before.with_peer(replace(before.peers["edge-1"], listen_port=4501))))
-        assert not await sessions.prepare(planner.plan, delta.tunnel)
-        assert sessions.tunnel is first, "another peer is no other tunnel"
+        assert not await owner.apply_additions(planner.plan, delta.tunnel)
+        assert owner.tunnel is first, "another peer is no other tunnel"
 
         delta = planner.update(Situation(world("after", gateway="edge-2")))
-        assert await sessions.prepare(planner.plan, delta.tunnel)
-        sessions.finish(delta.tunnel)
-        assert sessions.tunnel is not first
+        assert await owner.apply_additions(planner.plan, delta.tunnel)
+        owner.apply_removals(delta.tunnel)
+        assert owner.tunnel is not first
         assert planner.tunnel_settings().own_address != address
-        assert sessions.probed().keys() == {"edge-2"}
+        assert owner.peer_plans().keys() == {"edge-2"}
     finally:
-        await sessions.close()
+        await owner.close()

@@ -1,0 +1,46 @@
+"""Rows of `raven-vpn plan`: everything planned for the tunnel and this host, each with its reason. Pure."""
+
+from __future__ import annotations
+
+from ravenvpn.agent.reports import PlanLine
+from ravenvpn.dataplane.contract import Endpoint
+from ravenvpn.mesh.hoststate import (
+    DeviceAddress,
+    ForwardingEntry,
+    Neighbour,
+    PacketFilter,
+    Route,
+    Rule,
+    Sysctl,
+    TunDevice,
+    VxlanDevice,
+)
+from ravenvpn.mesh.nodeplan import NodePlan
+from ravenvpn.node.format import words
+
+_HostThing = (
+    TunDevice | VxlanDevice | DeviceAddress | Neighbour | ForwardingEntry | Rule | Route | Sysctl | PacketFilter
+)
+
+
+def plan_lines(plan: NodePlan) -> list[PlanLine]:
+    """Return a line for each peer, then for each thing on the host, in the order in which they are put in place."""
+    lines = []
+    for peer in plan.tunnel.peers:
+        candidates = [str(Endpoint(candidate.host, candidate.port)) for candidate in peer.candidates]
+        where = ", ".join(candidates) or "wherever it calls from"
+        manner = ("warm" if peer.warm else "cold") + (f", keepalive {peer.keepalive} s" if peer.keepalive else "")
+        lines.append(PlanLine(what=f"peer {peer.name} at {where}, {manner}", why=peer.reason))
+    host = plan.host
+    things: list[_HostThing] = [
+        *([host.tun] if host.tun else []),
+        *([host.vxlan] if host.vxlan else []),
+        *host.addresses,
+        *host.neighbours,
+        *host.forwarding,
+        *host.rules,
+        *host.routes,
+        *host.sysctls,
+        *([host.packet_filter] if host.packet_filter else []),
+    ]
+    return [*lines, *(PlanLine(what=words(thing), why=thing.reason) for thing in things)]
