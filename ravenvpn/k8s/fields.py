@@ -6,9 +6,9 @@ import base64
 import binascii
 import ipaddress
 import re
-from datetime import UTC, datetime
 from functools import lru_cache
 
+from ravenvpn import rfc3339
 from ravenvpn.crypto.keys import KEY_BYTES
 from ravenvpn.k8s.problems import Problem
 from ravenvpn.mesh.hoststate import Address, Prefix
@@ -179,8 +179,7 @@ def read_key(report: ProblemCollector, field: str, text: str) -> bytes | None:
 def read_time(report: ProblemCollector, field: str, text: str) -> float | None:
     """RFC 3339, as Kubernetes writes creationTimestamp; seconds since 1970."""
     try:
-        when = datetime.fromisoformat(text)
+        return rfc3339.parse(text)
     except ValueError:
         report.error(field, f"{shown(text)} is not a time", "write it like 2026-01-31T12:00:00Z, or leave it out")
         return None
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()

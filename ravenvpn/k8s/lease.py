@@ -14,13 +14,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from ravenvpn.errors import ClusterError, ConfigError
 from ravenvpn.k8s.client import LEASES, ApiError, Client
+from ravenvpn.rfc3339 import format_micro_time
 
 log = logging.getLogger(__name__)
 
@@ -169,11 +169,6 @@ def write(record: LeaseRecord, name: str, namespace: str) -> dict[str, Any]:
     }
 
 
-def micro_time(seconds: float) -> str:
-    """RFC 3339 with microseconds, as a Lease has it, from seconds since 1970."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
 class Leadership(Protocol):
     """What the one who writes asks."""
 
@@ -274,7 +269,7 @@ class Election:
             if not self.leading():
                 candidacy.observe(await self._look(), self._clock())
             asked_at = self._clock()
-            claim = candidacy.claim(asked_at, micro_time(time.time()))
+            claim = candidacy.claim(asked_at, format_micro_time(time.time()))
             if claim is None:
                 return
             body = write(claim, self._name, self._namespace)
@@ -300,7 +295,7 @@ class Election:
             raise
 
     async def _release(self) -> None:
-        record = self.candidacy.release(micro_time(time.time()))
+        record = self.candidacy.release(format_micro_time(time.time()))
         if record is not None:
             await self._client.replace(self._resource, write(record, self._name, self._namespace))
             log.info("the Lease %s/%s is given up", self._namespace, self._name)

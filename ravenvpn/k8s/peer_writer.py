@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import logging
 import math
 import random
 import time
 from collections.abc import Callable
 
+from ravenvpn import rfc3339
 from ravenvpn.k8s.client import PEERS, Client
 from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.k8s.peer_outbox import PeerContent, PeerOutbox, PeerPart, PeerStatusReport
@@ -109,7 +109,7 @@ class PeerWriter:
 
     def _status(self, report: PeerStatusReport) -> Object:
         conditions = []
-        moment = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        moment = rfc3339.format_time(self._wall())
         for condition in report.conditions:
             holds, since = self._since.get(condition.type, (None, ""))
             if holds != condition.holds:

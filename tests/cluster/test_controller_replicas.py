@@ -32,7 +32,7 @@ from controller_cluster import (
 )
 
 from ravenvpn.k8s.client import CRDS, GATEWAYS, LEASES, NODES, Client, Page
-from ravenvpn.k8s.lease import micro_time
+from ravenvpn.rfc3339 import format_micro_time
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the first waits for its control plane besides
 
@@ -316,8 +316,8 @@ async def test_a_lease_that_client_go_holds_is_respected(plane: ControlPlane, re
     spec = {
         "holderIdentity": "somebody_else",
         "leaseDurationSeconds": 3600,
-        "acquireTime": micro_time(time.time()),
-        "renewTime": micro_time(time.time()),
+        "acquireTime": format_micro_time(time.time()),
+        "renewTime": format_micro_time(time.time()),
         "leaseTransitions": 7,
     }
     body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}, "spec": spec}

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from ravenvpn import rfc3339
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.fields import ProblemCollector, read_prefix
 from ravenvpn.k8s.problems import Problem
@@ -197,17 +197,16 @@ def _writers(meta: _Meta) -> tuple[StatusWriter, ...]:
     found: dict[str, float] = {}
     for entry in meta.managed_fields or ():
         if entry.subresource == "status" or (entry.fields_v1 or {}).get("f:status") is not None:
-            found[entry.manager] = max(found.get(entry.manager, 0.0), read_time(entry.time))
+            found[entry.manager] = max(found.get(entry.manager, 0.0), time_or_epoch(entry.time))
     return tuple(StatusWriter(manager, at) for manager, at in sorted(found.items()))
 
 
-def read_time(text: str) -> float:
-    """RFC 3339 as seconds since 1970; 0.0 where it is none."""
+def time_or_epoch(text: str) -> float:
+    """Return an RFC 3339 time as seconds since 1970; 0.0 if it cannot be read, which every caller treats as old."""
     try:
-        when = datetime.fromisoformat(text)
+        return rfc3339.parse(text)
     except ValueError:
         return 0.0
-    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
 
 def read_node(document: Mapping[str, Any]) -> HeldNode:

@@ -102,7 +102,7 @@ class Discovery:
         """When yurt-manager renewed its Lease; whether that could be found out."""
         try:
             document = await self._client.get(LEASES.within("kube-system"), decode.YURT_MANAGER)
-            self.lease_renewed = decode.read_time(read(document).renewed)
+            self.lease_renewed = decode.time_or_epoch(read(document).renewed)
         except ApiError as error:
             if error.status not in (403, 404):
                 return False

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
+
+from ravenvpn import rfc3339
 
 COMPONENT = "raven-vpn-controller"
 # client-go's EventSourceObjectSpamFilter: 25 at once, then one in five minutes.
@@ -125,14 +126,10 @@ class EventLog:
             "source": {"component": COMPONENT},
             "reportingComponent": COMPONENT,
             "reportingInstance": self._instance,
-            "firstTimestamp": _time(series.first),
-            "lastTimestamp": _time(series.last),
+            "firstTimestamp": rfc3339.format_time(series.first),
+            "lastTimestamp": rfc3339.format_time(series.last),
             "count": series.count,
         }
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _cut(text: str) -> str:

@@ -9,8 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 
+from ravenvpn import rfc3339
 from ravenvpn.k8s.client import ApiError
 from ravenvpn.k8s.controller.cache import ClusterCache
 from ravenvpn.k8s.controller.conflict_view import ConflictView
@@ -114,7 +114,7 @@ class ReconcileQueue:
                 self.standing.lost_by(name),
                 rights,
                 told=self._told.get(name, frozenset()),
-                now=_now(self._wall()),
+                now=rfc3339.format_time(self._wall()),
             )
         except Exception:
             self._defect(name)
@@ -181,7 +181,3 @@ class ReconcileQueue:
 
 def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
     return (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))
-
-
-def _now(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

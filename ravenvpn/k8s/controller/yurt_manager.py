@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 
+from ravenvpn import rfc3339
 from ravenvpn.k8s.controller.decode import YURT_MANAGER, HeldGateway
 
 # Seconds. A write is taken as a sign of life for an hour, a renewed Lease (15 s by default) for a minute.
@@ -58,13 +58,9 @@ def judge(
     if latest is None:
         return Opinion(True, "nobody else writes the status of Gateways")
     at, name = latest
-    wrote = f"yurt-manager wrote the status of Gateway {name} at {_time(at)}"
+    wrote = f"yurt-manager wrote the status of Gateway {name} at {rfc3339.format_time(at)}"
     if lease_renewed is not None and now - lease_renewed < ALIVE:
         return Opinion(False, f"{wrote}, and its Lease is alive", name)
     if unanswered and now - at < RECENT:
         return Opinion(False, wrote, name)
     return Opinion(True, f"{wrote}, and has been silent since", name)
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
