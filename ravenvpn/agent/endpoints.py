@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
 
+from ravenvpn import atomic_file
 from ravenvpn.agent.resolve import is_literal
 from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.tunnel.peer import PeerStatus
@@ -68,7 +68,7 @@ class LastSeen(dict[str, Endpoint]):
         return self != self._written
 
     def save(self) -> None:
-        """Write the file if the map changed: atomically (write, rename) and with mode 0600.
+        """Write the file if the map changed: atomically and with mode 0600.
 
         An OSError is logged once, not raised. May run in a thread while the loop observes: the map is copied first.
         """
@@ -78,11 +78,8 @@ class LastSeen(dict[str, Endpoint]):
         content = _EndpointsFile(
             VERSION, {name: _Seen(where.host, where.port) for name, where in sorted(now.items())}
         )
-        scratch = self._path.with_name(f".{self._path.name}.new")
         try:
-            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-                stream.write(msgspec.json.encode(content))
-            scratch.replace(self._path)
+            atomic_file.replace(self._path, msgspec.json.encode(content))
         except OSError as error:
             if not self._failing:
                 log.warning(

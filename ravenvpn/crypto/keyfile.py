@@ -5,15 +5,14 @@ A file holds one key in wg's base64 and a newline, so that `wg genkey > file` an
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ravenvpn import atomic_file
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.errors import ConfigError
 
@@ -36,20 +35,20 @@ def load_or_create(path: Path, random: Callable[[int], bytes]) -> PrivateKey:
     """The private key in `path`, made from `random` and written if there is no such file. Of several processes
     that do this at once all get the same key."""
     if not os.path.lexists(path):
-        _create(path, PrivateKey.generate(random).to_base64())
+        _write(path, PrivateKey.generate(random).to_base64(), atomic_file.create)
     return load(path)
 
 
 def load_or_create_preshared(path: Path, random: Callable[[int], bytes]) -> PresharedKey:
     """As `load_or_create`, for a preshared key."""
     if not os.path.lexists(path):
-        _create(path, PresharedKey.generate(random).to_base64())
+        _write(path, PresharedKey.generate(random).to_base64(), atomic_file.create)
     return load_preshared(path)
 
 
 def save(path: Path, key: PrivateKey | PresharedKey) -> None:
     """Put `key` into `path`, replacing what is there in one step: a reader sees the old key or the new one."""
-    _write(path, key.to_base64(), os.replace)
+    _write(path, key.to_base64(), atomic_file.replace)
 
 
 def _parsed(path: Path, parse: Callable[[str], _Key]) -> _Key:
@@ -90,35 +89,12 @@ def _judge(path: Path, facts: os.stat_result) -> None:
         )
 
 
-def _create(path: Path, text: str) -> None:
-    """Write a file that does not exist yet; whoever was faster wins."""
-
-    def place(temporary: str, path: Path) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        os.unlink(temporary)
-
-    _write(path, text, place)
-
-
-def _write(path: Path, text: str, place: Callable[[str, Path], None]) -> None:
-    """Write beside `path`, then `place` it there. `mkstemp` opens with O_EXCL and at most mode 0600, so at no instant
-    is there a readable or half-written file, not even after a crash."""
+def _write(path: Path, text: str, put: Callable[[Path, bytes], object]) -> None:
+    """Write `text` and a newline to `path` by `put`, one of the functions of `atomic_file`. Both write mode 0600 from
+    the first byte on, so at no instant is there a readable or half-written file, not even after a crash."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "w", encoding="ascii") as file:
-                os.fchmod(descriptor, 0o600)  # a strange umask may have taken even the owner's rights
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(descriptor)
-            place(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        _sync_directory(path.parent)
+        put(path, f"{text}\n".encode("ascii"))
     except OSError as error:
         raise ConfigError(
             f"cannot be written: {error.strerror}", where=str(path), remedy=_REMEDIES.get(error.errno or 0, "")
@@ -130,11 +106,3 @@ _REMEDIES = {
     errno.EPERM: "the file system must know owners, modes and hard links",
     errno.EROFS: "choose a directory on a writable file system",
 }
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,11 +22,11 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from ravenvpn.backoff import Backoff
 from ravenvpn.k8s.api_endpoints import dialed
 from ravenvpn.k8s.assembly import Assembly, Feed
 from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, PEERS, SILENCE, Client
 from ravenvpn.k8s.files import Snapshot
-from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.k8s.resource import ApiError, key_of
 from ravenvpn.k8s.watch import Reflector, WatchBatch
 from ravenvpn.k8s.world_cache import Saved, WorldCache

@@ -12,32 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ravenvpn.backoff import Backoff
 from ravenvpn.k8s.resource import ApiError
 
 # Seconds.
-FIRST = 1.0  # the first wait is up to this long, each further one up to twice the last
-MOST = 30.0
 SETTLED = 10.0  # a watch that held so long was no failure
 PATIENCE = 3  # refusals in a row of a version the server has not reached yet
-
-
-class Backoff:
-    """Waits between attempts, each drawn evenly from nothing up to a bound that doubles: when a thousand clients lose
-    a server in one instant, they come back spread over that bound ("full jitter")."""
-
-    def __init__(self, random: Callable[[], float], first: float = FIRST, most: float = MOST) -> None:
-        """`random` draws evenly from 0.0 to 1.0."""
-        self._random, self._first, self._most = random, first, most
-        self._failures = 0
-
-    def reset(self) -> None:
-        self._failures = 0
-
-    def delay(self, at_least: float = 0.0) -> float:
-        """Seconds until the next attempt; `at_least` is what the server asked for, spread all the same."""
-        bound = min(self._most, self._first * 2.0 ** min(self._failures, 32))
-        self._failures += 1
-        return at_least + bound * self._random()
 
 
 @dataclass(frozen=True, slots=True)

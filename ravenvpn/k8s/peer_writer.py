@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 
 from ravenvpn import rfc3339
+from ravenvpn.backoff import Backoff
 from ravenvpn.k8s.client import PEERS, Client
-from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.k8s.peer_outbox import PeerContent, PeerOutbox, PeerPart, PeerStatusReport
 from ravenvpn.k8s.resource import ApiError, Object
 from ravenvpn.mesh.model import PeerObject

@@ -7,7 +7,6 @@ of a newer version of ravenvpn, is set aside under another name, so that it can 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from ravenvpn import atomic_file
 from ravenvpn.k8s.assembly import Feed, Kept
 
 FORMAT = 1
@@ -85,27 +85,9 @@ class WorldCache:
     def store(self, saved: Saved) -> None:
         """Replace the file; OSError where that cannot be done, and the old one stays."""
         with self._storing:
-            self._replace(_encoded(saved))
-
-    def _replace(self, content: bytes) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-        self.size = len(content)
+            content = _encoded(saved)
+            atomic_file.replace(self.path, content)
+            self.size = len(content)
 
     def reject(self, why: str) -> None:
         """It could be read and is of no use after all."""

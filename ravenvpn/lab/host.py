@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
+from ravenvpn import atomic_file
 from ravenvpn.errors import HostError
 from ravenvpn.lab.capture import Capture
 from ravenvpn.lab.command import TIMEOUT
@@ -168,10 +169,7 @@ class Machine(LabHost):
         """Folders on the way are made; a file appears whole."""
         target = self.path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.new")
-        scratch.touch(mode=mode)
-        scratch.write_text(text)
-        scratch.rename(target)
+        atomic_file.replace(target, text.encode(), mode=mode, durable=False)
 
 
 class LabNode(Machine):

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ravenvpn import atomic_file
 from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.topology import LabRegionPlan, Nat
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
@@ -90,6 +91,5 @@ def write(folder: Path, objects: Sequence[Manifest]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for thing in objects:
         target = folder / f"{thing['kind'].lower()}-{thing['metadata']['name']}.yaml"
-        scratch = folder / f".{target.name}.new"
-        scratch.write_text(yaml.safe_dump(thing, sort_keys=False))
-        scratch.rename(target)
+        content = yaml.safe_dump(thing, sort_keys=False).encode()
+        atomic_file.replace(target, content, mode=0o644, durable=False)

@@ -17,6 +17,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from ravenvpn import atomic_file
 from ravenvpn.errors import HostError
 from ravenvpn.lab.command import ip_batch
 
@@ -60,9 +61,8 @@ class OwnershipRecord:
         return RECORDS / self.prefix
 
     def write(self) -> None:
-        scratch = self.folder / "record.new"
-        scratch.write_text(json.dumps({"owner": self.owner, "started": self.owner_started, "kept": self.kept}))
-        scratch.rename(self.folder / "record")
+        content = json.dumps({"owner": self.owner, "started": self.owner_started, "kept": self.kept}).encode()
+        atomic_file.replace(self.folder / "record", content, mode=0o644, durable=False)
 
     def is_left_over(self) -> bool:
         return not self.kept and _started(self.owner) != self.owner_started

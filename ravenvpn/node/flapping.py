@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ravenvpn.backoff import doubled
 from ravenvpn.node.observe import HostPart
 
 FIGHT = 4  # times the same thing was undone without CALM seconds between
@@ -83,6 +84,4 @@ class FlapDetector:
 def _delay(times: int) -> float:
     if times < FIGHT:
         return MIN_DELAY
-    doublings = min(times - FIGHT, 16)
-    delay: float = min(2.0**doublings, MAX_DELAY)
-    return delay
+    return doubled(1.0, times - FIGHT, MAX_DELAY)

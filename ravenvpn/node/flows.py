@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from ravenvpn.backoff import Backoff
 from ravenvpn.errors import HostError
 from ravenvpn.node import conntrack
 from ravenvpn.node.conntrack import Rebinding
@@ -45,7 +46,7 @@ class FlowJudge:
             await asyncio.wait((self._walk,))
 
     async def _walk_while_due(self) -> None:
-        pause = FIRST_RETRY
+        backoff = Backoff(first=FIRST_RETRY, limit=LAST_RETRY)
         while self._waiting is not None:
             rebinding, self._waiting = self._waiting, None
             self._walk = asyncio.ensure_future(asyncio.to_thread(conntrack.forget, rebinding))
@@ -54,9 +55,9 @@ class FlowJudge:
             except HostError as error:
                 self.problem = error
                 self._waiting = rebinding if self._waiting is None else self._waiting.after(rebinding)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LAST_RETRY)
+                await asyncio.sleep(backoff.delay())
             else:
                 self.problem = None
+                backoff.reset()
                 if deleted:
                     self._on_deleted(deleted)

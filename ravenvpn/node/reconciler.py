@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from ravenvpn.backoff import Backoff
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import (
     DeviceAddress,
@@ -122,7 +123,7 @@ class Reconciler:
         self._seen_by: dict[HostPart, dict[str, None]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._retry = FIRST_RETRY
+        self._backoff = Backoff(first=FIRST_RETRY, limit=LAST_RETRY)
         self._failed: tuple[OperationFailure, ...] = ()
         self._flows = FlowJudge(lambda count: on_event(FlowsRebound(count)))
 
@@ -274,13 +275,12 @@ class Reconciler:
         self._failed = (*known, *result.failed)
         self._flows.judge(result.rebinding)
         if result.failed:
-            due = self._clock() + self._retry
+            due = self._clock() + self._backoff.delay()
             for part in frozenset[HostPart]().union(*map(_parts, result.failed)):
                 self._due[part] = min(self._due.get(part, due), due)
-            self._retry = min(self._retry * 2, LAST_RETRY)
             self._wake.set()
         elif not self._failed:
-            self._retry = FIRST_RETRY
+            self._backoff.reset()
         return result
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ravenvpn import atomic_file
 from ravenvpn.errors import HostError
 from ravenvpn.node.errors import host_error
 
@@ -84,12 +84,7 @@ class Originals:
                 "boot": _boot_id(),
                 "sysctls": {key: [entry.original, entry.written] for key, entry in sorted(entries.items())},
             }
-            beside = self._path.with_name(self._path.name + ".new")
-            with beside.open("w") as file:
-                json.dump(content, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._path)
+            atomic_file.replace(self._path, json.dumps(content, indent=1).encode(), mode=0o644)
         except OSError as error:
             raise host_error(str(self._path), error.errno or 0) from error
 

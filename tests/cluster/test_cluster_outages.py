@@ -13,7 +13,7 @@ from cluster_api import until_answered
 from cluster_mesh import GATEWAYS, Mesh
 from cluster_pings import Pings
 
-from ravenvpn.k8s.list_watch import MOST
+from ravenvpn.backoff import LIMIT
 from ravenvpn.lab.agents import wait_until
 
 pytestmark = [
@@ -97,7 +97,7 @@ def test_traffic_notices_nothing_and_agents_hear_again(
         for node in mesh.lab.nodes:
             if node.region.name != "ship":
                 wait_until(
-                    lambda node=node: added in node.ip("route show table 9127"), f"{node.name} heard", MOST + 5
+                    lambda node=node: added in node.ip("route show table 9127"), f"{node.name} heard", LIMIT + 5
                 )
         measured(f"{outage.__name__}: API back to change heard by all, s", time.monotonic() - begin)
         mesh.cluster.api.merge(f"{GATEWAYS}/ship", {"metadata": {"annotations": {notes: None}}})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from ravenvpn.k8s.list_watch import Backoff, ListWatch, Step
+from ravenvpn.backoff import Backoff
+from ravenvpn.k8s.list_watch import ListWatch, Step
 from ravenvpn.k8s.resource import ApiError
 
 GONE = ApiError("too old resource version", status=410, reason="Expired")

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from ravenvpn.backoff import Backoff
 from ravenvpn.errors import ClusterError
 from ravenvpn.k8s.client import CRDS, LEASES, NAMESPACES, ApiError, Client
 from ravenvpn.k8s.controller import decode
 from ravenvpn.k8s.lease import read
-from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.mesh.model import DEFAULT_MESH
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from ravenvpn import rfc3339
+from ravenvpn.backoff import Backoff
 from ravenvpn.k8s.client import ApiError
 from ravenvpn.k8s.controller.cache import ClusterCache
 from ravenvpn.k8s.controller.conflict_view import ConflictView
@@ -19,7 +20,6 @@ from ravenvpn.k8s.controller.desired import status_of
 from ravenvpn.k8s.controller.events import EventNotice
 from ravenvpn.k8s.controller.keys import Quarrels
 from ravenvpn.k8s.controller.writer import NotLeading, ObjectWriter
-from ravenvpn.k8s.list_watch import Backoff
 from ravenvpn.mesh.model import Gateway, GatewayStatus
 
 log = logging.getLogger(__name__)
