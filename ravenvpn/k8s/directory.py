@@ -174,7 +174,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
         for prefix, part in _parts(document):
             parsed = crd.parse(part, by_hand=True)
             problems += [
-                replace(p, file=name, field=prefix + p.field, line=document.marks.find(prefix + p.field))
+                replace(p, file=name, field=prefix + p.field, line=document.lines.line_of(prefix + p.field))
                 for p in parsed.problems
             ]
             key = ManifestKey(parsed.kind, parsed.name)
@@ -187,11 +187,11 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
                         f"{prefix}metadata.name",
                         f"{key.kind} {key.name}",
                         name,
-                        document.marks.find(f"{prefix}metadata.name"),
+                        document.lines.line_of(f"{prefix}metadata.name"),
                     )
                 )
             elif parsed.value is not None:
-                objects[key] = _same(before, key, parsed.value, document.marks.find(prefix.removesuffix(".")))
+                objects[key] = _same(before, key, parsed.value, document.lines.line_of(prefix.removesuffix(".")))
             elif any(p.fatal for p in parsed.problems):
                 broken.add(key)
                 nameless |= not key.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +48,7 @@ def test_json_is_read() -> None:
 def test_lines_are_those_of_the_key_and_of_the_innermost_part_there_is() -> None:
     (document,) = load(b"a:\n  b:\n  - x\n  - c: 1\n    d: 2\n", "f.yaml").documents
 
-    assert [document.marks.find(path) for path in ("", "a", "a.b", "a.b[1]", "a.b[1].d", "a.b[1].e", "z")] == [
+    assert [document.lines.line_of(path) for path in ("", "a", "a.b", "a.b[1]", "a.b[1].d", "a.b[1].e", "z")] == [
         1,
         1,
         2,
@@ -56,6 +57,22 @@ def test_lines_are_those_of_the_key_and_of_the_innermost_part_there_is() -> None
         4,
         1,
     ]
+
+
+def test_an_alias_has_the_lines_of_the_value_it_repeats() -> None:
+    (document,) = load(b"a: &x\n  b: 1\nc: *x\n", "f.yaml").documents
+
+    assert document.value == {"a": {"b": 1}, "c": {"b": 1}}
+    assert [document.lines.line_of(path) for path in ("a.b", "c", "c.b")] == [2, 3, 2]
+
+
+@pytest.mark.slow
+def test_the_number_of_values_in_a_document_is_bounded() -> None:
+    """A file of 4 MiB could otherwise take gigabytes of memory."""
+    loaded = load(b"[" + b"x," * 2_000_001 + b"]", "f.yaml")
+
+    assert loaded.documents == ()
+    assert [problem.message for problem in loaded.problems] == ["holds more than 2000000 values"]
 
 
 def test_documents_before_a_mistake_are_kept() -> None:
