@@ -1,9 +1,10 @@
-"""`raven-vpn manifest`: what the other nodes have to know of this one, as the objects they read."""
+"""`raven-vpn manifest`: Gateway, Node and Peer of this node, for the manifest directories of the other nodes."""
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import click
 
 from ravenvpn.cli.settings import state_dir_option
 from ravenvpn.errors import ConfigError
-from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
+from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL, HostPort, PeerObject
 
 
 @click.command()
@@ -30,12 +32,12 @@ from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
     "pod_cidrs",
     multiple=True,
     metavar="CIDR",
-    help="What is behind this node: pods, a LAN, containers.",
+    help="Prefix behind this node: pods, a LAN, containers. May be given several times.",
 )
 @click.option(
     "--port", default=DEFAULT_TUNNEL_PORT, show_default=True, type=click.IntRange(1, 65535), help="UDP port."
 )
-@state_dir_option("Where the private key is, or will be.")
+@state_dir_option("Directory of the private key, which is made if there is none.")
 def manifest(
     *, region: str, node: str | None, public: tuple[str, ...], pod_cidrs: tuple[str, ...], port: int, state_dir: Path
 ) -> None:
@@ -50,67 +52,37 @@ def manifest(
     import yaml
 
     from ravenvpn.crypto.keyfile import load_or_create
+    from ravenvpn.tunnel.linux.cpu import own_suites
 
     prefixes = [_network(text) for text in pod_cidrs]
+    hosts = _hosts(public)
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(error.strerror or str(error), where=str(state_dir), field="--state-dir") from error
     key = load_or_create(state_dir / "private.key", os.urandom)
-    own, inside = _addresses(state_dir, prefixes)
-    objects = _objects(
-        region=region,
-        node=node or socket.gethostname(),
-        public=public,
-        pod_cidrs=[str(prefix) for prefix in prefixes],
-        port=port,
-        public_key=str(key.public),
-        own=own,
-        sources=inside or own,
+    outside, inside = _own_addresses(state_dir, prefixes)
+    peer = PeerObject(
+        name=node or socket.gethostname(),
+        public_key=key.public.raw,
+        listen_port=port,
+        addresses=tuple(map(HostPort, hosts)),
+        node_addresses=outside,
+        sources=inside or outside,
+        suites=tuple(own_suites()),
     )
-    click.echo(yaml.safe_dump_all(objects, sort_keys=False), nl=False)
+    click.echo(yaml.safe_dump_all(objects(peer, region, prefixes), sort_keys=False), nl=False)
 
 
-def _network(text: str) -> Any:
-    try:
-        return ip_network(text)
-    except ValueError as error:
-        raise ConfigError(str(error), field="--pod-cidr", remedy="write it as 10.244.1.0/24") from error
+def objects(peer: PeerObject, region: str, prefixes: Iterable[Prefix]) -> list[dict[str, Any]]:
+    """Return Gateway, Node and Peer of one node, in this order; `prefixes` are behind the node.
 
+    A Gateway endpoint has room for one public address, the first of `peer.addresses`; the Peer lists all.
+    """
+    from ravenvpn.k8s.crd import write_peer
 
-def _addresses(state_dir: Path, prefixes: list[Any]) -> tuple[list[str], list[str]]:
-    """This host's addresses outside and inside of what is behind it, the first of each family."""
-    from ravenvpn.node.apply import Host
-
-    with Host(state_dir / "host") as host:
-        found = [item.address.ip for item in host.facts().addresses]
-    inside = [ip for ip in found if any(ip in prefix for prefix in prefixes if prefix.version == ip.version)]
-    outside = [ip for ip in found if ip not in inside]
-
-    def first_of_each(addresses: list[Any]) -> list[str]:
-        by_family = {address.version: address for address in reversed(addresses)}
-        return [str(by_family[version]) for version in sorted(by_family)]
-
-    return first_of_each(outside), first_of_each(inside)
-
-
-def _objects(
-    *,
-    region: str,
-    node: str,
-    public: tuple[str, ...],
-    pod_cidrs: list[str],
-    port: int,
-    public_key: str,
-    own: list[str],
-    sources: list[str],
-) -> list[dict[str, Any]]:
-    from ravenvpn.agent.resolve import is_literal
-    from ravenvpn.tunnel.linux.cpu import own_suites
-
-    labels = {GATEWAY_LABEL: region}
-    endpoint: dict[str, Any] = {"nodeName": node, "type": "tunnel", "port": port}
-    endpoint |= {"publicIP": public[0]} if public else {"underNAT": True}
+    endpoint: dict[str, Any] = {"nodeName": peer.name, "type": "tunnel", "port": peer.listen_port}
+    endpoint |= {"publicIP": peer.addresses[0].host} if peer.addresses else {"underNAT": True}
     return [
         {
             "apiVersion": "raven.openyurt.io/v1beta1",
@@ -121,21 +93,43 @@ def _objects(
         {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": node, "labels": labels},
-            "spec": {"podCIDRs": pod_cidrs},
-            "status": {"addresses": [{"type": "InternalIP", "address": address} for address in own]},
+            "metadata": {"name": peer.name, "labels": {GATEWAY_LABEL: region}},
+            "spec": {"podCIDRs": [str(prefix) for prefix in prefixes]},
+            "status": {"addresses": [{"type": "InternalIP", "address": str(a)} for a in peer.node_addresses]},
         },
-        {
-            "apiVersion": "ravenvpn.io/v1alpha1",
-            "kind": "Peer",
-            "metadata": {"name": node, "labels": labels},
-            "spec": {
-                "publicKey": public_key,
-                "listenPort": port,
-                "addresses": [address for address in public if is_literal(address)],
-                "nodeAddresses": list(own),  # copies: YAML would write a shared list as an alias
-                "sources": list(sources),
-                "suites": [suite.value for suite in own_suites()],
-            },
-        },
+        write_peer(peer, region),
     ]
+
+
+def _network(text: str) -> Prefix:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ConfigError(str(error), field="--pod-cidr", remedy="write it as 10.244.1.0/24") from error
+
+
+def _hosts(public: tuple[str, ...]) -> tuple[str, ...]:
+    """Addresses and DNS names in their usual spelling. ConfigError for one that is neither."""
+    from ravenvpn.k8s.fields import ProblemCollector, read_host
+
+    collector = ProblemCollector("")
+    hosts = [read_host(collector, "--public", text) for text in public]
+    for problem in collector.problems:
+        raise ConfigError(problem.message, field=problem.field, remedy=problem.remedy)
+    return tuple(dict.fromkeys(host for host in hosts if host is not None))
+
+
+def _own_addresses(state_dir: Path, prefixes: list[Prefix]) -> tuple[tuple[Address, ...], tuple[Address, ...]]:
+    """Addresses of this host outside of `prefixes` and inside, the first of each family: InternalIPs and sources."""
+    from ravenvpn.node.apply import Host
+
+    with Host(state_dir / "host") as host:
+        found = [item.address.ip for item in host.facts().addresses]
+    inside = [ip for ip in found if any(ip in prefix for prefix in prefixes if prefix.version == ip.version)]
+    return _first_of_each([ip for ip in found if ip not in inside]), _first_of_each(inside)
+
+
+def _first_of_each(addresses: list[Address]) -> tuple[Address, ...]:
+    """The first IPv4 and the first IPv6 address."""
+    by_family = {address.version: address for address in reversed(addresses)}
+    return tuple(by_family[version] for version in sorted(by_family))

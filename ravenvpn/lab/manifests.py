@@ -9,12 +9,16 @@ from typing import Any
 import yaml
 
 from ravenvpn import atomic_file
+from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import PublicKey
+from ravenvpn.k8s import crd
 from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.topology import LabRegionPlan, Nat
-from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL, HostPort, PeerObject
 
 LISTEN_PORT = DEFAULT_TUNNEL_PORT
 WIREGUARD_SUITE = ("chacha20poly1305",)
+_SUITES = {suite.value: suite for suite in Suite}
 Manifest = dict[str, Any]
 
 
@@ -71,19 +75,17 @@ def _node(node: LabNode) -> Manifest:
 
 
 def _peer(node: LabNode, public_key: str, suites: Sequence[str]) -> Manifest:
-    return {
-        "apiVersion": "ravenvpn.io/v1alpha1",
-        "kind": "Peer",
-        "metadata": {"name": node.name, "labels": {GATEWAY_LABEL: node.region.name}},
-        "spec": {
-            "publicKey": public_key,
-            "listenPort": LISTEN_PORT,
-            "addresses": [str(node.v4), str(node.v6)] if node.region.nat is Nat.NONE else [],
-            "nodeAddresses": [str(node.v4), str(node.v6)],
-            "sources": [str(address) for address in node.source],
-            "suites": list(suites),
-        },
-    }
+    lan = (node.v4, node.v6)
+    peer = PeerObject(
+        name=node.name,
+        public_key=PublicKey.from_base64(public_key).raw,
+        listen_port=LISTEN_PORT,
+        addresses=tuple(HostPort(str(address)) for address in lan) if node.region.nat is Nat.NONE else (),
+        node_addresses=lan,
+        sources=tuple(node.source),
+        suites=tuple(_SUITES[name] for name in suites),
+    )
+    return crd.write_peer(peer, node.region.name)
 
 
 def write(folder: Path, objects: Sequence[Manifest]) -> None:

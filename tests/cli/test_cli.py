@@ -200,6 +200,32 @@ def test_a_manifest_of_this_node_joins_a_mesh(tmp_path: Path) -> None:
     assert "route 10.9.0.0/16 table 9127 dev ravenvpn0" in plan.stdout
 
 
+@pytest.mark.root
+def test_a_manifest_keeps_every_public_name_of_the_node(tmp_path: Path) -> None:
+    """The Gateway's endpoint has room for one name; the Peer has both, and other nodes try both."""
+    state, world = tmp_path / "state", tmp_path / "world"
+    world.mkdir()
+    done = raven_vpn(
+        "manifest", "home", "--node", "laptop", "--public", "Home.example.org", "--public", "backup.example.net",
+        "--pod-cidr", "10.9.0.0/16", "--state-dir", str(state),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    gateway, _, peer = yaml.safe_load_all(done.stdout)
+    assert gateway["spec"]["endpoints"][0]["publicIP"] == "home.example.org"
+    assert peer["spec"]["addresses"] == ["home.example.org", "backup.example.net"]
+    (world / "home.yaml").write_text(done.stdout)
+    (world / "others.yaml").write_text("---\n".join(path.read_text() for path in EXAMPLES.glob("*.yaml")))
+    plan = raven_vpn("plan", "-f", str(world), "--node", "cloud-1")
+    assert "raven-vpn:" not in plan.stderr
+    assert "peer laptop at home.example.org:4500, backup.example.net:4500" in plan.stdout
+
+
+def test_a_manifest_with_a_public_address_that_is_none_is_refused(tmp_path: Path) -> None:
+    done = raven_vpn("manifest", "home", "--public", "1.2.3.4.5", "--state-dir", str(tmp_path))
+    assert done.returncode == 2
+    assert "--public: '1.2.3.4.5' is not an address" in done.stderr
+
+
 def test_a_manifest_with_a_prefix_that_is_none_is_refused(tmp_path: Path) -> None:
     done = raven_vpn("manifest", "home", "--pod-cidr", "10.9.1.0/16", "--state-dir", str(tmp_path))
     assert done.returncode == 2

@@ -158,13 +158,14 @@ def test_what_fails_in_a_host_is_named(lab: Lab):
 
 
 def test_manifests_fit_the_addresses(lab: Lab, tmp_path: Path):
-    lab.write_manifests(tmp_path, {"cloud-1": "a public key"}, suites=("chacha20poly1305", "aes256gcm"))
+    key = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
+    lab.write_manifests(tmp_path, {"cloud-1": key}, suites=("chacha20poly1305", "aes256gcm"))
 
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files[:2] == ["gateway-cloud.yaml", "gateway-factory.yaml"]
     assert [name for name in files if name.startswith("peer-")] == ["peer-cloud-1.yaml"]
     peer = yaml.safe_load((tmp_path / "peer-cloud-1.yaml").read_text())
-    assert peer["spec"]["publicKey"] == "a public key"
+    assert peer["spec"]["publicKey"] == key
     assert peer["spec"]["suites"] == ["chacha20poly1305", "aes256gcm"]
     assert peer["spec"]["addresses"] == ["198.51.100.2", "2001:db8:1::2"]
     assert peer["spec"]["sources"] == ["10.244.1.1", "fd00:10:244:1::1"]
