@@ -13,6 +13,7 @@ from pathlib import Path
 from ravenvpn.agent.reports import PlanLine, ProblemReport
 from ravenvpn.mesh.hoststate import Address, HostDelta, HostState, Prefix
 from ravenvpn.mesh.local_facts import LocalFacts
+from ravenvpn.mesh.reason import code_of, explain
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.discovery import LocalAddress
 from ravenvpn.node.format import counted, words
@@ -97,7 +98,15 @@ class HostKeeper:
     async def diff(self, wanted: HostState) -> list[PlanLine]:
         """Return what applying `wanted` would change now, after reading the kernel's state; changes nothing."""
         operations = await self._reconciler.look(lambda host: diff(host.observe(wanted), wanted))
-        return [PlanLine(what=words(item.thing), why=item.reason, change=_CHANGE[item.verb]) for item in operations]
+        return [
+            PlanLine(
+                what=words(item.thing),
+                why=explain(item.reason),
+                code=code_of(item.reason),
+                change=_CHANGE[item.verb],
+            )
+            for item in operations
+        ]
 
     @property
     def missing(self) -> int:

@@ -42,6 +42,7 @@ from ravenvpn.k8s.peer_outbox import PeerStatusReport
 from ravenvpn.k8s.peer_writer import PeerWriter
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole
 from ravenvpn.mesh.plan import Planner
+from ravenvpn.mesh.reason import explain
 from ravenvpn.tunnel.driver import TunnelStatus
 from ravenvpn.tunnel.peer import PeerStatus
 
@@ -94,7 +95,7 @@ class Introspection:
             host_missing=self._host.missing,
             loop_lag=self.lag.worst,
             regions=len(reached),
-            unreachable=tuple((name, reach.why) for name, reach in reached.items() if not reach.ok),
+            unreachable=tuple((name, explain(reach.why)) for name, reach in reached.items() if not reach.ok),
             sessions_wanted=len(wanted),
             sessions_up=sum(
                 peer_state(plans[name], statuses[name], self._liveness.liveness.of(name))[0] is PeerCondition.UP
@@ -129,7 +130,8 @@ class Introspection:
             sessions_wanted=vitals.sessions_wanted,
             sessions_up=vitals.sessions_up,
             problems=self._problems(plan),
-            notes=plan.notes,
+            notes=tuple(map(explain, plan.notes)),
+            note_codes=tuple(note.code for note in plan.notes),
             api=vitals.api,
             data_plane=_data_plane(running),
         )

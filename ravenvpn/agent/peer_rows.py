@@ -10,6 +10,7 @@ from ravenvpn.agent.reports import PeerCondition, PeerReport
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, PeerPlan
+from ravenvpn.mesh.reason import Reason, ReasonCode, code_of, explain
 from ravenvpn.tunnel.peer import PeerStatus
 
 # Seconds. A rate is the mean over at least this long: the counters are read about once a second, and a shorter window
@@ -57,21 +58,27 @@ class TransferRates:
         return self._rates.get(name, (0.0, 0.0))
 
 
-def peer_state(plan: PeerPlan | None, status: PeerStatus, verdict: LivenessVerdict) -> tuple[PeerCondition, str]:
-    """Return the state of a session and, where it is not up, the cause if one is known.
+def peer_state(
+    plan: PeerPlan | None, status: PeerStatus, verdict: LivenessVerdict
+) -> tuple[PeerCondition, Reason | None]:
+    """Return the state of a session and, where it is not up, the cause; None also for a cold one without a failure.
 
     The probes' verdict comes first: a session that a peer does not answer through is down. A peer that is not planned
     (`plan` None) needs no session."""
-    failure = status.failure.value if status.failure else ""
+    name = status.settings.name
+    failure = Reason(ReasonCode.HANDSHAKE_FAILED, name, (status.failure.value,)) if status.failure else None
     if verdict is LivenessVerdict.DEAD:
-        return PeerCondition.DOWN, failure or "it answers no probe"
+        return PeerCondition.DOWN, failure or Reason(ReasonCode.PROBES_UNANSWERED, name)
     if status.session_age is not None:
-        return PeerCondition.UP, ""
+        return PeerCondition.UP, None
     if status.attempts:
         # The first initiation is no sign of a fault; from the second on the peer did not answer one.
-        return (PeerCondition.DOWN if status.attempts > 1 else PeerCondition.CONNECTING), failure
+        state = PeerCondition.DOWN if status.attempts > 1 else PeerCondition.CONNECTING
+        return state, failure or Reason(ReasonCode.HANDSHAKE_RUNNING, name)
     wanted = plan is not None and plan.warm
-    return (PeerCondition.DOWN, failure or "no handshake yet") if wanted else (PeerCondition.COLD, failure)
+    if wanted:
+        return PeerCondition.DOWN, failure or Reason(ReasonCode.NO_HANDSHAKE, name)
+    return PeerCondition.COLD, failure
 
 
 def peer_reports(
@@ -106,7 +113,8 @@ def peer_reports(
                 name=name,
                 region=region,
                 state=state,
-                why=why,
+                why=explain(why),
+                code=code_of(why),
                 public_key=str(status.settings.public_keys[0]),
                 endpoint=str(status.endpoint) if status.endpoint else "",
                 path=f"via {hubs[region]}" if region in hubs else "direct",

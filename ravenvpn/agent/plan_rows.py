@@ -16,6 +16,7 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.mesh.nodeplan import NodePlan
+from ravenvpn.mesh.reason import Reason, code_of, explain
 from ravenvpn.node.format import words
 
 _HostThing = (
@@ -30,7 +31,7 @@ def plan_lines(plan: NodePlan) -> list[PlanLine]:
         candidates = [str(Endpoint(candidate.host, candidate.port)) for candidate in peer.candidates]
         where = ", ".join(candidates) or "wherever it calls from"
         manner = ("warm" if peer.warm else "cold") + (f", keepalive {peer.keepalive} s" if peer.keepalive else "")
-        lines.append(PlanLine(what=f"peer {peer.name} at {where}, {manner}", why=peer.reason))
+        lines.append(_line(f"peer {peer.name} at {where}, {manner}", peer.reason))
     host = plan.host
     things: list[_HostThing] = [
         *([host.tun] if host.tun else []),
@@ -43,4 +44,8 @@ def plan_lines(plan: NodePlan) -> list[PlanLine]:
         *host.sysctls,
         *([host.packet_filter] if host.packet_filter else []),
     ]
-    return [*lines, *(PlanLine(what=words(thing), why=thing.reason) for thing in things)]
+    return [*lines, *(_line(words(thing), thing.reason) for thing in things)]
+
+
+def _line(what: str, reason: Reason | None) -> PlanLine:
+    return PlanLine(what=what, why=explain(reason), code=code_of(reason))

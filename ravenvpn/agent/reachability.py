@@ -15,6 +15,7 @@ from ravenvpn.agent.reports import PeerCondition, RegionReport
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import EndpointType, World
 from ravenvpn.mesh.nodeplan import PeerKind, PeerPlan
+from ravenvpn.mesh.reason import Reason, ReasonCode, code_of, explain
 from ravenvpn.tunnel.peer import PeerStatus
 
 
@@ -28,7 +29,7 @@ class Reach:
     gateway: str  # active gateway node of the region; empty: none
     path: str  # "direct", "via NAME", or "none"
     ok: bool  # no fault is known
-    why: str = ""  # the fault where it is not ok; else what is not known of the path
+    why: Reason | None = None  # the fault where it is not ok; else what is not known of the path
 
 
 def reach_directly(
@@ -58,14 +59,10 @@ def reach_directly(
         path = f"via {hub}" if hub else ("direct" if carrier else "none")
         status = statuses.get(carrier)
         if status is None:
-            why = (
-                "there is no path to its gateway: both are behind NAT and there is no public hub, or it has no Peer"
-                if gateway
-                else "it has no active gateway"
-            )
-            found[name] = Reach(gateway, path, ok=False, why=why)
+            code = ReasonCode.REGION_WITHOUT_PATH if gateway else ReasonCode.REGION_WITHOUT_GATEWAY
+            found[name] = Reach(gateway, path, ok=False, why=Reason(code, name))
             continue
-        ok, why = _judge(carrier, plans.get(carrier), status, liveness.of(carrier))
+        ok, why = _judge(ReasonCode.GATEWAY_SESSION, plans.get(carrier), status, liveness.of(carrier))
         found[name] = Reach(gateway, path, ok, why)
     return found
 
@@ -84,19 +81,21 @@ def reach_through_gateway(
 
     `plan`, `status` and `verdict` are those of the session with the gateway. `has_peer` False: the gateway has no
     Peer object (OpenYurt's own agent runs there), so there is no session to judge it by, which is no fault."""
-    ok, why = False, f"region {own_region} has no active gateway that this node can send to"
+    ok: bool = False
+    why: Reason | None = Reason(ReasonCode.NO_OWN_GATEWAY, own_region)
     if gateway and status is not None:
-        ok, why = _judge(f"our gateway {gateway}", plan, status, verdict)
+        ok, why = _judge(ReasonCode.OWN_GATEWAY_SESSION, plan, status, verdict)
     elif gateway and not has_peer:
-        ok, why = True, f"not known: our gateway {gateway} has no Peer, as where upstream's agent runs"
+        ok, why = True, Reason(ReasonCode.OWN_GATEWAY_UNKNOWN, gateway)
     elif gateway:
-        why = f"there is no session with our gateway {gateway}, so nothing is known of it"
+        why = Reason(ReasonCode.OWN_GATEWAY_WITHOUT_SESSION, gateway)
     found = {}
     for name in sorted(world.gateways):
         if name != own_region:
             far = active_gateway(world, name)
             path = f"via {gateway}" if gateway else "none"
-            found[name] = Reach(far, path, ok and bool(far), why if far else "it has no active gateway")
+            no_gateway = Reason(ReasonCode.REGION_WITHOUT_GATEWAY, name)
+            found[name] = Reach(far, path, ok and bool(far), why if far else no_gateway)
     return found
 
 
@@ -121,7 +120,8 @@ def region_reports(reached: Mapping[str, Reach], world: World) -> list[RegionRep
                 gateway=reach.gateway,
                 path=reach.path,
                 ok=reach.ok,
-                why=reach.why,
+                why=explain(reach.why),
+                code=code_of(reach.why),
                 prefixes=tuple(map(str, sorted(prefixes, key=prefix_order))),
             )
         )
@@ -134,9 +134,11 @@ def active_gateway(world: World, region: str) -> str:
     return next((endpoint.node for endpoint in active if endpoint.type is EndpointType.TUNNEL), "")
 
 
-def _judge(subject: str, plan: PeerPlan | None, status: PeerStatus, verdict: LivenessVerdict) -> tuple[bool, str]:
-    """Return whether a path over this session works, and the fault if not; `subject` is the peer in that sentence."""
+def _judge(
+    code: ReasonCode, plan: PeerPlan | None, status: PeerStatus, verdict: LivenessVerdict
+) -> tuple[bool, Reason | None]:
+    """Return whether a path over this session works, and the fault if not, under `code`."""
     state, cause = peer_state(plan, status, verdict)
     if state in (PeerCondition.UP, PeerCondition.COLD):
-        return True, ""
-    return False, f"{subject} is {state}" + (f", {cause}" if cause else "")
+        return True, None
+    return False, Reason(code, status.settings.name, (state, cause))

@@ -27,6 +27,7 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     region: str  # empty: the peer is not planned any more
     state: PeerCondition
     why: str = ""  # cause, where the state is not `up` and a cause is known
+    code: str = ""  # of `why`: a value of mesh.reason.ReasonCode
     public_key: str = ""  # base64, the one we initiate with
     endpoint: str = ""  # HOST:PORT of its last authenticated packet, or the one tried next
     path: str = "direct"  # of its region's traffic: "direct", or "via NAME" through a hub
@@ -51,6 +52,7 @@ class RegionReport(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # "direct", "via NAME", or "none"
     ok: bool  # no fault is known
     why: str = ""  # the fault where it is not ok; else what is not known
+    code: str = ""  # of `why`: a value of mesh.reason.ReasonCode
     prefixes: tuple[str, ...] = ()  # pod prefixes of the region
 
 
@@ -140,6 +142,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     data_plane: DataPlaneReport
     api: ApiReport | None = None
     notes: tuple[str, ...] = ()  # facts that are no fault: an unreachable node that has no Peer, a pending restart
+    note_codes: tuple[str, ...] = ()  # of `notes`, in the same order: values of mesh.reason.ReasonCode
     # Filled in by `ravenvpn.health.judged` from the facts above.
     healthy: bool = True
     reasons: tuple[str, ...] = ()  # why it is not healthy, most important first
@@ -150,4 +153,5 @@ class PlanLine(msgspec.Struct, frozen=True, kw_only=True):
 
     what: str  # as ip(8) and nft(8) print it
     why: str
+    code: str = ""  # of `why`: a value of mesh.reason.ReasonCode
     change: str = ""  # in a diff "+" (missing), "~" (different) or "-" (not ours any more); else empty

@@ -51,6 +51,7 @@ def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool
     from ravenvpn.agent.plan_rows import plan_lines
     from ravenvpn.k8s.files import FileSource
     from ravenvpn.mesh import plan as planning
+    from ravenvpn.mesh.reason import explain
     from ravenvpn.mesh.situation import Intent, Situation
 
     if diff:
@@ -63,7 +64,7 @@ def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool
         click.echo(f"raven-vpn: {conflict}", err=True)
     click.echo(f"# {node}: {made.role}" + (f" of region {made.region}" if made.region else ""), err=True)
     for note in made.notes:
-        click.echo(f"# {note}", err=True)
+        click.echo(f"# {explain(note)}", err=True)
     return plan_lines(made)
 
 

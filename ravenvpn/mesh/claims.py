@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import EndpointType, Gateway, PeerObject, address_of, host_prefix, lan_addresses
+from ravenvpn.mesh.reason import Reason, ReasonCode
 
 
 class ClaimKind(StrEnum):
@@ -20,16 +21,19 @@ class ClaimKind(StrEnum):
 
 
 class Announced(NamedTuple):
-    """A prefix of a region, the node behind it, the object and field it comes from, and why it is there."""
+    """A prefix of a region, the node behind it, and the object and field it comes from."""
 
     prefix: Prefix
     node: str
     owner: str  # "Gateway factory", "Peer edge-1"
     field: str  # of the owner
-    reason: str
     kind: ClaimKind = ClaimKind.PODS
     dialled: bool = False  # a SOURCE or ADDRESS at which its own node is called from outside
     source: bool = False  # an ADDRESS that is the node's own source as well
+
+    def reason(self, code: ReasonCode, *more: object) -> Reason:
+        """Return the reason of a route to this prefix; `more` are arguments beyond kind, owner and field."""
+        return Reason(code, self.node, (self.kind, self.owner, self.field, *more))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,7 @@ def claims(gateway: Gateway, peers: Mapping[str, PeerObject], *, forward_node_ip
             prefix,
             info.node,
             owner,
-            field := f"status.nodes[{i}].subnets[{j}]",
-            f"pods of node {info.node}, {owner}, {field}",
+            f"status.nodes[{i}].subnets[{j}]",
         )
         for i, info in enumerate(gateway.status.nodes)
         for j, prefix in enumerate(info.subnets)
@@ -79,10 +82,7 @@ def claims(gateway: Gateway, peers: Mapping[str, PeerObject], *, forward_node_ip
                 found.append(_address(source, gateway, i, peer, called))
                 continue
             owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
-            reason = f"own source of node {info.node}, {owner}, {field}"
-            found.append(
-                Announced(host_prefix(source), info.node, owner, field, reason, ClaimKind.SOURCE, source in called)
-            )
+            found.append(Announced(host_prefix(source), info.node, owner, field, ClaimKind.SOURCE, source in called))
     if forward_node_ip:
         for i, info in enumerate(gateway.status.nodes):
             peer = peers.get(info.node)
@@ -108,7 +108,6 @@ def _address(
         info.node,
         owner,
         field,
-        f"address of node {info.node}, {owner}, {field}",
         ClaimKind.ADDRESS,
         dialled=address in called,
         source=peer is not None and address in peer.sources,

@@ -1,7 +1,7 @@
 """What a host should look like: plain values that `mesh.plan` makes and `node` brings about.
 
-Every value carries the reason it is there, in words a person understands ("pods of node edge-2, Gateway factory,
-status.nodes[1].subnets[0]"). A reason is no part of equality: the same route for another reason is the same route.
+Every value carries the `Reason` it is there. A reason is no part of equality: the same route for another reason is
+the same route.
 
 Only what is ours is described. What the host has beyond it is found by `node` and left alone, unless it carries our
 marks: the device names, the tables, the nft table, or protocol 157 on routes and rules.
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+from ravenvpn.mesh.reason import Reason
 
 Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
@@ -46,7 +48,7 @@ class Route:
     source: Address | None = None  # preferred source of what starts on this host
     mtu: int | None = None
     metric: int = 0
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 class RuleAction(StrEnum):
@@ -68,7 +70,7 @@ class Rule:
     ip_protocol: int | None = None  # 6 TCP, 17 UDP
     source_port: int | None = None
     destination_port: int | None = None
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class TunDevice:
 
     name: str
     mtu: int
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +92,14 @@ class VxlanDevice:
     mtu: int
     mac: str
     local: Address  # our underlay address; its device carries the VXLAN
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceAddress:
     device: str
     address: Interface
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Neighbour:
     device: str
     address: Address
     mac: str
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class ForwardingEntry:
     device: str
     mac: str
     destination: Address
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Sysctl:
     key: str
     value: str
     ours: bool = True
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class PacketFilter:
     remote: Sequence[Prefix] = ()  # of every other region
     relays: bool = False  # remote → remote passes here (a hub)
     own_sources: Sequence[Address] = ()  # what starts here or was masqueraded here leaves with these, one a family
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

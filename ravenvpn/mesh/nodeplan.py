@@ -14,6 +14,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.hoststate import HostDelta, HostState, Prefix
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
+from ravenvpn.mesh.reason import Reason
 
 
 class NodeRole(StrEnum):
@@ -37,7 +38,6 @@ class Candidate:
 
     host: str
     port: int
-    reason: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class PeerPlan:
     tunnel_address: IPv6Address
     roaming: bool = True
     prompt: bool = False  # to be judged as promptly as one with traffic: what we send elsewhere goes by it
-    reason: str = field(default="", compare=False)
+    reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class NodePlan:
     host: HostState = field(default_factory=HostState)
     relays: tuple[tuple[str, str], ...] = ()  # (far region, hub region) for every region met through a hub
     conflicts: tuple[Conflict, ...] = ()
-    notes: tuple[str, ...] = ()  # what a person should know: why somebody is not reached, what is missing
+    notes: tuple[Reason, ...] = ()  # for the operator: regions that are not reached and why, missing objects
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from ravenvpn.mesh.hoststate import (
 from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, NodeInfo, PeerObject, host_prefix
 from ravenvpn.mesh.nodeplan import Candidate, NodeRole, PeerKind, PeerPlan
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.remote_region import fail_closed
 from ravenvpn.mesh.topology import GatewayNode, Region
 
@@ -58,7 +59,7 @@ class OwnRegionPlan:
     rules: tuple[Rule, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     local: frozenset[Prefix] = frozenset()
-    notes: tuple[str, ...] = ()
+    notes: tuple[Reason, ...] = ()
 
 
 def role_of(node: str, region: Region | None) -> tuple[NodeRole, GatewayNode | None]:
@@ -73,7 +74,7 @@ def role_of(node: str, region: Region | None) -> tuple[NodeRole, GatewayNode | N
 
 def own_sources(
     info: NodeInfo | None, peer: PeerObject | None, facts: LocalFacts, forward_node_ip: bool
-) -> tuple[dict[int, Address], list[str]]:
+) -> tuple[dict[int, Address], list[Reason]]:
     """The address that what starts on this node leaves with, one a family, and what a person should know about it.
 
     Best is what the Peer announces, then an address inside the node's own pod prefixes, then its InternalIP; only
@@ -83,7 +84,7 @@ def own_sources(
     if info is None:
         return {}, []
     found: dict[int, Address] = {}
-    notes: list[str] = []
+    notes: list[Reason] = []
     present = facts.addresses
     announced = [a for a in (peer.sources if peer else ()) if present is None or a in present]
     inside = sorted(
@@ -103,10 +104,7 @@ def own_sources(
             if address.version == version and address in (present or ()):
                 found.setdefault(version, address)
         if version in found and not forward_node_ip:
-            notes.append(
-                f"what starts on this node leaves with {found[version]}, which other regions do not accept: "
-                f"announce it in Peer {info.node}, spec.sources"
-            )
+            notes.append(Reason(ReasonCode.SOURCE_NOT_ACCEPTED, info.node, (found[version],)))
     return found, notes
 
 
@@ -129,8 +127,7 @@ def home(
     """The own part of the plan; `refused` is what our own region lost to others."""
     region = context.region
     if region is None or gateway is None:
-        note = f"node {context.node} is in no region: nothing is set up here"
-        return OwnRegionPlan(notes=(note,))
+        return OwnRegionPlan(notes=(Reason(ReasonCode.NO_REGION, context.node),))
     port = listen_port(context.node, gateway, peers.get(context.node), configured_port)
     sessions = _sessions(context, gateway, peers, refused)
     own = host_prefix(identity.tunnel_address(context.mesh, context.node))
@@ -142,14 +139,20 @@ def home(
         accepts={names[0]: (prefix,) for prefix, names in tunnels.items()},
         listen_port=port,
         tun=TunDevice(
-            TUNNEL_DEVICE, context.facts.tunnel_mtu(), f"this node is {context.role} of region {region.name}"
+            TUNNEL_DEVICE,
+            context.facts.tunnel_mtu(),
+            Reason(ReasonCode.TUNNEL_DEVICE, region.name, (context.role,)),
         )
         if reach_all
         else None,
         vxlan=vxlan.device(context),
         addresses=(
             *(
-                [DeviceAddress(TUNNEL_DEVICE, ipaddress.IPv6Interface(own), f"where {context.node} is in the mesh")]
+                [
+                    DeviceAddress(
+                        TUNNEL_DEVICE, ipaddress.IPv6Interface(own), Reason(ReasonCode.TUNNEL_ADDRESS, context.node)
+                    )
+                ]
                 if reach_all and context.facts.ipv6
                 else []
             ),
@@ -195,7 +198,7 @@ def _sessions(
             suites=entry.suites if entry else peer.suites,
             tunnel_address=identity.tunnel_address(context.mesh, info.node),
             prompt=kind is PeerKind.ACTIVE and context.role is not NodeRole.ACTIVE,
-            reason=f"{kind} node of our own region, for probes",
+            reason=Reason(ReasonCode.SAME_REGION_PEER, info.node, (kind,)),
         )
     return found
 
@@ -207,7 +210,7 @@ def _inside(
     addresses = dict.fromkeys(peer.node_addresses if peer else ())
     if info.private_ip is not None:
         addresses.setdefault(info.private_ip)
-    inside = tuple(Candidate(str(a), port, f"address of node {info.node} in its region") for a in addresses)
+    inside = tuple(Candidate(str(a), port) for a in addresses)
     return inside or (entry.candidates if entry else ())
 
 
@@ -215,16 +218,15 @@ def _mesh_routes(context: Context) -> tuple[Route, ...]:
     if not context.is_gateway or not context.facts.ipv6:
         return ()
     prefix = identity.mesh_network(context.mesh)
-    reason = f"addresses of mesh {context.mesh}"
     unicast = Route(
         prefix,
         TABLE_REMOTE,
         device=TUNNEL_DEVICE,
         source=identity.tunnel_address(context.mesh, context.node),
         mtu=context.facts.tunnel_mtu(),
-        reason=reason,
+        reason=Reason(ReasonCode.MESH_ADDRESSES, context.mesh),
     )
-    return (unicast, fail_closed(prefix, reason))
+    return (unicast, fail_closed(prefix, Reason(ReasonCode.FAIL_CLOSED_MESH, context.mesh)))
 
 
 def _rules(port: int, context: Context) -> Iterable[Rule]:
@@ -238,7 +240,7 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
             input_device="lo",
             ip_protocol=_UDP,
             source_port=port,
-            reason="our own outer packets never enter the tunnel they carry",
+            reason=Reason(ReasonCode.RULE_OUTER_BYPASS),
         )
         if context.is_gateway:
             yield Rule(
@@ -248,7 +250,7 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
                 input_device=TUNNEL_DEVICE,
                 ip_protocol=_UDP,
                 source_port=port,
-                reason="makes the kernel look at ports wherever it asks the rules again",
+                reason=Reason(ReasonCode.RULE_PORTS_TUNNEL),
             )
             yield Rule(
                 family,
@@ -256,7 +258,7 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
                 RuleAction.LOOKUP,
                 TABLE_LOCAL,
                 input_device=TUNNEL_DEVICE,
-                reason="what leaves the tunnel for nodes of this region takes the way back it came by",
+                reason=Reason(ReasonCode.RULE_FROM_TUNNEL),
             )
             if context.overlay is not None:
                 yield Rule(
@@ -265,7 +267,7 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
                     RuleAction.LOOKUP,
                     TABLE_LOCAL,
                     input_device=VXLAN_DEVICE,
-                    reason="what nodes of this region send here enters the tunnel here, whoever is active by now",
+                    reason=Reason(ReasonCode.RULE_FROM_VXLAN),
                 )
         elif context.facts.api:
             # (the device need not be there)
@@ -275,13 +277,11 @@ def _rules(port: int, context: Context) -> Iterable[Rule]:
                 RuleAction.NOP,
                 input_device=VXLAN_DEVICE,
                 ip_protocol=_TCP,
-                reason="makes the kernel look at ports when it asks which way an answer of the API server came",
+                reason=Reason(ReasonCode.RULE_PORTS_API),
             )
         yield from (_api_rule(family, api) for api in context.facts.api if api.address.version == family)
-        yield Rule(family, PREF_REMOTE, RuleAction.LOOKUP, TABLE_REMOTE, reason="prefixes of other regions")
-        yield Rule(
-            family, PREF_LANDING, RuleAction.NOP, reason="where the rules before land what goes past the table"
-        )
+        yield Rule(family, PREF_REMOTE, RuleAction.LOOKUP, TABLE_REMOTE, reason=Reason(ReasonCode.RULE_REMOTE))
+        yield Rule(family, PREF_LANDING, RuleAction.NOP, reason=Reason(ReasonCode.RULE_LANDING))
 
 
 def _api_rule(family: int, api: ApiEndpoint) -> Rule:
@@ -294,32 +294,26 @@ def _api_rule(family: int, api: ApiEndpoint) -> Rule:
         to=host_prefix(api.address),
         ip_protocol=_TCP,
         destination_port=api.port,
-        reason="the watch of the API server that steers us stays outside",
+        reason=Reason(ReasonCode.RULE_API_BYPASS),
     )
 
 
-def _seatless(context: Context, gateway: Gateway) -> Iterable[str]:
+def _seatless(context: Context, gateway: Gateway) -> Iterable[Reason]:
     """What a person should know about nodes that the VXLAN leaves out. (A collision is told as a conflict.)"""
     if len(gateway.status.nodes) < 2:
         return
     if context.role is NodeRole.ACTIVE:
         return
     if context.overlay is None:
-        yield (
-            f"node {context.node} has no place on its region's VXLAN, so it does not reach other regions: "
-            "another node's collides with it, or its InternalIP is missing or not on this host"
-        )
+        yield Reason(ReasonCode.NO_VXLAN_MEMBER, context.node)
     elif context.overlay.uplink is None:
-        yield f"no active gateway of region {gateway.name} is on its VXLAN: other regions are not reached"
+        yield Reason(ReasonCode.NO_ACTIVE_VXLAN_MEMBER, gateway.name)
 
 
-def _unheard(context: Context, peers: Mapping[str, PeerObject]) -> Iterable[str]:
+def _unheard(context: Context, peers: Mapping[str, PeerObject]) -> Iterable[Reason]:
     uplink = context.overlay.uplink if context.overlay is not None else None
     if uplink is not None and uplink.node not in peers:
-        yield (
-            f"our gateway {uplink.node} has no Peer, as where upstream's agent runs: that holds no session with this "
-            "node and answers no probe, so whether it lives is not known here"
-        )
+        yield Reason(ReasonCode.GATEWAY_WITHOUT_PEER, uplink.node)
 
 
 def _sysctls(context: Context) -> Iterable[Sysctl]:
@@ -329,27 +323,30 @@ def _sysctls(context: Context) -> Iterable[Sysctl]:
     ]
     if not devices:
         return
-    came = {TUNNEL_DEVICE: "packets out of the tunnel", VXLAN_DEVICE: "packets of the region's other nodes"}
+    forwarding = {
+        TUNNEL_DEVICE: Reason(ReasonCode.FORWARD_TUNNEL),
+        VXLAN_DEVICE: Reason(ReasonCode.FORWARD_VXLAN),
+    }
     v4 = "net/ipv4/conf"
     for device in devices:
-        yield Sysctl(f"{v4}/{device}/forwarding", "1", reason=f"{came[device]} are forwarded")
-        yield Sysctl(f"{v4}/{device}/rp_filter", "2", reason="arrivals are asymmetric while roles change")
-        yield Sysctl(f"{v4}/{device}/send_redirects", "0", reason="what came by the device may leave by it")
+        yield Sysctl(f"{v4}/{device}/forwarding", "1", reason=forwarding[device])
+        yield Sysctl(f"{v4}/{device}/rp_filter", "2", reason=Reason(ReasonCode.LOOSE_RP_FILTER))
+        yield Sysctl(f"{v4}/{device}/send_redirects", "0", reason=Reason(ReasonCode.NO_REDIRECTS))
     facts = context.facts
     for device in facts.pod_devices:
-        yield Sysctl(f"{v4}/{device}/forwarding", "1", ours=False, reason=f"pods behind {device} reach other regions")
+        yield Sysctl(f"{v4}/{device}/forwarding", "1", ours=False, reason=Reason(ReasonCode.FORWARD_PODS, device))
     if not facts.ipv6:
         return
     v6 = "net/ipv6/conf"
     if facts.ipv6_disabled:
         for device in devices:
-            yield Sysctl(f"{v6}/{device}/disable_ipv6", "0", reason="the host has IPv6 disabled, the mesh needs it")
+            yield Sysctl(f"{v6}/{device}/disable_ipv6", "0", reason=Reason(ReasonCode.ENABLE_IPV6))
     if facts.force_forwarding:
         for device in devices:
-            yield Sysctl(f"{v6}/{device}/force_forwarding", "1", reason=f"{came[device]} are forwarded")
+            yield Sysctl(f"{v6}/{device}/force_forwarding", "1", reason=forwarding[device])
         for device in facts.pod_devices:
             yield Sysctl(
-                f"{v6}/{device}/force_forwarding", "1", ours=False, reason=f"pods behind {device} reach other regions"
+                f"{v6}/{device}/force_forwarding", "1", ours=False, reason=Reason(ReasonCode.FORWARD_PODS, device)
             )
         return
     for device in facts.advertised:
@@ -357,6 +354,6 @@ def _sysctls(context: Context) -> Iterable[Sysctl]:
             f"{v6}/{device}/accept_ra",
             "2",
             ours=False,
-            reason=f"{device} goes on listening to routers while forwarding",
+            reason=Reason(ReasonCode.KEEP_ROUTER_ADVERTISEMENTS, device),
         )
-    yield Sysctl(f"{v6}/all/forwarding", "1", ours=False, reason="this kernel forwards IPv6 on all devices or none")
+    yield Sysctl(f"{v6}/all/forwarding", "1", ours=False, reason=Reason(ReasonCode.FORWARD_ALL_IPV6))

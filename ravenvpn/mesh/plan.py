@@ -23,6 +23,7 @@ from ravenvpn.mesh.model import Changes, Gateway, World, host_prefix, lan_addres
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PlanDelta, TunnelPlan
 from ravenvpn.mesh.own_region import OwnRegionPlan, home, own_sources, role_of
 from ravenvpn.mesh.plan_difference import Differences, PrefixOrder
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.remote_region import EMPTY, RemoteRegionPlan, remote_fragment, way_to
 from ravenvpn.mesh.situation import Situation
 from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, acting, as_hub, digest, hub_rank
@@ -118,7 +119,7 @@ class Planner:
                 local=tuple(sorted(self._home.local, key=PrefixOrder())),
                 relays=self._context.relays,
                 own_sources=tuple(self._context.sources[family] for family in sorted(self._context.sources)),
-                reason="sources stay what they are on the way between regions",
+                reason=Reason(ReasonCode.KEEP_SOURCES),
             )
         return HostState(
             tun=self._home.tun,

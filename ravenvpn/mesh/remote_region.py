@@ -18,6 +18,7 @@ from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.local_facts import MIN_MTU
 from ravenvpn.mesh.model import host_prefix
 from ravenvpn.mesh.nodeplan import NodeRole, PeerKind, PeerPlan
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.topology import GatewayNode, Hub, Region, carrier_order, choose_hub
 
 # Seconds between keepalives of the side behind NAT: wg's customary figure, below the 30 s after which some NATs drop
@@ -41,7 +42,7 @@ class RemoteRegionPlan:
     host_routes: tuple[Route, ...] = ()
     remote: frozenset[Prefix] = frozenset()  # for the packet filter
     way: Way = field(default_factory=Way)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Reason, ...] = ()
 
     @property
     def relay(self) -> str:
@@ -97,11 +98,10 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Rem
         if hub is not None:
             routes.update((prefix, carriers) for prefix in far)
         else:
-            notes.append(f"region {region.name} is not reached: both ends are behind NAT and no region serves as hub")
+            notes.append(Reason(ReasonCode.REGION_WITHOUT_HUB, region.name))
     if carriers:
         routes.update((prefix, carriers) for prefix in prefixes)
 
-    through = f"through {', '.join(carriers[:1])}" + (f" of hub region {hub.region}" if hub else "")
     unlearned = hub.unlearned if hub else any(g.active and g.dialable and g.unlearned for g in direct)
     mtu = MIN_MTU if unlearned else context.facts.tunnel_mtu(hosts)
     # On a standby the tunnel is for what others send here (see mesh.vxlan); its own takes the active gateway's.
@@ -112,8 +112,8 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Rem
         for a in _of_this_kernel(announced, context):
             if carriers:
                 source = None if standby else context.sources.get(a.prefix.version)
-                host_routes.append(_tunnelled(a, table, source, mtu, through))
-            host_routes.append(fail_closed(a.prefix, a.reason, table))
+                host_routes.append(_tunnelled(a, table, source, mtu, way))
+            host_routes.append(fail_closed(a.prefix, a.reason(ReasonCode.FAIL_CLOSED), table))
     if standby:
         host_routes += _through_gateway(_of_this_kernel(announced, context), context)
     return RemoteRegionPlan(
@@ -127,12 +127,12 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Rem
     )
 
 
-def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], list[str]]:
+def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], list[Reason]]:
     """What the region announces, without what is our own network's here; and what a person should know of that."""
-    announced, notes = region.announced, list[str]()
+    announced, notes = region.announced, list[Reason]()
     if context.shadowed:
         notes += [
-            f"{a.prefix} of region {region.name} is not routed here: it overlaps prefixes of our own region"
+            Reason(ReasonCode.PREFIX_IN_OWN_REGION, region.name, (a.prefix,))
             for a in announced
             if a.prefix in context.shadowed
         ]
@@ -141,12 +141,8 @@ def _heeded(region: Region, context: Context) -> tuple[tuple[Announced, ...], li
         # (An own source is accepted with the setting off, too.)
         near = [a for a in announced if a.kind is ClaimKind.ADDRESS and not a.source and context.near.hold(a.prefix)]
         if near:
-            names = ", ".join(f"{a.prefix.network_address} of {a.node}" for a in near[:3])
-            more = f" and {len(near) - 3} more" if len(near) > 3 else ""
-            notes.append(
-                f"node addresses of region {region.name} not routed here, because they lie in our own network: "
-                f"{names}{more}"
-            )
+            listed = tuple(f"{a.prefix.network_address} of {a.node}" for a in near)
+            notes.append(Reason(ReasonCode.NODE_ADDRESS_IN_OWN_NETWORK, region.name, (listed,)))
             announced = tuple(a for a in announced if a not in near)
     return announced, notes
 
@@ -155,14 +151,17 @@ def _of_this_kernel(announced: Iterable[Announced], context: Context) -> Iterabl
     return announced if context.facts.ipv6 else (a for a in announced if a.prefix.version == 4)
 
 
-def _tunnelled(announced: Announced, table: int, source: Address | None, mtu: int, through: str) -> Route:
+def _tunnelled(announced: Announced, table: int, source: Address | None, mtu: int, way: Way) -> Route:
+    carrier = way.carriers[0]
     return Route(
         announced.prefix,
         table,
         device=hoststate.TUNNEL_DEVICE,
         source=source,
         mtu=mtu,
-        reason=f"{announced.reason}, {through}",
+        reason=announced.reason(ReasonCode.REMOTE_PREFIX_BY_HUB, carrier, way.hub.region)
+        if way.hub
+        else announced.reason(ReasonCode.REMOTE_PREFIX, carrier),
     )
 
 
@@ -172,33 +171,37 @@ def _through_gateway(announced: Iterable[Announced], context: Context) -> Iterab
         route = vxlan.remote_route(a, context, mtu)
         if route is not None:
             yield route
-        yield fail_closed(a.prefix, a.reason)
+        yield fail_closed(a.prefix, a.reason(ReasonCode.FAIL_CLOSED))
 
 
-def fail_closed(prefix: Prefix, reason: str, table: int = hoststate.TABLE_REMOTE) -> Route:
+def fail_closed(prefix: Prefix, reason: Reason, table: int = hoststate.TABLE_REMOTE) -> Route:
     """The route that outlives the device: without it, packets for `prefix` would take the default route in clear."""
     return Route(
         prefix,
         table,
         kind=RouteKind.UNREACHABLE,
         metric=hoststate.FAIL_CLOSED_METRIC,
-        reason=f"never in clear: {reason}",
+        reason=reason,
     )
 
 
 def _peer(gateway: GatewayNode, region: str, context: Context) -> PeerPlan:
     # Exactly one side behind NAT: that side keeps the path open, and the other end calls it where it last saw it.
     across_nat = gateway.dialable is not context.dialable
+    kind = PeerKind.ACTIVE if gateway.active else PeerKind.STANDBY
     return PeerPlan(
         name=gateway.node,
         region=region,
-        kind=PeerKind.ACTIVE if gateway.active else PeerKind.STANDBY,
+        kind=kind,
         public_keys=gateway.public_keys,
         candidates=gateway.candidates if gateway.dialable else (),
         keepalive=NAT_KEEPALIVE if across_nat and not context.dialable else None,
         warm=across_nat,
         suites=gateway.suites,
         tunnel_address=identity.tunnel_address(context.mesh, gateway.node),
-        reason=f"{'active' if gateway.active else 'standby'} gateway of region {region}"
-        + (", behind NAT" if not gateway.dialable else ""),
+        reason=Reason(
+            ReasonCode.REMOTE_GATEWAY if gateway.dialable else ReasonCode.REMOTE_GATEWAY_BEHIND_NAT,
+            gateway.node,
+            (kind, region),
+        ),
     )

@@ -48,7 +48,7 @@ class IdentityKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Observations:
     """Measurements of the network, for planning: endpoints of peers as others see them, path MTUs.
 
     Empty for now; each feature that measures something adds its field.
@@ -64,4 +64,4 @@ class Situation:
     facts: LocalFacts = field(default_factory=LocalFacts)
     intent: Intent = field(default_factory=Intent)
     keys: IdentityKeys = field(default_factory=IdentityKeys)
-    observed: Observed = field(default_factory=Observed)
+    observed: Observations = field(default_factory=Observations)

@@ -23,6 +23,7 @@ from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, GatewayEndpoint, PeerObject
 from ravenvpn.mesh.nodeplan import Candidate
+from ravenvpn.mesh.reason import Reason, ReasonCode
 
 # Ours. A NATed node keeps a warm session to every hub it may need, and agreement needs no more than a few: beyond
 # this many dialable regions, those whose names hash lowest serve as hubs. One leaving lets the next one in.
@@ -58,7 +59,7 @@ class Region:
     name: str
     gateways: tuple[GatewayNode, ...]  # active ones first, each part sorted by name
     announced: tuple[Announced, ...]  # accepted prefixes, each once
-    notes: tuple[str, ...] = ()
+    notes: tuple[Reason, ...] = ()
     torn: bool = False  # lost prefixes to others, which its nodes therefore leave to their own network
     succession: tuple[str, ...] = ()  # its gateway nodes in the order of the spec, in which places are given
 
@@ -101,7 +102,7 @@ def acting(region: Region, liveness: Liveness, me: str) -> Region:
     gateways = sorted(
         (replace(g, active=g.node in chosen) for g in region.gateways), key=lambda g: (not g.active, g.node)
     )
-    note = f"region {region.name}: {', '.join(sorted(chosen))} for {active[0].node}, which is proven dead"
+    note = Reason(ReasonCode.STANDBY_TOOK_OVER, region.name, (tuple(sorted(chosen)), active[0].node))
     return replace(region, gateways=tuple(gateways), notes=(*region.notes, note))
 
 
@@ -114,16 +115,16 @@ def upstream_key(endpoint: GatewayEndpoint) -> bytes | None:
     return key if len(key) == 32 else None
 
 
-def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None, where: str) -> tuple[Candidate, ...]:
+def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[Candidate, ...]:
     """Where a gateway node may be tried from other regions, best first; behind NAT only what it says itself."""
     listen = endpoint.port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
     found: dict[tuple[str, int], Candidate] = {}
     if endpoint.public_ip and not endpoint.under_nat:
         port = endpoint.public_port or listen
-        found[endpoint.public_ip, port] = Candidate(endpoint.public_ip, port, f"{where}.publicIP")
-    for i, (host, port) in enumerate(peer.addresses if peer else ()):
+        found[endpoint.public_ip, port] = Candidate(endpoint.public_ip, port)
+    for host, port in peer.addresses if peer else ():
         at = (host, port or (peer.listen_port if peer else 0) or listen)
-        found.setdefault(at, Candidate(*at, f"Peer {endpoint.node}, spec.addresses[{i}]"))
+        found.setdefault(at, Candidate(*at))
     return tuple(found.values())
 
 
@@ -133,7 +134,7 @@ def digest(
     """A Gateway and the Peers of its nodes as one Region, without what lost a conflict."""
     announced = _announced(gateway, peers, refused, forward_node_ip)
     inside = {str(a.prefix.network_address) for a in announced if a.dialled and a.prefix.version == 6}
-    notes: list[str] = []
+    notes: list[Reason] = []
     members = {info.node for info in gateway.status.nodes} - refused.nodes
     nodes: list[GatewayNode] = []
     seen: set[str] = set()
@@ -148,21 +149,21 @@ def digest(
         if endpoint.node in refused.nodes:
             continue  # the conflict says so
         if endpoint.node not in members:
-            notes.append(f"{where}: node {endpoint.node} is not among the nodes of Gateway {gateway.name}")
+            notes.append(Reason(ReasonCode.ENDPOINT_NO_MEMBER, gateway.name, (where, endpoint.node)))
             continue
         peer = None if endpoint.node in refused.keys else peers.get(endpoint.node)
         key = upstream_key(endpoint) if peer is None and endpoint.node not in refused.keys else None
         keys = peer.public_keys if peer else (key,) if key else ()
         if not keys:
             if endpoint.node not in refused.keys:
-                notes.append(f"{where}: no Peer named {endpoint.node}, so its public key is unknown")
+                notes.append(Reason(ReasonCode.ENDPOINT_WITHOUT_KEY, gateway.name, (where, endpoint.node)))
             continue
         suites = peer.suites if peer else (Suite.CHACHA20POLY1305,)
-        candidates = candidates_of(endpoint, peer, where)
+        candidates = candidates_of(endpoint, peer)
         unlearned = bool(candidates) and all(c.host in inside for c in candidates)
         nodes.append(GatewayNode(endpoint.node, is_active, endpoint.under_nat, keys, candidates, suites, unlearned))
     if not any(n.active for n in nodes):
-        notes.append(f"Gateway {gateway.name}: no active tunnel endpoint, its pods cannot be reached")
+        notes.append(Reason(ReasonCode.NO_ACTIVE_ENDPOINT, gateway.name))
     order = {e.node: i for i, e in reversed([*enumerate(gateway.endpoints)]) if e.type is EndpointType.TUNNEL}
     succession = tuple(sorted((n.node for n in nodes if n.node in order), key=order.__getitem__))
     nodes.sort(key=lambda n: (not n.active, n.node))

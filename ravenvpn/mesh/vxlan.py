@@ -28,6 +28,7 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.mesh.local_facts import MIN_MTU
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.vxlan_members import VxlanMember
 
 VNI = 200  # upstream's, so that a region can be moved node by node
@@ -54,7 +55,7 @@ def device(context: Context) -> VxlanDevice | None:
         mtu(context),
         overlay.own.mac,
         overlay.own.underlay,
-        reason=f"joins the nodes of region {context.region.name} and its gateway",
+        reason=Reason(ReasonCode.VXLAN_DEVICE, context.region.name),
     )
 
 
@@ -62,7 +63,7 @@ def addresses(context: Context) -> Iterable[DeviceAddress]:
     """Wide prefixes, so that every next hop on the VXLAN is on-link by them as well."""
     if context.overlay is None:
         return
-    own, reason = context.overlay.own, f"where node {context.node} is on its region's VXLAN"
+    own, reason = context.overlay.own, Reason(ReasonCode.VXLAN_ADDRESS, context.node)
     if own.v4 is not None:
         yield DeviceAddress(VXLAN_DEVICE, IPv4Interface((own.v4, 8)), reason)
     if context.facts.ipv6:
@@ -71,7 +72,7 @@ def addresses(context: Context) -> Iterable[DeviceAddress]:
 
 def neighbours(context: Context) -> Iterable[Neighbour]:
     for seat in context.overlay.others if context.overlay else ():
-        reason = f"node {seat.node} of our own region"
+        reason = Reason(ReasonCode.VXLAN_MEMBER, seat.node)
         if seat.v4 is not None:
             yield Neighbour(VXLAN_DEVICE, seat.v4, seat.mac, reason)
         if context.facts.ipv6:
@@ -80,7 +81,7 @@ def neighbours(context: Context) -> Iterable[Neighbour]:
 
 def forwarding(context: Context) -> Iterable[ForwardingEntry]:
     for seat in context.overlay.others if context.overlay else ():
-        yield ForwardingEntry(VXLAN_DEVICE, seat.mac, seat.underlay, f"node {seat.node} of our own region")
+        yield ForwardingEntry(VXLAN_DEVICE, seat.mac, seat.underlay, Reason(ReasonCode.VXLAN_MEMBER, seat.node))
 
 
 def local_routes(context: Context) -> Iterable[Route]:
@@ -104,7 +105,7 @@ def local_routes(context: Context) -> Iterable[Route]:
                     device=VXLAN_DEVICE,
                     via=via,
                     mtu=allowed,
-                    reason=f"{announced.reason}, out of the tunnel",
+                    reason=announced.reason(ReasonCode.OWN_PREFIX_OUT_OF_TUNNEL),
                 )
 
 
@@ -121,7 +122,7 @@ def remote_route(announced: Announced, context: Context, mtu: int) -> Route | No
         via=via,
         source=context.sources.get(announced.prefix.version),
         mtu=mtu,
-        reason=f"{announced.reason}, through our gateway {uplink.node}",
+        reason=announced.reason(ReasonCode.REMOTE_PREFIX_BY_GATEWAY, uplink.node),
     )
 
 

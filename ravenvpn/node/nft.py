@@ -22,6 +22,7 @@ from typing import Any
 
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import NFT_TABLE, TUNNEL_DEVICE, VXLAN_DEVICE, HostState, Prefix
+from ravenvpn.mesh.reason import Reason
 from ravenvpn.node.errors import host_error
 
 FAMILY = "inet"
@@ -59,7 +60,7 @@ class Ruleset:
 
     facts: FilterFacts
     rules: tuple[tuple[str, str, str], ...]  # chain, comment, expressions as JSON
-    reason: str = ""
+    reason: Reason | None = None  # of the packet filter
 
 
 _CHAINS = (

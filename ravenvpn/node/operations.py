@@ -16,6 +16,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
+from ravenvpn.mesh.reason import Reason
 from ravenvpn.node import nft
 from ravenvpn.node.links import LinkFacts
 from ravenvpn.node.rtnetlink import Key, Stray
@@ -73,8 +74,9 @@ class Operation:
     before: Thing | str | None = None
 
     @property
-    def reason(self) -> str:
-        return getattr(self.thing, "reason", "")
+    def reason(self) -> Reason | None:
+        """Return why the thing is planned; None for things that no plan holds (a stray route, a saved sysctl)."""
+        return getattr(self.thing, "reason", None)
 
 
 @dataclass(slots=True)

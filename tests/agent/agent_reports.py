@@ -82,10 +82,10 @@ class Told:
         return self._peers
 
     def plan(self) -> list[PlanLine]:
-        return [PlanLine(what="route 10.0.0.0/8", why="because")]
+        return [PlanLine(what="route 10.0.0.0/8", why="because", code="remote-prefix")]
 
     async def plan_diff(self) -> list[PlanLine]:
-        return [PlanLine(what="route 10.0.0.0/8", why="because", change="+")]
+        return [PlanLine(what="route 10.0.0.0/8", why="because", code="remote-prefix", change="+")]
 
     async def reload(self) -> None:
         self.reloads += 1

@@ -58,9 +58,11 @@ async def test_what_can_be_read(path: Path) -> None:
     code, peers = await ask(path, "GET /v1/peers")
     assert (code, [one["name"] for one in peers]) == (200, ["cloud-1", "harbour-1"])  # type: ignore[attr-defined]
     assert await ask(path, "GET /v1/peers/cloud-1") == (200, {**peers[0]})  # type: ignore[index]
-    assert (await ask(path, "GET /v1/plan"))[1] == [{"what": "route 10.0.0.0/8", "why": "because", "change": ""}]
+    assert (await ask(path, "GET /v1/plan"))[1] == [
+        {"what": "route 10.0.0.0/8", "why": "because", "code": "remote-prefix", "change": ""}
+    ]
     assert (await ask(path, "GET /v1/plan?diff=1"))[1] == [
-        {"what": "route 10.0.0.0/8", "why": "because", "change": "+"}
+        {"what": "route 10.0.0.0/8", "why": "because", "code": "remote-prefix", "change": "+"}
     ]
 
 

@@ -14,6 +14,7 @@ from ravenvpn.cli.status import _screen
 from ravenvpn.health import judged, unhealthy_reasons, unready_reasons
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import EndpointType, Gateway, GatewayEndpoint, GatewayStatus, World
+from ravenvpn.mesh.reason import Reason, ReasonCode, explain
 
 EDGE = end("edge", "hub")
 
@@ -38,7 +39,8 @@ def world(*regions: str) -> World:
 def test_how_a_session_is(
     session: bool, verdict: LivenessVerdict, warm: bool, expected: tuple[PeerCondition, str]
 ) -> None:
-    assert peer_state(plan("hub", warm=warm), EDGE.status("hub", session=session), verdict) == expected
+    state, why = peer_state(plan("hub", warm=warm), EDGE.status("hub", session=session), verdict)
+    assert (state, explain(why)) == expected
 
 
 def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
@@ -71,7 +73,7 @@ def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -
             verdict=verdict,
             has_peer=has_peer,
         )
-        return {name: (reach.path, reach.ok, reach.why) for name, reach in found.items()}
+        return {name: (reach.path, reach.ok, explain(reach.why)) for name, reach in found.items()}
 
     assert reached("hub") == {
         "empty": ("via hub", False, "it has no active gateway"),
@@ -100,9 +102,10 @@ def test_a_person_sees_what_a_node_behind_upstreams_gateway_does_not_know(capsys
 def test_a_region_without_way_says_why() -> None:
     nobody = World().with_gateway(Gateway(name="empty"))
     reached = reach_directly({}, {}, nobody, own_region="edge", relays={}, liveness=Liveness())
-    assert (reached["empty"].path, reached["empty"].why) == ("none", "it has no active gateway")
+    assert reached["empty"].path == "none"
+    assert reached["empty"].why == Reason(ReasonCode.REGION_WITHOUT_GATEWAY, "empty")
     hidden = reach_directly({}, {}, world("island"), own_region="edge", relays={}, liveness=Liveness())
-    assert hidden["island"].why.startswith("there is no path to its gateway")
+    assert hidden["island"].why == Reason(ReasonCode.REGION_WITHOUT_PATH, "island")
 
 
 def test_rates_are_means_over_the_window() -> None:

@@ -17,6 +17,7 @@ from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, TunnelDelta, TunnelPlan
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.reason import Reason, explain
 from ravenvpn.mesh.situation import Intent, Situation
 
 # A reason names the object and the field of it.
@@ -52,12 +53,14 @@ def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, f
         assert set(fast.host.packet_filter.remote) == slow.remote
     assert len(fast.host.routes) == len(set(fast.host.routes))
     for route in fast.host.routes:
-        assert "node " in route.reason or "mesh" in route.reason
-        assert route.prefix == mesh_prefix(world) or OBJECT.search(route.reason), route.reason
+        reason = explain(route.reason)
+        assert "node " in reason or "mesh" in reason
+        assert route.prefix == mesh_prefix(world) or OBJECT.search(reason), reason
         assert route.kind is RouteKind.UNREACHABLE or 1280 <= (route.mtu or 0) <= 1420
     host = fast.host
     for things in (host.rules, host.addresses, host.neighbours, host.forwarding, host.sysctls, fast.tunnel.peers):
-        assert all(thing.reason for thing in things)
+        assert all(explain(thing.reason) for thing in things)
+    assert all(map(explain, fast.notes))
 
 
 @st.composite
@@ -104,7 +107,7 @@ def test_updates_end_where_a_fresh_plan_begins(history: list[Situation], me: str
         before = after
 
 
-def reasons(of: NodePlan) -> list[str]:
+def reasons(of: NodePlan) -> list[Reason | None]:
     return [*(r.reason for r in of.host.routes), *(p.reason for p in of.tunnel.peers)]
 
 

@@ -12,6 +12,7 @@ from ravenvpn.mesh.conflict import NOTHING_REFUSED, RefusedClaims
 from ravenvpn.mesh.conflict_index import ConflictIndex
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.situation import Situation
 
 net = ipaddress.ip_network
@@ -289,7 +290,7 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
     b = plan(Situation(world), "b1")  # here it is the local network, whoever won
     assert net(shared) not in {r.prefix for r in b.host.routes} | set(dict(b.tunnel.routes))
     assert net(shared) not in dict(b.tunnel.accepts)["a1"]
-    assert b.notes == ("10.1.0.0/24 of region a is not routed here: it overlaps prefixes of our own region",)
+    assert b.notes == (Reason(ReasonCode.PREFIX_IN_OWN_REGION, "a", (net("10.1.0.0/24"),)),)
     assert b.host.packet_filter is not None
     assert b.host.packet_filter.local == (net("10.2.0.0/24"),)
 

@@ -12,6 +12,7 @@ from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import plan
+from ravenvpn.mesh.reason import Reason, ReasonCode, explain
 from ravenvpn.mesh.situation import Intent, Situation
 
 net = ipaddress.ip_network
@@ -130,12 +131,13 @@ def test_a_node_without_an_address_among_its_pods_may_use_its_own_then() -> None
     here = frozenset({ip("10.0.0.3")})
     made = planned("edge-3", addresses=here)
     assert [r.source for r in made.host.routes if r.prefix == net("10.244.1.0/24") and r.device] == [ip("10.0.0.3")]
-    assert not any("do not accept" in note for note in made.notes)
-    assert any("do not accept" in note for note in planned("edge-3", intent=Intent(), addresses=here).notes)
+    note = Reason(ReasonCode.SOURCE_NOT_ACCEPTED, "edge-3", (ip("10.0.0.3"),))
+    assert note not in made.notes
+    assert note in planned("edge-3", intent=Intent(), addresses=here).notes
 
 
 def test_every_line_names_the_node_and_the_field() -> None:
-    reasons = {(str(r.prefix), r.table): r.reason for r in planned("edge-2").host.routes if not r.metric}
+    reasons = {(str(r.prefix), r.table): explain(r.reason) for r in planned("edge-2").host.routes if not r.metric}
     assert reasons["172.16.0.1/32", 9127] == (
         "address of node cloud-1, Gateway cloud, status.nodes[0].privateIP, through our gateway edge-1"
     )
@@ -181,9 +183,9 @@ def test_an_address_of_nodes_in_two_regions_goes_to_the_older_one_and_the_rest_g
         assert ways(there, "10.0.0.3", "10.0.0.1")["10.0.0.3"] == []
         assert ways(there, "10.0.0.3", "10.0.0.1")["10.0.0.1"] != []
         assert (
-            "node addresses of region factory not routed here, because they lie in our own network: "
+            "node addresses of region factory are not routed here, because they lie in our own network: "
             "10.0.0.3 of edge-3"
-        ) in there.notes
+        ) in map(explain, there.notes)
         assert "10.0.0.3/32" not in accepted(there, "edge-1")
     # And a region that lost an address still relays.
     assert ("factory", "harbour") in planned(
@@ -213,9 +215,9 @@ def test_an_address_on_a_link_of_this_host_is_left_alone() -> None:
     made = planned("cloud-1", networks=links)
     assert ways(made, "10.0.0.1", "fd00:e::1") == {"10.0.0.1": [], "fd00:e::1": []}
     assert accepted(made, "edge-1") & {"10.0.0.1/32", "fd00:e::1/128"} == set()
-    assert made.notes == (
+    assert tuple(map(explain, made.notes)) == (
         (
-            "node addresses of region factory not routed here, because they lie in our own network: "
+            "node addresses of region factory are not routed here, because they lie in our own network: "
             "10.0.0.1 of edge-1, fd00:e::1 of edge-1, 10.0.0.2 of edge-2 and 3 more"
         ),
     )

@@ -9,7 +9,7 @@ from mesh_worlds import gateway, node, own_prefixes, peer
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.mesh.model import World
 from ravenvpn.mesh.plan import Planner, plan
-from ravenvpn.mesh.situation import IdentityKeys, Intent, Observed, Situation
+from ravenvpn.mesh.situation import IdentityKeys, Intent, Observations, Situation
 
 KEY, OTHER = PrivateKey(bytes(31) + b"\1"), PrivateKey(bytes(31) + b"\2")
 
@@ -50,7 +50,7 @@ def test_fields_that_are_no_part_of_a_plan_change_nothing() -> None:
     before = planner.plan()
     for changed in (
         replace(situation, keys=IdentityKeys(KEY)),
-        replace(situation, observed=Observed()),
+        replace(situation, observed=Observations()),
         replace(situation, intent=Intent(probe_intervals=(0.5, 0.0), preshared_key=PresharedKey(b"x" * 32))),
         replace(situation, liveness=replace(situation.liveness), facts=replace(situation.facts)),
     ):

@@ -10,6 +10,7 @@ from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PeerKind
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.reason import Reason, ReasonCode, explain
 from ravenvpn.mesh.situation import Situation
 
 net = ipaddress.ip_network
@@ -56,7 +57,8 @@ def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
     assert way_out(seen["edge-3"]) == ("ravenvpn0", None)
     assert seen["edge-2"].role is NodeRole.STANDBY
     assert way_out(seen["edge-2"]) == way_out(seen["edge-4"]) == ("raven0", "240.2.0.3")
-    note = "region factory: edge-3 for edge-1, which is proven dead"
+    note = Reason(ReasonCode.STANDBY_TOOK_OVER, "factory", (("edge-3",), "edge-1"))
+    assert explain(note) == "region factory: gateway edge-1 is proven dead, so its role is taken by edge-3"
     assert all(note in seen[me].notes for me in NAMES if me != "edge-1")
 
 

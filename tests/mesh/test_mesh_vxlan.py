@@ -24,6 +24,7 @@ from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import Planner, plan
+from ravenvpn.mesh.reason import Reason, ReasonCode, explain
 from ravenvpn.mesh.situation import Situation
 
 net = ipaddress.ip_network
@@ -129,7 +130,7 @@ def test_every_line_says_why_it_is_there() -> None:
         host = planned(me, factory).host
         lines = [host.vxlan, *host.addresses, *host.neighbours, *host.forwarding, *host.routes, *host.rules]
         assert all(line and line.reason for line in (*lines, *host.sysctls, host.packet_filter))
-    assert {r.reason for r in host.routes if r.device} == {
+    assert {explain(r.reason) for r in host.routes if r.device} == {
         f"pods of node cloud-1, Gateway cloud, status.nodes[0].subnets[{i}], through our gateway edge-1"
         for i in (0, 1)
     }
@@ -222,7 +223,7 @@ def test_of_two_nodes_in_one_place_the_second_is_left_out_and_closed() -> None:
     lonely, gateway = planned("edge-2", region("factory", EDGE_1, twin, nat=True)), planned("edge-1", FACTORY)
     assert lonely.host.vxlan is None
     assert {r.kind for r in lonely.host.routes} == {RouteKind.UNREACHABLE}
-    assert lonely.notes[0].startswith("node edge-2 has no place on its region's VXLAN")
+    assert lonely.notes[0] == Reason(ReasonCode.NO_VXLAN_MEMBER, "edge-2")
     assert gateway.host.vxlan is not None
 
 

@@ -24,6 +24,7 @@ from ravenvpn.mesh.hoststate import (
     RuleAction,
     Sysctl,
 )
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.node.delta import between, difference
 from ravenvpn.node.format import words
 from ravenvpn.node.host_diff import assumed, diff
@@ -175,7 +176,9 @@ def test_losing_the_last_ipv4_address_puts_the_ipv4_routes_back_after() -> None:
 
 def test_a_reason_is_no_difference() -> None:
     wanted = gateway()
-    other = replace(wanted, routes=tuple(replace(route, reason="another reason") for route in wanted.routes))
+    other = replace(
+        wanted, routes=tuple(replace(route, reason=Reason(ReasonCode.FAIL_CLOSED)) for route in wanted.routes)
+    )
 
     assert diff(observed_as(wanted), other) == []
 

@@ -25,6 +25,7 @@ from ravenvpn.mesh.hoststate import (
 from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import plan
+from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.situation import Situation
 
 # The host of `HOST`: a LAN with an uplink, pods behind a bridge.
@@ -45,14 +46,24 @@ OWN4, OWN6 = ip_address("10.244.1.1"), ip_address("fd00:1::1")
 LOCAL = (ip_network("10.244.1.0/24"), ip_network("fd00:1::/64"))
 REMOTE = (ip_network("10.244.2.0/24"), ip_network("10.244.3.0/24"), ip_network("fd00:2::/64"))
 
+_PODS = Reason(ReasonCode.REMOTE_PREFIX)
+
 
 def remote_routes(*prefixes: str, device: str = "ravenvpn0", mtu: int = 1420) -> tuple[Route, ...]:
     """The two routes that a prefix of another region has: through the tunnel, and closed where that is missing."""
     routes: list[Route] = []
     for prefix in map(ip_network, prefixes):
         source = OWN4 if prefix.version == 4 else OWN6
-        routes.append(Route(prefix, TABLE_REMOTE, device=device, source=source, mtu=mtu, reason="pods"))
-        routes.append(Route(prefix, TABLE_REMOTE, RouteKind.UNREACHABLE, metric=FAIL_CLOSED_METRIC, reason="pods"))
+        routes.append(Route(prefix, TABLE_REMOTE, device=device, source=source, mtu=mtu, reason=_PODS))
+        routes.append(
+            Route(
+                prefix,
+                TABLE_REMOTE,
+                RouteKind.UNREACHABLE,
+                metric=FAIL_CLOSED_METRIC,
+                reason=_PODS,
+            )
+        )
     return tuple(routes)
 
 
