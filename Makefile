@@ -38,13 +38,14 @@ test: lint packages tools cluster ## lint, then every test; without root the one
 	$(BIN)/python -m pytest -v --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: venv ## style, types, and that imports go down the floors
-	@echo "==> ruff, mypy, import-linter"
+lint: venv ## style, types, direction of imports, and the checks in tools/lint
+	@echo "==> ruff, mypy, import-linter, tools/lint"
 	@status=0; \
-	$(BIN)/ruff check --quiet ravenvpn tests bench || status=1; \
-	$(BIN)/ruff format --quiet --diff ravenvpn tests bench || status=1; \
+	$(BIN)/ruff check --quiet ravenvpn tests bench tools || status=1; \
+	$(BIN)/ruff format --quiet --diff ravenvpn tests bench tools || status=1; \
 	$(BIN)/mypy --no-error-summary || status=1; \
 	$(BIN)/lint-imports >$(VENV)/import-linter.log 2>&1 || { cat $(VENV)/import-linter.log; status=1; }; \
+	for check in tools/lint/[a-z]*.py; do $(BIN)/python $$check || status=1; done; \
 	exit $$status
 
 .PHONY: bench
