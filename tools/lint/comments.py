@@ -1,7 +1,7 @@
 """The package `ravenvpn` has at least 0.30 lines of comments and docstrings for each line of code.
 
-Comment lines are lines with a comment, trailing comments included, and lines of docstrings. Code lines are all others.
-Blank lines do not count. That public names have docstrings at all is checked by ruff (D100 to D104).
+Comment lines are lines with a comment, trailing comments included, and lines of docstrings. Code lines are
+the others. Blank lines do not count. That public names have docstrings at all is checked by ruff (D100 to D104).
 `python tools/lint/comments.py` with `-v` prints the ratio of each folder.
 """
 
