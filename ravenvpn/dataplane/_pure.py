@@ -7,6 +7,7 @@ share are the peers, the sessions by index, the prefixes, the outer sockets and 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv6Address
@@ -98,6 +99,16 @@ class PureDataPlane:
             raise ValueError(f"no MTU: {mtu}")
         self._egress.mtu = mtu
 
+    def set_offloads(self, offloads: Offloads) -> None:
+        self._offloads = offloads
+        refused = self._tally.fallbacks
+        self._egress.flush()
+        self._outer.set_gso(offloads.udp_gso and "udp_gso" not in refused)
+        self._outer.set_gro(offloads.udp_gro, self._drain)
+        coalescer = self._ingress.coalescer
+        coalescer.tcp = offloads.tun_gro and "tun_gro" not in refused
+        coalescer.udp = offloads.tun_gro_udp and "tun_gro_udp" not in refused
+
     def set_own_address(self, address: IPv6Address | None, probe_port: int) -> None:
         if not 0 < probe_port < 1 << 16:
             raise ValueError(f"no UDP port: {probe_port}")
@@ -106,7 +117,7 @@ class PureDataPlane:
 
     # Peers.
 
-    def set_peer(self, peer: PeerId) -> None:
+    def add_peer(self, peer: PeerId) -> None:
         if peer not in self._peers:
             self._peers[peer] = DataPlanePeer(peer)
 
@@ -135,7 +146,7 @@ class PureDataPlane:
     def set_roaming(self, peer: PeerId, roaming: bool) -> None:
         self._peers[peer].roaming = roaming
 
-    def forget_source(self, peer: PeerId) -> None:
+    def clear_source(self, peer: PeerId) -> None:
         self._peers[peer].set_source(None)
 
     # Prefixes.
@@ -176,7 +187,7 @@ class PureDataPlane:
         self._sessions.drop_all(owner)
         owner.asked = -1.0
 
-    def flush_staged(self, peer: PeerId) -> None:
+    def purge_staged(self, peer: PeerId) -> None:
         owner = self._peers[peer]
         self._tally.drop(Drop.STAGED_EXPIRED, len(owner.staged))
         owner.staged.clear()
@@ -200,11 +211,11 @@ class PureDataPlane:
 
     # Looking.
 
-    def take_events(self, unproven: int = MAX_DATAGRAMS) -> list[Event]:
-        return self._events.take(unproven)
+    def drain_events(self, max_initiations: int = MAX_DATAGRAMS) -> list[Event]:
+        return self._events.take(max_initiations)
 
-    def unproven(self) -> int:
-        return self._events.unproven
+    def waiting_initiations(self) -> int:
+        return self._events.waiting_initiations
 
     def counters(self) -> Counters:
         tally = self._tally
@@ -260,6 +271,9 @@ class PureDataPlane:
         self._refuse_if_frozen()
         self._egress.send(peer, staged, self._clock())
         self._egress.flush()
+
+    def _drain(self, one: socket.socket) -> None:
+        self._ingress.drain(one, self._clock())
 
     def _refuse_if_frozen(self) -> None:
         if self._frozen:

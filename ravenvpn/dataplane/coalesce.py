@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from ravenvpn.dataplane.offload import (
+from ravenvpn.dataplane.segmentation import (
     GSO_NONE,
     GSO_TCPV4,
     GSO_TCPV6,

@@ -117,10 +117,11 @@ class Drop(enum.IntEnum):
 
 
 class Datagram(NamedTuple):
-    """A datagram that is not a transport message (type 4), unjudged. At most MAX_DATAGRAMS wait; more are dropped.
+    """A datagram that is not a transport message (type 4), unchecked. At most MAX_DATAGRAMS wait; more are dropped.
 
-    Initiations that prove nothing wait apart, MAX_UNPROVEN of them, and are handed up as the tunnel has room for
-    them: those of 148 bytes and type 1 whose mac2 is zero, which is all that a flood from spoofed sources can send.
+    Initiations without mac2 (148 bytes, type 1, the last 16 bytes zero) wait in a queue of their own, of at most
+    MAX_WAITING_INITIATIONS. They are all that a flood from spoofed sources can send, so the tunnel takes only as many
+    as it has room for.
     """
 
     data: bytes
@@ -128,7 +129,7 @@ class Datagram(NamedTuple):
     source: Source | None
 
 
-class Inner(NamedTuple):
+class InnerPacket(NamedTuple):
     """A UDP packet to our own tunnel address and probe port, whole (IP header first), from an authenticated peer."""
 
     peer: PeerId
@@ -136,10 +137,10 @@ class Inner(NamedTuple):
     outer_ce: bool
 
 
-class WantsHandshake(NamedTuple):
+class HandshakeNeeded(NamedTuple):
     """Packets are staged without a usable keypair, or the initiator's current keypair is due for renewal.
 
-    Said once per cause: again only after `install_keypair`, `flush_staged` or `drop_keypairs`, or when a packet
+    Said once per cause: again only after `install_keypair`, `purge_staged` or `drop_keypairs`, or when a packet
     is staged after at least rekey-timeout. The tunnel limits the rate in any case.
     """
 
@@ -160,7 +161,7 @@ class KeypairRetired(NamedTuple):
     local_index: int
 
 
-class SourceMoved(NamedTuple):
+class EndpointMoved(NamedTuple):
     """An authenticated data packet came from a new endpoint, and the body now sends there (roaming on).
 
     With roaming off the body reports it (once per endpoint) and keeps sending where it was told.
@@ -179,7 +180,7 @@ class Traffic(NamedTuple):
     busy peers set and clear them all the time. Every report taken covers all peers that
     moved since the last one, so a timer that is due asks for reports first and then decides on fresh facts.
 
-    Both are cleared, and what follows is news again, by `install_keypair` and `flush_staged`: a handshake answers
+    Both are cleared, and what follows is news again, by `install_keypair` and `purge_staged`: a handshake answers
     and acknowledges all that was before it, and giving it up begins the count anew.
     """
 
@@ -192,12 +193,12 @@ class Traffic(NamedTuple):
     unacknowledged_since: float  # first data packet received since anything authenticated left; 0.0 if none
 
 
-Event = Datagram | Inner | WantsHandshake | KeyPromoted | KeypairRetired | SourceMoved | Traffic
+Event = Datagram | InnerPacket | HandshakeNeeded | KeyPromoted | KeypairRetired | EndpointMoved | Traffic
 
 MAX_DATAGRAMS = 4096  # waiting handshake messages, as the Linux kernel's MAX_QUEUED_INCOMING_HANDSHAKES
 # Initiations that prove nothing. In a flood their queue is always full, and who is in earnest waits through it for a
 # cookie: so short that it comes before the next try, and long enough for a thousand peers that call at once.
-MAX_UNPROVEN = 1024
+MAX_WAITING_INITIATIONS = 1024
 MAX_STAGED_PACKETS = 128  # per peer while a handshake runs, as the Linux kernel's MAX_STAGED_PACKETS
 REPLAY_WINDOW = 8192 - 64  # messages a counter may be late, RFC 6479 with 128 words of 64 bits
 
@@ -207,7 +208,7 @@ REPLAY_WINDOW = 8192 - 64  # messages a counter may be late, RFC 6479 with 128 w
 
 @dataclass(slots=True)
 class PeerCounters:
-    """Of one peer since `set_peer`. Bytes are whole transport messages, as `wg show` counts them."""
+    """Of one peer since `add_peer`. Bytes are whole transport messages, as `wg show` counts them."""
 
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -269,11 +270,21 @@ class DataPlane(Protocol):
     def set_mtu(self, mtu: int) -> None:
         """MTU of the TUN: padding stops there (whitepaper §5.4.6)."""
 
+    def set_offloads(self, offloads: Offloads) -> None:
+        """Change which offloads are allowed. No packet in hand is lost, and none is reordered within its flow.
+
+        What the kernel refused once stays off; `offloads()` returns what is in force. The TUN device's own setting
+        (TUNSETOFFLOAD) is the caller's: set it first and pass what the kernel granted as `tun_tso` and `tun_uso`.
+        Superpackets that the TUN held before are segmented all the same. Batches that wait for a full socket are
+        sent datagram by datagram once `udp_gso` is off. To switch `udp_gro` off, the body first reads the sockets
+        until they are empty, because the kernel delivers a coalesced datagram without its segment size afterwards.
+        """
+
     def set_own_address(self, address: IPv6Address | None, probe_port: int) -> None:
-        """UDP to this inner address and port becomes an Inner event instead of a packet on the TUN."""
+        """UDP to this inner address and port becomes an InnerPacket event instead of a packet on the TUN."""
 
     # Peers.
-    def set_peer(self, peer: PeerId) -> None:
+    def add_peer(self, peer: PeerId) -> None:
         """Make the peer known; nothing changes if it is."""
 
     def remove_peer(self, peer: PeerId) -> None:
@@ -284,7 +295,7 @@ class DataPlane(Protocol):
     def set_roaming(self, peer: PeerId, roaming: bool) -> None:
         """Whether authenticated data from elsewhere moves the endpoint. On for a new peer."""
 
-    def forget_source(self, peer: PeerId) -> None:
+    def clear_source(self, peer: PeerId) -> None:
         """Let the kernel choose the source address again (a handshake retry, whitepaper §6.5's practice)."""
 
     # Prefixes. `route` and `accept` are apart because two ends of a change never switch at the same instant.
@@ -312,12 +323,12 @@ class DataPlane(Protocol):
     def drop_keypairs(self, peer: PeerId) -> None:
         """Wipe all keypairs (§6.3: three times reject-after-time without a new session)."""
 
-    def flush_staged(self, peer: PeerId) -> None:
+    def purge_staged(self, peer: PeerId) -> None:
         """Drop what waits for a handshake that was given up, counted as STAGED_EXPIRED."""
 
     # Sending.
     def send_keepalive(self, peer: PeerId) -> None:
-        """An empty transport message, or, without a usable keypair, whatever is staged stays and WantsHandshake."""
+        """An empty transport message, or, without a usable keypair, whatever is staged stays and HandshakeNeeded."""
 
     def send_inner(self, peer: PeerId, packet: bytes, outer_df: bool = False) -> None:
         """Send a whole inner IP packet of our own making to this peer, past the routes; `outer_df` forbids the
@@ -327,12 +338,13 @@ class DataPlane(Protocol):
         """A raw datagram from the same socket, DS field AF41 (handshake messages, cookies)."""
 
     # Looking.
-    def take_events(self, unproven: int = MAX_DATAGRAMS) -> list[Event]:
-        """What happened since the last call, in order; then the oldest `unproven` of the initiations that prove
-        nothing (see Datagram); Traffic last. `on_events` is not called for initiations that were left waiting."""
+    def drain_events(self, max_initiations: int = MAX_DATAGRAMS) -> list[Event]:
+        """Return and remove the events since the last call, in order; then at most `max_initiations` initiations
+        without mac2 (see Datagram), the oldest first; then Traffic. `on_events` is not called again for initiations
+        that stay in the queue."""
 
-    def unproven(self) -> int:
-        """How many initiations that prove nothing wait."""
+    def waiting_initiations(self) -> int:
+        """Return the number of initiations without mac2 in the queue."""
 
     def counters(self) -> Counters: ...
 

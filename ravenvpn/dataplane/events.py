@@ -6,7 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from ravenvpn.dataplane.contract import MAX_DATAGRAMS, MAX_UNPROVEN, Datagram, Drop, Event, Inner, Traffic
+from ravenvpn.dataplane.contract import (
+    MAX_DATAGRAMS,
+    MAX_WAITING_INITIATIONS,
+    Datagram,
+    Drop,
+    Event,
+    InnerPacket,
+    Traffic,
+)
 
 
 class Reporter(Protocol):
@@ -49,23 +57,23 @@ class EventQueue:
         self.wake: Callable[[], None] = _nobody
         self._tally = tally
         self._events: list[Event] = []
-        self._unproven: deque[Datagram] = deque()
+        self._initiations: deque[Datagram] = deque()
         self._moved: dict[Reporter, None] = {}
-        self._waiting: Final = {Datagram: 0, Inner: 0}
+        self._waiting: Final = {Datagram: 0, InnerPacket: 0}
         self._woken = False
 
     def post(self, event: Event) -> None:
         self._events.append(event)
         self.rouse()
 
-    def post_bounded(self, event: Datagram | Inner) -> None:
+    def post_bounded(self, event: Datagram | InnerPacket) -> None:
         """An event that strangers or peers can cause at will: at most MAX_DATAGRAMS of each kind wait."""
-        if isinstance(event, Datagram) and proves_nothing(event.data):
-            if len(self._unproven) >= MAX_UNPROVEN:
+        if isinstance(event, Datagram) and is_initiation_without_mac2(event.data):
+            if len(self._initiations) >= MAX_WAITING_INITIATIONS:
                 self._tally.drop(Drop.HANDSHAKE_QUEUE_FULL)
                 return
-            self._unproven.append(event)
-            if len(self._unproven) == 1:  # those behind it are no news
+            self._initiations.append(event)
+            if len(self._initiations) == 1:  # those behind it are no news
                 self.rouse()
             return
         if self._waiting[type(event)] >= MAX_DATAGRAMS:
@@ -84,16 +92,16 @@ class EventQueue:
         self._moved.pop(peer, None)
 
     @property
-    def unproven(self) -> int:
-        return len(self._unproven)
+    def waiting_initiations(self) -> int:
+        return len(self._initiations)
 
-    def take(self, unproven: int) -> list[Event]:
-        """See `DataPlane.take_events`."""
+    def take(self, max_initiations: int) -> list[Event]:
+        """See `DataPlane.drain_events`."""
         events = self._events
-        events.extend(self._unproven.popleft() for _ in range(min(unproven, len(self._unproven))))
+        events.extend(self._initiations.popleft() for _ in range(min(max_initiations, len(self._initiations))))
         events.extend(peer.report() for peer in self._moved)
         self._events, self._moved = [], {}
-        self._waiting[Datagram] = self._waiting[Inner] = 0
+        self._waiting[Datagram] = self._waiting[InnerPacket] = 0
         self._woken = False
         return events
 
@@ -107,20 +115,20 @@ class EventQueue:
         """Call `wake` from now on, at once if something waits."""
         self.wake = wake
         self._woken = False
-        if self._events or self._unproven or self._moved:
+        if self._events or self._initiations or self._moved:
             self.rouse()
 
     def ignore(self) -> None:
         self.wake = _nobody
 
 
-def proves_nothing(data: bytes) -> bool:
+def is_initiation_without_mac2(data: bytes) -> bool:
     """Whether it is a first initiation, or means to look like one: mac2, the last 16 bytes, is zero (§5.4.4)."""
     return len(data) == 148 and data[0] == 1 and not any(data[-16:])
 
 
 def _nobody() -> None:
-    """Before `start` and after `stop` nobody listens; events wait for `take_events`."""
+    """Before `start` and after `stop` nobody listens; events wait for `drain_events`."""
 
 
 def by_drop(drops: Iterable[int]) -> dict[Drop, int]:

@@ -10,19 +10,21 @@ from typing import Final
 from ravenvpn.crypto.aead import InvalidTag
 from ravenvpn.dataplane import ecn
 from ravenvpn.dataplane.coalesce import Coalescer
-from ravenvpn.dataplane.contract import Datagram, Drop, Inner, SourceMoved, WantsHandshake
+from ravenvpn.dataplane.contract import Datagram, Drop, EndpointMoved, HandshakeNeeded, InnerPacket
 from ravenvpn.dataplane.cryptokey_routing import Acceptance
 from ravenvpn.dataplane.events import EventQueue, Tally
 from ravenvpn.dataplane.keypairs import HEADER, HEADER_BYTES, OVERHEAD, TRANSPORT, Keypair, KeypairTable
-from ravenvpn.dataplane.offload import UDP
 from ravenvpn.dataplane.peers import IP_PKTINFO, DataPlanePeer, SockAddr, endpoint_of, source_of
-from ravenvpn.dataplane.transmitter import SO_RXQ_OVFL, SOL_UDP, UDP_GRO
+from ravenvpn.dataplane.segmentation import UDP
+from ravenvpn.dataplane.transmitter import SO_RXQ_OVFL, SOL_UDP, UDP_GRO, readable
 from ravenvpn.dataplane.tun_writer import TunWriter
 from ravenvpn.offloads import Offloads
 
 DATAGRAMS_PER_WAKE: Final = 16  # receives, each up to 64 KiB with UDP GRO; then the TUN side gets its turn
 RECEIVE_BYTES: Final = 1 << 16
 ARENA_BYTES: Final = 4 * RECEIVE_BYTES  # opened packets that wait to be joined
+# Receives of up to 64 KiB that empty a socket buffer of the tunnel's size (7 MiB) twice over.
+MAX_DRAIN_PUMPS: Final = (16 << 20) // (DATAGRAMS_PER_WAKE * RECEIVE_BYTES)
 SOURCE_CACHE: Final = 4096
 
 _ANCILLARY_BYTES: Final = (
@@ -109,6 +111,13 @@ class Inbound:
             self._open(size, segment, codepoint, address, family, pktinfo, now)
         self.flush()
 
+    def drain(self, one: socket.socket, now: float) -> None:
+        """Pump this socket until nothing is left to read, at most MAX_DRAIN_PUMPS times."""
+        for _ in range(MAX_DRAIN_PUMPS):
+            if not readable(one):
+                return
+            self.pump(one, now)
+
     def _open(  # noqa: PLR0917
         self, size: int, segment: int, codepoint: int, address: SockAddr, family: int, pktinfo: bytes, now: float
     ) -> None:
@@ -184,7 +193,7 @@ class Inbound:
         if now >= session.renews_late and not session.renewal_asked:
             session.renewal_asked = True
             if peer.ask(now):
-                self._events.post(WantsHandshake(peer.id))
+                self._events.post(HandshakeNeeded(peer.id))
 
     def _account(self, peer: DataPlanePeer, messages: int, octets: int, payload: int, now: float) -> None:
         """What arrived under one session in one run; `payload` is zero if all of it were keepalives."""
@@ -207,10 +216,10 @@ class Inbound:
         elif peer.roaming:
             peer.move(address, family)
             peer.set_source(source, pktinfo)
-            self._events.post(SourceMoved(peer.id, endpoint_of(address), source))
+            self._events.post(EndpointMoved(peer.id, endpoint_of(address), source))
         elif address != peer.reported_elsewhere:
             peer.reported_elsewhere = address
-            self._events.post(SourceMoved(peer.id, endpoint_of(address), source))
+            self._events.post(EndpointMoved(peer.id, endpoint_of(address), source))
 
     def _deliver(self, peer: DataPlanePeer, start: int, length: int, codepoint: int) -> None:
         """Judge an opened message and hand its packet on. If it has to stay in the arena, `_used` moves behind it."""
@@ -249,7 +258,7 @@ class Inbound:
             and total >= 48
         ):
             packet = bytes(arena[start : start + total])
-            self._events.post_bounded(Inner(peer.id, packet, codepoint == ecn.CE))
+            self._events.post_bounded(InnerPacket(peer.id, packet, codepoint == ecn.CE))
             return
         if self._outlet is None:
             drops[Drop.NO_TUN] += 1

@@ -7,12 +7,12 @@ import os
 from typing import Final
 
 from ravenvpn.dataplane import ecn
-from ravenvpn.dataplane.contract import MAX_STAGED_PACKETS, Drop, Timing, WantsHandshake
+from ravenvpn.dataplane.contract import MAX_STAGED_PACKETS, Drop, HandshakeNeeded, Timing
 from ravenvpn.dataplane.cryptokey_routing import Routes
 from ravenvpn.dataplane.events import EventQueue, Tally
 from ravenvpn.dataplane.keypairs import HEADER, HEADER_BYTES, OVERHEAD, TRANSPORT, Keypair
-from ravenvpn.dataplane.offload import FRAME_HEADER, Packets, count_packets, is_ip, split
 from ravenvpn.dataplane.peers import DataPlanePeer, Staged
+from ravenvpn.dataplane.segmentation import FRAME_HEADER, Packets, count_packets, is_ip, split
 from ravenvpn.dataplane.transmitter import Batch, Transmitter
 
 PADDING: Final = 16  # whitepaper §5.4.6
@@ -155,7 +155,7 @@ class Outbound:
                 self._tally.drop(Drop.STAGED_OVERFLOW)
             peer.staged.append(staged)
         if peer.ask(now, again_after=self._timing.rekey_timeout):
-            self._events.post(WantsHandshake(peer.id))
+            self._events.post(HandshakeNeeded(peer.id))
 
     def send_staged(self, peer: DataPlanePeer, now: float) -> bool:
         """Send what waited; False if nothing did."""
@@ -232,7 +232,7 @@ class Outbound:
         if peer.sent(now, data=before != 0):
             self._events.moved(peer)
         if (now >= session.renews or counter > session.rekey_after) and peer.ask(now):
-            self._events.post(WantsHandshake(peer.id))
+            self._events.post(HandshakeNeeded(peer.id))
 
     def flush(self, *, outer_df: bool = False) -> None:
         """Send the run that is being filled."""

@@ -13,7 +13,9 @@ sendmsg with UDP_SEGMENT (udp(7), Linux ≥ 4.18). What can go wrong with that, 
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import select
 import socket
 import struct
 from collections import deque
@@ -38,6 +40,8 @@ SOURCE_GONE: Final = frozenset((errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV,
 NOT_SEGMENTABLE: Final = frozenset((errno.EIO, errno.EINVAL, errno.EMSGSIZE))
 FULL: Final = errno.EAGAIN
 
+# How often a socket that is never empty is drained before UDP_GRO is switched off all the same.
+GRO_ATTEMPTS: Final = 16
 MAX_WAITING: Final = 64  # runs that wait for a full socket
 _SEGMENT_SIZE: Final = struct.Struct("=H")
 _DS_FIELD: Final = struct.Struct("=i")
@@ -91,6 +95,32 @@ class Transmitter:
             if descriptor is not None:
                 self._sockets[family] = Borrowed(family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, descriptor)
                 _ask_for_ancillary(self._sockets[family], family, gro=self.gro)
+
+    def set_gso(self, gso: bool) -> None:
+        """Allow or forbid UDP_SEGMENT. Batches that wait are split, so that none uses it once forbidden."""
+        self.gso = gso
+        if not gso:
+            self._waiting = deque(single for run in self._waiting for single in singles(run))
+
+    def set_gro(self, gro: bool, drain: Callable[[socket.socket], None]) -> None:
+        """Switch UDP_GRO of both sockets; `drain(socket)` reads everything a socket holds.
+
+        Without UDP_GRO the kernel still delivers a datagram that it coalesced before, but without the segment size,
+        so the datagrams in it are lost. The socket therefore has to be empty at the moment of switching off. One
+        that received in between is switched back, drained and tried again.
+        """
+        if gro == self.gro:
+            return
+        self.gro = gro
+        for one in self._sockets.values():
+            for _ in range(1 if gro else GRO_ATTEMPTS):
+                drain(one)
+                _set_option(one, SOL_UDP, UDP_GRO, int(gro))
+                if gro or not readable(one):
+                    break
+                _set_option(one, SOL_UDP, UDP_GRO, 1)
+            else:
+                _set_option(one, SOL_UDP, UDP_GRO, 0)
 
     @property
     def sockets(self) -> dict[int, socket.socket]:
@@ -219,7 +249,16 @@ def _ask_for_ancillary(one: socket.socket, family: int, *, gro: bool) -> None:
     else:
         wanted += [(socket.IPPROTO_IPV6, option, 1) for option in (socket.IPV6_RECVPKTINFO, socket.IPV6_RECVTCLASS)]
     for level, option, value in wanted:
-        try:
-            one.setsockopt(level, option, value)
-        except OSError:
-            continue
+        _set_option(one, level, option, value)
+
+
+def _set_option(one: socket.socket, level: int, option: int, value: int) -> None:
+    with contextlib.suppress(OSError):
+        one.setsockopt(level, option, value)
+
+
+def readable(one: socket.socket) -> bool:
+    """Return True if a datagram or an error waits to be read."""
+    poll = select.poll()
+    poll.register(one, select.POLLIN)
+    return bool(poll.poll(0))

@@ -16,7 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
-from ravenvpn.dataplane.contract import Datagram, DataPlane, Endpoint, Event, Inner, KeypairRetired, PeerId, Timing
+from ravenvpn.dataplane.contract import (
+    Datagram,
+    DataPlane,
+    Endpoint,
+    Event,
+    InnerPacket,
+    KeypairRetired,
+    PeerId,
+    Timing,
+)
 from ravenvpn.tunnel import handover
 from ravenvpn.tunnel.admission.load import REFUSAL, Pace
 from ravenvpn.tunnel.admission.queue import AdmissionQueue, AdmissionRefused, HandshakeDrop
@@ -58,7 +67,9 @@ class Device:
         self._identity = OwnKeys(random, self._timing)
         self._peers = PeerTable()
         self._indices = IndexTable(random)
-        self._gate = AdmissionQueue(self._identity, self._indices.find, self._send_cookie_reply, dataplane.unproven)
+        self._gate = AdmissionQueue(
+            self._identity, self._indices.find, self._send_cookie_reply, dataplane.waiting_initiations
+        )
         self._pace = pace or Pace()
         self._paced_until = DUE_NOW
         self._strangers = UnknownKeys(self._timing.rekey_timeout)
@@ -108,7 +119,7 @@ class Device:
         if peer is None:
             peer = Peer(self._peers.next_id(), settings, self._timing, Timers(self._timing, self._jitter))
             self._peers.add(peer)
-            self._dataplane.set_peer(peer.id)
+            self._dataplane.add_peer(peer.id)
             if not settings.roaming:
                 self._dataplane.set_roaming(peer.id, False)
             self._sessions.configured(peer, None, now)
@@ -163,7 +174,7 @@ class Device:
 
     def hear(self, now: float, unix_ns: int) -> None:
         """Take in what the data plane has to report, and of initiations that prove nothing what there is room for."""
-        self.receive(self._dataplane.take_events(self._gate.room), now, unix_ns)
+        self.receive(self._dataplane.drain_events(self._gate.room), now, unix_ns)
 
     def receive(self, events: Sequence[Event], now: float, unix_ns: int) -> None:
         """Take in these events. Never raises for what a datagram holds; costs a hash for each."""
@@ -174,7 +185,7 @@ class Device:
                     self._gate.admit(event, now)
                 else:
                     self._gate.drop(HandshakeDrop.NOT_LISTENING)
-            elif isinstance(event, Inner):
+            elif isinstance(event, InnerPacket):
                 self._sessions.reports.append(event)
             else:
                 if isinstance(event, KeypairRetired):
@@ -236,7 +247,7 @@ class Device:
         if len(self._gate):
             return self._paced_until if due is None else min(due, self._paced_until)
         # What still waits before the gate is heard in the next turn.
-        return DUE_NOW if self._dataplane.unproven() else due
+        return DUE_NOW if self._dataplane.waiting_initiations() else due
 
     def initiate(self, name: str, now: float) -> None:
         """Begin a handshake with the peer as soon as the limit of one per REKEY_TIMEOUT lets us."""

@@ -20,7 +20,7 @@ from ravenvpn import dataplane
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane import boottime
-from ravenvpn.dataplane.contract import Counters, Endpoint, Inner, PeerId, Timing
+from ravenvpn.dataplane.contract import Counters, Endpoint, InnerPacket, PeerId, Timing
 from ravenvpn.errors import HostError
 from ravenvpn.offloads import Offloads
 from ravenvpn.prefixes import Prefix
@@ -258,7 +258,7 @@ class Tunnel:
         self._device.hear(now, unix_ns)
         self._device.tick(now, unix_ns)
         for report in self._device.take_reports():
-            if not isinstance(report, Inner):
+            if not isinstance(report, InnerPacket):
                 self._listeners.on_report(report)
             elif (name := self._names.get(report.peer)) is not None:
                 self._listeners.on_inner(name, report.packet, report.outer_ce)
@@ -274,7 +274,7 @@ class Tunnel:
             if not self._links.is_up(index):
                 # An address of an uplink that went is no place to be answered at, even while the host still has it.
                 for peer in peers:
-                    self._dataplane.forget_source(peer)
+                    self._dataplane.clear_source(peer)
         if self._tun is not None:
             self._look_at_own(self._tun)
 

@@ -11,12 +11,12 @@ from collections import deque
 
 from ravenvpn.dataplane.contract import (
     DataPlane,
+    EndpointMoved,
+    HandshakeNeeded,
     KeypairRetired,
     KeyPromoted,
     PeerId,
-    SourceMoved,
     Traffic,
-    WantsHandshake,
 )
 from ravenvpn.tunnel.deadlines import Deadlines
 from ravenvpn.tunnel.handshake.exchange import HandshakeExchange
@@ -25,7 +25,7 @@ from ravenvpn.tunnel.peer import HandshakeFailure, Peer, PeerSettings
 from ravenvpn.tunnel.session_events import MAX_REPORTS, Report, SessionLost, SessionUp
 from ravenvpn.tunnel.timers import Timer
 
-PeerEvent = WantsHandshake | KeyPromoted | KeypairRetired | SourceMoved | Traffic
+PeerEvent = HandshakeNeeded | KeyPromoted | KeypairRetired | EndpointMoved | Traffic
 
 
 class PeerRules:
@@ -94,7 +94,7 @@ class PeerRules:
 
     def interface_down(self, peer: Peer) -> None:
         self.wipe(peer)
-        self._dataplane.flush_staged(peer.id)
+        self._dataplane.purge_staged(peer.id)
         peer.timers.stopped()
         self.settle(peer)
         self.forget(peer)
@@ -151,7 +151,7 @@ class PeerRules:
 
     def on_event(self, peer: Peer, event: PeerEvent, now: float, unix_ns: int) -> None:
         match event:
-            case WantsHandshake():
+            case HandshakeNeeded():
                 if peer.phase.pending:
                     peer.timers.attempt_prolonged(now)
                 else:
@@ -162,7 +162,7 @@ class PeerRules:
                 peer.keypairs.discard(index)
                 if not peer.keypairs:
                     peer.happened(HandshakeEvent.KEYS_RETIRED)
-            case SourceMoved(endpoint=endpoint, source=source):
+            case EndpointMoved(endpoint=endpoint, source=source):
                 roaming = peer.settings.roaming
                 if peer.where.heard_from(endpoint, source, roaming) and not roaming:
                     # The body only told; a candidate of ours may be followed.
@@ -189,7 +189,7 @@ class PeerRules:
                 self._retry(peer, now)
             case Timer.NEW_HANDSHAKE:
                 peer.where.source = None
-                self._dataplane.forget_source(peer.id)
+                self._dataplane.clear_source(peer.id)
                 self.want_handshake(peer, now)
             case Timer.DEFERRED_HANDSHAKE | Timer.RENEW_SESSION:
                 self.want_handshake(peer, now)
@@ -210,7 +210,7 @@ class PeerRules:
             if not peer.settings.warm:
                 return
         peer.where.retry()
-        self._dataplane.forget_source(peer.id)
+        self._dataplane.clear_source(peer.id)
         if not peer.keypairs:
             # Nothing has been heard from anywhere yet: data goes where the handshake goes.
             self._dataplane.set_endpoint(peer.id, peer.where.current())

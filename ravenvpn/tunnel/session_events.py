@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ravenvpn.dataplane.contract import Endpoint, Inner
+from ravenvpn.dataplane.contract import Endpoint, InnerPacket
 from ravenvpn.tunnel.peer import HandshakeFailure
 
 MAX_REPORTS = 4096  # waiting to be taken; the oldest go
@@ -26,4 +26,4 @@ class SessionLost:
     failure: HandshakeFailure | None
 
 
-Report = SessionUp | SessionLost | Inner
+Report = SessionUp | SessionLost | InnerPacket

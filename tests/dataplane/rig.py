@@ -117,7 +117,7 @@ class End:
 
     def knows(self, peer: PeerId, endpoint: Endpoint | None) -> None:
         """Configure a peer with its usual prefixes, both ways."""
-        self.plane.set_peer(peer)
+        self.plane.add_peer(peer)
         self.plane.set_endpoint(peer, endpoint)
         prefixes = [ip_network(prefix) for prefix in PREFIXES[peer]]
         for prefix in prefixes:
@@ -143,7 +143,7 @@ class End:
 
     def happened(self, *kinds: type, traffic: bool = False) -> list[Event]:
         """Events since the last call, those of `kinds` if given; Traffic only if asked for."""
-        events = self.plane.take_events()
+        events = self.plane.drain_events()
         self.events += events
         wanted = kinds or ((object,) if traffic else None)
         return [e for e in events if (isinstance(e, wanted) if wanted else not isinstance(e, Traffic))]

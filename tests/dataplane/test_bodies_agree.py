@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.dataplane.contract import Datagram, Endpoint, NewKeypair, Role, Source, SourceMoved
+from ravenvpn.dataplane.contract import Datagram, Endpoint, EndpointMoved, NewKeypair, Role, Source
 
 pytestmark = pytest.mark.skipif(BODIES == ["pure"], reason="THE NATIVE BODY WAS NOT BUILT")
 
@@ -52,8 +52,8 @@ class World:
     def observed(self) -> dict[str, object]:
         """Everything this step brought, in words that do not depend on port numbers or batch boundaries."""
         events = []
-        for event in self.end.plane.take_events():
-            located = isinstance(event, Datagram | SourceMoved)
+        for event in self.end.plane.drain_events():
+            located = isinstance(event, Datagram | EndpointMoved)
             events.append(
                 (type(event), *event[:-2], self.name_of(event.endpoint), event.source) if located else event
             )
@@ -228,7 +228,7 @@ def advance(seconds):
     return Step(f"{seconds} seconds", lambda world: world.clock.advance(seconds))
 
 
-per_peer = ("set_peer", "remove_peer", "forget_source", "expire_keypairs", "drop_keypairs", "flush_staged",
+per_peer = ("add_peer", "remove_peer", "clear_source", "expire_keypairs", "drop_keypairs", "purge_staged",
             "send_keepalive", "send_keepalive")  # fmt: skip
 steps = st.one_of(
     *[put()] * 4,

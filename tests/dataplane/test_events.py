@@ -13,13 +13,13 @@ from dataplane.rig import ALICE, BOB, PREFIXES, Clock, End, Eve, keypairs, messa
 
 from ravenvpn.dataplane.contract import (
     MAX_DATAGRAMS,
-    MAX_UNPROVEN,
+    MAX_WAITING_INITIATIONS,
     Datagram,
     Endpoint,
-    Inner,
+    HandshakeNeeded,
+    InnerPacket,
     Source,
     Traffic,
-    WantsHandshake,
 )
 
 A, B = "10.1.0.1", "10.2.0.1"
@@ -84,22 +84,22 @@ async def test_initiations_that_prove_nothing_wait_until_there_is_room_for_them(
     async with two(body) as pair:
         plane = pair.bob.plane
         with Eve() as eve:
-            for n in range(MAX_UNPROVEN + 10):
+            for n in range(MAX_WAITING_INITIATIONS + 10):
                 eve.send(initiation(n), pair.bob.endpoint())
                 if n % 100 == 0:
                     await pair.settle()
             await pair.settle()
-            assert plane.unproven() == MAX_UNPROVEN
+            assert plane.waiting_initiations() == MAX_WAITING_INITIATIONS
             assert pair.bob.drops() == {"HANDSHAKE_QUEUE_FULL": 10}
             others = [initiation(9000, mac2=bytes(15) + b"\1"), b"\2\0\0\0" + bytes(88), b"\1" + bytes(148)]
             for data in others:
                 eve.send(data, pair.bob.endpoint())
             await pair.settle()
-            assert [event.data for event in plane.take_events(0)] == others
-            assert [event.data for event in plane.take_events(3)] == [initiation(n) for n in range(3)]
-            assert plane.unproven() == MAX_UNPROVEN - 3
-            assert len(plane.take_events()) == MAX_UNPROVEN - 3
-            assert plane.unproven() == 0
+            assert [event.data for event in plane.drain_events(0)] == others
+            assert [event.data for event in plane.drain_events(3)] == [initiation(n) for n in range(3)]
+            assert plane.waiting_initiations() == MAX_WAITING_INITIATIONS - 3
+            assert len(plane.drain_events()) == MAX_WAITING_INITIATIONS - 3
+            assert plane.waiting_initiations() == 0
 
 
 async def test_only_the_first_of_them_is_news(body):
@@ -108,11 +108,11 @@ async def test_only_the_first_of_them_is_news(body):
             eve.send(initiation(1), pair.bob.endpoint())
             await pair.settle()
             woken = pair.bob.woken
-            assert pair.bob.plane.take_events(0) == []
+            assert pair.bob.plane.drain_events(0) == []
             eve.send(initiation(2), pair.bob.endpoint())
             await pair.settle()
             assert pair.bob.woken == woken, "the tunnel knows that one waits"
-            assert len(pair.bob.plane.take_events()) == 2
+            assert len(pair.bob.plane.drain_events()) == 2
             eve.send(initiation(3), pair.bob.endpoint())
             await pair.settle()
             assert pair.bob.woken == woken + 1
@@ -153,7 +153,7 @@ async def test_probes_to_our_own_address_are_events(body, outer):
             probe = udp(A6, str(OURS), b"probe", ports=(10277, 10277), tos=ECT_0)
             eve.send(message(yours, 100, probe), pair.bob.endpoint(), ds_field=outer)
             await pair.settle()
-            (event,) = pair.bob.happened(Inner)
+            (event,) = pair.bob.happened(InnerPacket)
             assert (event.peer, event.outer_ce) == (ALICE, outer == CE)
             assert event.packet[40:] == probe[40:]
             assert pair.bob.frames() == []
@@ -177,7 +177,7 @@ async def test_all_else_goes_through_the_tun(body, packet):
         pair.alice.put(packet)
         await pair.settle()
         assert pair.bob.packets() == [packet]
-        assert pair.bob.happened(Inner) == []
+        assert pair.bob.happened(InnerPacket) == []
 
 
 async def test_a_probe_from_a_wrong_source_is_dropped(body):
@@ -186,7 +186,7 @@ async def test_a_probe_from_a_wrong_source_is_dropped(body):
         pair.bob.plane.set_own_address(OURS, 10277)
         pair.alice.plane.send_inner(BOB, udp("fd03::1", str(OURS), ports=(10277, 10277)))
         await pair.settle()
-        assert pair.bob.happened(Inner) == []
+        assert pair.bob.happened(InnerPacket) == []
         assert pair.bob.drops() == {"SOURCE_NOT_ACCEPTED": 1}
 
 
@@ -205,7 +205,7 @@ async def test_send_inner_waits_for_a_key_like_any_other(body):
     async with two(body) as pair:
         packet = udp(A6, B6, b"mine")
         pair.alice.plane.send_inner(BOB, packet)
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
         pair.handshake()
         await pair.settle()
         assert pair.bob.packets() == [packet]
@@ -290,7 +290,7 @@ async def test_what_happens_after_a_handshake_is_news_again(body, end):
                 if end == "installed":
                     one.plane.install_keypair(other, keypairs(pair.clock())[1])
                 else:
-                    one.plane.flush_staged(other)
+                    one.plane.purge_staged(other)
                 one.happened()
 
 
@@ -317,7 +317,7 @@ async def test_events_from_before_the_start_wake_the_tunnel(body):
         alice.start()
         await settle(alice)
         assert alice.woken == 1
-        assert alice.happened() == [WantsHandshake(BOB)]
+        assert alice.happened() == [HandshakeNeeded(BOB)]
     finally:
         alice.close()
 

@@ -15,7 +15,7 @@ from dataplane.packets import udp
 from dataplane.rig import ALICE, BOB, BOOT_ID, PREFIXES, End, Eve, Pair, keypairs, message, settle, two, udp_socket
 
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.dataplane.contract import SourceMoved, Traffic, WantsHandshake
+from ravenvpn.dataplane.contract import EndpointMoved, HandshakeNeeded, Traffic
 from ravenvpn.dataplane.events import Tally
 from ravenvpn.dataplane.transmitter import Transmitter
 
@@ -53,7 +53,7 @@ async def test_a_session_goes_on_in_the_next_process(body, suite):
             assert [packet[28:] for packet in pair.bob.packets()] == [b"before", b"after"]
             assert [packet[28:] for packet in heir.packets()] == [b"answer"]
             assert pair.bob.counters.peers[ALICE].endpoint == heir.endpoint()
-            assert heir.happened(WantsHandshake) == []
+            assert heir.happened(HandshakeNeeded) == []
 
 
 async def test_the_tunnel_hears_the_facts_again(body):
@@ -97,7 +97,7 @@ async def test_a_replay_across_the_handover_is_dropped(body):
                 eve.send(old, heir.endpoint())
                 await settle(heir)
                 assert heir.drops() == {"REPLAYED": 1}
-                assert heir.happened(SourceMoved) == []
+                assert heir.happened(EndpointMoved) == []
 
 
 async def test_all_slots_and_what_waits_go_over(body):
@@ -284,7 +284,7 @@ async def test_a_message_limit_holds_across_the_handover(body):
                 counters = [struct.unpack_from("<Q", datagram, 8)[0] for datagram in eve.captured()]
                 assert counters == [2**29 - 2, 2**29 - 1]
                 assert heir.counters.peers[BOB].staged == 2
-                assert heir.happened() == [WantsHandshake(BOB)]
+                assert heir.happened() == [HandshakeNeeded(BOB)]
 
 
 @pytest.mark.parametrize("role", [0, 1], ids=["initiator", "responder"])
@@ -304,4 +304,4 @@ async def test_many_messages_ask_for_a_new_key(body, role):
                 assert heir.happened() == []
                 heir.put(udp(A, B))
                 await settle(heir)
-                assert heir.happened() == [WantsHandshake(BOB)]
+                assert heir.happened() == [HandshakeNeeded(BOB)]

@@ -11,7 +11,7 @@ import pytest
 from dataplane.packets import superpacket, tcp, udp
 from dataplane.rig import ALICE, Eve, message, two
 
-from ravenvpn.dataplane.contract import SourceMoved
+from ravenvpn.dataplane.contract import EndpointMoved
 
 # With `make soak` 10⁶ datagrams of strangers, 7·10⁵ of peers, 5·10⁵ frames.
 SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 350))]
@@ -72,7 +72,7 @@ async def test_datagrams_of_strangers(body, seed):
             await pair.settle()
             after = pair.bob.counters.peers[ALICE]
             assert after == before, "nothing of it was the peer's"
-            assert pair.bob.happened(SourceMoved) == []
+            assert pair.bob.happened(EndpointMoved) == []
             assert pair.bob.frames() == []
             known = {"MALFORMED", "UNKNOWN_INDEX", "BAD_TAG", "EXPIRED_KEYPAIR", "REPLAYED"}
             assert set(pair.bob.drops()) <= known
@@ -185,4 +185,4 @@ async def test_a_flood_of_rubbish_costs_no_memory(body):
                 assert tracemalloc.get_traced_memory()[0] - before < 200_000
             finally:
                 tracemalloc.stop()
-            assert pair.bob.happened(SourceMoved)[1:] == []
+            assert pair.bob.happened(EndpointMoved)[1:] == []

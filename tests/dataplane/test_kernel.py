@@ -77,7 +77,7 @@ class Host:
         )
         self.plane.set_mtu(mtu)
         self.plane.set_sockets(*self.sockets.descriptors)
-        self.plane.set_peer(peer)
+        self.plane.add_peer(peer)
         prefixes = [ip_network(f"10.{3 - number}.0.0/16"), ip_network(f"fd00:{3 - number}::/32")]
         for prefix in prefixes:
             self.plane.route(prefix, [peer])
@@ -140,7 +140,7 @@ async def link(
         bob.plane.set_endpoint(ALICE, alice.underlay(family))
         loop = asyncio.get_running_loop()
         for host in hosts:
-            host.plane.start(loop, host.plane.take_events)
+            host.plane.start(loop, host.plane.drain_events)
         mine, yours = keypairs(dataplane.boottime())
         bob.plane.install_keypair(ALICE, yours)
         alice.plane.install_keypair(BOB, mine)
@@ -320,6 +320,25 @@ async def test_a_slow_link_holds_packets_back_instead_of_losing_them(netns, body
         assert alice.drops() == bob.drops() == {}
         calls = alice.plane.counters()
         assert calls.udp_writes > calls.udp_tx_datagrams // 64 + 20, "some sends found the socket full"
+
+
+@pytest.mark.needs("tc")
+async def test_batches_that_wait_for_a_full_socket_survive_switching_gso_off(netns, body):
+    async with link(netns, body) as (alice, bob):
+        shaping = ["rate", "100mbit", "burst", "64kb", "limit", "64mb"]
+        alice.run("tc", "qdisc", "add", "dev", "veth0", "root", "tbf", *shaping)
+        one = alice.sockets.v4
+        assert one is not None
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        moving = asyncio.create_task(transfer(alice, bob, 4 << 20))
+        await asyncio.sleep(0.1)
+        alice.plane.set_offloads(Offloads.without(["udp_gso"]))
+        before = alice.plane.counters()
+        await moving
+        assert alice.drops() == bob.drops() == {}
+        after = alice.plane.counters()
+        datagrams = after.udp_tx_datagrams - before.udp_tx_datagrams
+        assert datagrams > 1000, "most of it was sent after the change"
 
 
 async def test_a_deleted_tun_does_not_spin(netns, body):

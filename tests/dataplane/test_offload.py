@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.dataplane.coalesce import Coalescer
-from ravenvpn.dataplane.offload import count_packets, is_ip, split
+from ravenvpn.dataplane.segmentation import count_packets, is_ip, split
 
 V4 = ("10.1.0.1", "10.2.0.1")
 V6 = ("fd01::1", "fd02::1")

@@ -10,7 +10,7 @@ import pytest
 from dataplane.packets import is_valid, tcp, udp
 from dataplane.rig import ALICE, BOB, CAROL, Clock, End, Eve, keypairs, message, settle, two
 
-from ravenvpn.dataplane.contract import Endpoint, Source, SourceMoved
+from ravenvpn.dataplane.contract import Endpoint, EndpointMoved, Source
 
 A, B, C = "10.1.0.1", "10.2.0.1", "10.3.0.1"
 A6, B6 = "fd01::1", "fd02::1"
@@ -28,7 +28,7 @@ async def test_the_endpoint_follows_authenticated_messages(body, family):
             _, yours = await pair.connect()
             eve.send(message(yours, 100, udp(A, B)), pair.bob.endpoint(family))
             await pair.settle()
-            (moved,) = pair.bob.happened(SourceMoved)
+            (moved,) = pair.bob.happened(EndpointMoved)
             assert (moved.peer, moved.endpoint) == (ALICE, eve.endpoint)
             assert moved.source.host == ("127.0.0.1" if family == 4 else "::1")
             pair.bob.put(udp(B, A))
@@ -60,7 +60,7 @@ async def test_forged_and_replayed_messages_move_nothing(body):
             eve.send(genuine, pair.bob.endpoint())
             await pair.settle()
             assert pair.bob.drops() == {"BAD_TAG": 1, "REPLAYED": 1}
-            assert pair.bob.happened(SourceMoved) == []
+            assert pair.bob.happened(EndpointMoved) == []
             assert pair.bob.counters.peers[ALICE].endpoint == pair.alice.endpoint()
 
 
@@ -72,7 +72,7 @@ async def test_without_roaming_a_new_place_is_reported_once_and_not_used(body):
             for counter in (100, 101, 102):
                 eve.send(message(yours, counter, udp(A, B)), pair.bob.endpoint())
             await pair.settle()
-            assert [event.endpoint for event in pair.bob.happened(SourceMoved)] == [eve.endpoint]
+            assert [event.endpoint for event in pair.bob.happened(EndpointMoved)] == [eve.endpoint]
             assert len(pair.bob.packets()) == 3
             pair.bob.put(udp(B, A))
             await pair.settle()
@@ -100,7 +100,7 @@ async def test_the_source_can_be_forgotten(body):
         with Eve() as eve:
             await pair.connect()
             pair.bob.plane.set_endpoint(ALICE, eve.endpoint, Source("127.0.0.2", 1))
-            pair.bob.plane.forget_source(ALICE)
+            pair.bob.plane.clear_source(ALICE)
             assert pair.bob.counters.peers[ALICE].source is None
             pair.bob.put(udp(B, A))
             await pair.settle()
@@ -200,13 +200,13 @@ async def test_unknown_peers_are_key_errors(body):
             lambda plane: plane.remove_peer(CAROL),
             lambda plane: plane.set_endpoint(CAROL, None),
             lambda plane: plane.set_roaming(CAROL, True),
-            lambda plane: plane.forget_source(CAROL),
+            lambda plane: plane.clear_source(CAROL),
             lambda plane: plane.route(ip_network("10.9.0.0/16"), [CAROL]),
             lambda plane: plane.accept(CAROL),
             lambda plane: plane.install_keypair(CAROL, keypairs(1.0)[0]),
             lambda plane: plane.expire_keypairs(CAROL),
             lambda plane: plane.drop_keypairs(CAROL),
-            lambda plane: plane.flush_staged(CAROL),
+            lambda plane: plane.purge_staged(CAROL),
             lambda plane: plane.send_inner(CAROL, udp(A, B)),
         ):
             with pytest.raises(KeyError):
@@ -234,7 +234,7 @@ async def test_the_longest_accepted_prefix_of_all_peers_decides(body):
         with Eve() as eve:
             _, yours = await pair.connect()
             plane = pair.bob.plane
-            plane.set_peer(CAROL)
+            plane.add_peer(CAROL)
             plane.accept(ALICE, [ip_network("0.0.0.0/0")])
             plane.accept(CAROL, [ip_network("10.3.0.0/16")])
 

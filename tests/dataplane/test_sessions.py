@@ -10,7 +10,7 @@ from dataplane.packets import tcp, udp
 from dataplane.rig import ALICE, BOB, CAROL, Clock, End, Eve, keypairs, message, settle, two
 
 from ravenvpn.crypto.aead import Suite, cipher
-from ravenvpn.dataplane.contract import KeypairRetired, KeyPromoted, Timing, WantsHandshake
+from ravenvpn.dataplane.contract import HandshakeNeeded, KeypairRetired, KeyPromoted, Timing
 
 A, B = "10.1.0.1", "10.2.0.1"
 A6, B6 = "fd01::1", "fd02::1"
@@ -44,7 +44,7 @@ async def test_packets_wait_for_a_key_and_then_leave_in_order(body):
         packets = [udp(A, B, bytes([n])) for n in range(5)]
         pair.alice.put(*packets)
         await pair.settle()
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
         assert pair.alice.counters.peers[BOB].staged == 5
         pair.handshake()
         await pair.settle()
@@ -69,23 +69,23 @@ async def test_a_handshake_is_wanted_again_after_rekey_timeout(body):
         pair.clock.advance(4.9)
         pair.alice.put(udp(A, B))
         await pair.settle()
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
         pair.clock.advance(0.1)
         pair.alice.put(udp(A, B))
         await pair.settle()
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
 
 
 async def test_what_waited_is_dropped_when_the_handshake_is_given_up(body):
     async with two(body) as pair:
         pair.alice.put(udp(A, B), udp(A, B))
         await pair.settle()
-        pair.alice.plane.flush_staged(BOB)
+        pair.alice.plane.purge_staged(BOB)
         assert pair.alice.drops() == {"STAGED_EXPIRED": 2}
         pair.alice.happened()
         pair.alice.put(udp(A, B))
         await pair.settle()
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
 
 
 async def test_the_initiator_confirms_the_key_at_once(body):
@@ -125,7 +125,7 @@ async def test_a_keepalive_is_32_bytes_and_reaches_no_tun(body):
 async def test_a_keepalive_without_a_key_asks_for_one(body):
     async with two(body) as pair:
         pair.alice.plane.send_keepalive(BOB)
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
         assert pair.alice.counters.peers[BOB].staged == 0
 
 
@@ -201,19 +201,19 @@ async def test_the_initiator_renews_after_120_seconds_of_sending(body):
         await pair.settle()
         pair.alice.put(udp(A, B))
         await pair.settle()
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
         assert pair.bob.happened() == [], "only the initiator renews by age"
 
 
 async def test_the_initiator_renews_after_165_seconds_of_receiving(body):
     async with two(body) as pair:
         await pair.connect()
-        for pause, wanted in ((164.9, []), (0.1, [WantsHandshake(BOB)]), (1.0, [])):
+        for pause, wanted in ((164.9, []), (0.1, [HandshakeNeeded(BOB)]), (1.0, [])):
             pair.clock.advance(pause)
             pair.bob.plane.send_keepalive(ALICE)
             await pair.settle()
             assert pair.alice.happened() == wanted
-        pair.alice.plane.flush_staged(BOB)  # given up
+        pair.alice.plane.purge_staged(BOB)  # given up
         pair.bob.plane.send_keepalive(ALICE)
         await pair.settle()
         assert pair.alice.happened() == [], "once per keypair"
@@ -227,7 +227,7 @@ async def test_a_renewed_key_asks_anew(body):
             pair.clock.advance(1.0)
             pair.alice.put(udp(A, B))
             await pair.settle()
-            assert pair.alice.happened() == [WantsHandshake(BOB)]
+            assert pair.alice.happened() == [HandshakeNeeded(BOB)]
 
 
 async def test_expired_keypairs_receive_only(body):
@@ -237,7 +237,7 @@ async def test_expired_keypairs_receive_only(body):
         pair.alice.put(udp(A, B))
         pair.bob.put(udp(B, A, b"still welcome"))
         await pair.settle()
-        assert pair.alice.happened() == [WantsHandshake(BOB)]
+        assert pair.alice.happened() == [HandshakeNeeded(BOB)]
         assert pair.bob.packets() == []
         assert len(pair.alice.packets()) == 1
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from ravenvpn.dataplane.contract import (
     MAX_DATAGRAMS,
     MAX_STAGED_PACKETS,
-    MAX_UNPROVEN,
+    MAX_WAITING_INITIATIONS,
     Counters,
     Datagram,
     Drop,
     Endpoint,
+    EndpointMoved,
     Event,
+    HandshakeNeeded,
     KeypairRetired,
     KeyPromoted,
     NewKeypair,
@@ -28,12 +30,10 @@ from ravenvpn.dataplane.contract import (
     PeerId,
     Role,
     Source,
-    SourceMoved,
     Timing,
     Traffic,
-    WantsHandshake,
 )
-from ravenvpn.dataplane.events import proves_nothing
+from ravenvpn.dataplane.events import is_initiation_without_mac2
 from ravenvpn.offloads import Offloads
 from ravenvpn.prefixes import Prefix
 
@@ -107,6 +107,7 @@ class FakeDataPlane:
         self.drops = dict.fromkeys(Drop, 0)
         self.nonces: list[tuple[bytes, int]] = []  # every (key, counter) ever sent under
         self.calls: list[str] = []
+        self.allowed = Offloads()
         self.frozen = False
 
     # Life: nothing to pump.
@@ -118,8 +119,11 @@ class FakeDataPlane:
     def route(self, prefix: Prefix, peers: Sequence[PeerId]) -> None: ...
     def accept(self, peer: PeerId, add: Sequence[Prefix] = (), remove: Sequence[Prefix] = ()) -> None: ...
 
+    def set_offloads(self, offloads: Offloads) -> None:
+        self.allowed = offloads
+
     def offloads(self) -> Offloads:
-        return Offloads()
+        return self.allowed
 
     def freeze(self) -> bytes:
         self.frozen = True
@@ -129,7 +133,7 @@ class FakeDataPlane:
         raise NotImplementedError("a test hands the object over instead")
 
     # Peers.
-    def set_peer(self, peer: PeerId) -> None:
+    def add_peer(self, peer: PeerId) -> None:
         self.known.setdefault(peer, FakePeer(peer))
 
     def remove_peer(self, peer: PeerId) -> None:
@@ -143,7 +147,7 @@ class FakeDataPlane:
     def set_roaming(self, peer: PeerId, roaming: bool) -> None:
         self.known[peer].roaming = roaming
 
-    def forget_source(self, peer: PeerId) -> None:
+    def clear_source(self, peer: PeerId) -> None:
         self.known[peer].source = None
 
     # Sessions.
@@ -183,7 +187,7 @@ class FakeDataPlane:
         one.previous = one.current = one.next = None
         one.asked_at = None
 
-    def flush_staged(self, peer: PeerId) -> None:
+    def purge_staged(self, peer: PeerId) -> None:
         one = self.known[peer]
         self.drops[Drop.STAGED_EXPIRED] += len(one.staged)
         one.staged.clear()
@@ -216,9 +220,9 @@ class FakeDataPlane:
     # What arrives.
     def receive(self, data: bytes, endpoint: Endpoint, source: Source | None) -> None:
         if data[:1] != b"\x04":
-            first = proves_nothing(data)
+            first = is_initiation_without_mac2(data)
             lane = self.first_calls if first else self.events
-            if first and len(lane) >= MAX_UNPROVEN:
+            if first and len(lane) >= MAX_WAITING_INITIATIONS:
                 self.drops[Drop.HANDSHAKE_QUEUE_FULL] += 1
             else:
                 lane.append(Datagram(data, endpoint, source))
@@ -243,7 +247,7 @@ class FakeDataPlane:
         one.moved = True
         one.rx_bytes += len(data)
         if endpoint != one.endpoint:
-            self.events.append(SourceMoved(one.id, endpoint, source))
+            self.events.append(EndpointMoved(one.id, endpoint, source))
         if one.roaming:
             one.endpoint, one.source = endpoint, source
         if session is one.next:
@@ -267,12 +271,12 @@ class FakeDataPlane:
         waiting = self.events or self.first_calls
         return bool(waiting) or any(one.moved and one.arms_timer for one in self.known.values())
 
-    def unproven(self) -> int:
+    def waiting_initiations(self) -> int:
         return len(self.first_calls)
 
-    def take_events(self, unproven: int = MAX_DATAGRAMS) -> list[Event]:
-        events, self.events = [*self.events, *self.first_calls[:unproven]], []
-        del self.first_calls[:unproven]
+    def drain_events(self, max_initiations: int = MAX_DATAGRAMS) -> list[Event]:
+        events, self.events = [*self.events, *self.first_calls[:max_initiations]], []
+        del self.first_calls[:max_initiations]
         for one in self.known.values():
             if one.moved:
                 one.moved = False
@@ -331,7 +335,7 @@ class FakeDataPlane:
         now = self.clock()
         if one.asked_at is None or now - one.asked_at >= self.timing.rekey_timeout:
             one.asked_at = now
-            self.events.append(WantsHandshake(one.id))
+            self.events.append(HandshakeNeeded(one.id))
 
     def _renew(self, one: FakePeer, age: float) -> None:
         session = one.current
@@ -339,7 +343,7 @@ class FakeDataPlane:
             return
         if self.clock() - session.keypair.birth >= age:
             session.asked = True
-            self.events.append(WantsHandshake(one.id))
+            self.events.append(HandshakeNeeded(one.id))
 
     def _transmit(self, one: FakePeer, payload: bytes) -> None:
         session, now = one.current, self.clock()

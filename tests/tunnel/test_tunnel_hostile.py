@@ -133,11 +133,11 @@ def test_events_about_peers_that_are_gone_are_ignored(world: World) -> None:
     alice.sends(b"hello", bob)
     world.run(1.0)
     bob.dataplane.moved = True
-    late = bob.dataplane.take_events()
+    late = bob.dataplane.drain_events()
     bob.sends(b"x", alice)
     identity = bob.status(alice).id
     bob.device.remove_peer("alice", world.now)
-    late += bob.dataplane.take_events()
+    late += bob.dataplane.drain_events()
     bob.device.receive(late, world.now, world.unix_ns)
     assert identity not in {status.id for status in bob.device.peers(world.now)}
 

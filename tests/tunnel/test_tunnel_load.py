@@ -65,12 +65,12 @@ def test_before_the_gate_the_data_plane_keeps_what_there_is_no_room_for(world: W
     bob = world.node("bob")
     arrive(bob, flood(bob, 600))
     bob.turn()
-    assert bob.dataplane.unproven() == 600 - ROOM
+    assert bob.dataplane.waiting_initiations() == 600 - ROOM
     assert set(drops(bob)) == {"COOKIE_SENT"}, "what waits there is load too"
     deadline = bob.device.deadline()
     assert deadline is not None
     assert deadline - world.now < 0.1
-    while bob.dataplane.unproven():
+    while bob.dataplane.waiting_initiations():
         world.now = max(world.now, bob.device.deadline() or 0.0)
         bob.turn()
 

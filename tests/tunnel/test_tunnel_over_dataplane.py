@@ -17,7 +17,7 @@ from fake_dataplane import deterministic_random
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
-from ravenvpn.dataplane.contract import Endpoint, Inner, PeerId
+from ravenvpn.dataplane.contract import Endpoint, InnerPacket, PeerId
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, Report, SessionUp
 from ravenvpn.tunnel.handshake.states import HandshakeState
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
@@ -37,7 +37,7 @@ class Whole:
         self.name, self.clock, self.body, self.suites = name, clock, body, suites
         self.key = PrivateKey.generate(deterministic_random(f"key of {name}"))
         self.reports: list[Report] = []
-        self.inner: list[Inner] = []
+        self.inner: list[InnerPacket] = []
         self.begin()
 
     def begin(self, plane_blob: bytes | None = None, tunnel_blob: bytes | None = None) -> None:
@@ -84,13 +84,13 @@ class Whole:
         if self.body == "pure" and self.end.woken == self.heard and (due is None or due > now):
             return False
         self.heard = self.end.woken
-        events = self.end.plane.take_events()
+        events = self.end.plane.drain_events()
         if not events and (due is None or due > now):
             return False
         self.device.receive(events, now, EPOCH + int(now * 1e9))
         self.device.tick(now, EPOCH + int(now * 1e9))
         for report in self.device.take_reports():
-            (self.inner if isinstance(report, Inner) else self.reports).append(report)  # type: ignore[arg-type]
+            (self.inner if isinstance(report, InnerPacket) else self.reports).append(report)  # type: ignore[arg-type]
         return True
 
 

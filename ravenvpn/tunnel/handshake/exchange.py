@@ -98,7 +98,7 @@ class HandshakeExchange:
         peer.happened(HandshakeEvent.GIVEN_UP)
         peer.timers.handshake_given_up(now)
         peer.failed(peer.failure or HandshakeFailure.NO_ANSWER)
-        self._dataplane.flush_staged(peer.id)
+        self._dataplane.purge_staged(peer.id)
 
     def drop_pending(self, peer: Peer) -> None:
         """Wipe the initiation that waits, if one does, and free its index. The phase is the caller's to step."""

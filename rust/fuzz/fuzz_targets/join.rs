@@ -3,14 +3,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use raven_dataplane::coalesce::{Coalescer, HEADER_ROOM};
-use raven_dataplane::split::Plan;
-use raven_dataplane::{checksum, packet, vnet};
+use raven_dataplane::segmentation::Segmentation;
+use raven_dataplane::{checksum, packet, virtio_net};
 use raven_dataplane_fuzz::Input;
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let mut arena = Vec::new();
-    let mut places = Vec::new();
+    let mut handles = Vec::new();
     let mut last: Vec<u8> = Vec::new();
     while let Some(kind) = input.byte() {
         // Either a packet of the fuzzer's own, or the last one with its sequence moved on and a byte or two changed.
@@ -30,12 +30,12 @@ fuzz_target!(|data: &[u8]| {
         }
         let Some(length) = packet::length(&packet).filter(|_| arena.len() < 200_000) else { continue };
         packet.truncate(length);
-        places.push((arena.len(), length));
+        handles.push((arena.len(), length));
         arena.extend_from_slice(&packet);
         last = packet;
     }
     let mut coalescer = Coalescer::new(true, true);
-    for (at, length) in &places {
+    for (at, length) in &handles {
         coalescer.push(&arena, *at, *length);
     }
     let mut seen = 0;
@@ -45,22 +45,22 @@ fuzz_target!(|data: &[u8]| {
             check_joined(&arena, &output);
         }
     }
-    assert_eq!(seen, places.len());
+    assert_eq!(seen, handles.len());
 });
 
 fn check_joined(arena: &[u8], output: &raven_dataplane::coalesce::Output<'_>) {
     let mut header = [0; HEADER_ROOM];
     let length = output.write_header(arena, &mut header);
-    let mut frame = header[vnet::LEN..length].to_vec();
+    let mut frame = header[virtio_net::LEN..length].to_vec();
     for slice in output.slices(arena) {
         frame.extend_from_slice(&slice);
     }
-    let virtio = vnet::Header::parse(header.first_chunk().expect("a virtio-net header"));
-    let plan = Plan::new(&virtio, &frame).expect("a frame that can be cut");
-    assert_eq!(plan.count(), output.count());
+    let virtio = virtio_net::Header::parse(header.first_chunk().expect("a virtio-net header"));
+    let segmentation = Segmentation::new(&virtio, &frame).expect("a frame that can be cut");
+    assert_eq!(segmentation.count(), output.count());
     for (index, (at, length)) in output.packets().enumerate() {
-        let mut cut = vec![0; plan.packet_length(index)];
-        plan.write(index, &frame, &mut cut);
+        let mut cut = vec![0; segmentation.packet_length(index)];
+        segmentation.write(index, &frame, &mut cut);
         let mut original = arena[at..at + length].to_vec();
         for packet in [&mut cut, &mut original] {
             if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use raven_dataplane::vnet;
+use raven_dataplane::virtio_net;
 use raven_dataplane_fuzz::{Input, Rig};
 
 fuzz_target!(|data: &[u8]| {
@@ -12,9 +12,9 @@ fuzz_target!(|data: &[u8]| {
         let Some(piece) = input.piece() else { break };
         let mut frame = piece.to_vec();
         for _ in 0..kind >> 5 {
-            frame.extend_from_slice(piece.get(vnet::LEN..).unwrap_or_default()); // longer than a piece of input
+            frame.extend_from_slice(piece.get(virtio_net::LEN..).unwrap_or_default()); // longer than a piece of input
         }
-        if kind & 1 == 1 && frame.len() > vnet::LEN + 40 {
+        if kind & 1 == 1 && frame.len() > virtio_net::LEN + 40 {
             make_plausible(&mut frame, kind);
         }
         let _ = rig.wire.send(&frame);
@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
 
 /// Lengths and addresses that let a frame past the first checks.
 fn make_plausible(frame: &mut [u8], kind: u8) {
-    let (header, packet) = frame.split_at_mut(vnet::LEN);
+    let (header, packet) = frame.split_at_mut(virtio_net::LEN);
     let length = packet.len() as u16;
     let udp = kind & 2 != 0;
     let v6 = kind & 4 != 0;
@@ -50,13 +50,13 @@ fn make_plausible(frame: &mut [u8], kind: u8) {
         packet[16..18].copy_from_slice(&[10, 1]);
     }
     let gso_type = match (udp, v6) {
-        (true, _) => vnet::GSO_UDP_L4,
-        (false, true) => vnet::GSO_TCPV6,
-        (false, false) => vnet::GSO_TCPV4,
+        (true, _) => virtio_net::GSO_UDP_L4,
+        (false, true) => virtio_net::GSO_TCPV6,
+        (false, false) => virtio_net::GSO_TCPV4,
     };
-    let virtio = vnet::Header {
-        flags: vnet::NEEDS_CSUM,
-        gso_type: if kind & 8 == 0 { gso_type } else { vnet::GSO_NONE },
+    let virtio = virtio_net::Header {
+        flags: virtio_net::NEEDS_CSUM,
+        gso_type: if kind & 8 == 0 { gso_type } else { virtio_net::GSO_NONE },
         hdr_len: 0,
         gso_size: u16::from(header[4]),
         csum_start: if v6 { 40 } else { 20 },

@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use raven_dataplane::split::Plan;
-use raven_dataplane::{packet, vnet};
+use raven_dataplane::segmentation::Segmentation;
+use raven_dataplane::{packet, virtio_net};
 use raven_dataplane_fuzz::{Input, Rig};
 
 fuzz_target!(|data: &[u8]| {
@@ -37,8 +37,8 @@ fuzz_target!(|data: &[u8]| {
     for frame in rig.frames() {
         let (header, packet) = frame.split_first_chunk().expect("a virtio-net header");
         assert!(packet::length(packet) == Some(packet.len()), "a frame of another length");
-        let plan = Plan::new(&vnet::Header::parse(header), packet).expect("a frame that can be cut");
-        assert!((0..plan.count()).all(|index| plan.packet_length(index) <= packet.len()));
+        let segmentation = Segmentation::new(&virtio_net::Header::parse(header), packet).expect("a frame that can be cut");
+        assert!((0..segmentation.count()).all(|index| segmentation.packet_length(index) <= packet.len()));
         let source = packet::source(packet).to_string();
         assert!(source.starts_with("10.1.") || source.starts_with("fd01:"), "{source} was not accepted");
     }

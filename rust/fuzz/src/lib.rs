@@ -5,14 +5,14 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 
 use raven_dataplane::aead::{Key, TAG};
-use raven_dataplane::{Body, NewKeypair, Offloads, Prefix, Role, Suite, Timing, wire};
+use raven_dataplane::{DataPlane, NewKeypair, Offloads, Prefix, Role, Suite, Timing, wire};
 
 pub const PEER: u64 = 1;
 pub const OUR_INDEX: u32 = 0x0101_0101;
 pub const THEIR_INDEX: u32 = 0x0202_0202;
 
 pub struct Rig {
-    pub body: Body,
+    pub body: DataPlane,
     /// The kernel's side of the TUN.
     pub wire: UnixDatagram,
     _inside: UnixDatagram,
@@ -37,11 +37,11 @@ impl Default for Rig {
             one.set_nonblocking(true).expect("non-blocking");
         }
         let (ours, theirs) = (socket(), socket());
-        let mut body = Body::new(Some(inside.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
+        let mut body = DataPlane::new(Some(inside.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
         body.set_sockets(Some(ours.as_raw_fd()), None);
         body.set_mtu(1420);
         body.set_own_address("fd00::1".parse().ok(), 10277);
-        body.set_peer(PEER);
+        body.add_peer(PEER);
         let there = theirs.local_addr().ok();
         body.set_endpoint(PEER, there, None).expect("a known peer");
         for (address, length) in [("10.1.0.0", 16), ("fd01::", 64)] {
@@ -96,7 +96,7 @@ impl Rig {
     pub fn pump(&mut self) {
         self.body.pump_udp(false, self.now);
         self.body.pump_tun(self.now);
-        self.body.take_events(usize::MAX);
+        self.body.drain_events(usize::MAX);
     }
 
     /// Frames that were written to the TUN.

@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use raven_dataplane::{
-    Counters, Event, Fallbacks, Misuse, NewKeypair, Offloads, PeerCounters, PeerId, Prefix, Role, Source, Suite,
+    ArgumentError, Counters, Event, Fallbacks, NewKeypair, Offloads, PeerCounters, PeerId, Prefix, Role, Source, Suite,
     Timing, socket_address,
 };
 use zeroize::Zeroizing;
@@ -18,10 +18,10 @@ pub(crate) struct Contract {
     source: Py<PyAny>,
     datagram: Py<PyAny>,
     inner: Py<PyAny>,
-    wants_handshake: Py<PyAny>,
+    handshake_needed: Py<PyAny>,
     key_promoted: Py<PyAny>,
     keypair_retired: Py<PyAny>,
-    source_moved: Py<PyAny>,
+    endpoint_moved: Py<PyAny>,
     traffic: Py<PyAny>,
     offloads: Py<PyAny>,
     peer_counters: Py<PyAny>,
@@ -41,11 +41,11 @@ impl Contract {
                 endpoint: class("Endpoint")?,
                 source: class("Source")?,
                 datagram: class("Datagram")?,
-                inner: class("Inner")?,
-                wants_handshake: class("WantsHandshake")?,
+                inner: class("InnerPacket")?,
+                handshake_needed: class("HandshakeNeeded")?,
                 key_promoted: class("KeyPromoted")?,
                 keypair_retired: class("KeypairRetired")?,
-                source_moved: class("SourceMoved")?,
+                endpoint_moved: class("EndpointMoved")?,
                 traffic: class("Traffic")?,
                 offloads: class("Offloads")?,
                 peer_counters: class("PeerCounters")?,
@@ -84,14 +84,14 @@ impl Contract {
                 self.endpoint(py, endpoint)?,
                 self.source(py, source)?,
             )),
-            Event::Inner { peer, packet, outer_ce } => {
+            Event::InnerPacket { peer, packet, outer_ce } => {
                 self.inner.bind(py).call1((peer, PyBytes::new(py, &packet), outer_ce))
             }
-            Event::WantsHandshake { peer } => self.wants_handshake.bind(py).call1((peer,)),
+            Event::HandshakeNeeded { peer } => self.handshake_needed.bind(py).call1((peer,)),
             Event::KeyPromoted { peer, local_index } => self.key_promoted.bind(py).call1((peer, local_index)),
             Event::KeypairRetired { peer, local_index } => self.keypair_retired.bind(py).call1((peer, local_index)),
-            Event::SourceMoved { peer, endpoint, source } => {
-                self.source_moved.bind(py).call1((peer, self.endpoint(py, endpoint)?, self.source(py, source)?))
+            Event::EndpointMoved { peer, endpoint, source } => {
+                self.endpoint_moved.bind(py).call1((peer, self.endpoint(py, endpoint)?, self.source(py, source)?))
             }
             Event::Traffic { peer, facts } => self.traffic.bind(py).call1((
                 peer,
@@ -177,10 +177,10 @@ fn fallbacks(py: Python<'_>, fallbacks: Fallbacks) -> PyResult<Bound<'_, PyDict>
     Ok(named)
 }
 
-pub(crate) fn misuse(misuse: Misuse) -> PyErr {
-    match misuse {
-        Misuse::UnknownPeer(peer) => PyKeyError::new_err(peer),
-        Misuse::Invalid(why) => PyValueError::new_err(why),
+pub(crate) fn argument_error(argument_error: ArgumentError) -> PyErr {
+    match argument_error {
+        ArgumentError::UnknownPeer(peer) => PyKeyError::new_err(peer),
+        ArgumentError::Invalid(why) => PyValueError::new_err(why),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A thin skin: arguments are checked and converted, the GIL is released while packets move, errors are mapped, and
 //! the event loop is told which descriptors to watch. One lock guards the body; nobody waits for the GIL inside it.
-//! While the loop is held up a thread pumps in its place ([`Relief`]), unless a test moves the clock.
+//! While the loop is held up a thread pumps in its place ([`StandbyPump`]), unless a test moves the clock.
 
 use std::net::Ipv6Addr;
 use std::os::fd::RawFd;
@@ -11,11 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use raven_dataplane::{Announcement, Body, MAX_DATAGRAMS, Relief, Turns, boottime};
+use raven_dataplane::{DataPlane, FairLock, MAX_DATAGRAMS, StandbyPump, Wakeup, boottime};
 
 mod convert;
 
-use convert::{Contract, invalid, misuse, peer_id};
+use convert::{Contract, argument_error, invalid, peer_id};
 
 /// What the loop was told.
 #[derive(Default)]
@@ -25,12 +25,12 @@ struct Watch {
     reads_tun: bool,
     writer: Option<RawFd>,
     tun_gone: bool,
-    relief: Option<Relief>,
+    standby: Option<StandbyPump>,
 }
 
 #[pyclass(frozen, module = "ravenvpn.dataplane._native")]
 struct NativeDataPlane {
-    body: Arc<Turns>,
+    body: Arc<FairLock>,
     watch: Mutex<Watch>,
     tun: Option<RawFd>,
     /// None: CLOCK_BOOTTIME, asked without Python.
@@ -53,9 +53,9 @@ impl NativeDataPlane {
         boot_id: String,
     ) -> PyResult<Self> {
         let usual = clock.py().import("ravenvpn.dataplane")?.getattr("boottime")?;
-        let body = Body::new(tun, convert::offloads(offloads)?, convert::timing(timing)?, boot_id);
+        let body = DataPlane::new(tun, convert::offloads(offloads)?, convert::timing(timing)?, boot_id);
         let clock = (!clock.is(&usual)).then(|| clock.clone().unbind());
-        Ok(Self { body: Arc::new(Turns::new(body)), watch: Mutex::default(), tun, clock })
+        Ok(Self { body: Arc::new(FairLock::new(body)), watch: Mutex::default(), tun, clock })
     }
 
     // Life.
@@ -67,14 +67,14 @@ impl NativeDataPlane {
         }
         Self::stop(slf)?;
         this.watch().running = Some((r#loop, on_events));
-        this.with(slf.py(), Body::listen);
+        this.with(slf.py(), DataPlane::listen);
         Self::watch_sockets(slf)?;
-        Self::have_relief(slf)?;
+        Self::have_standby(slf)?;
         Self::settle(slf)
     }
 
     fn stop(slf: &Bound<'_, Self>) -> PyResult<()> {
-        Self::dismiss_relief(slf)?;
+        Self::dismiss_standby(slf)?;
         Self::unwatch_sockets(slf)?;
         Self::read_tun(slf, false)?;
         slf.get().watch().running = None;
@@ -95,6 +95,13 @@ impl NativeDataPlane {
         Ok(())
     }
 
+    fn set_offloads(slf: &Bound<'_, Self>, offloads: &Bound<'_, PyAny>) -> PyResult<()> {
+        let offloads = convert::offloads(offloads)?;
+        let now = slf.get().now(slf.py())?;
+        slf.get().with(slf.py(), |body| body.set_offloads(offloads, now));
+        Self::settle(slf)
+    }
+
     fn set_own_address(&self, py: Python<'_>, address: Option<&Bound<'_, PyAny>>, probe_port: i64) -> PyResult<()> {
         let port = u16::try_from(probe_port).ok().filter(|port| *port != 0);
         let port = port.ok_or_else(|| invalid(format!("no UDP port: {probe_port}")))?;
@@ -110,17 +117,17 @@ impl NativeDataPlane {
         Ok(())
     }
 
-    // Peers.
+    // PeerTable.
 
-    fn set_peer(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn add_peer(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer.extract().map_err(|_| invalid(format!("no peer id: {peer}")))?;
-        self.with(py, |body| body.set_peer(peer));
+        self.with(py, |body| body.add_peer(peer));
         Ok(())
     }
 
     fn remove_peer(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer_id(peer)?;
-        slf.get().with(slf.py(), |body| body.remove_peer(peer)).map_err(misuse)?;
+        slf.get().with(slf.py(), |body| body.remove_peer(peer)).map_err(argument_error)?;
         Self::settle(slf)
     }
 
@@ -135,25 +142,25 @@ impl NativeDataPlane {
         let peer = peer_id(peer)?;
         let endpoint = endpoint.map(convert::endpoint).transpose()?;
         let source = source.map(convert::source).transpose()?;
-        self.with(py, |body| body.set_endpoint(peer, endpoint, source)).map_err(misuse)
+        self.with(py, |body| body.set_endpoint(peer, endpoint, source)).map_err(argument_error)
     }
 
     fn set_roaming(&self, py: Python<'_>, peer: &Bound<'_, PyAny>, roaming: bool) -> PyResult<()> {
         let peer = peer_id(peer)?;
-        self.with(py, |body| body.set_roaming(peer, roaming)).map_err(misuse)
+        self.with(py, |body| body.set_roaming(peer, roaming)).map_err(argument_error)
     }
 
-    fn forget_source(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn clear_source(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer_id(peer)?;
-        self.with(py, |body| body.forget_source(peer)).map_err(misuse)
+        self.with(py, |body| body.clear_source(peer)).map_err(argument_error)
     }
 
-    // Prefixes.
+    // PrefixMap.
 
     fn route(&self, py: Python<'_>, prefix: &Bound<'_, PyAny>, peers: &Bound<'_, PyAny>) -> PyResult<()> {
         let prefix = convert::prefix(prefix)?;
         let peers = peers.try_iter()?.map(|peer| peer_id(&peer?)).collect::<PyResult<Vec<_>>>()?;
-        self.with(py, |body| body.route(prefix, &peers)).map_err(misuse)
+        self.with(py, |body| body.route(prefix, &peers)).map_err(argument_error)
     }
 
     #[pyo3(signature = (peer, add=None, remove=None))]
@@ -166,7 +173,7 @@ impl NativeDataPlane {
     ) -> PyResult<()> {
         let peer = peer_id(peer)?;
         let (add, remove) = (convert::prefixes(add)?, convert::prefixes(remove)?);
-        self.with(py, |body| body.accept(peer, &add, &remove)).map_err(misuse)
+        self.with(py, |body| body.accept(peer, &add, &remove)).map_err(argument_error)
     }
 
     // Sessions.
@@ -175,24 +182,24 @@ impl NativeDataPlane {
         let peer = peer_id(peer)?;
         let keypair = convert::Keypair::parse(keypair)?;
         let now = slf.get().now(slf.py())?;
-        slf.get().with(slf.py(), |body| body.install_keypair(peer, &keypair.as_new(), now)).map_err(misuse)?;
+        slf.get().with(slf.py(), |body| body.install_keypair(peer, &keypair.as_new(), now)).map_err(argument_error)?;
         Self::settle(slf)
     }
 
     fn expire_keypairs(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer_id(peer)?;
-        self.with(py, |body| body.expire_keypairs(peer)).map_err(misuse)
+        self.with(py, |body| body.expire_keypairs(peer)).map_err(argument_error)
     }
 
     fn drop_keypairs(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer_id(peer)?;
-        slf.get().with(slf.py(), |body| body.drop_keypairs(peer)).map_err(misuse)?;
+        slf.get().with(slf.py(), |body| body.drop_keypairs(peer)).map_err(argument_error)?;
         Self::settle(slf)
     }
 
-    fn flush_staged(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
+    fn purge_staged(&self, py: Python<'_>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer_id(peer)?;
-        self.with(py, |body| body.flush_staged(peer)).map_err(misuse)
+        self.with(py, |body| body.purge_staged(peer)).map_err(argument_error)
     }
 
     // Sending.
@@ -200,7 +207,7 @@ impl NativeDataPlane {
     fn send_keepalive(slf: &Bound<'_, Self>, peer: &Bound<'_, PyAny>) -> PyResult<()> {
         let peer = peer_id(peer)?;
         let now = slf.get().now(slf.py())?;
-        slf.get().with(slf.py(), |body| body.send_keepalive(peer, now)).map_err(misuse)?;
+        slf.get().with(slf.py(), |body| body.send_keepalive(peer, now)).map_err(argument_error)?;
         Self::settle(slf)
     }
 
@@ -209,7 +216,7 @@ impl NativeDataPlane {
         let peer = peer_id(peer)?;
         let packet = packet.to_vec();
         let now = slf.get().now(slf.py())?;
-        slf.get().with(slf.py(), |body| body.send_inner(peer, packet, outer_df, now)).map_err(misuse)?;
+        slf.get().with(slf.py(), |body| body.send_inner(peer, packet, outer_df, now)).map_err(argument_error)?;
         Self::settle(slf)
     }
 
@@ -222,20 +229,20 @@ impl NativeDataPlane {
     ) -> PyResult<()> {
         let endpoint = convert::endpoint(endpoint)?;
         let source = source.map(convert::source).transpose()?;
-        slf.get().with(slf.py(), |body| body.send_datagram(data, endpoint, source)).map_err(misuse)?;
+        slf.get().with(slf.py(), |body| body.send_datagram(data, endpoint, source)).map_err(argument_error)?;
         Self::settle(slf)
     }
 
     // Looking.
 
-    #[pyo3(signature = (unproven = MAX_DATAGRAMS))]
-    fn take_events<'py>(&self, py: Python<'py>, unproven: usize) -> PyResult<Bound<'py, PyAny>> {
-        let events = self.with(py, |body| body.take_events(unproven));
+    #[pyo3(signature = (max_initiations = MAX_DATAGRAMS))]
+    fn drain_events<'py>(&self, py: Python<'py>, max_initiations: usize) -> PyResult<Bound<'py, PyAny>> {
+        let events = self.with(py, |body| body.drain_events(max_initiations));
         Contract::get(py)?.events(py, events).map(Bound::into_any)
     }
 
-    fn unproven(&self, py: Python<'_>) -> usize {
-        self.with(py, |body| body.unproven())
+    fn waiting_initiations(&self, py: Python<'_>) -> usize {
+        self.with(py, |body| body.waiting_initiations())
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -253,14 +260,14 @@ impl NativeDataPlane {
     fn freeze<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyBytes>> {
         let now = slf.get().now(slf.py())?;
         Self::stop(slf)?;
-        let blob = slf.get().with(slf.py(), |body| body.freeze(now)).map_err(misuse)?;
+        let blob = slf.get().with(slf.py(), |body| body.freeze(now)).map_err(argument_error)?;
         let blob = zeroize::Zeroizing::new(blob);
         Ok(PyBytes::new(slf.py(), &blob))
     }
 
     fn thaw(&self, py: Python<'_>, blob: &[u8]) -> PyResult<()> {
         let now = self.now(py)?;
-        self.with(py, |body| body.thaw(blob, now)).map_err(misuse)
+        self.with(py, |body| body.thaw(blob, now)).map_err(argument_error)
     }
 
     // Called by the loop.
@@ -279,61 +286,61 @@ impl NativeDataPlane {
         Self::settle(slf)
     }
 
-    fn _relieved(slf: &Bound<'_, Self>) -> PyResult<()> {
-        if let Some(relief) = &slf.get().watch().relief {
-            relief.back();
+    fn _standby_reports(slf: &Bound<'_, Self>) -> PyResult<()> {
+        if let Some(standby) = &slf.get().watch().standby {
+            standby.back();
         }
         Self::settle(slf)
     }
 
-    fn _announce(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().with(slf.py(), Body::announce_now);
+    fn _wakeup_due(slf: &Bound<'_, Self>) -> PyResult<()> {
+        slf.get().with(slf.py(), DataPlane::wakeup_due);
         Self::settle(slf)
     }
 
     fn _resume(slf: &Bound<'_, Self>) -> PyResult<()> {
-        slf.get().with(slf.py(), Body::resume);
+        slf.get().with(slf.py(), DataPlane::resume);
         Self::settle(slf)
     }
 }
 
 impl NativeDataPlane {
     /// Runs `work` on the body without the GIL.
-    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
+    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut DataPlane) -> T + Send) -> T {
         py.detach(|| work(&mut self.body.take()))
     }
 
     /// Lets the body pump, and whoever stands in for the loop know of it.
-    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Body) -> T + Send) -> T {
+    fn pump<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut DataPlane) -> T + Send) -> T {
         let (outcome, packets) = self.with(py, |body| {
             let before = body.packets_read();
             let outcome = work(body);
             (outcome, body.packets_read() - before)
         });
-        if let Some(relief) = &self.watch().relief {
-            relief.pumped(packets);
+        if let Some(standby) = &self.watch().standby {
+            standby.pumped(packets);
         }
         outcome
     }
 
-    fn have_relief(slf: &Bound<'_, Self>) -> PyResult<()> {
+    fn have_standby(slf: &Bound<'_, Self>) -> PyResult<()> {
         let Some((event_loop, _)) = slf.get().running(slf.py()).filter(|_| slf.get().clock.is_none()) else {
             return Ok(());
         };
         // Where no thread can be had, the loop is on its own.
-        let Ok(relief) = Relief::start(slf.get().body.clone()) else { return Ok(()) };
-        let arguments = (relief.descriptor(), slf.getattr("_relieved")?);
-        slf.get().watch().relief = Some(relief);
+        let Ok(standby) = StandbyPump::start(slf.get().body.clone()) else { return Ok(()) };
+        let arguments = (standby.descriptor(), slf.getattr("_standby_reports")?);
+        slf.get().watch().standby = Some(standby);
         event_loop.bind(slf.py()).call_method1("add_reader", arguments)?;
         Ok(())
     }
 
     /// From here on nothing is pumped but by the loop.
-    fn dismiss_relief(slf: &Bound<'_, Self>) -> PyResult<()> {
+    fn dismiss_standby(slf: &Bound<'_, Self>) -> PyResult<()> {
         let Some((event_loop, _)) = slf.get().running(slf.py()) else { return Ok(()) };
-        let Some(relief) = slf.get().watch().relief.take() else { return Ok(()) };
-        event_loop.bind(slf.py()).call_method1("remove_reader", (relief.descriptor(),))?;
-        slf.py().detach(|| drop(relief));
+        let Some(standby) = slf.get().watch().standby.take() else { return Ok(()) };
+        event_loop.bind(slf.py()).call_method1("remove_reader", (standby.descriptor(),))?;
+        slf.py().detach(|| drop(standby));
         Ok(())
     }
 
@@ -357,14 +364,14 @@ impl NativeDataPlane {
         let py = slf.py();
         let this = slf.get();
         let Some((event_loop, on_events)) = this.running(py) else { return Ok(()) };
-        let (news, blocked) = this.with(py, |body| (body.announce(), body.blocked()));
+        let (news, blocked) = this.with(py, |body| (body.next_wakeup(), body.blocked()));
         match news {
-            Announcement::Nothing => {}
-            Announcement::Now => {
+            Wakeup::Nothing => {}
+            Wakeup::Now => {
                 event_loop.bind(py).call_method1("call_soon", (on_events,))?;
             }
-            Announcement::Later(seconds) => {
-                event_loop.bind(py).call_method1("call_later", (seconds, slf.getattr("_announce")?))?;
+            Wakeup::Later(seconds) => {
+                event_loop.bind(py).call_method1("call_later", (seconds, slf.getattr("_wakeup_due")?))?;
             }
         }
         let writer = std::mem::replace(&mut this.watch().writer, blocked);

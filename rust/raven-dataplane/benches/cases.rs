@@ -10,10 +10,10 @@ use std::os::unix::net::UnixDatagram;
 use raven_dataplane::aead::{Key, TAG};
 use raven_dataplane::checksum::{finish, fold, pseudo_header, sum};
 use raven_dataplane::coalesce::{Coalescer, HEADER_ROOM};
-use raven_dataplane::prefixes::Prefixes;
+use raven_dataplane::prefixes::PrefixMap;
 use raven_dataplane::replay::Window;
-use raven_dataplane::split::Plan;
-use raven_dataplane::{Body, NewKeypair, Offloads, Prefix, Role, Suite, Timing, vnet};
+use raven_dataplane::segmentation::Segmentation;
+use raven_dataplane::{DataPlane, NewKeypair, Offloads, Prefix, Role, Suite, Timing, virtio_net};
 
 const MTU: usize = 1420;
 /// Packets of a superpacket of 64 KiB.
@@ -126,15 +126,15 @@ fn superpacket(v6: bool, protocol: u8, packets: usize) -> Vec<u8> {
     let mut whole = packet(v6, protocol, 4000, 1, size * packets);
     let start = if v6 { 40 } else { 20 };
     let (gso_type, csum_offset) = match (protocol, v6) {
-        (TCP, false) => (vnet::GSO_TCPV4, 16),
-        (TCP, true) => (vnet::GSO_TCPV6, 16),
-        _ => (vnet::GSO_UDP_L4, 6),
+        (TCP, false) => (virtio_net::GSO_TCPV4, 16),
+        (TCP, true) => (virtio_net::GSO_TCPV6, 16),
+        _ => (virtio_net::GSO_UDP_L4, 6),
     };
     let addresses = if v6 { &whole[8..40] } else { &whole[12..20] };
     let seed = fold(pseudo_header(addresses, protocol, whole.len() - start)).to_ne_bytes();
     whole[start + csum_offset..start + csum_offset + 2].copy_from_slice(&seed);
-    let header = vnet::Header {
-        flags: vnet::NEEDS_CSUM,
+    let header = virtio_net::Header {
+        flags: virtio_net::NEEDS_CSUM,
         gso_type,
         hdr_len: 0,
         gso_size: size as u16,
@@ -149,9 +149,9 @@ fn split(name: &'static str, v6: bool, protocol: u8) -> Case {
     let mut target = vec![0; MTU];
     case(name, frame.len(), move || {
         let (header, packet) = black_box(&frame[..]).split_first_chunk().expect("it has a header");
-        let plan = Plan::new(&vnet::Header::parse(header), packet).expect("it is well made");
-        for index in 0..plan.count() {
-            plan.write(index, packet, black_box(&mut target));
+        let segmentation = Segmentation::new(&virtio_net::Header::parse(header), packet).expect("it is well made");
+        for index in 0..segmentation.count() {
+            segmentation.write(index, packet, black_box(&mut target));
         }
     })
 }
@@ -185,14 +185,14 @@ fn coalesce(name: &'static str, v6: bool, protocol: u8, flows: usize) -> Case {
 
 /// A thousand addresses, each under another of 10,000 prefixes.
 fn lookup(name: &'static str, address: fn(u32) -> IpAddr, length: u8) -> Case {
-    let mut map = Prefixes::default();
+    let mut map = PrefixMap::default();
     for number in 0..10_000 {
         map.insert(Prefix::new(address(number), length).expect("a prefix"), number);
     }
     let asked: Vec<IpAddr> = (0..1000).map(|n| address(n * 7919 % 10_000)).collect();
     case(name, 0, move || {
         for address in &asked {
-            assert!(black_box(map.longest(black_box(*address))).is_some());
+            assert!(black_box(map.longest_match(black_box(*address))).is_some());
         }
     })
 }
@@ -230,7 +230,7 @@ fn journey(name: &'static str, suite: Suite) -> Case {
 const NOW: f64 = 1000.0;
 
 struct End {
-    body: Body,
+    body: DataPlane,
     outside_of_tun: UnixDatagram,
     _tun: UnixDatagram,
     socket: UdpSocket,
@@ -244,7 +244,7 @@ impl End {
         }
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket on loopback");
         socket.set_nonblocking(true).expect("non-blocking");
-        let mut body = Body::new(Some(tun.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
+        let mut body = DataPlane::new(Some(tun.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
         body.set_sockets(Some(socket.as_raw_fd()), None);
         body.set_mtu(MTU as u16);
         Self { body, outside_of_tun, _tun: tun, socket }
@@ -253,7 +253,7 @@ impl End {
     fn meet(&mut self, other: &Self, suite: Suite, role: Role, [local_index, remote_index]: [u32; 2]) {
         const PEER: u64 = 1;
         let everything = Prefix::new(IpAddr::from([0, 0, 0, 0]), 0).expect("a prefix");
-        self.body.set_peer(PEER);
+        self.body.add_peer(PEER);
         self.body.set_endpoint(PEER, other.socket.local_addr().ok(), None).expect("a known peer");
         self.body.route(everything, &[PEER]).expect("a known peer");
         self.body.accept(PEER, &[everything], &[]).expect("a known peer");

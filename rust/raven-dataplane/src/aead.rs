@@ -96,11 +96,11 @@ impl Drop for Key {
 
 /// ring does not wipe what it expands a key into; it holds no pointer, so its bytes can be zeroed in its place.
 fn wipe(expanded: &mut ManuallyDrop<LessSafeKey>) {
-    let place: *mut u8 = std::ptr::from_mut(expanded).cast();
+    let handle: *mut u8 = std::ptr::from_mut(expanded).cast();
     for index in 0..size_of::<LessSafeKey>() {
         // SAFETY: in bounds of the value, which is owned, never read again (its destructor does not run) and valid
         // for writes of any byte.
-        let byte = unsafe { place.add(index) };
+        let byte = unsafe { handle.add(index) };
         // SAFETY: as above; volatile, so that it is not optimised away.
         unsafe { byte.write_volatile(0) };
     }
@@ -152,9 +152,9 @@ mod tests {
         let mut expanded =
             ManuallyDrop::new(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[0x5a; 32]).expect("32 bytes")));
         wipe(&mut expanded);
-        let place: *const u8 = std::ptr::from_ref(&expanded).cast();
+        let handle: *const u8 = std::ptr::from_ref(&expanded).cast();
         // SAFETY: the bytes were all written by `wipe`.
-        let bytes = unsafe { std::slice::from_raw_parts(place, size_of::<LessSafeKey>()) };
+        let bytes = unsafe { std::slice::from_raw_parts(handle, size_of::<LessSafeKey>()) };
         assert!(bytes.iter().all(|byte| *byte == 0));
     }
 }

@@ -8,7 +8,7 @@ use std::io::IoSlice;
 
 use crate::checksum::{self, sum};
 use crate::packet::{self, IPV4_HEADER, IPV6_HEADER, TCP, UDP};
-use crate::vnet;
+use crate::virtio_net;
 
 /// No superpacket holds more; a UDP one must not, on kernels that check (UDP_MAX_SEGMENTS, 64 before Linux 6.9).
 pub const MAX_SEGMENTS: usize = 64;
@@ -114,10 +114,10 @@ impl Coalescer {
         let hash = flow_hash(bytes, candidate);
         let mut free = None;
         for probe in 0..PROBES {
-            let place = (hash as usize).wrapping_add(probe) & (TABLE - 1);
-            let entry = self.table[place];
+            let handle = (hash as usize).wrapping_add(probe) & (TABLE - 1);
+            let entry = self.table[handle];
             if entry.generation != self.generation {
-                free = Some(place);
+                free = Some(handle);
                 break;
             }
             if entry.hash != hash {
@@ -131,13 +131,13 @@ impl Coalescer {
             if candidate.joins && lane.accepts(first, bytes, candidate) {
                 self.append(entry.lane, bytes, at, candidate);
             } else {
-                self.table[place].lane = self.lanes.len() as u32;
+                self.table[handle].lane = self.lanes.len() as u32;
                 self.add_lane(at, length, Some((bytes, candidate)));
             }
             return;
         }
-        if let Some(place) = free {
-            self.table[place] = Entry { generation: self.generation, hash, lane: self.lanes.len() as u32 };
+        if let Some(handle) = free {
+            self.table[handle] = Entry { generation: self.generation, hash, lane: self.lanes.len() as u32 };
         }
         self.add_lane(at, length, Some((bytes, candidate)));
     }
@@ -281,16 +281,16 @@ impl Output<'_> {
 
     /// Writes what precedes `slices`: an empty virtio-net header, or for a superpacket that, IP and transport headers.
     /// Returns how many bytes.
-    pub fn write_header(&self, arena: &[u8], target: &mut [u8; vnet::LEN + MAX_HEADER]) -> usize {
+    pub fn write_header(&self, arena: &[u8], target: &mut [u8; virtio_net::LEN + MAX_HEADER]) -> usize {
         if self.count() == 1 {
-            target[..vnet::LEN].fill(0);
-            return vnet::LEN;
+            target[..virtio_net::LEN].fill(0);
+            return virtio_net::LEN;
         }
         let lane = &self.lane;
         let header = usize::from(lane.header);
         let transport = usize::from(lane.transport);
         let first = self.coalescer.segments[lane.first as usize].at as usize;
-        let packet = &mut target[vnet::LEN..vnet::LEN + header];
+        let packet = &mut target[virtio_net::LEN..virtio_net::LEN + header];
         packet.copy_from_slice(&arena[first..first + header]);
         let total = lane.total as usize;
         let v6 = packet::is_v6(packet);
@@ -303,9 +303,9 @@ impl Output<'_> {
             packet[10..12].copy_from_slice(&field);
         }
         let (gso_type, csum_offset) = match (lane.protocol, v6) {
-            (TCP, false) => (vnet::GSO_TCPV4, 16),
-            (TCP, true) => (vnet::GSO_TCPV6, 16),
-            _ => (vnet::GSO_UDP_L4, 6),
+            (TCP, false) => (virtio_net::GSO_TCPV4, 16),
+            (TCP, true) => (virtio_net::GSO_TCPV6, 16),
+            _ => (virtio_net::GSO_UDP_L4, 6),
         };
         if lane.protocol == TCP {
             packet[transport + 13] |= if lane.push { PSH } else { 0 };
@@ -317,21 +317,21 @@ impl Output<'_> {
         let pseudo = checksum::pseudo_header(&packet[addresses], lane.protocol, total - transport);
         let field = transport + csum_offset;
         packet[field..field + 2].copy_from_slice(&checksum::fold(pseudo).to_ne_bytes());
-        let virtio = vnet::Header {
-            flags: vnet::NEEDS_CSUM,
+        let virtio = virtio_net::Header {
+            flags: virtio_net::NEEDS_CSUM,
             gso_type,
             hdr_len: lane.header,
             gso_size: lane.size,
             csum_start: lane.transport,
             csum_offset: csum_offset as u16,
         };
-        target[..vnet::LEN].copy_from_slice(&virtio.pack());
-        vnet::LEN + header
+        target[..virtio_net::LEN].copy_from_slice(&virtio.pack());
+        virtio_net::LEN + header
     }
 }
 
 /// Longest header [`Output::write_header`] makes.
-pub const HEADER_ROOM: usize = vnet::LEN + MAX_HEADER;
+pub const HEADER_ROOM: usize = virtio_net::LEN + MAX_HEADER;
 
 fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])

@@ -47,6 +47,33 @@ pub struct Offloads {
     pub udp_gro: bool,
 }
 
+impl Offloads {
+    /// No offload at all.
+    pub const NONE: Self = Self {
+        tun_tso: false,
+        tun_uso: false,
+        tun_gro: false,
+        tun_gro_udp: false,
+        tun_batch: false,
+        udp_gso: false,
+        udp_gro: false,
+    };
+
+    /// These offloads, except those in `refused`.
+    #[must_use]
+    pub fn except(self, refused: Self) -> Self {
+        Self {
+            tun_tso: self.tun_tso && !refused.tun_tso,
+            tun_uso: self.tun_uso && !refused.tun_uso,
+            tun_gro: self.tun_gro && !refused.tun_gro,
+            tun_gro_udp: self.tun_gro_udp && !refused.tun_gro_udp,
+            tun_batch: self.tun_batch && !refused.tun_batch,
+            udp_gso: self.udp_gso && !refused.udp_gso,
+            udp_gro: self.udp_gro && !refused.udp_gro,
+        }
+    }
+}
+
 impl Default for Offloads {
     fn default() -> Self {
         Self {

@@ -190,21 +190,21 @@ pub(crate) fn unpack(state: &mut State, blob: &[u8], boot_id: &str, now: f64) ->
         revived.push((thaw_peer(peer)?, sessions));
     }
     for (peer, sessions) in revived {
-        let place = state.peers.ensure(peer.id);
-        *state.peers.at_mut(place) = peer;
+        let handle = state.peers.ensure(peer.id);
+        *state.peers.at_mut(handle) = peer;
         for (slot, mut keypair) in sessions {
-            keypair.peer = place;
+            keypair.peer = handle;
             let keypair = state.keypairs.insert(keypair);
-            let peer = state.peers.at_mut(place);
+            let peer = state.peers.at_mut(handle);
             match slot {
                 Slot::Previous => peer.previous = keypair,
                 Slot::Current => peer.current = keypair,
                 Slot::Next => peer.next = keypair,
             }
         }
-        state.note_revived(place);
+        state.note_revived(handle);
     }
-    state.forget_hits();
+    state.clear_caches();
     Ok(())
 }
 
@@ -234,7 +234,7 @@ fn freeze_peer(state: &State, peer: &Peer) -> FrozenPeer {
         staged: peer.staged.iter().map(|one| (ByteBuf::from(one.packet.clone()), one.outer_df)).collect(),
         sessions: slots
             .into_iter()
-            .filter_map(|(slot, place)| Some(freeze_session(slot, state.keypairs.get(place?))))
+            .filter_map(|(slot, handle)| Some(freeze_session(slot, state.keypairs.get(handle?))))
             .collect(),
     }
 }

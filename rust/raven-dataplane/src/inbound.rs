@@ -6,11 +6,11 @@ use std::os::fd::RawFd;
 use crate::coalesce::Coalescer;
 use crate::counters::Drop;
 use crate::events::Event;
-use crate::keypair::Place;
-use crate::outlet::Outlet;
+use crate::keypair::KeypairHandle;
 use crate::packet;
 use crate::state::State;
 use crate::sys::{Meta, Receiver, SLOT, SLOTS};
+use crate::tun_writer::TunWriter;
 use crate::wire::{self, Claim};
 
 /// What a datagram costs of a budget, however short it is.
@@ -22,7 +22,7 @@ const SLOTS_BULK: usize = 4;
 pub struct Inbound {
     receiver: Receiver,
     coalescer: Coalescer,
-    outlet: Option<Outlet>,
+    tun_writer: Option<TunWriter>,
     slots: usize,
     /// The kernel's count of lost datagrams as last seen, IPv4 and IPv6.
     overflows: [u32; 2],
@@ -31,7 +31,7 @@ pub struct Inbound {
 /// A transport message that was opened: what to do about it is the body's.
 struct Opened {
     peer: usize,
-    keypair: Place,
+    keypair: KeypairHandle,
     at: usize,
     length: usize,
 }
@@ -42,9 +42,17 @@ impl Inbound {
         Self {
             receiver: Receiver::default(),
             coalescer: Coalescer::new(state.offloads.tun_gro, state.offloads.tun_gro_udp),
-            outlet: tun.map(Outlet::new),
+            tun_writer: tun.map(TunWriter::new),
             slots: SLOTS,
             overflows: [0; 2],
+        }
+    }
+
+    /// Joins, and writes together, what is allowed now. Between two pumps nothing is collected.
+    pub fn offloads_changed(&mut self, state: &State) {
+        (self.coalescer.tcp, self.coalescer.udp) = (state.offloads.tun_gro, state.offloads.tun_gro_udp);
+        if let Some(tun_writer) = &mut self.tun_writer {
+            tun_writer.offloads_changed(state);
         }
     }
 
@@ -145,7 +153,7 @@ impl Inbound {
         match judge(state, self.receiver.arena_mut(), opened, meta.ecn) {
             Err(why) => state.counters.drop(why, 1),
             Ok(None) => {}
-            Ok(Some(_)) if self.outlet.is_none() => state.counters.drop(Drop::NoTun, 1),
+            Ok(Some(_)) if self.tun_writer.is_none() => state.counters.drop(Drop::NoTun, 1),
             Ok(Some(length)) => {
                 state.counters.tun_tx_packets += 1;
                 self.coalescer.push(self.receiver.arena(), opened.at, length);
@@ -155,8 +163,8 @@ impl Inbound {
 
     /// Writes what was collected; the arena is free again.
     fn flush(&mut self, state: &mut State) {
-        if let Some(outlet) = &mut self.outlet {
-            outlet.flush(state, self.receiver.arena(), &mut self.coalescer);
+        if let Some(tun_writer) = &mut self.tun_writer {
+            tun_writer.flush(state, self.receiver.arena(), &mut self.coalescer);
         }
     }
 }
@@ -169,7 +177,7 @@ fn open(
     meta: &Meta,
     at: usize,
     now: f64,
-    found: &mut Option<(u32, Option<Place>)>,
+    found: &mut Option<(u32, Option<KeypairHandle>)>,
 ) -> Option<Opened> {
     if !meta.name.can_be_answered() {
         state.counters.drop(Drop::Malformed, 1);
@@ -190,19 +198,19 @@ fn open(
             return None;
         }
     };
-    let place = match *found {
-        Some((index, place)) if index == receiver => place,
+    let handle = match *found {
+        Some((index, handle)) if index == receiver => handle,
         _ => {
-            let place = state.keypairs.find(receiver);
-            *found = Some((receiver, place));
-            place
+            let handle = state.keypairs.find(receiver);
+            *found = Some((receiver, handle));
+            handle
         }
     };
-    let Some(place) = place else {
+    let Some(handle) = handle else {
         state.counters.drop(Drop::UnknownIndex, 1);
         return None;
     };
-    let keypair = state.keypairs.get_mut(place);
+    let keypair = state.keypairs.get_mut(handle);
     let dead = now >= keypair.birth + state.timing.reject_after_time;
     let verdict = if dead || counter >= keypair.suite.reject_after_messages() {
         Err(Drop::ExpiredKeypair)
@@ -220,7 +228,7 @@ fn open(
             entry.rx_bytes += datagram.len() as u64;
             entry.rx_packets += 1;
             let length = datagram.len() - wire::SHORTEST;
-            Some(Opened { peer, keypair: place, at: at + wire::HEADER, length })
+            Some(Opened { peer, keypair: handle, at: at + wire::HEADER, length })
         }
         Err(why) => {
             state.counters.drop(why, 1);
@@ -231,8 +239,8 @@ fn open(
 
 /// Where an authenticated message came from is where the peer is (whitepaper §2.1), and where it came to is where
 /// answers leave from.
-fn came_from(state: &mut State, place: usize, meta: &Meta) {
-    let peer = state.peers.at_mut(place);
+fn came_from(state: &mut State, handle: usize, meta: &Meta) {
+    let peer = state.peers.at_mut(handle);
     if meta.name == peer.name {
         peer.source = meta.source;
         return;
@@ -247,7 +255,7 @@ fn came_from(state: &mut State, place: usize, meta: &Meta) {
         peer.foreign = meta.name;
     }
     let peer = peer.id;
-    state.events.push(Event::SourceMoved { peer, endpoint, source: meta.source });
+    state.events.push(Event::EndpointMoved { peer, endpoint, source: meta.source });
 }
 
 /// What an opened message holds: the length of a packet for the TUN, or None if it was for the tunnel itself.

@@ -15,7 +15,7 @@ pub enum Role {
 
 /// One session's keys and counters.
 pub struct Keypair {
-    /// Place of the peer in its table.
+    /// KeypairHandle of the peer in its table.
     pub peer: usize,
     pub suite: Suite,
     pub role: Role,
@@ -33,52 +33,52 @@ pub struct Keypair {
     pub renewal_asked: bool,
 }
 
-/// A keypair's place in [`Keypairs`].
-pub type Place = usize;
+/// A keypair's place in [`KeypairTable`].
+pub type KeypairHandle = usize;
 
 /// All keypairs of a body.
 #[derive(Default)]
-pub struct Keypairs {
-    places: Vec<Option<Box<Keypair>>>,
-    free: Vec<Place>,
-    by_index: HashMap<u32, Place, BuildHasherDefault<IndexHasher>>,
+pub struct KeypairTable {
+    entries: Vec<Option<Box<Keypair>>>,
+    free: Vec<KeypairHandle>,
+    by_index: HashMap<u32, KeypairHandle, BuildHasherDefault<IndexHasher>>,
 }
 
-impl Keypairs {
+impl KeypairTable {
     /// None if the local index is in use.
-    pub fn insert(&mut self, keypair: Keypair) -> Option<Place> {
+    pub fn insert(&mut self, keypair: Keypair) -> Option<KeypairHandle> {
         if self.by_index.contains_key(&keypair.local_index) {
             return None;
         }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            self.places.len() - 1
+        let handle = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
         });
-        self.by_index.insert(keypair.local_index, place);
-        self.places[place] = Some(Box::new(keypair));
-        Some(place)
+        self.by_index.insert(keypair.local_index, handle);
+        self.entries[handle] = Some(Box::new(keypair));
+        Some(handle)
     }
 
     /// Wipes a keypair and says which index is free again.
-    pub fn remove(&mut self, place: Place) -> Option<u32> {
-        let keypair = self.places.get_mut(place)?.take()?;
+    pub fn remove(&mut self, handle: KeypairHandle) -> Option<u32> {
+        let keypair = self.entries.get_mut(handle)?.take()?;
         self.by_index.remove(&keypair.local_index);
-        self.free.push(place);
+        self.free.push(handle);
         Some(keypair.local_index)
     }
 
     #[must_use]
-    pub fn find(&self, local_index: u32) -> Option<Place> {
+    pub fn find(&self, local_index: u32) -> Option<KeypairHandle> {
         self.by_index.get(&local_index).copied()
     }
 
     #[must_use]
-    pub fn get(&self, place: Place) -> &Keypair {
-        self.places[place].as_ref().expect("slots hold live places only")
+    pub fn get(&self, handle: KeypairHandle) -> &Keypair {
+        self.entries[handle].as_ref().expect("slots hold live entries only")
     }
 
-    pub fn get_mut(&mut self, place: Place) -> &mut Keypair {
-        self.places[place].as_mut().expect("slots hold live places only")
+    pub fn get_mut(&mut self, handle: KeypairHandle) -> &mut Keypair {
+        self.entries[handle].as_mut().expect("slots hold live entries only")
     }
 }
 

@@ -1,45 +1,45 @@
 //! The packet path of ravenvpn, without Python: TUN frames in, sealed datagrams out, and back.
 //!
-//! [`Body`] is the data plane of `ravenvpn/dataplane/contract.py`; that page says what it owes. Packets go out through
+//! [`DataPlane`] is the data plane of `ravenvpn/dataplane/contract.py`; that page says what it owes. Packets go out through
 //! `outbound` (read, [`split`], look up, seal) and `transmit` (trains, what the kernel refuses), and come in through
-//! `inbound` (receive, open, judge, [`coalesce`]) and `outlet` (write). Nothing is allocated per packet unless it has to wait.
+//! `inbound` (receive, open, judge, [`coalesce`]) and `tun_writer` (write). Nothing is allocated per packet unless it has to wait.
 
 pub mod aead;
-mod body;
 pub mod checksum;
 pub mod coalesce;
 mod counters;
-#[cfg(test)]
-mod craft;
+mod cryptokey_routing;
+mod data_plane;
 mod events;
+mod fair_lock;
 mod handover;
-mod holders;
 mod inbound;
 mod keypair;
 mod outbound;
-mod outlet;
 pub mod packet;
 mod peer;
 pub mod prefixes;
-mod relief;
 pub mod replay;
-pub mod split;
+pub mod segmentation;
+mod standby_pump;
 mod state;
 mod sys;
-mod transmit;
-mod turns;
-pub mod vnet;
+#[cfg(test)]
+mod test_packets;
+mod transmitter;
+mod tun_writer;
+pub mod virtio_net;
 pub mod wire;
 
 pub use aead::Suite;
-pub use body::{Body, Misuse, NewKeypair, PeerCounters};
 pub use counters::{Counters, Drop, Fallbacks, Offloads};
-pub use events::{Announcement, Event, MAX_DATAGRAMS};
+pub use data_plane::{ArgumentError, DataPlane, NewKeypair, PeerCounters};
+pub use events::{Event, MAX_DATAGRAMS, Wakeup};
+pub use fair_lock::FairLock;
 pub use handover::socket_address;
 pub use keypair::Role;
 pub use peer::{PeerId, Traffic};
 pub use prefixes::Prefix;
-pub use relief::Relief;
+pub use standby_pump::StandbyPump;
 pub use state::Timing;
 pub use sys::{Source, boottime};
-pub use turns::Turns;

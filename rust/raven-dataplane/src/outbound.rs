@@ -6,15 +6,15 @@ use std::os::fd::RawFd;
 use crate::counters::Drop;
 use crate::packet;
 use crate::peer::Staged;
-use crate::split::Plan;
+use crate::segmentation::Segmentation;
 use crate::state::State;
 use crate::sys::{self, Pages};
-use crate::transmit::{Envelope, Transmitter};
-use crate::vnet;
+use crate::transmitter::{Envelope, Transmitter};
+use crate::virtio_net;
 
 /// What a frame costs of a budget, however short it is.
 const BYTES_A_FRAME: usize = 4096;
-const MAX_FRAME: usize = vnet::LEN + 65535 + packet::IPV6_HEADER;
+const MAX_FRAME: usize = virtio_net::LEN + 65535 + packet::IPV6_HEADER;
 
 pub struct Outbound {
     frame: Pages,
@@ -66,32 +66,32 @@ impl Outbound {
             state.counters.drop(Drop::NotIp, 1);
             return;
         };
-        let header = vnet::Header::parse(header);
-        let Ok(plan) = Plan::new(&header, frame) else {
+        let header = virtio_net::Header::parse(header);
+        let Ok(segmentation) = Segmentation::new(&header, frame) else {
             state.counters.drop(Drop::BadOffload, 1);
             return;
         };
-        state.counters.tun_rx_packets += plan.count() as u64;
+        state.counters.tun_rx_packets += segmentation.count() as u64;
         let Some(peer) = state.route(packet::destination(frame)) else {
-            state.counters.drop(Drop::NoRoute, plan.count());
+            state.counters.drop(Drop::NoRoute, segmentation.count());
             return;
         };
         if state.peers.at(peer).endpoint.is_none() {
-            state.counters.drop(Drop::NoEndpoint, plan.count());
+            state.counters.drop(Drop::NoEndpoint, segmentation.count());
             return;
         }
-        let Some(keypair) = state.sending_keypair(peer, plan.count(), now) else {
-            for index in 0..plan.count() {
-                let mut packet = vec![0; plan.packet_length(index)];
-                plan.write(index, frame, &mut packet);
+        let Some(keypair) = state.sending_keypair(peer, segmentation.count(), now) else {
+            for index in 0..segmentation.count() {
+                let mut packet = vec![0; segmentation.packet_length(index)];
+                segmentation.write(index, frame, &mut packet);
                 send_or_stage(state, transmitter, peer, Staged { packet, outer_df: false }, now);
             }
             return;
         };
         let envelope = Envelope { peer, keypair, ecn: packet::ecn(frame), outer_df: false };
-        for index in 0..plan.count() {
-            transmitter.seal(state, envelope, plan.packet_length(index), now, |target| {
-                plan.write(index, frame, target);
+        for index in 0..segmentation.count() {
+            transmitter.seal(state, envelope, segmentation.packet_length(index), now, |target| {
+                segmentation.write(index, frame, target);
             });
         }
         state.renew_after_sending(peer, keypair, now);

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
-use crate::keypair::Place;
-use crate::sys::{Name, Source};
+use crate::keypair::KeypairHandle;
+use crate::sys::{RawAddress, Source};
 
 /// Chosen by the tunnel.
 pub type PeerId = u64;
@@ -34,14 +34,14 @@ pub struct Peer {
     pub id: PeerId,
     pub endpoint: Option<SocketAddr>,
     /// The endpoint as the kernel wants it; meaningless without one.
-    pub name: Name,
+    pub name: RawAddress,
     pub source: Option<Source>,
     pub roaming: bool,
     /// With roaming off: the foreign endpoint that was reported last.
-    pub foreign: Name,
-    pub current: Option<Place>,
-    pub next: Option<Place>,
-    pub previous: Option<Place>,
+    pub foreign: RawAddress,
+    pub current: Option<KeypairHandle>,
+    pub next: Option<KeypairHandle>,
+    pub previous: Option<KeypairHandle>,
     pub staged: VecDeque<Staged>,
     pub rx_bytes: u64,
     pub tx_bytes: u64,
@@ -55,25 +55,25 @@ pub struct Peer {
     /// When a handshake was asked for, if that still stands.
     pub asked: Option<f64>,
     /// Datagrams of this size or more were refused in trains on the present path, and go one by one.
-    pub train_limit: usize,
+    pub gso_limit: usize,
 }
 
 impl Peer {
     #[must_use]
     pub fn new(id: PeerId) -> Self {
-        Self { id, roaming: true, train_limit: usize::MAX, ..Self::default() }
+        Self { id, roaming: true, gso_limit: usize::MAX, ..Self::default() }
     }
 
     /// Send there from now on, from whatever address the kernel chooses.
     pub fn move_to(&mut self, endpoint: Option<SocketAddr>) {
         self.endpoint = endpoint;
-        self.name = endpoint.map(Name::from).unwrap_or_default();
-        self.foreign = Name::default();
+        self.name = endpoint.map(RawAddress::from).unwrap_or_default();
+        self.foreign = RawAddress::default();
         self.source = None;
-        self.train_limit = usize::MAX;
+        self.gso_limit = usize::MAX;
     }
 
-    pub fn slots(&self) -> impl Iterator<Item = Place> + use<> {
+    pub fn slots(&self) -> impl Iterator<Item = KeypairHandle> + use<> {
         [self.previous, self.current, self.next].into_iter().flatten()
     }
 
@@ -119,33 +119,33 @@ impl Peer {
     }
 }
 
-/// Peers by id and by place; places do not move while a peer lives.
+/// PeerTable by id and by place; places do not move while a peer lives.
 #[derive(Default)]
-pub struct Peers {
-    places: Vec<Option<Box<Peer>>>,
+pub struct PeerTable {
+    entries: Vec<Option<Box<Peer>>>,
     free: Vec<usize>,
     by_id: HashMap<PeerId, usize>,
 }
 
-impl Peers {
+impl PeerTable {
     /// The place of `id`, made if need be.
     pub fn ensure(&mut self, id: PeerId) -> usize {
-        if let Some(place) = self.by_id.get(&id) {
-            return *place;
+        if let Some(handle) = self.by_id.get(&id) {
+            return *handle;
         }
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(None);
-            self.places.len() - 1
+        let handle = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            self.entries.len() - 1
         });
-        self.places[place] = Some(Box::new(Peer::new(id)));
-        self.by_id.insert(id, place);
-        place
+        self.entries[handle] = Some(Box::new(Peer::new(id)));
+        self.by_id.insert(id, handle);
+        handle
     }
 
     pub fn remove(&mut self, id: PeerId) -> Option<Box<Peer>> {
-        let place = self.by_id.remove(&id)?;
-        self.free.push(place);
-        self.places[place].take()
+        let handle = self.by_id.remove(&id)?;
+        self.free.push(handle);
+        self.entries[handle].take()
     }
 
     #[must_use]
@@ -154,19 +154,19 @@ impl Peers {
     }
 
     #[must_use]
-    pub fn at(&self, place: usize) -> &Peer {
-        self.places[place].as_ref().expect("tables hold live places only")
+    pub fn at(&self, handle: usize) -> &Peer {
+        self.entries[handle].as_ref().expect("tables hold live entries only")
     }
 
-    pub fn at_mut(&mut self, place: usize) -> &mut Peer {
-        self.places[place].as_mut().expect("tables hold live places only")
+    pub fn at_mut(&mut self, handle: usize) -> &mut Peer {
+        self.entries[handle].as_mut().expect("tables hold live entries only")
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Peer> {
-        self.places.iter().flatten().map(AsRef::as_ref)
+        self.entries.iter().flatten().map(AsRef::as_ref)
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
-        self.places.iter_mut().flatten().map(AsMut::as_mut)
+        self.entries.iter_mut().flatten().map(AsMut::as_mut)
     }
 }

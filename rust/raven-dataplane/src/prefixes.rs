@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use prefix_trie::PrefixMap;
+use prefix_trie::PrefixMap as Trie;
 
 /// A network; bits beyond `length` are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,22 +29,22 @@ impl Prefix {
     }
 }
 
-/// Prefixes to values.
-pub struct Prefixes<T> {
-    v4: PrefixMap<(u32, u8), T>,
-    v6: PrefixMap<(u128, u8), T>,
+/// PrefixMap to values.
+pub struct PrefixMap<T> {
+    v4: Trie<(u32, u8), T>,
+    v6: Trie<(u128, u8), T>,
 }
 
-impl<T> Default for Prefixes<T> {
+impl<T> Default for PrefixMap<T> {
     fn default() -> Self {
-        Self { v4: PrefixMap::new(), v6: PrefixMap::new() }
+        Self { v4: Trie::new(), v6: Trie::new() }
     }
 }
 
-impl<T> Prefixes<T> {
+impl<T> PrefixMap<T> {
     /// The value of the longest prefix over `address`.
     #[must_use]
-    pub fn longest(&self, address: IpAddr) -> Option<&T> {
+    pub fn longest_match(&self, address: IpAddr) -> Option<&T> {
         match address {
             IpAddr::V4(v4) => self.v4.get_lpm(&(u32::from(v4), 32)).map(|(_, value)| value),
             IpAddr::V6(v6) => self.v6.get_lpm(&(u128::from(v6), 128)).map(|(_, value)| value),
@@ -92,9 +92,9 @@ mod tests {
 
     #[test]
     fn an_address_of_the_other_family_matches_no_default() {
-        let mut map = Prefixes::default();
+        let mut map = PrefixMap::default();
         map.insert(prefix("0.0.0.0", 0), 4);
-        assert_eq!(map.longest("::1".parse().expect("an address")), None);
+        assert_eq!(map.longest_match("::1".parse().expect("an address")), None);
     }
 
     proptest! {
@@ -103,7 +103,7 @@ mod tests {
             entries in proptest::collection::vec((any::<u32>(), 0u8..=32, any::<bool>()), 0..60),
             asked in proptest::collection::vec(any::<u32>(), 20),
         ) {
-            let mut map = Prefixes::default();
+            let mut map = PrefixMap::default();
             let mut list: Vec<(Prefix, u32)> = Vec::new();
             for (address, length, insert) in &entries {
                 let one = Prefix::new(IpAddr::V4((address & 0x8080_8080).into()), *length).expect("a prefix");
@@ -121,7 +121,7 @@ mod tests {
                     .filter(|(one, _)| Prefix::new(address, one.length) == Some(*one))
                     .max_by_key(|(one, _)| one.length)
                     .map(|(_, value)| value);
-                prop_assert_eq!(map.longest(address), expected);
+                prop_assert_eq!(map.longest_match(address), expected);
             }
         }
     }

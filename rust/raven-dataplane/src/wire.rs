@@ -36,7 +36,7 @@ const MAC2: usize = INITIATION_BYTES - 16;
 
 /// Whether it is a first initiation, or means to look like one: without a mac2 it proves nothing of its source.
 #[must_use]
-pub fn proves_nothing(datagram: &[u8]) -> bool {
+pub fn is_initiation_without_mac2(datagram: &[u8]) -> bool {
     datagram.len() == INITIATION_BYTES && datagram[0] == INITIATION && datagram[MAC2..].iter().all(|&byte| byte == 0)
 }
 

@@ -1,13 +1,13 @@
 use super::*;
-use crate::craft::{ACK, Flow, PSH, checks_out};
-use crate::split::Plan;
+use crate::segmentation::Segmentation;
+use crate::test_packets::{ACK, Flow, PSH, checks_out};
 use proptest::prelude::*;
 
 const V4: Flow = Flow { v6: false, port: 1 };
 const V6: Flow = Flow { v6: true, port: 2 };
 
 /// Frames for these packets: (virtio-net header, IP packet).
-fn join(packets: &[Vec<u8>]) -> Vec<(vnet::Header, Vec<u8>)> {
+fn join(packets: &[Vec<u8>]) -> Vec<(virtio_net::Header, Vec<u8>)> {
     let mut coalescer = Coalescer::new(true, true);
     let arena = packets.concat();
     let mut at = 0;
@@ -21,28 +21,28 @@ fn join(packets: &[Vec<u8>]) -> Vec<(vnet::Header, Vec<u8>)> {
     frames
 }
 
-fn frame(arena: &[u8], output: &Output<'_>) -> (vnet::Header, Vec<u8>) {
+fn frame(arena: &[u8], output: &Output<'_>) -> (virtio_net::Header, Vec<u8>) {
     let mut header = [0; HEADER_ROOM];
     let length = output.write_header(arena, &mut header);
-    let mut packet = header[vnet::LEN..length].to_vec();
+    let mut packet = header[virtio_net::LEN..length].to_vec();
     for slice in output.slices(arena) {
         packet.extend_from_slice(&slice);
     }
-    (vnet::Header::parse(header.first_chunk().expect("its header")), packet)
+    (virtio_net::Header::parse(header.first_chunk().expect("its header")), packet)
 }
 
 /// How many packets went into each frame.
 fn counts(packets: &[Vec<u8>]) -> Vec<usize> {
-    join(packets).iter().map(|(header, frame)| Plan::new(header, frame).expect("a frame").count()).collect()
+    join(packets).iter().map(|(header, frame)| Segmentation::new(header, frame).expect("a frame").count()).collect()
 }
 
-fn apart(frames: &[(vnet::Header, Vec<u8>)]) -> Vec<Vec<u8>> {
+fn apart(frames: &[(virtio_net::Header, Vec<u8>)]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for (header, frame) in frames {
-        let plan = Plan::new(header, frame).expect("a frame that can be cut");
-        for index in 0..plan.count() {
-            let mut packet = vec![0; plan.packet_length(index)];
-            plan.write(index, frame, &mut packet);
+        let segmentation = Segmentation::new(header, frame).expect("a frame that can be cut");
+        for index in 0..segmentation.count() {
+            let mut packet = vec![0; segmentation.packet_length(index)];
+            segmentation.write(index, frame, &mut packet);
             packets.push(packet);
         }
     }
@@ -56,7 +56,7 @@ fn neighbours_join() {
         assert_eq!(counts(&packets), [3]);
         let frames = join(&packets);
         assert_eq!(frames[0].0.gso_size, 100);
-        assert_eq!(frames[0].0.flags, vnet::NEEDS_CSUM);
+        assert_eq!(frames[0].0.flags, virtio_net::NEEDS_CSUM);
         assert!(apart(&frames).iter().all(|packet| checks_out(packet)));
     }
 }

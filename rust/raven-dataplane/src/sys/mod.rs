@@ -3,15 +3,15 @@
 use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
-mod batch;
-mod name;
 mod pages;
+mod socket_address;
 mod udp;
+mod uring;
 
-pub use batch::{Batch, Outcome, WRITES};
-pub use name::{Name, Source};
 pub use pages::Pages;
+pub use socket_address::{RawAddress, Source};
 pub use udp::{Meta, Outgoing, Receiver, SLOT, SLOTS, send};
+pub use uring::{Outcome, UringWriter, WRITES};
 
 /// Seconds on CLOCK_BOOTTIME, which goes on while the machine sleeps, as sessions age then too.
 #[must_use]
@@ -34,7 +34,18 @@ pub fn ask_for_ancillary(fd: RawFd, v6: bool, gro: bool) {
         let _ = set_option(fd, level, option, 1);
     }
     let _ = set_option(fd, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1);
+    set_gro(fd, gro);
+}
+
+/// Switches UDP_GRO; a kernel without it (Linux before 5.0) delivers single datagrams, which is no error.
+pub fn set_gro(fd: RawFd, gro: bool) {
     let _ = set_option(fd, libc::SOL_UDP, udp::UDP_GRO, i32::from(gro));
+}
+
+/// Whether a datagram or an error waits to be read.
+#[must_use]
+pub fn is_readable(fd: RawFd) -> bool {
+    poll(&[Interest { fd, write: false }], 0)[0]
 }
 
 fn check(result: isize) -> io::Result<usize> {

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::RawFd;
 
-use super::{Name, Pages, Source, check};
+use super::{Pages, RawAddress, Source, check};
 
 /// Room for one datagram, or for what UDP_GRO made of several: no IP packet is longer.
 pub const SLOT: usize = 65536;
@@ -28,7 +28,7 @@ struct Control([u8; CONTROL]);
 /// What came with a datagram.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Meta {
-    pub name: Name,
+    pub name: RawAddress,
     pub length: usize,
     /// Bytes of each datagram in a train but the last; 0 if it is a single one.
     pub segment: usize,
@@ -43,7 +43,7 @@ pub struct Meta {
 /// Buffers of one recvmmsg.
 pub struct Receiver {
     arena: Pages,
-    names: Box<[Name; SLOTS]>,
+    names: Box<[RawAddress; SLOTS]>,
     controls: Box<[Control; SLOTS]>,
     metas: Box<[Meta; SLOTS]>,
 }
@@ -52,7 +52,7 @@ impl Default for Receiver {
     fn default() -> Self {
         Self {
             arena: Pages::new(SLOT * SLOTS),
-            names: Box::new([Name::default(); SLOTS]),
+            names: Box::new([RawAddress::default(); SLOTS]),
             controls: Box::new([Control([0; CONTROL]); SLOTS]),
             metas: Box::new([Meta::default(); SLOTS]),
         }
@@ -69,7 +69,7 @@ impl Receiver {
             let part = parts[index].write(libc::iovec { iov_base: slot.as_mut_ptr().cast(), iov_len: SLOT });
             let mut message = empty_message();
             message.msg_name = self.names[index].as_mut_ptr();
-            message.msg_namelen = Name::ROOM;
+            message.msg_namelen = RawAddress::ROOM;
             message.msg_iov = part;
             message.msg_iovlen = 1;
             message.msg_control = self.controls[index].0.as_mut_ptr().cast();
@@ -158,7 +158,7 @@ fn int(bytes: &[u8]) -> i32 {
 /// One message to send: a datagram, or a train of equal ones that the kernel cuts up.
 #[derive(Clone, Copy)]
 pub struct Outgoing<'a> {
-    pub name: Name,
+    pub name: RawAddress,
     pub data: &'a [u8],
     /// Bytes per datagram of a train (UDP_SEGMENT); 0 for a single datagram.
     pub segment: u16,
@@ -173,7 +173,7 @@ pub fn send<'a>(fd: RawFd, count: usize, message: impl Fn(usize) -> Outgoing<'a>
     let mut parts = [const { MaybeUninit::<libc::iovec>::uninit() }; SEND_SLOTS];
     let mut controls = [const { MaybeUninit::<Control>::uninit() }; SEND_SLOTS];
     let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; SEND_SLOTS];
-    let mut names = [const { MaybeUninit::<Name>::uninit() }; SEND_SLOTS];
+    let mut names = [const { MaybeUninit::<RawAddress>::uninit() }; SEND_SLOTS];
     let count = count.min(SEND_SLOTS);
     for index in 0..count {
         let outgoing = message(index);

@@ -14,9 +14,9 @@ use std::os::fd::RawFd;
 
 use crate::aead::TAG;
 use crate::counters::Drop;
-use crate::keypair::Place;
+use crate::keypair::KeypairHandle;
 use crate::state::State;
-use crate::sys::{self, Name, Outgoing, Pages, Source};
+use crate::sys::{self, Outgoing, Pages, RawAddress, Source};
 use crate::wire;
 
 /// Sealed bytes that may wait. Five trains, so that they can be filled across frames and still lie in a core's cache.
@@ -48,7 +48,7 @@ struct Batch {
     count: usize,
     /// None for raw datagrams, and when the peer is gone.
     peer: Option<usize>,
-    name: Name,
+    name: RawAddress,
     source: Option<Source>,
     traffic_class: u8,
     outer_df: bool,
@@ -60,7 +60,7 @@ struct Batch {
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope {
     pub peer: usize,
-    pub keypair: Place,
+    pub keypair: KeypairHandle,
     /// Of the outer header.
     pub ecn: u8,
     pub outer_df: bool,
@@ -114,10 +114,17 @@ impl Transmitter {
         self.blocked = None;
     }
 
+    /// Takes batches apart that wait for a full socket, if UDP_SEGMENT is no longer allowed.
+    pub fn offloads_changed(&mut self, state: &State) {
+        if !state.offloads.udp_gso {
+            self.batches = self.batches.iter().flat_map(Batch::singles).collect();
+        }
+    }
+
     /// The peer at this place is no more; what was sealed for it may still go.
-    pub fn forget_peer(&mut self, place: usize) {
+    pub fn forget_peer(&mut self, handle: usize) {
         for batch in &mut self.batches {
-            if batch.peer == Some(place) {
+            if batch.peer == Some(handle) {
                 batch.peer = None;
             }
         }
@@ -163,7 +170,7 @@ impl Transmitter {
             segment: data.len(),
             count: 1,
             peer: None,
-            name: Name::from(endpoint),
+            name: RawAddress::from(endpoint),
             source,
             traffic_class: AF41,
             outer_df: false,
@@ -203,7 +210,7 @@ impl Transmitter {
         let start = self.fill;
         self.fill += total;
         let peer = state.peers.at(to.peer);
-        let trains = state.offloads.udp_gso && total < peer.train_limit && !to.outer_df;
+        let trains = state.offloads.udp_gso && total < peer.gso_limit && !to.outer_df;
         if let Some(last) = self.batches.last_mut()
             && trains
             && last.may_grow(total)
@@ -281,7 +288,7 @@ impl Transmitter {
         batches.iter().take_while(|batch| batch.name.is_v6() == first.name.is_v6() && !batch.outer_df).count()
     }
 
-    fn socket(&self, name: &Name) -> Option<RawFd> {
+    fn socket(&self, name: &RawAddress) -> Option<RawFd> {
         if name.is_v6() { self.v6 } else { self.v4 }
     }
 
@@ -315,7 +322,7 @@ impl Transmitter {
         if batch.source.is_some()
             && matches!(code, libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENODEV | libc::ENETUNREACH)
         {
-            self.forget_source(state, &batch);
+            self.clear_source(state, &batch);
             batch.source = None;
             match self.attempt(state, fd, &[batch]) {
                 Ok(_) => return true,
@@ -333,14 +340,14 @@ impl Transmitter {
             return false;
         }
         if batch.count > 1 && matches!(code, libc::EIO | libc::EINVAL | libc::EMSGSIZE) {
-            self.give_up_train(state, fd, &batch, code);
+            self.give_up_gso(state, fd, &batch, code);
         } else {
             state.counters.drop(Drop::SendFailed, batch.count);
         }
         true
     }
 
-    fn forget_source(&mut self, state: &mut State, refused: &Batch) {
+    fn clear_source(&mut self, state: &mut State, refused: &Batch) {
         if let Some(peer) = refused.peer {
             let peer = state.peers.at_mut(peer);
             if peer.source == refused.source {
@@ -355,7 +362,7 @@ impl Transmitter {
     }
 
     /// The kernel takes no such train: datagram by datagram.
-    fn give_up_train(&mut self, state: &mut State, fd: RawFd, batch: &Batch, code: i32) {
+    fn give_up_gso(&mut self, state: &mut State, fd: RawFd, batch: &Batch, code: i32) {
         let singles: Vec<Batch> = batch.singles().collect();
         let mut rest = &singles[..];
         let mut lost = 0;
@@ -375,10 +382,11 @@ impl Transmitter {
         }
         if code == libc::EMSGSIZE {
             if let Some(peer) = batch.peer {
-                let limit = &mut state.peers.at_mut(peer).train_limit;
+                let limit = &mut state.peers.at_mut(peer).gso_limit;
                 *limit = batch.segment.min(*limit);
             }
-        } else if std::mem::replace(&mut state.offloads.udp_gso, false) {
+        } else if state.offloads.udp_gso {
+            state.give_up(|offloads| &mut offloads.udp_gso);
             state.counters.fallbacks.udp_gso += 1;
         }
     }
@@ -408,4 +416,36 @@ fn with_df(fd: RawFd, v6: bool, send: impl FnOnce() -> io::Result<usize>) -> io:
     let sent = send();
     sys::set_option(fd, level, option, before)?;
     sent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::Offloads;
+    use crate::state::Timing;
+
+    #[test]
+    fn batches_that_wait_are_split_when_gso_is_switched_off() {
+        let mut state = State::new(Timing::default(), Offloads::default());
+        let mut transmitter = Transmitter::default();
+        transmitter.batches.push(Batch {
+            start: 0,
+            length: 250,
+            segment: 100,
+            count: 3,
+            peer: None,
+            name: RawAddress::default(),
+            source: None,
+            traffic_class: 0,
+            outer_df: false,
+            closed: true,
+        });
+        transmitter.fill = 250;
+        transmitter.offloads_changed(&state);
+        assert_eq!(transmitter.batches.len(), 1);
+        state.allow_offloads(Offloads { udp_gso: false, ..Offloads::default() });
+        transmitter.offloads_changed(&state);
+        let parts: Vec<_> = transmitter.batches.iter().map(|batch| (batch.start, batch.length, batch.count)).collect();
+        assert_eq!(parts, [(0, 100, 1), (100, 100, 1), (200, 50, 1)]);
+    }
 }

@@ -1,11 +1,11 @@
 //! Superpackets of the TUN, cut into the packets they stand for (what the kernel calls segmentation).
 //!
-//! A [`Plan`] is made once per frame and checks everything about it; writing segment after segment then can't fail.
+//! A [`Segmentation`] is made once per frame and checks everything about it; writing segment after segment then can't fail.
 //! Headers are recomputed from the frame, since the kernel's `hdr_len` is not to be trusted on forwarded packets.
 
 use crate::checksum::{self, copy_and_sum, sum};
 use crate::packet::{self, IPV4_HEADER, IPV6_HEADER, TCP, UDP};
-use crate::vnet;
+use crate::virtio_net;
 
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
@@ -46,19 +46,19 @@ enum Kind {
 
 /// How to cut one frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct Segmentation {
     kind: Kind,
     count: usize,
     /// Of the frame without its virtio-net header.
     length: usize,
 }
 
-impl Plan {
+impl Segmentation {
     /// `frame` is one IP packet (RFC 791, 8200), maybe far longer than the MTU. Its `length()` was checked.
-    pub fn new(header: &vnet::Header, frame: &[u8]) -> Result<Self, BadOffload> {
+    pub fn new(header: &virtio_net::Header, frame: &[u8]) -> Result<Self, BadOffload> {
         let length = frame.len();
-        if header.gso() == vnet::GSO_NONE {
-            let kind = if header.flags & vnet::NEEDS_CSUM == 0 {
+        if header.gso() == virtio_net::GSO_NONE {
+            let kind = if header.flags & virtio_net::NEEDS_CSUM == 0 {
                 Kind::Plain
             } else {
                 let start = usize::from(header.csum_start);
@@ -70,19 +70,19 @@ impl Plan {
             };
             return Ok(Self { kind, count: 1, length });
         }
-        if header.flags & vnet::NEEDS_CSUM == 0 || header.gso_size == 0 {
+        if header.flags & virtio_net::NEEDS_CSUM == 0 || header.gso_size == 0 {
             return Err(BadOffload);
         }
         let transport_at = usize::from(header.csum_start);
         let (transport, protocol, least, field) = match header.gso() {
-            vnet::GSO_TCPV4 | vnet::GSO_TCPV6 => (Transport::Tcp, TCP, TCP_HEADER, TCP_CHECKSUM),
-            vnet::GSO_UDP_L4 => (Transport::Udp, UDP, UDP_HEADER, UDP_CHECKSUM),
+            virtio_net::GSO_TCPV4 | virtio_net::GSO_TCPV6 => (Transport::Tcp, TCP, TCP_HEADER, TCP_CHECKSUM),
+            virtio_net::GSO_UDP_L4 => (Transport::Udp, UDP, UDP_HEADER, UDP_CHECKSUM),
             _ => return Err(BadOffload),
         };
         let v6 = packet::is_v6(frame);
         let family_fits = match header.gso() {
-            vnet::GSO_TCPV4 => !v6,
-            vnet::GSO_TCPV6 => v6,
+            virtio_net::GSO_TCPV4 => !v6,
+            virtio_net::GSO_TCPV6 => v6,
             _ => true,
         };
         if !family_fits || usize::from(header.csum_offset) != field || transport_at + least > length {

@@ -15,9 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::body::Body;
+use crate::data_plane::DataPlane;
+use crate::fair_lock::FairLock;
 use crate::sys::{self, Interest};
-use crate::turns::Turns;
 
 /// How long packets wait for the loop before somebody else takes care of them.
 const TICK: Duration = Duration::from_millis(4);
@@ -30,7 +30,7 @@ const STAY: Duration = Duration::from_secs(1);
 const PATIENCE: i32 = 10;
 
 /// The thread that stands by. It ends when this is dropped.
-pub struct Relief {
+pub struct StandbyPump {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     wakes: UnixStream,
@@ -38,7 +38,7 @@ pub struct Relief {
 }
 
 struct Shared {
-    body: Arc<Turns>,
+    body: Arc<FairLock>,
     /// How often the loop came by.
     visits: AtomicU64,
     on_duty: AtomicBool,
@@ -46,8 +46,8 @@ struct Shared {
     loop_wakes: UnixStream,
 }
 
-impl Relief {
-    pub fn start(body: Arc<Turns>) -> io::Result<Self> {
+impl StandbyPump {
+    pub fn start(body: Arc<FairLock>) -> io::Result<Self> {
         let (wakes, loop_wakes) = UnixStream::pair()?;
         for one in [&wakes, &loop_wakes] {
             one.set_nonblocking(true)?;
@@ -60,7 +60,7 @@ impl Relief {
             loop_wakes,
         });
         let theirs = shared.clone();
-        let thread = thread::Builder::new().name("relief".into()).spawn(move || theirs.stand_by())?;
+        let thread = thread::Builder::new().name("standby".into()).spawn(move || theirs.stand_by())?;
         Ok(Self { shared, thread: Some(thread), wakes, window: Mutex::new((Instant::now(), 0)) })
     }
 
@@ -98,7 +98,7 @@ impl Relief {
     }
 }
 
-impl Drop for Relief {
+impl Drop for StandbyPump {
     fn drop(&mut self) {
         self.shared.ends.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -153,29 +153,29 @@ impl Shared {
     /// Pumps until the loop is back; false if there was nothing to do.
     fn take_over(&self, visits: u64) -> bool {
         // In the middle of a pump the loop is not away, however long the scheduler keeps it from going on.
-        let Some(mut wanted) = self.body.try_take().map(|body| body.wanted()) else { return false };
+        let Some(mut wanted) = self.body.try_lock_for_standby().map(|body| body.wanted()) else { return false };
         let mut wait = 0;
         let mut asked = self.body.asked();
         while self.visits() == visits && !self.ends() {
             let ready = sys::poll(&wanted, wait);
             if ready.iter().any(|ready| *ready) {
                 wait = PATIENCE;
-                self.body.let_the_loop_in(&mut asked);
+                self.body.yield_to_loop(&mut asked);
                 if self.visits() != visits {
                     break;
                 }
-                self.body.take_for_it().pump_ready(&wanted, &ready, sys::boottime());
+                self.body.lock_for_standby().pump_ready(&wanted, &ready, sys::boottime());
                 let _ = (&self.loop_wakes).write(&[0]); // full: it was told often enough
             } else if wait == 0 {
                 return false; // the loop had nothing to come for
             }
-            wanted = self.body.take_for_it().wanted();
+            wanted = self.body.lock_for_standby().wanted();
         }
         wait > 0
     }
 }
 
-impl Body {
+impl DataPlane {
     /// Packets read so far, from either side.
     #[must_use]
     pub fn packets_read(&self) -> u64 {
@@ -213,8 +213,8 @@ mod tests {
 
     /// A body that drops everything it reads from its TUN, having no routes, and counts that.
     struct Scene {
-        relief: Relief,
-        body: Arc<Turns>,
+        standby: StandbyPump,
+        body: Arc<FairLock>,
         wire: UnixDatagram,
         _inside: UnixDatagram,
     }
@@ -223,9 +223,9 @@ mod tests {
         fn new() -> Self {
             let (wire, inside) = UnixDatagram::pair().expect("a socket pair");
             inside.set_nonblocking(true).expect("non-blocking");
-            let body = Body::new(Some(inside.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
-            let body = Arc::new(Turns::new(body));
-            Self { relief: Relief::start(body.clone()).expect("a thread"), body, wire, _inside: inside }
+            let body = DataPlane::new(Some(inside.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
+            let body = Arc::new(FairLock::new(body));
+            Self { standby: StandbyPump::start(body.clone()).expect("a thread"), body, wire, _inside: inside }
         }
 
         fn reads(&self) -> u64 {
@@ -247,10 +247,10 @@ mod tests {
     #[test]
     fn packets_go_on_without_the_loop_once_there_is_traffic() {
         let scene = Scene::new();
-        scene.relief.pumped(BUSY);
+        scene.standby.pumped(BUSY);
         assert!(scene.is_read());
         let mut word = [0];
-        assert_eq!((&scene.relief.wakes).read(&mut word).ok(), Some(1), "the loop is told");
+        assert_eq!((&scene.standby.wakes).read(&mut word).ok(), Some(1), "the loop is told");
         assert!(scene.is_read(), "for as long as it is away");
     }
 
@@ -258,7 +258,7 @@ mod tests {
     fn nobody_stands_by_where_little_happens() {
         let scene = Scene::new();
         for _ in 1..BUSY {
-            scene.relief.pumped(1);
+            scene.standby.pumped(1);
         }
         assert!(!scene.is_read());
     }
@@ -266,9 +266,9 @@ mod tests {
     #[test]
     fn it_ends_with_its_owner() {
         let scene = Scene::new();
-        scene.relief.pumped(BUSY);
-        let Scene { relief, body, wire, _inside } = scene;
-        drop(relief);
+        scene.standby.pumped(BUSY);
+        let Scene { standby, body, wire, _inside } = scene;
+        drop(standby);
         wire.send(&[0; 40]).expect("room for a frame");
         thread::sleep(TICK * 10);
         assert_eq!(body.take().counters().tun_reads, 0);

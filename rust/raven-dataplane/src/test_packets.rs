@@ -2,7 +2,7 @@
 
 use crate::checksum::{finish, pseudo_header, sum, word};
 use crate::packet::{TCP, UDP};
-use crate::vnet;
+use crate::virtio_net;
 
 /// One end's packets of a flow.
 #[derive(Clone, Copy, Debug)]
@@ -71,18 +71,18 @@ impl Flow {
     }
 
     /// The virtio-net header that makes a whole packet a superpacket, and the packet with its checksum made partial.
-    pub(crate) fn superpacket(self, mut packet: Vec<u8>, protocol: u8, size: u16) -> (vnet::Header, Vec<u8>) {
+    pub(crate) fn superpacket(self, mut packet: Vec<u8>, protocol: u8, size: u16) -> (virtio_net::Header, Vec<u8>) {
         let start = self.transport();
         let (gso_type, offset) = match (protocol, self.v6) {
-            (TCP, false) => (vnet::GSO_TCPV4, 16),
-            (TCP, true) => (vnet::GSO_TCPV6, 16),
-            _ => (vnet::GSO_UDP_L4, 6),
+            (TCP, false) => (virtio_net::GSO_TCPV4, 16),
+            (TCP, true) => (virtio_net::GSO_TCPV6, 16),
+            _ => (virtio_net::GSO_UDP_L4, 6),
         };
         let pseudo = pseudo_header(&self.addresses(), protocol, packet.len() - start);
         let seed = crate::checksum::fold(pseudo).to_ne_bytes();
         packet[start + offset..start + offset + 2].copy_from_slice(&seed);
-        let header = vnet::Header {
-            flags: vnet::NEEDS_CSUM,
+        let header = virtio_net::Header {
+            flags: virtio_net::NEEDS_CSUM,
             gso_type,
             hdr_len: 0,
             gso_size: size,

@@ -9,37 +9,37 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use crate::body::Body;
+use crate::data_plane::DataPlane;
 
 /// How long the loop may keep the thread waiting by coming again and again, in so many steps.
 const STEP: Duration = Duration::from_micros(250);
 const STEPS: usize = 8;
 
-pub struct Turns {
-    body: Mutex<Body>,
+pub struct FairLock {
+    body: Mutex<DataPlane>,
     /// How often the loop came for the body, counted before it has it.
     asked: AtomicU64,
 }
 
-impl Turns {
+impl FairLock {
     #[must_use]
-    pub fn new(body: Body) -> Self {
+    pub fn new(body: DataPlane) -> Self {
         Self { body: Mutex::new(body), asked: AtomicU64::new(0) }
     }
 
     /// For the loop.
-    pub fn take(&self) -> MutexGuard<'_, Body> {
+    pub fn take(&self) -> MutexGuard<'_, DataPlane> {
         self.asked.fetch_add(1, Relaxed);
-        self.take_for_it()
+        self.lock_for_standby()
     }
 
     /// For whoever stands in for the loop.
-    pub fn take_for_it(&self) -> MutexGuard<'_, Body> {
+    pub fn lock_for_standby(&self) -> MutexGuard<'_, DataPlane> {
         self.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For whoever stands in, if nobody has it.
-    pub fn try_take(&self) -> Option<MutexGuard<'_, Body>> {
+    pub fn try_lock_for_standby(&self) -> Option<MutexGuard<'_, DataPlane>> {
         match self.body.try_lock() {
             Ok(body) => Some(body),
             Err(TryLockError::Poisoned(body)) => Some(body.into_inner()),
@@ -49,7 +49,7 @@ impl Turns {
 
     /// To be called before: waits while the loop comes again and again, up to a point. `asked` is what `asked` was
     /// when this last returned.
-    pub fn let_the_loop_in(&self, asked: &mut u64) {
+    pub fn yield_to_loop(&self, asked: &mut u64) {
         for _ in 0..STEPS {
             let now = self.asked();
             if std::mem::replace(asked, now) == now {
@@ -76,16 +76,16 @@ mod tests {
 
     #[test]
     fn the_loop_is_not_kept_waiting_by_who_takes_the_body_again_and_again() {
-        let body = Body::new(None, Offloads::default(), Timing::default(), String::new());
-        let turns = Arc::new(Turns::new(body));
+        let body = DataPlane::new(None, Offloads::default(), Timing::default(), String::new());
+        let lock = Arc::new(FairLock::new(body));
         let ends = Arc::new(AtomicBool::new(false));
         let greedy = thread::spawn({
-            let (turns, ends) = (turns.clone(), ends.clone());
+            let (lock, ends) = (lock.clone(), ends.clone());
             move || {
-                let mut asked = turns.asked();
+                let mut asked = lock.asked();
                 while !ends.load(Relaxed) {
-                    turns.let_the_loop_in(&mut asked);
-                    let body = turns.take_for_it();
+                    lock.yield_to_loop(&mut asked);
+                    let body = lock.lock_for_standby();
                     thread::sleep(Duration::from_millis(2)); // it works
                     drop(body);
                 }
@@ -94,7 +94,7 @@ mod tests {
         thread::sleep(Duration::from_millis(10));
         let begin = Instant::now();
         for _ in 0..100 {
-            drop(turns.take());
+            drop(lock.take());
             thread::sleep(Duration::from_micros(20));
         }
         let took = begin.elapsed();

@@ -21,7 +21,7 @@ pub enum Outcome {
     Untried,
 }
 
-pub struct Batch {
+pub struct UringWriter {
     ring: IoUring,
     /// Kept for its room.
     parts: Vec<IoSlice<'static>>,
@@ -29,7 +29,7 @@ pub struct Batch {
     outcomes: Vec<Outcome>,
 }
 
-impl Batch {
+impl UringWriter {
     /// Fails where the kernel has no io_uring or does not let us have it (kernel.io_uring_disabled, seccomp).
     pub fn new() -> io::Result<Self> {
         let ring = IoUring::new(WRITES as u32)?;
@@ -100,7 +100,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixDatagram;
 
-    fn write(batch: &mut Batch, to: &UnixDatagram, frames: &[&[u8]]) -> Vec<Outcome> {
+    fn write(batch: &mut UringWriter, to: &UnixDatagram, frames: &[&[u8]]) -> Vec<Outcome> {
         let outcomes = batch.write(to.as_raw_fd(), frames.len(), |index, parts| {
             let (head, tail) = frames[index].split_at(1);
             parts.extend([IoSlice::new(head), IoSlice::new(tail)]);
@@ -109,8 +109,8 @@ mod tests {
     }
 
     /// None where io_uring can't be had.
-    fn batch() -> Option<Batch> {
-        Batch::new().inspect_err(|why| eprintln!("SKIPPED: no io_uring here ({why})")).ok()
+    fn batch() -> Option<UringWriter> {
+        UringWriter::new().inspect_err(|why| eprintln!("SKIPPED: no io_uring here ({why})")).ok()
     }
 
     #[test]

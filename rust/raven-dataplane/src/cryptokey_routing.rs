@@ -3,20 +3,20 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use crate::prefixes::{Prefix, Prefixes};
+use crate::prefixes::{Prefix, PrefixMap};
 
 /// Places of peers by prefix, and back, so that forgetting a peer does not walk the table.
 #[derive(Default)]
-pub struct Holders {
-    prefixes: Prefixes<Vec<usize>>,
+pub struct CryptokeyTable {
+    prefixes: PrefixMap<Vec<usize>>,
     held: HashMap<usize, HashSet<Prefix>>,
 }
 
-impl Holders {
+impl CryptokeyTable {
     /// The holders of the longest prefix over `address`.
     #[must_use]
-    pub fn longest(&self, address: IpAddr) -> &[usize] {
-        self.prefixes.longest(address).map_or(&[], Vec::as_slice)
+    pub fn longest_match(&self, address: IpAddr) -> &[usize] {
+        self.prefixes.longest_match(address).map_or(&[], Vec::as_slice)
     }
 
     /// Gives `prefix` to these peers, whoever had it; to nobody if there are none.
@@ -74,17 +74,17 @@ impl Holders {
 const HITS: usize = 256;
 
 /// Answers given lately, by address. To be cleared when anything changes that they depend on.
-pub struct Hits<T> {
+pub struct AddressCache<T> {
     entries: Box<[Option<(IpAddr, T)>; HITS]>,
 }
 
-impl<T: Copy> Default for Hits<T> {
+impl<T: Copy> Default for AddressCache<T> {
     fn default() -> Self {
         Self { entries: Box::new([None; HITS]) }
     }
 }
 
-impl<T: Copy> Hits<T> {
+impl<T: Copy> AddressCache<T> {
     #[must_use]
     pub fn get(&self, address: IpAddr) -> Option<T> {
         self.entries[slot(address)].filter(|(known, _)| *known == address).map(|(_, answer)| answer)
@@ -124,45 +124,45 @@ mod tests {
 
     #[test]
     fn a_prefix_moves_from_one_peer_to_another() {
-        let mut routes = Holders::default();
+        let mut routes = CryptokeyTable::default();
         routes.set(prefix("10.1.0.0", 16), vec![1]);
         routes.set(prefix("10.1.0.0", 16), vec![2, 3]);
-        assert_eq!(routes.longest(address("10.1.2.3")), [2, 3]);
+        assert_eq!(routes.longest_match(address("10.1.2.3")), [2, 3]);
         routes.remove_peer(1);
-        assert_eq!(routes.longest(address("10.1.2.3")), [2, 3]);
+        assert_eq!(routes.longest_match(address("10.1.2.3")), [2, 3]);
         routes.remove_peer(2);
-        assert_eq!(routes.longest(address("10.1.2.3")), [3]);
+        assert_eq!(routes.longest_match(address("10.1.2.3")), [3]);
         routes.remove_peer(3);
-        assert_eq!(routes.longest(address("10.1.2.3")), []);
+        assert_eq!(routes.longest_match(address("10.1.2.3")), []);
     }
 
     #[test]
     fn several_peers_may_send_from_a_prefix() {
-        let mut accepted = Holders::default();
+        let mut accepted = CryptokeyTable::default();
         let net = prefix("fd00::", 64);
         for peer in [1, 2, 2] {
             accepted.add(net, peer);
         }
-        assert_eq!(accepted.longest(address("fd00::9")), [1, 2]);
+        assert_eq!(accepted.longest_match(address("fd00::9")), [1, 2]);
         accepted.remove(net, 1);
         accepted.remove(net, 7);
-        assert_eq!(accepted.longest(address("fd00::9")), [2]);
+        assert_eq!(accepted.longest_match(address("fd00::9")), [2]);
         accepted.remove(net, 2);
-        assert_eq!(accepted.longest(address("fd00::9")), []);
+        assert_eq!(accepted.longest_match(address("fd00::9")), []);
         assert!(accepted.held.is_empty());
     }
 
     #[test]
     fn an_address_that_shares_a_slot_is_no_hit() {
-        let mut hits = Hits::default();
+        let mut cache = AddressCache::default();
         let one = address("10.0.0.1");
         let other = (0..100_000u32)
             .map(|n| IpAddr::V4(n.into()))
             .find(|other| slot(*other) == slot(one) && *other != one)
             .expect("a collision");
-        hits.put(one, 5);
-        assert_eq!((hits.get(one), hits.get(other)), (Some(5), None));
-        hits.clear();
-        assert_eq!(hits.get(one), None);
+        cache.put(one, 5);
+        assert_eq!((cache.get(one), cache.get(other)), (Some(5), None));
+        cache.clear();
+        assert_eq!(cache.get(one), None);
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 
 use crate::aead::{KEY, Key, Suite};
 use crate::counters::{Counters, Drop, Offloads};
-use crate::events::{Announcement, Event};
+use crate::events::{Event, Wakeup};
 use crate::handover;
 use crate::inbound::Inbound;
 use crate::keypair::{Keypair, Role};
@@ -19,21 +19,26 @@ use crate::prefixes::Prefix;
 use crate::replay::Window;
 use crate::state::{State, Timing};
 use crate::sys::{self, Source};
-use crate::transmit::Transmitter;
+use crate::transmitter::Transmitter;
 
 /// Bytes that one call of a pump moves; then others get their turn. Less while handshakes wait: then the loop has
-/// much else to do, and whoever asks it how it is waits through some of its turns.
+/// much else to do, and whoever asks it how it is waits through some of its lock.
 const BUDGET: usize = 1 << 20;
 const BUDGET_BESIDE_HANDSHAKES: usize = BUDGET / 4;
 
+/// How often a socket that is never empty is drained before UDP_GRO is switched off all the same.
+const GRO_ATTEMPTS: usize = 16;
+/// Pumps that empty a socket buffer of the tunnel's size (7 MiB) twice over, at the smaller budget.
+const MAX_DRAIN_PUMPS: usize = (16 << 20) / BUDGET_BESIDE_HANDSHAKES;
+
 /// What a caller did wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Misuse {
+pub enum ArgumentError {
     UnknownPeer(PeerId),
     Invalid(String),
 }
 
-impl fmt::Display for Misuse {
+impl fmt::Display for ArgumentError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownPeer(peer) => write!(f, "{peer}"),
@@ -42,7 +47,7 @@ impl fmt::Display for Misuse {
     }
 }
 
-impl std::error::Error for Misuse {}
+impl std::error::Error for ArgumentError {}
 
 /// Transport keys as a handshake leaves them. The keys are wiped by whoever holds this.
 pub struct NewKeypair<'a> {
@@ -69,7 +74,7 @@ pub struct PeerCounters {
     pub staged: usize,
 }
 
-pub struct Body {
+pub struct DataPlane {
     pub(crate) state: State,
     transmitter: Transmitter,
     outbound: Option<Outbound>,
@@ -79,7 +84,7 @@ pub struct Body {
     frozen: bool,
 }
 
-impl Body {
+impl DataPlane {
     #[must_use]
     pub fn new(tun: Option<RawFd>, offloads: Offloads, timing: Timing, boot_id: String) -> Self {
         let state = State::new(timing, offloads);
@@ -140,7 +145,7 @@ impl Body {
     }
 
     fn budget(&self) -> usize {
-        if self.unproven() > 0 { BUDGET_BESIDE_HANDSHAKES } else { BUDGET }
+        if self.waiting_initiations() > 0 { BUDGET_BESIDE_HANDSHAKES } else { BUDGET }
     }
 
     /// The socket that is full, if one is: the TUN is not to be pumped until it is writable and `resume` was called.
@@ -155,6 +160,47 @@ impl Body {
 
     // Settings.
 
+    /// Changes which offloads are allowed; see the contract for what happens to packets in hand.
+    pub fn set_offloads(&mut self, allowed: Offloads, now: f64) {
+        let had_gro = self.state.offloads.udp_gro;
+        self.transmitter.flush(&mut self.state);
+        self.state.allow_offloads(allowed);
+        self.transmitter.offloads_changed(&self.state);
+        self.inbound.offloads_changed(&self.state);
+        let gro = self.state.offloads.udp_gro;
+        if gro == had_gro {
+            return;
+        }
+        for v6 in [false, true] {
+            let Some(fd) = self.sockets[usize::from(v6)] else { continue };
+            if gro {
+                sys::set_gro(fd, true);
+            } else {
+                self.switch_gro_off(fd, v6, now);
+            }
+        }
+    }
+
+    /// Switches UDP_GRO off. The kernel still delivers a datagram that it coalesced before, but without the segment
+    /// size, so the socket has to be empty at that moment. One that received in between is switched back, drained and
+    /// tried again, up to [`GRO_ATTEMPTS`] times.
+    fn switch_gro_off(&mut self, fd: RawFd, v6: bool, now: f64) {
+        for _ in 0..GRO_ATTEMPTS {
+            for _ in 0..MAX_DRAIN_PUMPS {
+                if !sys::is_readable(fd) {
+                    break;
+                }
+                self.pump_udp(v6, now);
+            }
+            sys::set_gro(fd, false);
+            if !sys::is_readable(fd) {
+                return;
+            }
+            sys::set_gro(fd, true);
+        }
+        sys::set_gro(fd, false);
+    }
+
     pub fn set_mtu(&mut self, mtu: u16) {
         self.state.mtu = usize::from(mtu);
     }
@@ -164,29 +210,29 @@ impl Body {
         self.state.probe_port = probe_port;
     }
 
-    // Peers.
+    // PeerTable.
 
-    fn place(&self, peer: PeerId) -> Result<usize, Misuse> {
-        self.state.peers.find(peer).ok_or(Misuse::UnknownPeer(peer))
+    fn handle(&self, peer: PeerId) -> Result<usize, ArgumentError> {
+        self.state.peers.find(peer).ok_or(ArgumentError::UnknownPeer(peer))
     }
 
-    fn peer_mut(&mut self, peer: PeerId) -> Result<&mut Peer, Misuse> {
-        let place = self.place(peer)?;
-        Ok(self.state.peers.at_mut(place))
+    fn peer_mut(&mut self, peer: PeerId) -> Result<&mut Peer, ArgumentError> {
+        let handle = self.handle(peer)?;
+        Ok(self.state.peers.at_mut(handle))
     }
 
-    pub fn set_peer(&mut self, peer: PeerId) {
+    pub fn add_peer(&mut self, peer: PeerId) {
         self.state.peers.ensure(peer);
     }
 
-    pub fn remove_peer(&mut self, peer: PeerId) -> Result<(), Misuse> {
-        let place = self.place(peer)?;
+    pub fn remove_peer(&mut self, peer: PeerId) -> Result<(), ArgumentError> {
+        let handle = self.handle(peer)?;
         self.drop_keypairs(peer)?;
-        self.transmitter.forget_peer(place);
-        self.state.routes.remove_peer(place);
-        self.state.accepted.remove_peer(place);
-        self.state.forget_hits();
-        self.state.events.forget(place);
+        self.transmitter.forget_peer(handle);
+        self.state.routes.remove_peer(handle);
+        self.state.accepted.remove_peer(handle);
+        self.state.clear_caches();
+        self.state.events.forget(handle);
         self.state.peers.remove(peer);
         Ok(())
     }
@@ -196,7 +242,7 @@ impl Body {
         peer: PeerId,
         endpoint: Option<SocketAddr>,
         source: Option<Source>,
-    ) -> Result<(), Misuse> {
+    ) -> Result<(), ArgumentError> {
         let peer = self.peer_mut(peer)?;
         if endpoint.is_none() || peer.endpoint != endpoint {
             peer.move_to(endpoint);
@@ -207,67 +253,67 @@ impl Body {
         Ok(())
     }
 
-    pub fn set_roaming(&mut self, peer: PeerId, roaming: bool) -> Result<(), Misuse> {
+    pub fn set_roaming(&mut self, peer: PeerId, roaming: bool) -> Result<(), ArgumentError> {
         self.peer_mut(peer)?.roaming = roaming;
         Ok(())
     }
 
-    pub fn forget_source(&mut self, peer: PeerId) -> Result<(), Misuse> {
+    pub fn clear_source(&mut self, peer: PeerId) -> Result<(), ArgumentError> {
         self.peer_mut(peer)?.source = None;
         Ok(())
     }
 
-    // Prefixes.
+    // PrefixMap.
 
-    pub fn route(&mut self, prefix: Prefix, peers: &[PeerId]) -> Result<(), Misuse> {
-        let places = peers.iter().map(|peer| self.place(*peer)).collect::<Result<Vec<_>, _>>()?;
-        self.state.routes.set(prefix, places);
-        self.state.forget_hits();
+    pub fn route(&mut self, prefix: Prefix, peers: &[PeerId]) -> Result<(), ArgumentError> {
+        let handles = peers.iter().map(|peer| self.handle(*peer)).collect::<Result<Vec<_>, _>>()?;
+        self.state.routes.set(prefix, handles);
+        self.state.clear_caches();
         Ok(())
     }
 
-    pub fn accept(&mut self, peer: PeerId, add: &[Prefix], remove: &[Prefix]) -> Result<(), Misuse> {
-        let place = self.place(peer)?;
+    pub fn accept(&mut self, peer: PeerId, add: &[Prefix], remove: &[Prefix]) -> Result<(), ArgumentError> {
+        let handle = self.handle(peer)?;
         for prefix in remove {
-            self.state.accepted.remove(*prefix, place);
+            self.state.accepted.remove(*prefix, handle);
         }
         for prefix in add {
-            self.state.accepted.add(*prefix, place);
+            self.state.accepted.add(*prefix, handle);
         }
-        self.state.forget_hits();
+        self.state.clear_caches();
         Ok(())
     }
 
     // Sessions.
 
-    pub fn install_keypair(&mut self, peer: PeerId, new: &NewKeypair<'_>, now: f64) -> Result<(), Misuse> {
+    pub fn install_keypair(&mut self, peer: PeerId, new: &NewKeypair<'_>, now: f64) -> Result<(), ArgumentError> {
         self.refuse_if_frozen()?;
-        let place = self.place(peer)?;
-        let installed = self.state.install(fresh(place, new));
+        let handle = self.handle(peer)?;
+        let installed = self.state.install(fresh(handle, new));
         if !installed {
-            return Err(Misuse::Invalid(format!("local index {:#010x} is in use", new.local_index)));
+            return Err(ArgumentError::Invalid(format!("local index {:#010x} is in use", new.local_index)));
         }
         if new.role == Role::Initiator {
-            if !send_staged(&mut self.state, &mut self.transmitter, place, now) {
+            if !send_staged(&mut self.state, &mut self.transmitter, handle, now) {
                 // Key confirmation (whitepaper §5.4.4): the responder may not send before it has seen this.
-                self.keepalive(place, now);
+                self.keepalive(handle, now);
             }
             self.transmitter.flush(&mut self.state);
         }
         Ok(())
     }
 
-    pub fn expire_keypairs(&mut self, peer: PeerId) -> Result<(), Misuse> {
-        let place = self.place(peer)?;
-        for keypair in self.state.peers.at(place).slots() {
+    pub fn expire_keypairs(&mut self, peer: PeerId) -> Result<(), ArgumentError> {
+        let handle = self.handle(peer)?;
+        for keypair in self.state.peers.at(handle).slots() {
             self.state.keypairs.get_mut(keypair).expired = true;
         }
         Ok(())
     }
 
-    pub fn drop_keypairs(&mut self, peer: PeerId) -> Result<(), Misuse> {
-        let place = self.place(peer)?;
-        let entry = self.state.peers.at_mut(place);
+    pub fn drop_keypairs(&mut self, peer: PeerId) -> Result<(), ArgumentError> {
+        let handle = self.handle(peer)?;
+        let entry = self.state.peers.at_mut(handle);
         let slots = entry.slots();
         (entry.previous, entry.current, entry.next) = (None, None, None);
         entry.asked = None;
@@ -277,7 +323,7 @@ impl Body {
         Ok(())
     }
 
-    pub fn flush_staged(&mut self, peer: PeerId) -> Result<(), Misuse> {
+    pub fn purge_staged(&mut self, peer: PeerId) -> Result<(), ArgumentError> {
         let entry = self.peer_mut(peer)?;
         entry.handshake_ended();
         let count = std::mem::take(&mut entry.staged).len();
@@ -287,31 +333,36 @@ impl Body {
 
     // Sending.
 
-    fn keepalive(&mut self, place: usize, now: f64) {
+    fn keepalive(&mut self, handle: usize, now: f64) {
         let empty = Staged { packet: Vec::new(), outer_df: false };
-        send_or_stage(&mut self.state, &mut self.transmitter, place, empty, now);
+        send_or_stage(&mut self.state, &mut self.transmitter, handle, empty, now);
     }
 
-    pub fn send_keepalive(&mut self, peer: PeerId, now: f64) -> Result<(), Misuse> {
-        let place = self.place(peer)?;
+    pub fn send_keepalive(&mut self, peer: PeerId, now: f64) -> Result<(), ArgumentError> {
+        let handle = self.handle(peer)?;
         self.refuse_if_frozen()?;
-        self.keepalive(place, now);
+        self.keepalive(handle, now);
         self.transmitter.flush(&mut self.state);
         Ok(())
     }
 
-    pub fn send_inner(&mut self, peer: PeerId, packet: Vec<u8>, outer_df: bool, now: f64) -> Result<(), Misuse> {
+    pub fn send_inner(&mut self, peer: PeerId, packet: Vec<u8>, outer_df: bool, now: f64) -> Result<(), ArgumentError> {
         if !(20..=65535 - 80).contains(&packet.len()) {
-            return Err(Misuse::Invalid(format!("no IP packet: {} bytes", packet.len())));
+            return Err(ArgumentError::Invalid(format!("no IP packet: {} bytes", packet.len())));
         }
-        let place = self.place(peer)?;
+        let handle = self.handle(peer)?;
         self.refuse_if_frozen()?;
-        send_or_stage(&mut self.state, &mut self.transmitter, place, Staged { packet, outer_df }, now);
+        send_or_stage(&mut self.state, &mut self.transmitter, handle, Staged { packet, outer_df }, now);
         self.transmitter.flush(&mut self.state);
         Ok(())
     }
 
-    pub fn send_datagram(&mut self, data: &[u8], endpoint: SocketAddr, source: Option<Source>) -> Result<(), Misuse> {
+    pub fn send_datagram(
+        &mut self,
+        data: &[u8],
+        endpoint: SocketAddr,
+        source: Option<Source>,
+    ) -> Result<(), ArgumentError> {
         self.refuse_if_frozen()?;
         self.transmitter.send_datagram(&mut self.state, data, endpoint, source);
         Ok(())
@@ -320,13 +371,13 @@ impl Body {
     // Looking.
 
     /// Whether to call back; says so once for what waits.
-    pub fn announce(&mut self) -> Announcement {
-        self.state.events.announce(sys::boottime())
+    pub fn next_wakeup(&mut self) -> Wakeup {
+        self.state.events.next_wakeup(sys::boottime())
     }
 
     /// The time of an announcement for later has come.
-    pub fn announce_now(&mut self) {
-        self.state.events.keep_promise();
+    pub fn wakeup_due(&mut self) {
+        self.state.events.wakeup_due();
     }
 
     /// Somebody new is to be called back.
@@ -334,14 +385,14 @@ impl Body {
         self.state.events.listen();
     }
 
-    pub fn take_events(&mut self, unproven: usize) -> Vec<Event> {
-        self.state.take_events(unproven)
+    pub fn drain_events(&mut self, max_initiations: usize) -> Vec<Event> {
+        self.state.drain_events(max_initiations)
     }
 
     /// How many initiations that prove nothing wait.
     #[must_use]
-    pub fn unproven(&self) -> usize {
-        self.state.events.unproven()
+    pub fn waiting_initiations(&self) -> usize {
+        self.state.events.waiting_initiations()
     }
 
     #[must_use]
@@ -358,7 +409,7 @@ impl Body {
             tx_packets: peer.tx_packets,
             endpoint: peer.endpoint,
             source: peer.source,
-            session: peer.current.map(|place| self.state.keypairs.get(place)).map(|one| (one.suite, one.birth)),
+            session: peer.current.map(|handle| self.state.keypairs.get(handle)).map(|one| (one.suite, one.birth)),
             staged: peer.staged.len(),
         })
     }
@@ -376,22 +427,22 @@ impl Body {
     }
 
     /// Nothing is sent after it. The blob is as secret as the keys.
-    pub fn freeze(&mut self, now: f64) -> Result<Vec<u8>, Misuse> {
+    pub fn freeze(&mut self, now: f64) -> Result<Vec<u8>, ArgumentError> {
         self.frozen = true;
         self.sockets = [None, None];
         self.transmitter.use_sockets(&mut self.state, None, None);
-        handover::pack(&self.state, &self.boot_id, now).map_err(Misuse::Invalid)
+        handover::pack(&self.state, &self.boot_id, now).map_err(ArgumentError::Invalid)
     }
 
     /// Takes over the sessions of a frozen body; nothing is changed if that can't be.
-    pub fn thaw(&mut self, blob: &[u8], now: f64) -> Result<(), Misuse> {
+    pub fn thaw(&mut self, blob: &[u8], now: f64) -> Result<(), ArgumentError> {
         self.refuse_if_frozen()?;
-        handover::unpack(&mut self.state, blob, &self.boot_id, now).map_err(Misuse::Invalid)
+        handover::unpack(&mut self.state, blob, &self.boot_id, now).map_err(ArgumentError::Invalid)
     }
 
-    fn refuse_if_frozen(&self) -> Result<(), Misuse> {
+    fn refuse_if_frozen(&self) -> Result<(), ArgumentError> {
         if self.frozen {
-            return Err(Misuse::Invalid("a frozen data plane sends nothing".into()));
+            return Err(ArgumentError::Invalid("a frozen data plane sends nothing".into()));
         }
         Ok(())
     }

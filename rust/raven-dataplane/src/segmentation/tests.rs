@@ -1,15 +1,15 @@
 use super::*;
-use crate::craft::{ACK, Flow, PSH, checks_out};
+use crate::test_packets::{ACK, Flow, PSH, checks_out};
 use proptest::prelude::*;
 
 const FIN_PSH_CWR: u8 = 0x89;
 
-fn cut(header: &vnet::Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, BadOffload> {
-    let plan = Plan::new(header, frame)?;
-    Ok((0..plan.count())
+fn cut(header: &virtio_net::Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, BadOffload> {
+    let segmentation = Segmentation::new(header, frame)?;
+    Ok((0..segmentation.count())
         .map(|index| {
-            let mut packet = vec![0xaa; plan.packet_length(index)];
-            plan.write(index, frame, &mut packet);
+            let mut packet = vec![0xaa; segmentation.packet_length(index)];
+            segmentation.write(index, frame, &mut packet);
             packet
         })
         .collect())
@@ -61,7 +61,10 @@ fn a_udp_superpacket_is_its_datagrams() {
 fn an_exact_multiple_has_no_tail() {
     let flow = Flow { v6: false, port: 1 };
     let (header, frame) = flow.superpacket(flow.tcp(1, ACK, &payload(3000)), TCP, 1000);
-    assert_eq!(Plan::new(&header, &frame).map(|plan| (plan.count(), plan.packet_length(2))), Ok((3, 1052)));
+    assert_eq!(
+        Segmentation::new(&header, &frame).map(|segmentation| (segmentation.count(), segmentation.packet_length(2))),
+        Ok((3, 1052))
+    );
 }
 
 #[test]
@@ -69,14 +72,14 @@ fn a_partial_checksum_is_completed() {
     let flow = Flow { v6: true, port: 1 };
     let whole = flow.udp(0, b"odd number of bytes");
     let (header, frame) = flow.superpacket(whole.clone(), UDP, 100);
-    let header = vnet::Header { gso_type: vnet::GSO_NONE, gso_size: 0, ..header };
+    let header = virtio_net::Header { gso_type: virtio_net::GSO_NONE, gso_size: 0, ..header };
     assert_eq!(cut(&header, &frame), Ok(vec![whole]));
 }
 
 #[test]
 fn a_plain_packet_passes_untouched() {
     let frame = payload(77);
-    assert_eq!(cut(&vnet::Header::default(), &frame), Ok(vec![frame]));
+    assert_eq!(cut(&virtio_net::Header::default(), &frame), Ok(vec![frame]));
 }
 
 #[test]
@@ -84,22 +87,22 @@ fn contradictions_are_refused() {
     let flow = Flow { v6: false, port: 1 };
     let (good, frame) = flow.superpacket(flow.tcp(1, ACK, &payload(3000)), TCP, 1000);
     let bad = [
-        vnet::Header { gso_size: 0, ..good },
-        vnet::Header { gso_size: 1, ..good },
-        vnet::Header { flags: 0, ..good },
-        vnet::Header { gso_type: 3, ..good },
-        vnet::Header { gso_type: vnet::GSO_TCPV6, ..good },
-        vnet::Header { gso_type: vnet::GSO_UDP_L4, ..good },
-        vnet::Header { csum_start: 24, ..good },
-        vnet::Header { csum_start: 65000, ..good },
-        vnet::Header { csum_offset: 6, ..good },
-        vnet::Header { gso_type: vnet::GSO_NONE, csum_start: 3050, ..good },
-        vnet::Header { gso_type: vnet::GSO_NONE, csum_start: 8, ..good },
+        virtio_net::Header { gso_size: 0, ..good },
+        virtio_net::Header { gso_size: 1, ..good },
+        virtio_net::Header { flags: 0, ..good },
+        virtio_net::Header { gso_type: 3, ..good },
+        virtio_net::Header { gso_type: virtio_net::GSO_TCPV6, ..good },
+        virtio_net::Header { gso_type: virtio_net::GSO_UDP_L4, ..good },
+        virtio_net::Header { csum_start: 24, ..good },
+        virtio_net::Header { csum_start: 65000, ..good },
+        virtio_net::Header { csum_offset: 6, ..good },
+        virtio_net::Header { gso_type: virtio_net::GSO_NONE, csum_start: 3050, ..good },
+        virtio_net::Header { gso_type: virtio_net::GSO_NONE, csum_start: 8, ..good },
     ];
     for header in bad {
         assert_eq!(cut(&header, &frame), Err(BadOffload), "{header:?}");
     }
-    assert!(cut(&vnet::Header { gso_type: good.gso_type | vnet::GSO_ECN, ..good }, &frame).is_ok());
+    assert!(cut(&virtio_net::Header { gso_type: good.gso_type | virtio_net::GSO_ECN, ..good }, &frame).is_ok());
     assert_eq!(cut(&good, &frame[..frame.len() - 1]), Err(BadOffload), "the length in the header is another");
     let (header, empty) = flow.superpacket(flow.tcp(1, ACK, &[]), TCP, 1000);
     assert_eq!(cut(&header, &empty), Err(BadOffload), "nothing to cut");
@@ -108,16 +111,16 @@ fn contradictions_are_refused() {
 proptest! {
     #[test]
     fn whatever_the_header_says_nothing_breaks(
-        bytes in any::<[u8; vnet::LEN]>(),
+        bytes in any::<[u8; virtio_net::LEN]>(),
         kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81]),
         frame in prop::collection::vec(any::<u8>(), 40..400),
         plausible in any::<bool>(),
     ) {
-        let mut header = vnet::Header::parse(&bytes);
+        let mut header = virtio_net::Header::parse(&bytes);
         header.gso_type = kind;
         let mut frame = frame;
         if plausible {
-            header.flags = vnet::NEEDS_CSUM;
+            header.flags = virtio_net::NEEDS_CSUM;
             header.gso_size %= 300;
             header.csum_start = if kind == 4 { 40 } else { 20 };
             header.csum_offset = if kind == 5 { 6 } else { 16 };

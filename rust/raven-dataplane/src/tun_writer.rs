@@ -7,25 +7,25 @@ use std::os::fd::RawFd;
 use crate::coalesce::{Coalescer, HEADER_ROOM, MAX_SEGMENTS, Output};
 use crate::counters::Drop;
 use crate::state::State;
-use crate::sys::{self, Batch, Outcome, WRITES};
-use crate::vnet;
+use crate::sys::{self, Outcome, UringWriter, WRITES};
+use crate::virtio_net;
 
 /// Superpackets the TUN may refuse in a row before joining is given up.
 const REFUSALS: u32 = 3;
 
-pub struct Outlet {
+pub struct TunWriter {
     tun: RawFd,
     /// Made when it is first needed; if the kernel has none to give, it is done without.
-    batch: Option<Batch>,
+    uring: Option<UringWriter>,
     headers: Box<[[u8; HEADER_ROOM]; WRITES]>,
     /// In a row.
     refusals: u32,
 }
 
-impl Outlet {
+impl TunWriter {
     #[must_use]
     pub fn new(tun: RawFd) -> Self {
-        Self { tun, batch: None, headers: Box::new([[0; HEADER_ROOM]; WRITES]), refusals: 0 }
+        Self { tun, uring: None, headers: Box::new([[0; HEADER_ROOM]; WRITES]), refusals: 0 }
     }
 
     /// Writes what was collected of `arena`, in order, and forgets it.
@@ -33,7 +33,7 @@ impl Outlet {
         let mut done = 0;
         while done < coalescer.outputs().len() {
             let many = (coalescer.outputs().len() - done).min(WRITES);
-            if many > 1 && self.has_batch(state) {
+            if many > 1 && self.has_uring(state) {
                 self.write_together(state, arena, coalescer, done..done + many);
                 done += many;
             } else {
@@ -48,22 +48,31 @@ impl Outlet {
         }
     }
 
-    fn has_batch(&mut self, state: &mut State) -> bool {
-        if state.offloads.tun_batch && self.batch.is_none() {
-            self.batch = Batch::new().ok();
-            state.offloads.tun_batch = self.batch.is_some();
+    /// Closes the ring if several frames a call are no longer allowed.
+    pub fn offloads_changed(&mut self, state: &State) {
+        if !state.offloads.tun_batch {
+            self.uring = None;
+        }
+    }
+
+    fn has_uring(&mut self, state: &mut State) -> bool {
+        if state.offloads.tun_batch && self.uring.is_none() {
+            self.uring = UringWriter::new().ok();
+            if self.uring.is_none() {
+                state.give_up(|offloads| &mut offloads.tun_batch);
+            }
         }
         state.offloads.tun_batch
     }
 
     fn write_together(&mut self, state: &mut State, arena: &[u8], coalescer: &Coalescer, chosen: Range<usize>) {
-        let Some(mut batch) = self.batch.take() else { return };
+        let Some(mut uring) = self.uring.take() else { return };
         let mut lengths = [0; WRITES];
         for ((length, header), index) in lengths.iter_mut().zip(self.headers.iter_mut()).zip(chosen.clone()) {
             *length = coalescer.output(index).write_header(arena, header);
         }
         let headers = &self.headers;
-        let outcomes = batch.write(self.tun, chosen.len(), |index, parts| {
+        let outcomes = uring.write(self.tun, chosen.len(), |index, parts| {
             let output = coalescer.output(chosen.start + index);
             parts.push(IoSlice::new(&headers[index][..lengths[index]]));
             parts.extend(output.slices(arena));
@@ -75,13 +84,13 @@ impl Outlet {
                 Outcome::Written => self.conclude(state, arena, &output, Ok(())),
                 Outcome::Failed(code) => self.conclude(state, arena, &output, Err(*code)),
                 Outcome::Untried => {
-                    state.offloads.tun_batch = false;
+                    state.give_up(|offloads| &mut offloads.tun_batch);
                     self.write_one(state, arena, &output);
                 }
             }
         }
         if state.offloads.tun_batch {
-            self.batch = Some(batch);
+            self.uring = Some(uring);
         }
     }
 
@@ -106,7 +115,7 @@ impl Outlet {
         match written {
             Err(libc::EINVAL) if joined => {
                 // They come behind what was written together with them. Once is enough: other kernels take them.
-                state.offloads.tun_batch = false;
+                state.give_up(|offloads| &mut offloads.tun_batch);
                 self.refusals += 1;
                 if self.refusals == REFUSALS {
                     give_up_joining(state, output.is_tcp());
@@ -114,7 +123,7 @@ impl Outlet {
                 for (at, length) in output.packets() {
                     state.counters.tun_writes += 1;
                     let packet = IoSlice::new(&arena[at..at + length]);
-                    if sys::write(self.tun, &[IoSlice::new(&[0; vnet::LEN]), packet]).is_err() {
+                    if sys::write(self.tun, &[IoSlice::new(&[0; virtio_net::LEN]), packet]).is_err() {
                         lose(state, 1);
                     }
                 }
@@ -138,10 +147,10 @@ fn lose(state: &mut State, count: usize) {
 
 fn give_up_joining(state: &mut State, tcp: bool) {
     if tcp {
-        state.offloads.tun_gro = false;
+        state.give_up(|offloads| &mut offloads.tun_gro);
         state.counters.fallbacks.tun_gro += 1;
     } else {
-        state.offloads.tun_gro_udp = false;
+        state.give_up(|offloads| &mut offloads.tun_gro_udp);
         state.counters.fallbacks.tun_gro_udp += 1;
     }
 }
@@ -150,8 +159,8 @@ fn give_up_joining(state: &mut State, tcp: bool) {
 mod tests {
     use super::*;
     use crate::counters::Offloads;
-    use crate::craft::{ACK, Flow};
     use crate::state::Timing;
+    use crate::test_packets::{ACK, Flow};
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixDatagram;
 
@@ -167,13 +176,13 @@ mod tests {
         coalescer.push(&arena, 0, packets[0].len());
         coalescer.push(&arena, packets[0].len(), packets[1].len());
         assert_eq!(coalescer.outputs().len(), 1, "they join");
-        let mut outlet = Outlet::new(inside.as_raw_fd());
-        outlet.conclude(&mut state, &arena, &coalescer.output(0), Err(libc::EINVAL));
+        let mut tun_writer = TunWriter::new(inside.as_raw_fd());
+        tun_writer.conclude(&mut state, &arena, &coalescer.output(0), Err(libc::EINVAL));
         for packet in &packets {
             let mut frame = [0; 256];
             let length = wire.recv(&mut frame).expect("a frame");
-            assert_eq!(frame[..vnet::LEN], [0; vnet::LEN]);
-            assert_eq!(&frame[vnet::LEN..length], packet);
+            assert_eq!(frame[..virtio_net::LEN], [0; virtio_net::LEN]);
+            assert_eq!(&frame[virtio_net::LEN..length], packet);
         }
         assert!(!state.offloads.tun_batch, "what comes next is not to overtake them again");
         assert!(state.offloads.tun_gro, "once is no reason to give that up");

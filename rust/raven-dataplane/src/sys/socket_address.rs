@@ -8,17 +8,17 @@ const V6: usize = size_of::<libc::sockaddr_in6>();
 /// A sockaddr_in or sockaddr_in6; all zero when unset. Compared byte by byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(4))]
-pub struct Name {
+pub struct RawAddress {
     bytes: [u8; V6],
 }
 
-impl Default for Name {
+impl Default for RawAddress {
     fn default() -> Self {
         Self { bytes: [0; V6] }
     }
 }
 
-impl From<SocketAddr> for Name {
+impl From<SocketAddr> for RawAddress {
     fn from(address: SocketAddr) -> Self {
         let mut bytes = [0; V6];
         bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
@@ -37,7 +37,7 @@ impl From<SocketAddr> for Name {
     }
 }
 
-impl Name {
+impl RawAddress {
     /// None if it is of another family. The scope is only kept where it means something: for link-local addresses.
     #[must_use]
     pub fn to_socket_addr(self) -> Option<SocketAddr> {
@@ -102,14 +102,14 @@ mod tests {
     fn addresses_come_back_as_they_went_in() {
         for text in ["192.0.2.1:4500", "[2001:db8::1]:1", "[fe80::1%3]:51820"] {
             let address: SocketAddr = text.parse().expect("an address");
-            assert_eq!(Name::from(address).to_socket_addr(), Some(address));
+            assert_eq!(RawAddress::from(address).to_socket_addr(), Some(address));
         }
     }
 
     #[test]
     fn what_a_longer_address_left_is_cut_off() {
         let (v4, v6) = ("192.0.2.1:4500", "[2001:db8::1]:1");
-        let [v4, v6] = [v4, v6].map(|text| Name::from(text.parse::<SocketAddr>().expect("an address")));
+        let [v4, v6] = [v4, v6].map(|text| RawAddress::from(text.parse::<SocketAddr>().expect("an address")));
         let mut slot = v6;
         slot.bytes[..V4].copy_from_slice(&v4.bytes[..V4]);
         assert_eq!(slot.cut(V4 as libc::socklen_t), v4);
@@ -118,6 +118,6 @@ mod tests {
     #[test]
     fn a_scope_means_nothing_outside_the_link() {
         let address: SocketAddr = "[2001:db8::1%3]:1".parse().expect("an address");
-        assert_eq!(Name::from(address).to_socket_addr(), "[2001:db8::1]:1".parse().ok());
+        assert_eq!(RawAddress::from(address).to_socket_addr(), "[2001:db8::1]:1".parse().ok());
     }
 }
