@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 from dataplane.packets import ACK, apart, superpacket, tcp, udp
-from dataplane.rig import BOB, BODIES, Eve, two
+from dataplane.rig import BOB, BODIES, Eve, two, udp_socket
 
 from ravenvpn.dataplane.contract import Drop
 from ravenvpn.dataplane.events import Tally
