@@ -23,8 +23,7 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.node import nft, sysctl
-from ravenvpn.node.conntrack import PrefixSet, Rebinding
-from ravenvpn.node.delta import between
+from ravenvpn.node.conntrack import Rebinding
 from ravenvpn.node.discovery import HostFacts, look
 from ravenvpn.node.execute import Execution, OperationFailure
 from ravenvpn.node.host_diff import assumed, closes, diff
@@ -32,6 +31,7 @@ from ravenvpn.node.links import LinkClient
 from ravenvpn.node.netlink import NetlinkSocket
 from ravenvpn.node.observe import ALL, HostPart, narrowed, observe
 from ravenvpn.node.operations import HostDevice, LocalPrefixes, Observed, Operation, Verb
+from ravenvpn.prefixes import PrefixSet
 
 _NOTHING = HostState()
 
@@ -142,19 +142,9 @@ class Host:
         with LinkClient() as netlink:
             return self._execute(diff(observed, added), netlink)
 
-    def apply_changes(self, previous: HostState, wanted: HostState) -> ApplyResult:
-        """`apply_delta` between two whole states; fast where they share what did not change."""
-        self._local = frozenset(previous.packet_filter.local) if previous.packet_filter is not None else frozenset()
-        return self.apply_delta(between(previous, wanted), lambda: wanted)
-
     def cleanup(self) -> ApplyResult:
         """Remove everything of ours, found by its marks, and put back the sysctls of others' devices."""
         return self.apply(_NOTHING)
-
-    def execute(self, operations: Sequence[Operation]) -> ApplyResult:
-        """Carry out operations that `diff` made."""
-        with LinkClient() as netlink:
-            return self._execute(operations, netlink)
 
     def _execute(self, operations: Sequence[Operation], netlink: LinkClient) -> ApplyResult:
         execution = Execution(netlink, self._pipe, self._originals, self.nft_processes.append, self._foreign)
@@ -213,7 +203,7 @@ class Host:
                     self._remote.add(thing.prefix)
                     if operation.verb is Verb.ADD:
                         fresh.add(thing.prefix)
-        return self._rebinding(self._remote | PrefixSet() if filter_changed else fresh)
+        return self._rebinding(self._remote | () if filter_changed else fresh)
 
     def _rebinding(self, remote: PrefixSet) -> Rebinding | None:
         return Rebinding(remote, self._own_sources, PrefixSet(self._local)) if remote else None

@@ -15,12 +15,12 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.node.netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, attribute, attributes, message
+from ravenvpn.prefixes import PrefixSet
 
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
@@ -41,47 +41,6 @@ class Flow(NamedTuple):
     handle: bytes  # attributes that name the entry for deletion
 
 
-class PrefixSet:
-    """Membership of an address in many prefixes: one look-up per distinct length."""
-
-    def __init__(self, prefixes: Iterable[Prefix] = ()) -> None:
-        self._networks: dict[tuple[int, int], set[int]] = {}
-        for prefix in prefixes:
-            self.add(prefix)
-
-    def add(self, prefix: Prefix) -> None:
-        key, network = _place(prefix)
-        self._networks.setdefault(key, set()).add(network)
-
-    def discard(self, prefix: Prefix) -> None:
-        key, network = _place(prefix)
-        if key in self._networks:
-            self._networks[key].discard(network)
-
-    def __or__(self, other: PrefixSet) -> PrefixSet:
-        """A set of its own, so that a copy is `of | PrefixSet()`."""
-        both = PrefixSet()
-        for one in (self, other):
-            for key, networks in one._networks.items():
-                both._networks[key] = both._networks.get(key, set()) | networks
-        return both
-
-    def __bool__(self) -> bool:
-        return any(self._networks.values())
-
-    def __contains__(self, address: bytes) -> bool:
-        number, size = int.from_bytes(address, "big"), len(address)
-        return any(
-            number >> shift in networks for (bytes_, shift), networks in self._networks.items() if bytes_ == size
-        )
-
-
-def _place(prefix: Prefix) -> tuple[tuple[int, int], int]:
-    """((bytes of an address, bits that are the host's), network)."""
-    shift = prefix.max_prefixlen - prefix.prefixlen
-    return (prefix.max_prefixlen // 8, shift), int(prefix.network_address) >> shift
-
-
 @dataclass(frozen=True, slots=True)
 class Rebinding:
     """Whose live flows are to be judged anew: those with the prefixes in `remote`, by what `own_sources` are now, and
@@ -100,12 +59,12 @@ def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes], loca
     """Whether a flow with another region is bound to a source that our nft chain would not have given it."""
     if flow.reply_destination == flow.source:  # not translated
         return False
-    if flow.reply_source in remote:
+    if remote.covers_packed(flow.reply_source):
         # Our own source may be just what a CNI or an operator gave a pod's flow. It is right for what starts here,
         # and for what kube-proxy sent to a Service's endpoint.
-        return flow.reply_destination not in own_sources or (flow.source in local and not flow.dnat)
+        return flow.reply_destination not in own_sources or (local.covers_packed(flow.source) and not flow.dnat)
     # From another region to a Service here and masqueraded by kube-proxy: rightly so.
-    return flow.source in remote and not flow.dnat
+    return remote.covers_packed(flow.source) and not flow.dnat
 
 
 def forget(rebinding: Rebinding) -> int:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,11 @@ from node.worlds import HOST, lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import Host
+from ravenvpn.node.execute import Execution
 from ravenvpn.node.host_diff import diff
+from ravenvpn.node.links import LinkClient
+from ravenvpn.node.netlink import NetlinkSocket
+from ravenvpn.node.sysctl import Originals
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 
@@ -89,8 +93,9 @@ def test_a_stop_after_any_number_of_operations_converges(node: Box, state_file: 
     def cut(wanted: HostState, count: int) -> int:
         with Host(state_file) as host:
             made = diff(host.observe(wanted), wanted)
-            host.execute(made[:count])
-            return len(made)
+        with LinkClient() as links, closing(NetlinkSocket()) as netlink:
+            Execution(links, netlink, Originals(state_file), lambda _: None).run(made[:count])
+        return len(made)
 
     tun = node.tun()
     node.call(apply, state_file, lan_gateway())
@@ -118,6 +123,7 @@ import os, random, signal, sys, time
 from contextlib import ExitStack
 from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
+from node.applying import change_host
 from node.box import open_tun
 from node.worlds import planned, remote_routes
 from dataclasses import replace
@@ -142,7 +148,7 @@ for line in sys.stdin:
             while True:
                 host.apply(large)
                 host.apply(small)
-                host.apply_changes(small, large)
+                change_host(host, small, large)
                 host.cleanup()
                 device = tun()
     os.setpgid(child, child)

@@ -8,7 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from node.applying import apply
+from node.applying import apply, change_host
 from node.box import Box
 from node.worlds import gateway, lan_gateway, remote_routes
 
@@ -40,7 +40,7 @@ def test_a_change_touches_what_changed(gateway_node: Box, state_file: Path) -> N
     def change() -> tuple[ApplyResult, ApplyResult, ApplyResult]:
         with Host(state_file) as host:
             assert host.apply(first).failed == ()
-            return host.apply_changes(first, second), host.apply(second), host.apply_changes(second, first)
+            return change_host(host, first, second), host.apply(second), change_host(host, second, first)
 
     changed, looked, back = gateway_node.call(change)
 
@@ -76,11 +76,11 @@ def test_thousands_of_prefixes(gateway_node: Box, state_file: Path) -> None:
             start = time.perf_counter()
             assert host.apply(base).failed == ()
             whole = time.perf_counter() - start
-            removed = host.apply_changes(base, changed)
+            removed = change_host(host, base, changed)
             times = []
             for before, after in ((changed, base), (base, changed)) * 3:
                 start = time.perf_counter()
-                assert host.apply_changes(before, after).failed == ()
+                assert change_host(host, before, after).failed == ()
                 times.append(time.perf_counter() - start)
             return whole, min(times), len(removed.changed)
 

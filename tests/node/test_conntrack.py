@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ravenvpn.node.conntrack import Flow, PrefixSet, misbound
+from ravenvpn.node.conntrack import Flow, misbound
+from ravenvpn.prefixes import PrefixSet
 
 POD, OTHER_POD, FAR, NODE, OWN, SERVICE, OUTSIDE = (
     ip_address(text).packed
@@ -42,29 +41,3 @@ def flow(
 )
 def test_misbound(what: str, one: Flow, expected: bool) -> None:
     assert misbound(one, REMOTE, {OWN}, PODS) is expected, what
-
-
-networks = st.builds(
-    lambda address, length: IPv4Network((address, length), strict=False),
-    st.integers(0, 2**32 - 1),
-    st.integers(0, 32),
-) | st.builds(
-    lambda address, length: IPv6Network((address, length), strict=False),
-    st.integers(0, 2**128 - 1),
-    st.integers(0, 128),
-)
-
-
-@given(st.lists(networks, max_size=20), st.data())
-def test_a_prefix_set_agrees_with_a_slow_search(
-    prefixes: list[IPv4Network | IPv6Network], data: st.DataObject
-) -> None:
-    inside = [prefix.network_address.packed for prefix in prefixes]
-    address = data.draw(
-        st.binary(min_size=4, max_size=4)
-        | st.binary(min_size=16, max_size=16)
-        | st.sampled_from(inside or [bytes(4)])
-    )
-    slow = any(ip_address(address) in prefix for prefix in prefixes)
-
-    assert (address in PrefixSet(prefixes)) is slow

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from node.applying import delta_between
 from node.worlds import gateway, lan_gateway
 
 from ravenvpn.mesh.hoststate import (
@@ -25,7 +26,6 @@ from ravenvpn.mesh.hoststate import (
     Sysctl,
 )
 from ravenvpn.mesh.reason import Reason, ReasonCode
-from ravenvpn.node.delta import between, difference
 from ravenvpn.node.format import words
 from ravenvpn.node.host_diff import assumed, diff
 from ravenvpn.node.links import LinkFacts, VxlanFacts
@@ -260,34 +260,8 @@ def test_from_any_plan_to_any_other_nothing_leaks_and_nothing_breaks(before: Hos
 @given(plans(), plans())
 @settings(max_examples=100, deadline=None)
 def test_a_delta_makes_the_same_changes_as_a_look(before: HostState, after: HostState) -> None:
-    delta = between(before, after)
+    delta = delta_between(before, after)
 
     changed = diff(assumed(delta.removed), delta.added)
 
     assert sorted(said(changed)) == sorted(said(diff(observed_as(before), after)))
-
-
-@given(st.lists(st.integers(0, 30), max_size=200), st.lists(st.integers(0, 30), max_size=200))
-@settings(max_examples=150, deadline=None)
-def test_difference_agrees_with_a_slow_one(before: list[int], after: list[int]) -> None:
-    """Elements are told by identity, so shared ones are the same objects here."""
-    pool = [object() for _ in range(31)]
-    old = tuple(dict.fromkeys(pool[number] for number in before))
-    new = tuple(dict.fromkeys(pool[number] for number in after))
-
-    removed, added = difference(old, new)
-
-    # What moved may be on both sides; nothing else may be too much, and nothing missing.
-    assert set(removed) - set(added) == set(old) - set(new)
-    assert set(added) - set(removed) == set(new) - set(old)
-    assert set(removed) & set(added) <= set(old) & set(new)
-
-
-def test_difference_of_a_large_plan_finds_the_few() -> None:
-    old = tuple(object() for _ in range(50_000))
-    new = (*old[:100], object(), *old[101:30_000], *old[30_005:])
-
-    removed, added = difference(old, new)
-
-    assert removed == (old[100], *old[30_000:30_005])
-    assert added == (new[100],)

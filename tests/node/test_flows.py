@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from node.applying import change_host
 from node.box import Box
 from node.pod_region import FAMILIES, POD, Region, judged, masquerade, send
 from node.worlds import gateway, planned
@@ -68,7 +69,7 @@ def test_flows_bound_to_a_source_that_is_ours_no_more_are_judged_anew(region: Re
         region.node.call(send, "10.0.0.5", "10.244.2.9")
         assert flows(region.node, 4)["10.244.2.9"][1] == "10.244.1.1"
 
-        region.node.call(lambda: judged(host.apply_changes(wanted, changed)))
+        region.node.call(lambda: judged(change_host(host, wanted, changed)))
 
         assert "10.244.2.9" not in flows(region.node, 4)
     region.node.call(send, "10.0.0.5", "10.244.2.9")
@@ -86,7 +87,7 @@ def test_a_region_that_joins_later_finds_its_flows_right(region: Region) -> None
 
     def change() -> ApplyResult:
         with Host(region.state_file) as host:
-            return judged(host.apply_changes(first, wanted))
+            return judged(change_host(host, first, wanted))
 
     assert region.node.call(change).failed == ()
 

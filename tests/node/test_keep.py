@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from node.applying import change_host
 from node.box import Box
 from node.worlds import HOST, lan_gateway, planned
 
@@ -234,7 +235,7 @@ def test_the_kernel_keeps_away_what_concerns_nobody_here(node: Box, state_file: 
             """
         )
         changed = replace(lan_gateway(), routes=lan_gateway().routes[2:], rules=lan_gateway().rules[1:])
-        assert len(node.call(host.apply_changes, lan_gateway(), changed).changed) == 3
+        assert len(node.call(change_host, host, lan_gateway(), changed).changed) == 3
         assert heard(sock) == []
         node.sh(
             """
