@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 from bench.room import FAR, NEAR, Room
 from ravenvpn.errors import HostError
 from ravenvpn.lab.host import Machine
+from ravenvpn.overhead import TUNNEL_OVERHEAD
 
 START = 15.0  # seconds a tunnel may take from its start to its first answered ping
-WIREGUARD_OVERHEAD = 80  # IPv6 40, UDP 8, WireGuard 32: what tunnels' default MTU leaves free
 
 
 class Candidate(Protocol):
@@ -81,7 +81,7 @@ class Tunnel:
                     self._check(deadline)
                     time.sleep(0.02)
             for machine, end, other in zip(room.both, ends, reversed(ends), strict=True):
-                self._configure(machine, end, other, room.mtu - WIREGUARD_OVERHEAD)
+                self._configure(machine, end, other, room.mtu - TUNNEL_OVERHEAD)
             while room.near.run(["ping", "-c", "1", "-W", "1", self.far], check=False).returncode:
                 self._check(deadline)
         except HostError as error:

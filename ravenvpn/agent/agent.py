@@ -31,7 +31,6 @@ from ravenvpn.k8s.peer_writer import PeerWriter
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
 from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
 from ravenvpn.mesh.model import EndpointType, World
-from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.mesh.situation import IdentityKeys, Intent, Situation
 from ravenvpn.node.reconciler import WantedState
@@ -45,10 +44,6 @@ HEARTBEAT = 1.0  # how often the loop is felt; a heartbeat that comes late is ho
 SAVE_INTERVAL = 1.0  # between writes of where peers were last seen: an agent that is killed forgets no more than that
 RETRY = 2.0  # after a tunnel could not be opened
 LOOK_SHARE = 0.01  # of the loop's time may go into looking at all peers; a thousand of them are looked at less often
-
-
-# What docs/protocol.md calls a node's role.
-_ROLES = {NodeRole.NONE: 0, NodeRole.ACTIVE: 1, NodeRole.STANDBY: 2, NodeRole.PLAIN: 3}
 
 
 class WorldSource(Protocol):
@@ -235,7 +230,7 @@ class Agent:
         gateway = self._snapshot.world.gateways.get(self._planner.region) if self._snapshot else None
         active = gateway.status.active if gateway else ()
         epochs = [endpoint.epoch for endpoint in active if endpoint.type is EndpointType.TUNNEL]
-        return _ROLES[role], max(epochs, default=0)
+        return role.number, max(epochs, default=0)
 
     def _node_of(self, hashed: int) -> str | None:
         if self._snapshot is None:

@@ -14,12 +14,10 @@ from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodeRole
-from ravenvpn.mesh.own_region import listen_port, own_sources
+from ravenvpn.mesh.own_region import own_sources
 from ravenvpn.mesh.situation import Intent
+from ravenvpn.mesh.tunnel_port import listen_port
 from ravenvpn.node.discovery import LocalAddress
-
-# As label: who is active changes, who may be does not, so that a role that moves costs no write.
-ROLES = {NodeRole.NONE: "none", NodeRole.PLAIN: "plain", NodeRole.ACTIVE: "gateway", NodeRole.STANDBY: "gateway"}
 
 
 class OwnPeer:
@@ -54,7 +52,7 @@ class OwnPeer:
         )
         sources, _ = own_sources(info, described, facts, self._intent.forward_node_ip)
         described = replace(described, sources=tuple(sources[family] for family in sorted(sources)))
-        return PeerContent(described, region, ROLES[role])
+        return PeerContent(described, region, role.label)
 
 
 def _lan(info: NodeInfo | None, present: Iterable[LocalAddress]) -> tuple[Address, ...]:

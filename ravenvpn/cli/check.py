@@ -8,6 +8,7 @@ import click
 
 from ravenvpn.cli.output import emit, output_option, print_table
 from ravenvpn.cli.settings import agent_settings, config_of
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -25,7 +26,9 @@ def check(ctx: click.Context, output: str) -> None:
 
     config = config_of(ctx)
     http = config.http_endpoint
-    findings = checks.judge(gather(listen_port=config.listen_port or 4500, health_port=http[1] if http else 10275))
+    findings = checks.judge(
+        gather(listen_port=config.listen_port or DEFAULT_TUNNEL_PORT, health_port=http[1] if http else 10275)
+    )
     if config.world_directory is None:
         from ravenvpn.cli import cluster_check
 

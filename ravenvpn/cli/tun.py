@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from ravenvpn.errors import RavenError
+from ravenvpn.overhead import ETHERNET_MTU, tunnel_mtu
 
 if TYPE_CHECKING:
     from ravenvpn.crypto.aead import Suite
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ravenvpn.tunnel.linux.uapi_socket import UapiSocket
 
 READY = "ready"
-DEFAULT_MTU = 1420  # 1500 less IPv6, UDP and WireGuard's own 32 bytes
+DEFAULT_MTU = tunnel_mtu(ETHERNET_MTU)
 SUITES = ("chacha20poly1305", "aes256gcm")
 OFFLOADS = ("tun_tso", "tun_uso", "tun_gro", "tun_gro_udp", "udp_gso", "udp_gro")
 # The names of wireguard-go, and what they come to here.

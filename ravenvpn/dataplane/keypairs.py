@@ -14,6 +14,7 @@ from ravenvpn.crypto.aead import Suite, cipher
 from ravenvpn.dataplane.contract import KeypairRetired, KeyPromoted, NewKeypair, Role, Timing
 from ravenvpn.dataplane.events import EventQueue
 from ravenvpn.dataplane.replay import ReplayWindow
+from ravenvpn.overhead import TRANSPORT_OVERHEAD
 
 if TYPE_CHECKING:
     from ravenvpn.dataplane.peers import DataPlanePeer
@@ -22,7 +23,7 @@ SLOTS: Final = ("previous", "current", "next")
 
 HEADER: Final = struct.Struct("<IIQ")  # type 4 with its reserved bytes, receiver's index, counter (whitepaper §5.4.6)
 HEADER_BYTES: Final = HEADER.size
-OVERHEAD: Final = HEADER_BYTES + 16  # with the tag: a keepalive's length
+OVERHEAD: Final = TRANSPORT_OVERHEAD  # with the tag: a keepalive's length
 TRANSPORT: Final = 4
 
 # Suite.nonce, as one C call: it is made once per packet.

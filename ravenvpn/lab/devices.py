@@ -5,9 +5,10 @@ from __future__ import annotations
 from ipaddress import IPv4Interface, IPv6Interface
 
 from ravenvpn.lab.topology import LabNetworks
+from ravenvpn.overhead import ETHERNET_MTU
 
 
-def veth(device: str, peer: str, namespace: str, mtu: int = 1500) -> str:
+def veth(device: str, peer: str, namespace: str, mtu: int = ETHERNET_MTU) -> str:
     return f"link add {device} mtu {mtu} type veth peer name {peer} mtu {mtu} netns {namespace}"
 
 

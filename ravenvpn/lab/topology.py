@@ -19,6 +19,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
+from ravenvpn.overhead import ETHERNET_MTU
+
 
 class Nat(StrEnum):
     """What a region's router does to IPv4 and IPv6 alike; names as in RFC 3489, which NAT users still speak."""
@@ -53,8 +55,8 @@ class LabRegion:
     pods: int = 1
     nat: Nat = Nat.NONE
     gateways: int = 1  # how many of the nodes, from the first, may be gateway
-    mtu: int = 1500  # of the uplink
-    lan_mtu: int = 1500  # of the LAN; pods think they have 1500 in any case
+    mtu: int = ETHERNET_MTU  # of the uplink
+    lan_mtu: int = ETHERNET_MTU  # of the LAN; pods think they have 1500 in any case
     loss: float = 0.0  # share of packets lost on the uplink, in each direction
     delay: float = 0.0  # seconds a packet takes over the uplink, in each direction
     cni: Cni = Cni.BRIDGE

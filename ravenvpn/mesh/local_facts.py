@@ -10,11 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ravenvpn.mesh.hoststate import Address, Prefix
-
-# Outer IPv6 header 40, UDP 8, transport header and tag 32. Outer IPv4 would save 20; a session may move between
-# the families at any time, so the smaller figure holds for both.
-TUNNEL_OVERHEAD = 80
-MIN_MTU = 1280  # RFC 8200 §5: minimum link MTU of IPv6
+from ravenvpn.overhead import ETHERNET_MTU, tunnel_mtu
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ class LocalFacts:
     # Addresses present and usable (not tentative); None: not read, so every announced address counts as present.
     addresses: frozenset[Address] | None = None
     networks: frozenset[Prefix] = frozenset()  # on-link prefixes of these addresses
-    default_mtu: int = 1500  # of the underlay device, bytes
+    default_mtu: int = ETHERNET_MTU  # of the underlay device, bytes
     # Literal destination address → MTU of the route towards it, only where it differs from `default_mtu`.
     mtus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     ipv6: bool = True  # False: the kernel was built or booted without IPv6
@@ -44,7 +40,7 @@ class LocalFacts:
 
     def tunnel_mtu(self, hosts: tuple[str, ...] = ()) -> int:
         """Return the MTU inside the tunnel towards these hosts: the smallest of all their paths, at least 1280."""
-        return max(min(self.path_mtu(hosts), self.default_mtu) - TUNNEL_OVERHEAD, MIN_MTU)
+        return tunnel_mtu(min(self.path_mtu(hosts), self.default_mtu))
 
     def path_mtu(self, hosts: tuple[str, ...]) -> int:
         """Return the smallest MTU of the underlay routes to these hosts; `default_mtu` without hosts."""

@@ -9,19 +9,34 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv6Address
+from typing import Self
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.hoststate import HostDelta, HostState, Prefix
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 from ravenvpn.mesh.reason import Reason
+from ravenvpn.overhead import ETHERNET_MTU, tunnel_mtu
 
 
 class NodeRole(StrEnum):
-    ACTIVE = "active gateway"
-    STANDBY = "standby gateway"
-    PLAIN = "plain node"
-    NONE = "node without region"
+    """The role of a node in its region. The value is the word in reports and JSON."""
+
+    ACTIVE = "active gateway", 1, "gateway"
+    STANDBY = "standby gateway", 2, "gateway"
+    PLAIN = "plain node", 3, "plain"
+    NONE = "node without region", 0, "none"
+
+    number: int  # in probes (docs/protocol.md, field "role")
+    # Label of the Peer object. Active and standby share one, so that a role that moves between them costs no write.
+    label: str
+
+    def __new__(cls, word: str, number: int, label: str) -> Self:
+        """Make the member `word`, as StrEnum does, with its other spellings as attributes."""
+        made = str.__new__(cls, word)
+        made._value_ = word
+        made.number, made.label = number, label
+        return made
 
 
 class PeerKind(StrEnum):
@@ -72,7 +87,7 @@ class TunnelPlan:
     """
 
     listen_port: int = DEFAULT_TUNNEL_PORT
-    mtu: int = 1420
+    mtu: int = tunnel_mtu(ETHERNET_MTU)
     own_address: IPv6Address | None = None
     device: bool = False
     peers: tuple[PeerPlan, ...] = ()

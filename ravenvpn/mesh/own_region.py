@@ -30,11 +30,12 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
-from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, NodeInfo, PeerObject, host_prefix
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, Gateway, NodeInfo, PeerObject, host_prefix
 from ravenvpn.mesh.nodeplan import Candidate, NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.remote_region import fail_closed
 from ravenvpn.mesh.topology import GatewayNode, Region
+from ravenvpn.mesh.tunnel_port import listen_port
 
 # The kernel asks rules of one preference by their age. Those at 98 apply to different input devices, so theirs is
 # of no account; upstream's rule, of whatever age, is at 100.
@@ -106,15 +107,6 @@ def own_sources(
         if version in found and not forward_node_ip:
             notes.append(Reason(ReasonCode.SOURCE_NOT_ACCEPTED, info.node, (found[version],)))
     return found, notes
-
-
-def listen_port(node: str, gateway: Gateway | None, peer: PeerObject | None, configured: int | None = None) -> int:
-    """Return the tunnel's UDP port: endpoint.port, else the port `configured` here, else the Peer's, else 4500."""
-    endpoints = (*gateway.status.active, *gateway.endpoints) if gateway else ()
-    for endpoint in endpoints:
-        if endpoint.node == node and endpoint.type is EndpointType.TUNNEL and endpoint.port:
-            return endpoint.port
-    return configured or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
 
 
 def home(

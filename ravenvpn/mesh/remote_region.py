@@ -15,11 +15,11 @@ from ravenvpn.mesh.claims import Announced, ClaimKind
 from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import Address, Prefix, Route, RouteKind
 from ravenvpn.mesh.liveness import Liveness
-from ravenvpn.mesh.local_facts import MIN_MTU
 from ravenvpn.mesh.model import host_prefix
 from ravenvpn.mesh.nodeplan import NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.topology import GatewayNode, Hub, Region, carrier_order, choose_hub
+from ravenvpn.overhead import MIN_IPV6_MTU
 
 # Seconds between keepalives of the side behind NAT: wg's customary figure, below the 30 s after which some NATs drop
 # a UDP mapping (RFC 4787 §4.3 asks for 2 minutes, few keep to it).
@@ -103,7 +103,7 @@ def remote_fragment(region: Region, context: Context, liveness: Liveness) -> Rem
         routes.update((prefix, carriers) for prefix in prefixes)
 
     unlearned = hub.unlearned if hub else any(g.active and g.dialable and g.unlearned for g in direct)
-    mtu = MIN_MTU if unlearned else context.facts.tunnel_mtu(hosts)
+    mtu = MIN_IPV6_MTU if unlearned else context.facts.tunnel_mtu(hosts)
     # On a standby the tunnel is for what others send here (see mesh.vxlan); its own takes the active gateway's.
     standby = context.role is NodeRole.STANDBY
     host_routes: list[Route] = []

@@ -21,9 +21,10 @@ from ravenvpn.mesh.claims import Announced, claims
 from ravenvpn.mesh.conflict import RefusedClaims
 from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
-from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, GatewayEndpoint, PeerObject
+from ravenvpn.mesh.model import EndpointType, Gateway, GatewayEndpoint, PeerObject
 from ravenvpn.mesh.nodeplan import Candidate
 from ravenvpn.mesh.reason import Reason, ReasonCode
+from ravenvpn.mesh.tunnel_port import port_of_address, tunnel_port
 
 # Ours. A NATed node keeps a warm session to every hub it may need, and agreement needs no more than a few: beyond
 # this many dialable regions, those whose names hash lowest serve as hubs. One leaving lets the next one in.
@@ -117,14 +118,14 @@ def upstream_key(endpoint: GatewayEndpoint) -> bytes | None:
 
 def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[Candidate, ...]:
     """Where a gateway node may be tried from other regions, best first; behind NAT only what it says itself."""
-    listen = endpoint.port or (peer.listen_port if peer else 0) or DEFAULT_TUNNEL_PORT
     found: dict[tuple[str, int], Candidate] = {}
     if endpoint.public_ip and not endpoint.under_nat:
-        port = endpoint.public_port or listen
+        port = endpoint.public_port or tunnel_port(endpoint, peer)
         found[endpoint.public_ip, port] = Candidate(endpoint.public_ip, port)
-    for host, port in peer.addresses if peer else ():
-        at = (host, port or (peer.listen_port if peer else 0) or listen)
-        found.setdefault(at, Candidate(*at))
+    if peer is not None:
+        for address in peer.addresses:
+            at = (address.host, port_of_address(address, endpoint, peer))
+            found.setdefault(at, Candidate(*at))
     return tuple(found.values())
 
 

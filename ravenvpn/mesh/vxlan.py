@@ -27,21 +27,20 @@ from ravenvpn.mesh.hoststate import (
     Route,
     VxlanDevice,
 )
-from ravenvpn.mesh.local_facts import MIN_MTU
 from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.vxlan_members import VxlanMember
+from ravenvpn.overhead import MIN_IPV6_MTU, vxlan_mtu
 
 VNI = 200  # upstream's, so that a region can be moved node by node
 PORT = 4472  # upstream's too; not IANA's 4789, which flannel and others have
-_OVERHEAD = {4: 50, 6: 70}  # inner Ethernet 14, VXLAN 8, UDP 8, outer IP 20 or 40
 
 
 def mtu(context: Context) -> int:
     """No more than the tunnel carries, or than the region's own network does; never below IPv6's minimum."""
     assert context.overlay is not None
     hosts = tuple(str(seat.underlay) for seat in context.overlay.others)
-    lan = context.facts.path_mtu(hosts) - _OVERHEAD[context.overlay.own.underlay.version]
-    return max(min(context.facts.tunnel_mtu(), lan), MIN_MTU)
+    lan = vxlan_mtu(context.facts.path_mtu(hosts), context.overlay.own.underlay.version)
+    return max(min(context.facts.tunnel_mtu(), lan), MIN_IPV6_MTU)
 
 
 def device(context: Context) -> VxlanDevice | None:

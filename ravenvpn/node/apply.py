@@ -22,6 +22,7 @@ from ravenvpn.mesh.hoststate import (
     TunDevice,
     VxlanDevice,
 )
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 from ravenvpn.node import nft, sysctl
 from ravenvpn.node.conntrack import Rebinding
 from ravenvpn.node.discovery import HostFacts, look
@@ -90,7 +91,10 @@ class Host:
             return observe(netlink, self._pipe, self._originals.load(), wanted, parts)
 
     def facts(
-        self, destinations: Iterable[Address] = (), pods: Iterable[Prefix] = (), listen_port: int = 4500
+        self,
+        destinations: Iterable[Address] = (),
+        pods: Iterable[Prefix] = (),
+        listen_port: int = DEFAULT_TUNNEL_PORT,
     ) -> HostFacts:
         """What planning wants to know of this host (see `facts`)."""
         with LinkClient() as netlink:

@@ -15,9 +15,11 @@ from types import MappingProxyType
 
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Interface, Prefix
 from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 from ravenvpn.node import rtnetlink, sysctl
 from ravenvpn.node.links import LinkClient, LinkFacts
 from ravenvpn.node.netlink import NetlinkSocket
+from ravenvpn.overhead import ETHERNET_MTU
 
 _MAIN_TABLE = 254
 # Stand for the outside: documentation addresses (RFC 5737, RFC 3849), so no region can own them.
@@ -39,7 +41,7 @@ class HostFacts:
     """
 
     addresses: tuple[LocalAddress, ...] = ()
-    default_mtu: int = 1500
+    default_mtu: int = ETHERNET_MTU
     mtus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     ipv6: bool = True
     ipv6_disabled: bool = False
@@ -70,13 +72,13 @@ def look(
     *,
     destinations: Iterable[Address] = (),
     pods: Iterable[Prefix] = (),
-    listen_port: int = 4500,
+    listen_port: int = DEFAULT_TUNNEL_PORT,
 ) -> HostFacts:
     """`destinations` are addresses of peers, `pods` the prefixes of the pods of this node."""
     links = netlink.links()
     names = {link.index: link.name for link in links}
     ipv6 = ipv6_present()
-    default_mtu = way_out(pipe, links) or 1500
+    default_mtu = way_out(pipe, links) or ETHERNET_MTU
     mtus = ((str(address), path_mtu(pipe, links, address, listen_port)) for address in destinations)
     return HostFacts(
         addresses=_addresses(netlink, names),

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from ravenvpn.overhead import MIN_IPV6_MTU, TUNNEL_OVERHEAD
+
 NET_ADMIN, NET_RAW, SYS_MODULE = 12, 13, 16  # linux/capability.h
 MIN_KERNEL = (5, 7)  # nft's iifname in postrouting
 USO_KERNEL = (6, 2)  # TUN_F_USO4
-MTU_OVERHEAD = 80  # IPv6 40 + UDP 8 + WireGuard 32
-MIN_INNER_MTU = 1280  # RFC 8200 §5
 PLAUSIBLE_CLOCK = 1767225600.0  # 2026-01-01: this program is younger than that
 
 
@@ -184,10 +184,10 @@ def _reverse_path(facts: CheckFacts) -> Finding:
 def _mtu(facts: CheckFacts) -> Finding:
     if facts.mtu is None:
         return Finding("mtu", FindingLevel.WARN, "there is no route out", "give the host a default route")
-    inner = facts.mtu - MTU_OVERHEAD
+    inner = facts.mtu - TUNNEL_OVERHEAD
     what = f"{facts.mtu} on the way out, so {max(inner, 0)} in the tunnel"
-    if inner < MIN_INNER_MTU:
-        remedy = f"an underlay below {MIN_INNER_MTU + MTU_OVERHEAD} makes the outer packets fragment; raise its MTU"
+    if inner < MIN_IPV6_MTU:
+        remedy = f"an underlay below {MIN_IPV6_MTU + TUNNEL_OVERHEAD} makes the outer packets fragment; raise its MTU"
         return Finding("mtu", FindingLevel.WARN, what, remedy)
     return Finding("mtu", FindingLevel.OK, what)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ravenvpn.errors import HostError
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 from ravenvpn.node import nft, sysctl
 from ravenvpn.node.discovery import ipv6_present, way_out
 from ravenvpn.node.links import LinkClient
@@ -34,7 +35,7 @@ _SYSCTLS = (
 )
 
 
-def gather(*, listen_port: int = 4500, health_port: int = 10275) -> CheckFacts:
+def gather(*, listen_port: int = DEFAULT_TUNNEL_PORT, health_port: int = 10275) -> CheckFacts:
     """Look at this host. Blocking, and not from a thread whose event loop runs (`netlink.Netlink`)."""
     gso, gro = _udp_offloads()
     return CheckFacts(

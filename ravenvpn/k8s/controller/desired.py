@@ -15,7 +15,6 @@ from ravenvpn.k8s.controller.service_addresses import HeldService
 from ravenvpn.k8s.controller.services import LOAD_BALANCER, places
 from ravenvpn.k8s.fields import ProblemCollector, read_address
 from ravenvpn.mesh.model import (
-    DEFAULT_TUNNEL_PORT,
     EndpointType,
     Gateway,
     GatewayEndpoint,
@@ -24,6 +23,7 @@ from ravenvpn.mesh.model import (
     address_of,
 )
 from ravenvpn.mesh.status import fill
+from ravenvpn.mesh.tunnel_port import tunnel_port
 
 Addresses = Callable[[str], Sequence[str]]  # what a name stands for now; an address stands for itself
 
@@ -73,7 +73,7 @@ def _announced(endpoint: GatewayEndpoint, peer: PeerObject | None) -> GatewayEnd
     """
     if endpoint.public_ip or endpoint.under_nat or peer is None or endpoint.type is not EndpointType.TUNNEL:
         return endpoint
-    listen = endpoint.port or peer.listen_port or DEFAULT_TUNNEL_PORT
+    listen = tunnel_port(endpoint, peer)
     for host, port in peer.addresses:
         if address_of(host) is not None and port in (0, listen):
             return replace(endpoint, public_ip=host)

@@ -25,6 +25,7 @@ from ravenvpn.mesh.model import (
     GatewayStatus,
     PeerObject,
 )
+from ravenvpn.mesh.tunnel_port import tunnel_port
 
 LOAD_BALANCER = "LoadBalancer"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
@@ -201,7 +202,7 @@ def _ports(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[int, int
         return endpoint.port or DEFAULT_PROXY_PORT, DEFAULT_PROXY_PORT
     if peer is None:
         return endpoint.port or DEFAULT_TUNNEL_PORT, DEFAULT_TUNNEL_PORT
-    listen = endpoint.port or peer.listen_port or DEFAULT_TUNNEL_PORT
+    listen = tunnel_port(endpoint, peer)
     return listen, listen
 
 

@@ -13,6 +13,7 @@ from ipaddress import IPv6Address
 from typing import Final, NamedTuple, Self
 
 from ravenvpn.errors import MalformedMessage
+from ravenvpn.overhead import IPV6_HEADER, MIN_IPV6_MTU, UDP_HEADER
 
 VERSION: Final = 1
 PORT: Final = 10277
@@ -22,13 +23,11 @@ _EXTENSION: Final = struct.Struct("!HH")
 _VERDICT: Final = struct.Struct("!QB")
 
 HEADER_BYTES: Final = _HEADER.size  # 40
-MAX_FRAME_BYTES: Final = 1280 - 48  # fits the smallest MTU of IPv6; padding not counted
+MAX_FRAME_BYTES: Final = MIN_IPV6_MTU - IPV6_HEADER - UDP_HEADER  # fits the smallest MTU of IPv6; padding not counted
 MAX_VERDICTS: Final = 128
 
-IPV6_BYTES: Final = 40
-UDP_BYTES: Final = 8
-OVERHEAD_BYTES: Final = IPV6_BYTES + UDP_BYTES
-MAX_PACKET_BYTES: Final = IPV6_BYTES + 0xFFFF
+OVERHEAD_BYTES: Final = IPV6_HEADER + UDP_HEADER
+MAX_PACKET_BYTES: Final = IPV6_HEADER + 0xFFFF
 
 _VERDICTS: Final = 1  # extension types
 _SIZE: Final = 2
@@ -152,7 +151,7 @@ class ProbePacket(NamedTuple):
 
 def wrap(packet: ProbePacket) -> bytes:
     """The whole inner packet: IPv6 (RFC 8200 §3), UDP with its checksum, both ports 10277."""
-    length = UDP_BYTES + len(packet.payload)
+    length = UDP_HEADER + len(packet.payload)
     source, destination = packet.source.packed, packet.destination.packed
     udp = struct.pack("!HHH", PORT, PORT, length)
     # RFC 8200 §8.1: over IPv6 the checksum is not optional, and one of zero is sent as all ones.
@@ -166,12 +165,12 @@ def unwrap(data: bytes) -> ProbePacket:
     if len(data) < OVERHEAD_BYTES or data[0] >> 4 != 6 or data[6] != _UDP:
         raise MalformedMessage("not UDP over IPv6")
     length = int.from_bytes(data[4:6], "big")
-    source_port, port, udp_length, checksum = struct.unpack_from("!HHHH", data, IPV6_BYTES)
-    if length != udp_length or length < UDP_BYTES or len(data) != IPV6_BYTES + length:
+    source_port, port, udp_length, checksum = struct.unpack_from("!HHHH", data, IPV6_HEADER)
+    if length != udp_length or length < UDP_HEADER or len(data) != IPV6_HEADER + length:
         raise MalformedMessage("lengths that contradict each other")
     if (source_port, port) != (PORT, PORT):
         raise MalformedMessage("not from probe port to probe port")
-    if checksum == 0 or _checksum(data[8:24], data[24:40], data[IPV6_BYTES:]):
+    if checksum == 0 or _checksum(data[8:24], data[24:40], data[IPV6_HEADER:]):
         raise MalformedMessage("a wrong checksum")
     return ProbePacket(IPv6Address(data[8:24]), IPv6Address(data[24:40]), data[OVERHEAD_BYTES:])
 

@@ -14,6 +14,7 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from ravenvpn.errors import MalformedMessage
+from ravenvpn.overhead import outer_size
 from ravenvpn.tunnel.probing.frame import (
     HEADER_BYTES,
     MAX_PACKET_BYTES,
@@ -34,9 +35,6 @@ REPLIES_PER_SECOND: Final = 50  # to one peer, whatever it asks
 # RFC 6298 §2: how fast the smoothed round trip follows.
 _ALPHA: Final = 1 / 8
 _BETA: Final = 1 / 4
-
-_TRANSPORT_OVERHEAD: Final = 32  # of a WireGuard transport message
-_OUTER_OVERHEAD: Final = {4: 28, 6: 48}
 
 
 class Unheard(enum.Enum):
@@ -230,6 +228,4 @@ class Prober:
 
 def idle_bytes_per_day(interval: float, outer_family: int = 4) -> int:
     """What one probing end costs on the outer network: its requests and their replies, all headers included."""
-    inner = OVERHEAD_BYTES + HEADER_BYTES
-    padded = -(-inner // 16) * 16
-    return round(86400 / interval * 2 * (padded + _TRANSPORT_OVERHEAD + _OUTER_OVERHEAD[outer_family]))
+    return round(86400 / interval * 2 * outer_size(OVERHEAD_BYTES + HEADER_BYTES, outer_family))
