@@ -172,7 +172,7 @@ async def _describe(agent: Agent, announcer: PeerWriter) -> None:
     await agent.converged.wait()
     while True:
         vitals = agent.introspection.vitals()
-        announcer.describe(agent.introspection.peer_report(unready_reasons(vitals), vitals))
+        announcer.set_status(agent.introspection.peer_report(unready_reasons(vitals), vitals))
         await asyncio.sleep(DESCRIBE_INTERVAL)
 
 

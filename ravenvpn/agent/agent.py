@@ -294,10 +294,10 @@ class Agent:
         if self._peer_writer is None or self._facts is None:
             return
         planner = self._planner
-        self._peer_writer.want(
+        self._peer_writer.set_content(
             self._own_peer.content(world, planner.role, planner.region, self._facts, self._host.addresses)
         )
-        self._peer_writer.saw(world.peers.get(self._node))
+        self._peer_writer.observe(world.peers.get(self._node))
 
     async def _beat(self) -> None:
         """Feel the loop, and do what is due now and then."""

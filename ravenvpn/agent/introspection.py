@@ -201,7 +201,7 @@ class Introspection:
             saved_at=state.saved_at,
             cluster=state.cluster,
             world_of=state.world_of,
-            announced=writer is not None and writer.stands,
+            announced=writer is not None and writer.is_published,
             announce_error=writer.error if writer is not None else "",
             lists=state.lists,
             watches=state.watches,

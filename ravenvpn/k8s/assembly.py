@@ -1,97 +1,94 @@
-"""Gateways and Peers as they come from the API, put together to one world. Pure.
+"""Gateways and Peers as the API returns them, assembled to one World. Pure.
 
-Several feeds may show the same object (Peers are followed by two selectors): it is there as long as one of them shows
-it. A malformed object is a problem, and its last good version stays. What is kept of each object beside its value is
-just what it takes to read it again, for the world that is saved.
+Several feeds may show the same object (Peers are watched with two selectors): it exists as long as one feed shows it.
+A malformed object is a Problem, and its last good version stays. Beside each value the fields that it was read from
+are kept as JSON, so that the saved world can be read again by the same code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.problems import Problem
-from ravenvpn.k8s.resource import Object, key_of, version_of
+from ravenvpn.k8s.resource import Object, ObjectKey, key_of, version_of
 from ravenvpn.mesh.model import Gateway, PeerObject, World
 
-MAX_PROBLEMS = 100  # told at once
+MAX_PROBLEMS = 100  # in `Assembly.problems`; a cluster full of malformed objects must not fill the log
 
 
 class Feed(StrEnum):
-    """What is followed."""
+    """One watch of the API. The values are keys in the saved world."""
 
     GATEWAYS = "gateways"
-    PEERS = "peers"  # of gateways and standbys everywhere
+    PEERS = "peers"  # of gateways and standbys, in all regions
     REGION = "region"  # Peers of our own region
 
     @property
     def kind(self) -> str:
+        """Kind of the objects in this feed."""
         return "Gateway" if self is Feed.GATEWAYS else "Peer"
 
 
-class ObjectKey(NamedTuple):
-    kind: str
-    name: str
-
-
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """An object as it is saved: its JSON without what nobody reads, and the feeds that showed it."""
+class SavedObject:
+    """An object as it is saved."""
 
-    document: bytes
+    document: bytes  # JSON of the fields that are read (`trimmed_json`)
     version: str  # resourceVersion
-    feeds: frozenset[Feed]
+    feeds: frozenset[Feed]  # those that show it
 
 
-# Beside these, metadata is of no use here; managedFields alone is longer than all the rest.
+# Fields of metadata that are read. Of the others managedFields alone is longer than all the rest of the object.
 _METADATA = ("name", "creationTimestamp", "generation", "labels", "annotations")
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 
 class Assembly:
-    """Takes changes in; `world` and `problems` are the whole."""
+    """Applies changes of feeds. `world` is replaced by a new one if and only if a value in it changed."""
 
     def __init__(self, mesh: str = "") -> None:
+        """`mesh`: name of the mesh, for the World."""
         self.world = World(mesh=mesh)
-        self.kept: dict[ObjectKey, Kept] = {}
-        self._shown: dict[ObjectKey, set[Feed]] = {}  # malformed ones too
+        self.objects: dict[ObjectKey, SavedObject] = {}  # last good versions
+        self._shown: dict[ObjectKey, set[Feed]] = {}  # malformed objects included
         self._problems: dict[ObjectKey, tuple[Problem, ...]] = {}
 
     @property
     def problems(self) -> tuple[Problem, ...]:
+        """Problems of the objects as they are now in the API, sorted by kind and name, `MAX_PROBLEMS` at most."""
         found = [problem for key in sorted(self._problems) for problem in self._problems[key]]
         if len(found) <= MAX_PROBLEMS:
             return tuple(found)
-        more = Problem(f"{len(found) - MAX_PROBLEMS} objects more have problems", "mend the first ones")
+        more = Problem(f"{len(found) - MAX_PROBLEMS} more problems are not shown", "correct the first ones")
         return (*found[:MAX_PROBLEMS], more)
 
-    def put(self, feed: Feed, thing: Object) -> None:
-        """An object is there, or another than it was."""
-        key = ObjectKey(feed.kind, key_of(thing))
+    def put(self, feed: Feed, obj: Object) -> None:
+        """Add or replace an object that `feed` shows. Never raises because of `obj`."""
+        key = ObjectKey(feed.kind, key_of(obj))
         shown = self._shown.setdefault(key, set())
         shown.add(feed)
-        kept = self.kept.get(key)
-        if kept is not None and kept.version == version_of(thing) and version_of(thing):
-            self.kept[key] = Kept(kept.document, kept.version, frozenset(shown))
+        known = self.objects.get(key)
+        if known is not None and known.version == version_of(obj) and version_of(obj):
+            self.objects[key] = replace(known, feeds=frozenset(shown))
             return
-        parsed = crd.parse(thing)
-        self._tell(key, parsed.problems)
+        parsed = crd.parse(obj)
+        self._set_problems(key, parsed.problems)
         value = parsed.value
         if not isinstance(value, (Gateway, PeerObject)) or parsed.kind != key.kind:
             return
         try:
-            document = trimmed(thing)
-        except RecursionError:  # in a part that is not read
-            self._tell(
-                key, (Problem("is nested too deeply", "write it as a plain object", "", f"{key.kind} {key.name}"),)
-            )
+            document = trimmed_json(obj)
+        except RecursionError:  # in a field that is not read, else `crd` had found it
+            problem = Problem("is nested too deeply", "write it as a plain object", subject=f"{key.kind} {key.name}")
+            self._set_problems(key, (problem,))
             return
-        self.kept[key] = Kept(document, version_of(thing), frozenset(shown))
+        self.objects[key] = SavedObject(document, version_of(obj), frozenset(shown))
         if isinstance(value, Gateway):
             if self.world.gateways.get(value.name) != value:
                 self.world = self.world.with_gateway(value)
@@ -99,60 +96,62 @@ class Assembly:
             self.world = self.world.with_peer(value)
 
     def remove(self, feed: Feed, name: str) -> None:
-        """A feed no longer shows it."""
+        """Withdraw an object from `feed`; it leaves the world once no feed shows it."""
         key = ObjectKey(feed.kind, name)
         shown = self._shown.get(key, set())
         shown.discard(feed)
         if shown:
-            if (kept := self.kept.get(key)) is not None:
-                self.kept[key] = Kept(kept.document, kept.version, frozenset(shown))
+            if (known := self.objects.get(key)) is not None:
+                self.objects[key] = replace(known, feeds=frozenset(shown))
             return
         self._shown.pop(key, None)
         self._problems.pop(key, None)
-        if self.kept.pop(key, None) is not None:
-            gone = self.world.without_gateway if key.kind == "Gateway" else self.world.without_peer
-            self.world = gone(name)
+        if self.objects.pop(key, None) is not None:
+            without = self.world.without_gateway if key.kind == "Gateway" else self.world.without_peer
+            self.world = without(name)
 
-    def drop(self, feed: Feed) -> None:
-        """The feed is no longer followed."""
+    def remove_feed(self, feed: Feed) -> None:
+        """Withdraw all objects of a feed that is no longer watched."""
         for key in [key for key, shown in self._shown.items() if feed in shown]:
             self.remove(feed, key.name)
 
-    def known(self, feed: Feed) -> dict[str, str]:
-        """Key → resourceVersion of what a feed showed, as far as it could be read."""
-        return {key.name: kept.version for key, kept in self.kept.items() if feed in kept.feeds}
+    def resource_versions(self, feed: Feed) -> dict[str, str]:
+        """Return key → resourceVersion of the last good objects that `feed` shows."""
+        return {key.name: known.version for key, known in self.objects.items() if feed in known.feeds}
 
-    def restore(self, kept: Iterable[Kept]) -> None:
-        """Take in what an earlier process saved. ValueError where it cannot be read."""
-        for one in kept:
-            thing: Any = msgspec.json.decode(one.document)
-            if not isinstance(thing, dict):
-                raise ValueError("an object that is none")
-            thing.setdefault("metadata", {})["resourceVersion"] = one.version
-            for feed in sorted(one.feeds):
-                self.put(feed, thing)
+    def restore(self, objects: Iterable[SavedObject]) -> None:
+        """Add objects that an earlier process saved. Raises ValueError if one is not a JSON object."""
+        for saved in objects:
+            obj: Any = msgspec.json.decode(saved.document)
+            if not isinstance(obj, dict):
+                raise ValueError("a saved object is not a JSON object")
+            obj.setdefault("metadata", {})["resourceVersion"] = saved.version
+            for feed in sorted(saved.feeds):
+                self.put(feed, obj)
 
     def regions_of(self, node: str) -> list[str]:
-        """Gateways whose status names the node, by name."""
+        """Return the Gateways whose status lists the node, sorted by name."""
         gateways = self.world.gateways.values()
         return sorted(g.name for g in gateways if any(info.node == node for info in g.status.nodes))
 
-    def _tell(self, key: ObjectKey, problems: tuple[Problem, ...]) -> None:
+    def _set_problems(self, key: ObjectKey, problems: tuple[Problem, ...]) -> None:
         if problems:
             self._problems[key] = problems
         else:
             self._problems.pop(key, None)
 
 
-def trimmed(thing: Object) -> bytes:
-    """The object as JSON, with what `crd` reads."""
-    metadata = thing.get("metadata") or {}
+def trimmed_json(obj: Object) -> bytes:
+    """Return the fields of `obj` that `crd` reads, as JSON. Raises RecursionError if it is nested too deeply.
+
+    Only a Gateway keeps its status."""
+    metadata = obj.get("metadata") or {}
     less = {field: metadata[field] for field in _METADATA if metadata.get(field)}
     if isinstance(less.get("annotations"), dict):
         less["annotations"] = {name: text for name, text in less["annotations"].items() if name != _LAST_APPLIED}
     rest = {
-        field: thing[field]
+        field: obj[field]
         for field in ("apiVersion", "kind", "spec", "status")
-        if field in thing and (field != "status" or thing.get("kind") == "Gateway")
+        if field in obj and (field != "status" or obj.get("kind") == "Gateway")
     }
     return msgspec.json.encode({**rest, "metadata": less})

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.manifest import Document, load
 from ravenvpn.k8s.problems import Problem
+from ravenvpn.k8s.resource import ObjectKey
 from ravenvpn.mesh.model import DEFAULT_MESH, EndpointType, Gateway, Node, PeerObject, World
 from ravenvpn.mesh.status import Gates, fill
 
 _LISTS = ("List", "GatewayList", "NodeList", "PeerList")
 MAX_PROBLEMS = 100  # of one file; a directory of the wrong files must not fill the log
-
-
-class ManifestKey(NamedTuple):
-    kind: str
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +31,7 @@ class _Held:
 
 @dataclass(slots=True)
 class _ManifestFile:
-    objects: dict[ManifestKey, _Held] = field(default_factory=dict)
+    objects: dict[ObjectKey, _Held] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
@@ -47,8 +42,8 @@ class Manifests:
         self.world = World(mesh=mesh)
         self._gates = gates or Gates()
         self._files: dict[str, _ManifestFile] = {}
-        self._holders: dict[ManifestKey, set[str]] = {}  # files that hold an object
-        self._duplicates: dict[ManifestKey, Problem] = {}
+        self._holders: dict[ObjectKey, set[str]] = {}  # files that hold an object
+        self._duplicates: dict[ObjectKey, Problem] = {}
         self._stated: dict[str, Gateway] = {}  # as the manifest states them; the world has them with their status
         self._members: dict[str, set[str]] = {}  # Gateway → Nodes with its label
         self._epochs: dict[str, dict[EndpointType, int]] = {}
@@ -61,7 +56,7 @@ class Manifests:
 
     def update(self, files: Mapping[str, bytes | Problem | None]) -> None:
         """Take in files that changed: their bytes, why they could not be read, or None for one that is gone."""
-        touched: set[ManifestKey] = set()
+        touched: set[ObjectKey] = set()
         for name, content in sorted(files.items()):
             before = self._files.get(name, _ManifestFile())
             after = _ManifestFile() if content is None else _read(name, content, before)
@@ -76,7 +71,7 @@ class Manifests:
                 self._files[name] = after
         self._settle(touched)
 
-    def _settle(self, touched: Iterable[ManifestKey]) -> None:
+    def _settle(self, touched: Iterable[ObjectKey]) -> None:
         world = self.world
         gateways: set[str] = set()
         for key in sorted(touched):
@@ -94,7 +89,7 @@ class Manifests:
             world = self._fill(world, name)
         self.world = world
 
-    def _winner(self, key: ManifestKey) -> Gateway | Node | PeerObject | None:
+    def _winner(self, key: ObjectKey) -> Gateway | Node | PeerObject | None:
         """The object of that name: from a file that is whole before one that is not, then from the first by name."""
         held = sorted((self._files[name].objects[key].stale, name) for name in self._holders.get(key, ()))
         self._duplicates.pop(key, None)
@@ -167,8 +162,8 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
         return _ManifestFile(_stale(before.objects, None), (Problem(message, "remove it or fill it", file=name),))
     loaded = load(content, name)
     problems = list(loaded.problems)
-    objects: dict[ManifestKey, _Held] = {}
-    broken: set[ManifestKey] = set()
+    objects: dict[ObjectKey, _Held] = {}
+    broken: set[ObjectKey] = set()
     nameless = bool(problems)
     for document in loaded.documents:
         for prefix, part in _parts(document):
@@ -177,7 +172,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
                 replace(p, file=name, field=prefix + p.field, line=document.lines.line_of(prefix + p.field))
                 for p in parsed.problems
             ]
-            key = ManifestKey(parsed.kind, parsed.name)
+            key = ObjectKey(parsed.kind, parsed.name)
             if parsed.value is not None and key in objects:
                 line = objects[key].line
                 problems.append(
@@ -199,7 +194,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
     return _ManifestFile(objects, _bounded(problems, name))
 
 
-def _same(before: _ManifestFile, key: ManifestKey, value: Gateway | Node | PeerObject, line: int) -> _Held:
+def _same(before: _ManifestFile, key: ObjectKey, value: Gateway | Node | PeerObject, line: int) -> _Held:
     """Equal content stays the same object, so that nobody looks at it again."""
     held = before.objects.get(key)
     if held is not None and not held.stale and held.value == value:
@@ -207,7 +202,7 @@ def _same(before: _ManifestFile, key: ManifestKey, value: Gateway | Node | PeerO
     return _Held(value, line)
 
 
-def _stale(objects: dict[ManifestKey, _Held], only: set[ManifestKey] | None) -> dict[ManifestKey, _Held]:
+def _stale(objects: dict[ObjectKey, _Held], only: set[ObjectKey] | None) -> dict[ObjectKey, _Held]:
     """Last good versions of all objects, or of those in `only`."""
     return {
         key: held if held.stale else replace(held, stale=True)

@@ -1,4 +1,4 @@
-"""The agent's own Peer, written by server-side apply. Nothing here stops the agent or its data path."""
+"""Writes the agent's own Peer by server-side apply. A failure here never stops the agent or its data path."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from ravenvpn.mesh.model import PeerObject
 
 log = logging.getLogger(__name__)
 
+# Owner of our fields in managedFields. It must not change between versions: fields of another owner would remain.
 FIELD_MANAGER = "ravenvpn-agent"
 
 
 class PeerWriter:
-    """Writes what it is told to want; `error` says why that does not succeed right now."""
+    """Writes content and status as `PeerOutbox` schedules them. All methods run on the loop of `run`."""
 
     def __init__(
         self,
@@ -33,37 +34,40 @@ class PeerWriter:
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """`draw` draws evenly from 0.0 to 1.0; `now` is a monotonic clock and `wall` Unix time, in seconds."""
         self._client, self._now, self._wall = client, now, wall
         self._backoff = Backoff(draw)
         self._outbox = PeerOutbox()
         self._wake = asyncio.Event()
-        self._since: dict[str, tuple[bool, str]] = {}  # condition → what it is, and since when (RFC 3339)
-        self.error = ""
-        self.written = 0  # requests that wrote something
-
-    def want(self, announcement: PeerContent) -> None:
-        self._outbox.want(announcement)
-        self._wake.set()
-
-    def describe(self, report: PeerStatusReport) -> None:
-        self._outbox.describe(report)
-        self._wake.set()
-
-    def saw(self, peer: PeerObject | None) -> None:
-        """Our Peer in the world that is in force."""
-        self._outbox.saw(peer)
-        self._wake.set()
+        self._transitions: dict[str, tuple[bool, str]] = {}  # condition type → value, and since when (RFC 3339)
+        self.error = ""  # why the last write failed; "" after a success
+        self.written = 0  # requests that succeeded
 
     @property
-    def stands(self) -> bool:
-        """Whether what is wanted has been written."""
-        return self._outbox.is_written
+    def is_published(self) -> bool:
+        """Whether the API has our Peer with the content that was set last."""
+        return self._outbox.is_published
+
+    def set_content(self, content: PeerContent) -> None:
+        """Replace labels and spec; written at once."""
+        self._outbox.set_content(content)
+        self._wake.set()
+
+    def set_status(self, status: PeerStatusReport) -> None:
+        """Replace the status; written at the intervals of `peer_outbox`."""
+        self._outbox.set_status(status)
+        self._wake.set()
+
+    def observe(self, peer: PeerObject | None) -> None:
+        """Compare with our Peer in the world that is in force; None if it has none. A difference is corrected."""
+        self._outbox.observe(peer)
+        self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Write until cancelled. Failures are logged once each and retried with back-off."""
         while True:
             self._wake.clear()
-            part, wait = self._outbox.next(self._now())
+            part, wait = self._outbox.next_write(self._now())
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(None if wait == math.inf else wait):
@@ -73,7 +77,7 @@ class PeerWriter:
                 await (self._write_peer() if part is PeerPart.PEER else self._write_status())
             except ApiError as error:
                 if str(error) != self.error:
-                    log.warning("our Peer cannot be written: %s", error)
+                    log.warning("our Peer cannot be written: %s; retrying", error)
                 self.error = str(error)
                 await asyncio.sleep(self._backoff.delay(error.retry_after or 0.0))
             else:
@@ -82,39 +86,40 @@ class PeerWriter:
                 self._backoff.reset()
 
     async def _write_peer(self) -> None:
-        announcement = self._outbox.wanted
-        assert announcement is not None
-        await self._client.apply(PEERS, announcement.document(), field_manager=FIELD_MANAGER)
-        log.info("announced as %s of region %s", announcement.role, announcement.region or "none")
-        self._outbox.wrote_peer(announcement, self._now())
+        content = self._outbox.content
+        assert content is not None
+        await self._client.apply(PEERS, content.document(), field_manager=FIELD_MANAGER)
+        log.info("our Peer is written: role %s, region %s", content.role, content.region or "none")
+        self._outbox.peer_written(content, self._now())
 
     async def _write_status(self) -> None:
-        announcement, report = self._outbox.wanted, self._outbox.report
-        assert announcement is not None
-        assert report is not None
-        thing: Object = {
+        content, status = self._outbox.content, self._outbox.status
+        assert content is not None
+        assert status is not None
+        obj: Object = {
             "apiVersion": f"{PEERS.group}/{PEERS.version}",
             "kind": "Peer",
-            "metadata": {"name": announcement.peer.name},
-            "status": self._status(report),
+            "metadata": {"name": content.peer.name},
+            "status": self._status_document(status),
         }
         try:
-            await self._client.apply(PEERS, thing, field_manager=FIELD_MANAGER, subresource="status")
+            await self._client.apply(PEERS, obj, field_manager=FIELD_MANAGER, subresource="status")
         except ApiError as error:
             if error.status != 404:
                 raise
-            self._outbox.is_gone()
+            self._outbox.peer_deleted()
         else:
-            self._outbox.wrote_status(report, self._now())
+            self._outbox.status_written(status, self._now())
 
-    def _status(self, report: PeerStatusReport) -> Object:
+    def _status_document(self, status: PeerStatusReport) -> Object:
+        """The status as the API takes it. lastTransitionTime changes only with the value of a condition."""
         conditions = []
         moment = rfc3339.format_time(self._wall())
-        for condition in report.conditions:
-            holds, since = self._since.get(condition.type, (None, ""))
+        for condition in status.conditions:
+            holds, since = self._transitions.get(condition.type, (None, ""))
             if holds != condition.holds:
                 since = moment
-                self._since[condition.type] = (condition.holds, since)
+                self._transitions[condition.type] = (condition.holds, since)
             conditions.append(
                 {
                     "type": condition.type,
@@ -125,8 +130,8 @@ class PeerWriter:
                 }
             )
         return {
-            "version": report.version,
-            "dataplane": report.dataplane,
-            "sessions": {"wanted": report.wanted, "up": report.up},
+            "version": status.version,
+            "dataplane": status.dataplane,
+            "sessions": {"wanted": status.sessions_wanted, "up": status.sessions_up},
             "conditions": conditions,
         }

@@ -1,4 +1,4 @@
-"""Names of the Kubernetes API: which path an object lives under, and what the API server says when it says no."""
+"""Names of the Kubernetes API: resources and their paths, objects and their keys, and the error of a request."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from urllib.parse import quote
 
 from ravenvpn.errors import ClusterError
 
-Object = dict[str, Any]  # as JSON has it; `crd` is where it becomes a value
+Object = dict[str, Any]  # an object of the API as JSON; `crd` converts it to a value
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A collection of the API. The core group is ""; without a namespace it is that of the whole cluster."""
+    """A collection of the API."""
 
-    group: str
+    group: str  # "" for the core group
     version: str
-    plural: str
-    namespace: str | None = None
+    plural: str  # lower case, as in paths
+    namespace: str | None = None  # None: cluster-scoped, or all namespaces
 
     def within(self, namespace: str) -> Resource:
+        """Return the part of the collection that is in one namespace."""
         return replace(self, namespace=namespace)
 
     def path(self, name: str = "", subresource: str = "") -> str:
+        """Return the URL path of the collection, or of one object, or of its subresource; names are quoted."""
         root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
         space = f"namespaces/{quote(self.namespace, safe='')}" if self.namespace else ""
         parts = (root, space, self.plural, quote(name, safe=""), subresource)
@@ -48,13 +50,12 @@ BLOCK_AFFINITIES = Resource("crd.projectcalico.org", "v1", "blockaffinities")
 
 
 class ApiError(ClusterError):
-    """The API server's no, or its silence.
-
-    `status` is HTTP's (410 Expired, 409 Conflict, ...), 0 where no answer came; `reason` is Kubernetes' word for it,
-    "Unreachable", "Silent" or "Malformed" without an answer; `retry_after` seconds, where the server asks for them.
-    """
+    """A request that the API server refused or did not answer."""
 
     def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after: float | None = None) -> None:
+        """`status` is that of HTTP (409 Conflict, 410 Expired), 0 without an answer. `reason` is the one of the
+        Status object, or "Unreachable", "Silent" or "Malformed" without a usable answer. `retry_after`: seconds that
+        the server asks the client to wait."""
         super().__init__(message)
         self.message, self.status, self.reason, self.retry_after = message, status, reason, retry_after
 
@@ -63,25 +64,33 @@ class ApiError(ClusterError):
 
 
 class Page(NamedTuple):
-    """Part of a list; `resource_version` is that of the whole list, the same on each page."""
+    """One page of a list."""
 
     items: list[Object]
-    resource_version: str
+    resource_version: str  # of the whole list, the same on each page
 
 
 class WatchEvent(NamedTuple):
-    """`type` is ADDED, MODIFIED, DELETED or BOOKMARK (whose object holds nothing but a resourceVersion)."""
+    """One event of a watch."""
 
-    type: str
-    object: Object
+    type: str  # ADDED, MODIFIED, DELETED or BOOKMARK
+    object: Object  # of a BOOKMARK: nothing but a resourceVersion
 
 
-def key_of(thing: Object) -> str:
-    """What tells an object from the others of its collection: its name, after its namespace where it has one."""
-    metadata = thing.get("metadata") or {}
+class ObjectKey(NamedTuple):
+    """Identifies an object among several kinds. Sorts by kind, then name."""
+
+    kind: str
+    name: str
+
+
+def key_of(obj: Object) -> str:
+    """Return the key of `obj` in its collection: `name`, or `namespace/name` (client-go's MetaNamespaceKeyFunc)."""
+    metadata = obj.get("metadata") or {}
     name, namespace = str(metadata.get("name", "")), metadata.get("namespace")
     return f"{namespace}/{name}" if namespace else name
 
 
-def version_of(thing: Object) -> str:
-    return str((thing.get("metadata") or {}).get("resourceVersion", ""))
+def version_of(obj: Object) -> str:
+    """Return the resourceVersion of `obj`, "" if it has none."""
+    return str((obj.get("metadata") or {}).get("resourceVersion", ""))

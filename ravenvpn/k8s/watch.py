@@ -1,7 +1,7 @@
-"""A collection of the API, followed for as long as the process lives: listed once, then watched.
+"""Reflector: follows a collection of the API for as long as the process lives, by one list and then watches.
 
-Whatever happens to the server, what is known stays known: a list after a 410 is compared with it, and only what
-differs is handed on. `progress` decides; this module lists, watches and waits.
+Named after client-go's Reflector. Failures of the server never clear what is known: a list after 410 Expired is
+compared with it, and only the differences are yielded. `list_watch` decides; this module sends requests and waits.
 """
 
 from __future__ import annotations
@@ -21,35 +21,36 @@ from ravenvpn.k8s.resource import ApiError, Object, Resource, key_of, version_of
 
 log = logging.getLogger(__name__)
 
-EARLY = 5.0  # seconds by which a watch may end before the time it asked for, and yet for that reason
+# Seconds before its timeoutSeconds at which the end of a watch still counts as that timeout.
+EARLY = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class WatchBatch:
-    """Changes that came together. `deleted` holds keys (`resource.key_of`). `complete`: with this batch everything
-    the server had when asked is known; false for the pages of a list but the last. `version` is where we are now."""
+    """Changes that arrived together."""
 
-    changed: tuple[Object, ...] = ()
-    deleted: tuple[str, ...] = ()
+    changed: tuple[Object, ...] = ()  # added or modified
+    deleted: tuple[str, ...] = ()  # keys (`resource.key_of`)
+    # With this batch everything is known that the server had when asked; False for all pages of a list but the last.
     complete: bool = True
-    version: str = ""
+    version: str = ""  # resourceVersion reached
 
 
 @dataclass(slots=True)
 class Connection:
-    """How it stands with the server. Times are Unix seconds."""
+    """State of the connection to the API server for one collection. Times are Unix seconds."""
 
-    connected_since: float | None = None
-    lost_since: float | None = None  # None too where there never was a connection
-    heard_at: float | None = None  # a byte of a watch, bookmarks included
-    error: str = ""  # the last failure, until a watch is accepted
+    connected_since: float | None = None  # None: no watch is accepted
+    lost_since: float | None = None  # None too if there never was a connection
+    heard_at: float | None = None  # last byte of a watch, bookmarks included
+    error: str = ""  # last failure, until a watch is accepted
     lists: int = 0  # begun
     watches: int = 0  # accepted
-    events: int = 0
+    events: int = 0  # bookmarks not counted
 
 
 class Reflector:
-    """Follows one collection, or the part of it that selectors pick. One consumer."""
+    """Follows one collection, or the part of it that selectors pick. One consumer, on one loop."""
 
     def __init__(
         self,
@@ -67,75 +68,78 @@ class Reflector:
         on_connection: Callable[[], None] = lambda: None,
         recheck: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`known` are the objects an earlier process had, key → resourceVersion, and `version` how far it had come:
-        the watch is taken up there. `on_connection` is called when `connection` has changed for better or worse.
+        """`labels` and `fields` are selectors. `known` are the objects an earlier process had, key → resourceVersion,
+        and `version` the resourceVersion it had reached: the watch resumes there. `silence`: seconds without a byte
+        after which a watch counts as broken. `on_connection` is called when a connection is established or lost.
 
-        `recheck` is awaited when a server answers again that was lost, before anything it says is taken: it may be
-        another one's. An ApiError of it is one more failure; what else it raises ends `follow`."""
+        `recheck` is awaited when a server that was lost answers again, before any of its data is used, since it may
+        belong to another cluster. An ApiError of it counts as one more failure; other exceptions end `follow`."""
         self._client, self._resource, self._silence = client, resource, silence
         self._labels, self._fields = labels, fields
         self._draw, self._now, self._wall = draw, now, wall
         self._on_connection, self._recheck = on_connection, recheck
-        self._doubt = False  # whether that is due
-        self._known = dict(known or {})
-        self._progress = ListWatch(draw, version)
-        self._hurry = asyncio.Event()
+        self._recheck_due = False
+        self._known = dict(known or {})  # key → resourceVersion of every object the consumer has
+        self._list_watch = ListWatch(draw, version)
+        self._retry_now = asyncio.Event()
         self.connection = Connection()
 
-    def hurry(self) -> None:
-        """Wait no longer before the next attempt."""
-        self._hurry.set()
+    def retry_now(self) -> None:
+        """End the delay before the next attempt."""
+        self._retry_now.set()
 
     async def follow(self) -> AsyncGenerator[WatchBatch, None]:
-        """Batches of changes, without end. Close it (`contextlib.aclosing`) to let go of the connection."""
+        """Yield batches of changes, without end. Close it (`contextlib.aclosing`) to close the connection."""
         while True:
-            step = self._progress.step()
-            self._hurry.clear()
-            if step.after > 0:
+            request = self._list_watch.next_request()
+            self._retry_now.clear()
+            if request.after > 0:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(step.after):
-                        await self._hurry.wait()
-            batches = self._watch(step.version) if step.version else self._list()
+                    async with asyncio.timeout(request.after):
+                        await self._retry_now.wait()
+            batches = self._watch(request.version) if request.version else self._list()
             async with aclosing(batches):
                 try:
                     async for batch in batches:
                         yield batch
                 except ApiError as error:
-                    self._progress.failed(error, self._now())
-                    self._lost(error)
-                    if error.status == 404:  # it does not even know the kind
+                    self._list_watch.request_failed(error, self._now())
+                    self._connection_lost(error)
+                    if error.status == 404:  # a cluster without our definitions: perhaps another one
                         with contextlib.suppress(ApiError):
-                            await self._settle_doubt()
+                            await self._recheck_server()
 
     async def _list(self) -> AsyncGenerator[WatchBatch, None]:
+        """List all pages; yield new and changed objects page by page, and deletions with the last one."""
         self.connection.lists += 1
-        await self._settle_doubt()
-        seen: set[str] = set()
+        await self._recheck_server()
+        listed: set[str] = set()
         pages = self._client.list(self._resource, labels=self._labels, fields=self._fields)
         last: WatchBatch | None = None
         async with aclosing(pages):
             async for items, version in pages:
                 if last is not None and last.changed:
                     yield last
-                seen.update(map(key_of, items))
-                last = WatchBatch(tuple(filter(self._is_new, items)), (), complete=False, version=version)
+                listed.update(map(key_of, items))
+                last = WatchBatch(tuple(filter(self._record, items)), (), complete=False, version=version)
         if last is None:
             return
-        gone = tuple(self._known.keys() - seen)
+        gone = tuple(self._known.keys() - listed)
         for key in gone:
             del self._known[key]
-        self._progress.listed(last.version)
+        self._list_watch.list_completed(last.version)
         yield WatchBatch(last.changed, gone, complete=True, version=last.version)
 
     async def _watch(self, version: str) -> AsyncGenerator[WatchBatch, None]:
-        # Spread, so that watches begun together do not end together.
-        lasting = WATCH_TIMEOUT * (1.0 + self._draw())
+        """Watch from `version` until the server ends it."""
+        # Jitter, so that the watches of many agents that began together do not end together.
+        timeout = WATCH_TIMEOUT * (1.0 + self._draw())
         portions = self._client.watch_batches(
             self._resource,
             resource_version=version,
             labels=self._labels,
             fields=self._fields,
-            timeout=lasting,
+            timeout=timeout,
             silence=self._silence,
         )
         accepted_at: float | None = None
@@ -143,66 +147,66 @@ class Reflector:
             async for events in portions:
                 if accepted_at is None:
                     accepted_at = self._now()
-                    await self._settle_doubt()
-                    self._accepted()
-                    yield WatchBatch(version=version)  # nothing new, and yet: what is known is the server's
+                    await self._recheck_server()
+                    self._watch_accepted()
+                    yield WatchBatch(version=version)  # empty: what is known is what the server has
                 self.connection.heard_at = self._wall()
-                if events and (batch := self._take(events)):
+                if events and (batch := self._merge(events)):
                     yield batch
-        if accepted_at is None or self._now() - accepted_at < lasting - EARLY:
-            self._doubt = True  # not for its time: the server is ending
-        self._progress.ended(self._now())
+        if accepted_at is None or self._now() - accepted_at < timeout - EARLY:
+            self._recheck_due = True  # ended before its timeout: the server is shutting down
+        self._list_watch.watch_ended(self._now())
 
-    async def _settle_doubt(self) -> None:
-        if self._doubt and self._recheck is not None:
+    async def _recheck_server(self) -> None:
+        if self._recheck_due and self._recheck is not None:
             await self._recheck()
-        self._doubt = False
+        self._recheck_due = False
 
-    def _take(self, events: Events) -> WatchBatch | None:
-        """What these events come to in the end."""
+    def _merge(self, events: Events) -> WatchBatch | None:
+        """One batch with the last state of each object in `events`."""
         changed: dict[str, Object] = {}
         deleted: dict[str, None] = {}
         version = ""
-        for kind, thing in events:
-            version = version_of(thing)
+        for kind, obj in events:
+            version = version_of(obj)
             if kind == "BOOKMARK":
                 continue
             self.connection.events += 1
-            key = key_of(thing)
+            key = key_of(obj)
             changed.pop(key, None)
             deleted.pop(key, None)
             if kind == "DELETED":
                 if self._known.pop(key, None) is not None:
                     deleted[key] = None
-            elif self._is_new(thing):
-                changed[key] = thing
-        self._progress.saw(version)
+            elif self._record(obj):
+                changed[key] = obj
+        self._list_watch.event_received(version)
         return WatchBatch(tuple(changed.values()), tuple(deleted), version=version)
 
-    def _is_new(self, thing: Object) -> bool:
-        """Whether it differs from what was known; it is known from now on."""
-        key, version = key_of(thing), version_of(thing)
+    def _record(self, obj: Object) -> bool:
+        """Record the resourceVersion of `obj`; return whether it is new or differs from the one known."""
+        key, version = key_of(obj), version_of(obj)
         if version and self._known.get(key) == version:
             return False
         self._known[key] = version
         return True
 
-    # How it stands with the server.
+    # State of the connection.
 
-    def _accepted(self) -> None:
-        self._progress.accepted(self._now())
+    def _watch_accepted(self) -> None:
+        self._list_watch.watch_accepted(self._now())
         self.connection.watches += 1
         if self.connection.connected_since is None:
             if self.connection.error:
-                log.info("watching %s again", self._resource)
+                log.info("%s: the watch is established again", self._resource)
             self.connection.connected_since, self.connection.lost_since = self._wall(), None
             self.connection.error = ""
             self._on_connection()
 
-    def _lost(self, error: ApiError) -> None:
-        self._doubt = True
+    def _connection_lost(self, error: ApiError) -> None:
+        self._recheck_due = True
         if str(error) != self.connection.error and error.status != 410:
-            log.warning("%s cannot be watched: %s", self._resource, error)
+            log.warning("%s cannot be watched: %s; retrying", self._resource, error)
         was_connected = self.connection.connected_since is not None
         if was_connected:
             self.connection.lost_since = self._wall()

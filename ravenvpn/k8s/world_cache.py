@@ -1,8 +1,8 @@
-"""The last good world on this node's disk: what an agent goes by while it cannot reach the API server.
+"""The saved world: the last good objects of the cluster on this node's disk, for starts without the API server.
 
-One file, replaced whole: a line of JSON that says what follows, with its checksum, then one line for each object. No
-secret is in it, and yet it is the owner's alone, since it tells how the whole mesh is built. What is not whole, or is
-of a newer version of ravenvpn, is set aside under another name, so that it can be looked at, and never believed.
+One file, replaced atomically: a line of JSON (`_Head`) with the checksum of the rest, then one line for each object.
+The file holds no secret; its mode is 0600 nevertheless, since it shows how the whole mesh is built. A file that is
+truncated, changed or of a newer format is renamed, so that it can be examined, and never used.
 """
 
 from __future__ import annotations
@@ -16,54 +16,58 @@ from pathlib import Path
 import msgspec
 
 from ravenvpn import atomic_file
-from ravenvpn.k8s.assembly import Feed, Kept
+from ravenvpn.k8s.assembly import Feed, SavedObject
 
-FORMAT = 1
-MAX_BYTES = 256 << 20
+FORMAT = 1  # raised when an older ravenvpn could misread the file
+MAX_BYTES = 256 << 20  # of a file that is read; bounds memory
 
 
 class _Head(msgspec.Struct, forbid_unknown_fields=False):
+    """First line of the file. Fields that a later version adds are ignored."""
+
     ravenvpn_world: int  # FORMAT
     cluster: str = ""
     mesh: str = ""
     server: str = ""
     api: list[tuple[str, int]] = []
     saved_at: float = 0.0
-    versions: dict[str, str] = {}
-    count: int = 0
-    sha256: str = ""
+    versions: dict[str, str] = {}  # by Feed
+    count: int = 0  # objects, one a line
+    sha256: str = ""  # of everything after the first line, in hexadecimal
 
 
 class _Line(msgspec.Struct, array_like=True):
+    """One object."""
+
     version: str
     feeds: list[Feed]
     object: msgspec.Raw
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """`cluster` is the UID of its namespace kube-system, `mesh` the mesh's name, `api` the API server's addresses and
-    ports, `versions` how far each feed had come (resourceVersion), `saved_at` Unix seconds."""
+class SavedWorld:
+    """Content of the file."""
 
-    cluster: str
-    mesh: str
-    server: str = ""
-    api: tuple[tuple[str, int], ...] = ()
-    saved_at: float = 0.0
-    versions: dict[Feed, str] = field(default_factory=dict)
-    objects: tuple[Kept, ...] = ()
+    cluster: str  # UID of namespace kube-system
+    mesh: str  # name of the mesh
+    server: str = ""  # URL of the API server
+    api: tuple[tuple[str, int], ...] = ()  # addresses and ports of the API server
+    saved_at: float = 0.0  # Unix seconds
+    versions: dict[Feed, str] = field(default_factory=dict)  # resourceVersion that each feed had reached
+    objects: tuple[SavedObject, ...] = ()
 
 
 class WorldCache:
-    """Blocking; `complaint` says why the last `load` came to nothing, if it was not just absence."""
+    """The file. All methods block; `store` may be called in several threads, one write at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.complaint = ""
-        self.size = 0  # bytes, of the last that was read or written
+        self.complaint = ""  # why the last `load` returned None; "" if there was no file
+        self.size = 0  # bytes, of the file as last read or written
         self._storing = threading.Lock()
 
-    def load(self) -> Saved | None:
+    def load(self) -> SavedWorld | None:
+        """Return the content; None, and the reason in `complaint`, if it cannot be read or used. Never raises."""
         self.complaint = ""
         try:
             with self.path.open("rb") as file:
@@ -82,15 +86,15 @@ class WorldCache:
             self._set_aside("corrupt", str(error))
         return None
 
-    def store(self, saved: Saved) -> None:
-        """Replace the file; OSError where that cannot be done, and the old one stays."""
+    def store(self, saved: SavedWorld) -> None:
+        """Replace the file atomically. Raises OSError, and leaves the old file, if that fails."""
         with self._storing:
             content = _encoded(saved)
             atomic_file.replace(self.path, content)
             self.size = len(content)
 
     def reject(self, why: str) -> None:
-        """It could be read and is of no use after all."""
+        """Rename the file after `load`, because its content turned out to be unusable; `why` goes to `complaint`."""
         self._set_aside("corrupt", why)
 
     def _set_aside(self, suffix: str, why: str) -> None:
@@ -104,13 +108,12 @@ class WorldCache:
 
 
 class _NewerError(Exception):
-    pass
+    """The file was written by a newer version of ravenvpn."""
 
 
-def _encoded(saved: Saved) -> bytes:
+def _encoded(saved: SavedWorld) -> bytes:
     lines = [
-        msgspec.json.encode(_Line(kept.version, sorted(kept.feeds), msgspec.Raw(kept.document)))
-        for kept in saved.objects
+        msgspec.json.encode(_Line(obj.version, sorted(obj.feeds), msgspec.Raw(obj.document))) for obj in saved.objects
     ]
     body = b"".join(line + b"\n" for line in lines)
     head = _Head(
@@ -127,25 +130,25 @@ def _encoded(saved: Saved) -> bytes:
     return msgspec.json.encode(head) + b"\n" + body
 
 
-def _decoded(content: bytes) -> Saved:
+def _decoded(content: bytes) -> SavedWorld:
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
     first, _, body = content.partition(b"\n")
     head = msgspec.json.decode(first, type=_Head)
     if head.ravenvpn_world > FORMAT:
-        raise _NewerError(f"it is of format {head.ravenvpn_world}, and this ravenvpn reads {FORMAT}")
+        raise _NewerError(f"its format {head.ravenvpn_world} is newer than {FORMAT}, which this ravenvpn reads")
     if hashlib.sha256(body).hexdigest() != head.sha256:
-        raise ValueError("it is truncated or changed: its checksum is another")
+        raise ValueError("it is truncated or changed: the checksum does not match")
     decoder = msgspec.json.Decoder(_Line)
     lines = [decoder.decode(line) for line in body.splitlines()]
     if len(lines) != head.count:
-        raise ValueError(f"it holds {len(lines)} objects and should hold {head.count}")
-    return Saved(
+        raise ValueError(f"it holds {len(lines)} objects instead of {head.count}")
+    return SavedWorld(
         cluster=head.cluster,
         mesh=head.mesh,
         server=head.server,
         api=tuple(head.api),
         saved_at=head.saved_at,
         versions={Feed(feed): version for feed, version in head.versions.items()},
-        objects=tuple(Kept(bytes(line.object), line.version, frozenset(line.feeds)) for line in lines),
+        objects=tuple(SavedObject(bytes(line.object), line.version, frozenset(line.feeds)) for line in lines),
     )

@@ -14,7 +14,7 @@ from cluster_mesh import PEERS, Mesh
 from cluster_pairs import Pairs
 
 from ravenvpn.errors import AgentUnreachableError
-from ravenvpn.k8s.cluster import SAVE_AFTER
+from ravenvpn.k8s.world_saver import SAVE_AFTER
 from ravenvpn.lab.agents import STATE, wait_until
 from ravenvpn.lab.host import LabNode
 
@@ -77,7 +77,7 @@ def test_started_without_the_api_server_it_carries_traffic_within_three_seconds(
         assert api is not None
         assert api.connected_since is None
         assert api.saved_at is not None
-        assert "going by the world saved" in mesh.agents.log(node, 100)
+        assert "the world saved" in mesh.agents.log(node, 100)
         wait_until(lambda: "has been away" in str(mesh.status(node).reasons), "it says so", 20)
     wait_until(lambda: mesh.status(node).api.saved_at is None, "by the server's word again", 40)  # type: ignore[union-attr]
     assert min(taken) <= BAR

@@ -64,7 +64,7 @@ async def test_the_world_before_stays_whole_until_the_new_ones_is_known(
         await looker.until(lambda: looker.peers == ["h1"], "with its Peer")
 
         assert looker.source.api.world_of == after
-        assert f"the world of cluster {before} is gone, that of cluster {after} in force" in caplog.text
+        assert f"the world of cluster {after} replaces that of {before}" in caplog.text
         theirs = {before: ({"factory"}, {"f1"}), after: ({"harbour"}, {"h1"})}
         for world in (snapshot.world for snapshot in looker.snapshots):
             gateways, peers = theirs[world.mesh]

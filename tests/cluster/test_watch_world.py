@@ -210,10 +210,10 @@ SELF = PeerContent(PeerObject("f1", b"\1" * 32, listen_port=4500), "factory", "g
 
 @contextlib.asynccontextmanager
 async def announcing(client: Client) -> AsyncIterator[PeerWriter]:
-    announcer = PeerWriter(client)
-    task = asyncio.create_task(announcer.run())
+    writer = PeerWriter(client)
+    task = asyncio.create_task(writer.run())
     try:
-        yield announcer
+        yield writer
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -232,8 +232,8 @@ async def another(client: Client, part: str, field: str, than: str) -> bool:
 
 
 async def test_a_peer_is_written_with_its_labels_and_its_status(client: Client) -> None:
-    async with announcing(client) as announcer:
-        announcer.want(SELF)
+    async with announcing(client) as writer:
+        writer.set_content(SELF)
         thing = await standing(client)
         assert thing["metadata"]["labels"] == {
             "raven.openyurt.io/gateway": "factory",
@@ -242,7 +242,7 @@ async def test_a_peer_is_written_with_its_labels_and_its_status(client: Client) 
         assert thing["spec"]["listenPort"] == 4500
         assert {entry["manager"] for entry in thing["metadata"]["managedFields"]} == {FIELD_MANAGER}
 
-        announcer.describe(
+        writer.set_status(
             PeerStatusReport("1.0", "native", 4, 3, (PeerStatusCondition("Ready", True, "DataPathWorks"),))
         )
         await until(lambda: has_status(client), "a status")
@@ -253,17 +253,17 @@ async def test_a_peer_is_written_with_its_labels_and_its_status(client: Client) 
 
 async def test_a_peer_that_is_deleted_or_changed_is_written_again(client: Client, tmp_path: Path) -> None:
     await put_gateway(client, "factory", "f1")
-    async with announcing(client) as announcer, looking(client, "f1", tmp_path / "world") as looker:
+    async with announcing(client) as writer, looking(client, "f1", tmp_path / "world") as looker:
 
         async def tell() -> None:
             while True:
                 if looker.snapshots:
-                    announcer.saw(looker.snapshots[-1].world.peers.get("f1"))
+                    writer.observe(looker.snapshots[-1].world.peers.get("f1"))
                 await asyncio.sleep(0.02)
 
         telling = asyncio.create_task(tell())
         try:
-            announcer.want(SELF)
+            writer.set_content(SELF)
             await looker.until(lambda: looker.peers == ["f1"], "written")
             first = (await standing(client))["metadata"]["uid"]
             await asyncio.sleep(0.1)
@@ -282,27 +282,27 @@ async def test_a_peer_that_is_deleted_or_changed_is_written_again(client: Client
 async def test_a_server_that_refuses_our_peer_is_told_and_asked_again(client: Client, watched: ControlPlane) -> None:
     """No right to write it yet; as soon as there is one, it stands."""
     stranger = watched.kubeconfig("stranger", "/CN=stranger")
-    async with Client.connect(str(stranger)) as forbidden, announcing(forbidden) as announcer:
-        announcer.want(SELF)
-        await until(lambda: announcer.error, "refused")
-        assert "forbidden" in announcer.error
-        assert not announcer.stands
+    async with Client.connect(str(stranger)) as forbidden, announcing(forbidden) as writer:
+        writer.set_content(SELF)
+        await until(lambda: writer.error, "refused")
+        assert "forbidden" in writer.error
+        assert not writer.is_published
         binding = ("clusterrolebinding", "stranger", "--clusterrole=cluster-admin", "--user=stranger")
         watched.kubectl("create", *binding)
         try:
-            await until(lambda: announcer.stands, "written")
-            assert announcer.error == ""
+            await until(lambda: writer.is_published, "written")
+            assert writer.error == ""
         finally:
             watched.kubectl("delete", *binding[:2])
 
 
 async def test_a_peer_with_a_key_the_server_refuses_ends_nothing(client: Client) -> None:
     wrong = PeerContent(PeerObject("f1", b"", listen_port=4500), "factory", "gateway")
-    async with announcing(client) as announcer:
-        announcer.want(wrong)
-        await until(lambda: announcer.error, "refused")
-        assert "publicKey" in announcer.error
-        announcer.want(SELF)
+    async with announcing(client) as writer:
+        writer.set_content(wrong)
+        await until(lambda: writer.error, "refused")
+        assert "publicKey" in writer.error
+        writer.set_content(SELF)
         assert (await standing(client))["metadata"]["name"] == "f1"
 
 

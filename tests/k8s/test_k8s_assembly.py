@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ravenvpn.k8s.assembly import Assembly, Feed, trimmed
+from ravenvpn.k8s.assembly import Assembly, Feed, trimmed_json
 
 KEY = "A" * 42 + "E="
 
@@ -43,7 +43,7 @@ def test_objects_come_change_and_go() -> None:
     assembly.remove(Feed.PEERS, "factory-1")
     assert not assembly.world.gateways
     assert not assembly.world.peers
-    assert not assembly.kept
+    assert not assembly.objects
 
 
 def test_a_change_that_says_nothing_new_leaves_the_world_the_very_same() -> None:
@@ -63,7 +63,7 @@ def test_a_malformed_object_is_a_problem_and_its_last_good_version_stays() -> No
     assert [str(problem) for problem in assembly.problems] != []
     assert "Peer a" in str(assembly.problems[0])
     assert sorted(assembly.world.peers) == ["a"]
-    assert assembly.known(Feed.PEERS) == {"a": "1"}, "so it is read again after a restart"
+    assert assembly.resource_versions(Feed.PEERS) == {"a": "1"}, "so it is read again after a restart"
 
     assembly.put(Feed.PEERS, peer("a", "3"))
     assert assembly.problems == ()
@@ -94,7 +94,7 @@ def test_hostile_objects_raise_nothing() -> None:
     ):
         assembly.put(Feed.GATEWAYS, thing)
     assert not assembly.world.gateways
-    assert not assembly.kept
+    assert not assembly.objects
     assert len(assembly.problems) >= 6
     assert all(len(str(problem)) < 1000 for problem in assembly.problems)
     # Fields nobody knows are passed over, or too deep for this Python; either way nothing is raised.
@@ -118,7 +118,7 @@ def test_leaving_a_region_drops_what_only_it_showed() -> None:
     assembly.put(Feed.PEERS, peer("gateway"))
     assembly.put(Feed.REGION, peer("gateway"))
     assembly.put(Feed.REGION, peer("plain"))
-    assembly.drop(Feed.REGION)
+    assembly.remove_feed(Feed.REGION)
     assert sorted(assembly.world.peers) == ["gateway"]
 
 
@@ -129,12 +129,12 @@ def test_what_is_kept_rebuilds_the_same_world() -> None:
     assembly.put(Feed.REGION, peer("factory-1", "8"))
 
     again = Assembly("mesh")
-    again.restore(assembly.kept.values())
+    again.restore(assembly.objects.values())
 
     assert again.world.gateways["factory"] == assembly.world.gateways["factory"]
     assert again.world.peers["factory-1"] == assembly.world.peers["factory-1"]
-    assert again.known(Feed.GATEWAYS) == {"factory": "7"}
-    assert again.known(Feed.REGION) == again.known(Feed.PEERS) == {"factory-1": "8"}
+    assert again.resource_versions(Feed.GATEWAYS) == {"factory": "7"}
+    assert again.resource_versions(Feed.REGION) == again.resource_versions(Feed.PEERS) == {"factory-1": "8"}
     assert again.regions_of("factory-2") == ["factory"]
 
 
@@ -144,7 +144,7 @@ def test_what_nobody_reads_is_not_kept() -> None:
         "managedFields": [{"manager": "kubectl"}],
         "annotations": {"kubectl.kubernetes.io/last-applied-configuration": "{}", "mine": "stays"},
     }
-    kept = trimmed(thing).decode()
+    kept = trimmed_json(thing).decode()
     assert "managedFields" not in kept
     assert "last-applied" not in kept
     assert "sessions" not in kept

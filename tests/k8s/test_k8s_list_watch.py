@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from ravenvpn.backoff import Backoff
-from ravenvpn.k8s.list_watch import ListWatch, Step
+from ravenvpn.k8s.list_watch import ListWatch, NextRequest
 from ravenvpn.k8s.resource import ApiError
 
 GONE = ApiError("too old resource version", status=410, reason="Expired")
@@ -17,111 +17,111 @@ def half() -> float:
 
 
 def test_a_new_follower_lists_at_once() -> None:
-    assert ListWatch(half).step() == Step(0.0, "")
+    assert ListWatch(half).next_request() == NextRequest(0.0, "")
 
 
 def test_one_that_knows_how_far_it_had_come_goes_on_there() -> None:
-    assert ListWatch(half, "4711").step() == Step(0.0, "4711")
+    assert ListWatch(half, "4711").next_request() == NextRequest(0.0, "4711")
 
 
 def test_after_the_list_it_watches_from_the_lists_version() -> None:
-    progress = ListWatch(half)
-    progress.listed("100")
-    assert progress.step() == Step(0.0, "100")
+    list_watch = ListWatch(half)
+    list_watch.list_completed("100")
+    assert list_watch.next_request() == NextRequest(0.0, "100")
 
 
 def test_a_watch_that_ends_in_good_order_is_resumed_at_once_after_the_last_event_or_bookmark() -> None:
-    progress = ListWatch(half, "100")
-    progress.accepted(now=0.0)
-    progress.saw("105")
-    progress.saw("")  # an event that names none
-    progress.ended(now=900.0)
-    assert progress.step() == Step(0.0, "105")
+    list_watch = ListWatch(half, "100")
+    list_watch.watch_accepted(now=0.0)
+    list_watch.event_received("105")
+    list_watch.event_received("")  # an event that names none
+    list_watch.watch_ended(now=900.0)
+    assert list_watch.next_request() == NextRequest(0.0, "105")
 
 
 def test_a_server_that_ends_every_watch_at_once_is_asked_ever_less_often() -> None:
-    progress = ListWatch(half, "100")
+    list_watch = ListWatch(half, "100")
     waits = []
     for now in range(6):
-        progress.accepted(float(now))
-        progress.ended(float(now))
-        waits.append(progress.step().after)
+        list_watch.watch_accepted(float(now))
+        list_watch.watch_ended(float(now))
+        waits.append(list_watch.next_request().after)
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0]
 
 
 def test_a_connection_that_breaks_is_resumed_and_nothing_listed() -> None:
-    progress = ListWatch(half, "100")
-    progress.accepted(now=0.0)
-    progress.saw("120")
-    progress.failed(REFUSED, now=3600.0)
-    assert progress.step() == Step(0.5, "120")
+    list_watch = ListWatch(half, "100")
+    list_watch.watch_accepted(now=0.0)
+    list_watch.event_received("120")
+    list_watch.request_failed(REFUSED, now=3600.0)
+    assert list_watch.next_request() == NextRequest(0.5, "120")
 
 
 def test_what_the_server_has_forgotten_is_listed_anew() -> None:
-    progress = ListWatch(half, "1")
-    progress.failed(GONE, now=0.0)
-    assert progress.step() == Step(0.5, "")
+    list_watch = ListWatch(half, "1")
+    list_watch.request_failed(GONE, now=0.0)
+    assert list_watch.next_request() == NextRequest(0.5, "")
 
 
 def test_a_server_that_was_away_and_is_back_with_nothing_to_resume_is_listed_soon() -> None:
-    progress = ListWatch(half, "100")
+    list_watch = ListWatch(half, "100")
     for _ in range(9):
-        progress.failed(REFUSED, now=0.0)
-    progress.failed(GONE, now=60.0)
-    assert progress.step() == Step(0.5, "")
+        list_watch.request_failed(REFUSED, now=0.0)
+    list_watch.request_failed(GONE, now=60.0)
+    assert list_watch.next_request() == NextRequest(0.5, "")
 
 
 def test_one_that_forgets_again_and_again_is_listed_ever_less_often() -> None:
-    progress = ListWatch(half, "100")
+    list_watch = ListWatch(half, "100")
     waits = []
     for now in range(4):
-        progress.failed(GONE, now=float(now))
-        waits.append(progress.step().after)
-        progress.listed("200")
-        progress.accepted(float(now))
+        list_watch.request_failed(GONE, now=float(now))
+        waits.append(list_watch.next_request().after)
+        list_watch.list_completed("200")
+        list_watch.watch_accepted(float(now))
     assert waits == [0.5, 1.0, 2.0, 4.0]
-    progress.failed(REFUSED, now=60.0)
-    progress.failed(GONE, now=60.0)
-    assert progress.step().after == 0.5, "a watch held for so long"
+    list_watch.request_failed(REFUSED, now=60.0)
+    list_watch.request_failed(GONE, now=60.0)
+    assert list_watch.next_request().after == 0.5, "a watch held for so long"
 
 
 def test_a_server_that_is_away_is_tried_at_most_every_30_seconds() -> None:
-    progress = ListWatch(lambda: 1.0, "100")
+    list_watch = ListWatch(lambda: 1.0, "100")
     for _ in range(50):
-        progress.failed(REFUSED, now=0.0)
-    assert progress.step() == Step(30.0, "100")
+        list_watch.request_failed(REFUSED, now=0.0)
+    assert list_watch.next_request() == NextRequest(30.0, "100")
 
 
 def test_what_the_server_asks_for_is_kept_to_and_spread() -> None:
-    progress = ListWatch(half, "100")
-    progress.failed(ApiError("storage is (re)initializing", status=429, retry_after=5.0), now=0.0)
-    assert progress.step() == Step(5.5, "100")
+    list_watch = ListWatch(half, "100")
+    list_watch.request_failed(ApiError("storage is (re)initializing", status=429, retry_after=5.0), now=0.0)
+    assert list_watch.next_request() == NextRequest(5.5, "100")
 
 
 def test_a_watch_that_held_makes_earlier_failures_forgotten() -> None:
-    progress = ListWatch(half, "100")
+    list_watch = ListWatch(half, "100")
     for _ in range(5):
-        progress.failed(REFUSED, now=0.0)
-    progress.accepted(now=60.0)
-    progress.failed(REFUSED, now=120.0)
-    assert progress.step().after == 0.5
+        list_watch.request_failed(REFUSED, now=0.0)
+    list_watch.watch_accepted(now=60.0)
+    list_watch.request_failed(REFUSED, now=120.0)
+    assert list_watch.next_request().after == 0.5
 
 
 def test_one_that_broke_at_once_does_not() -> None:
-    progress = ListWatch(half, "100")
+    list_watch = ListWatch(half, "100")
     for _ in range(5):
-        progress.failed(REFUSED, now=0.0)
-    progress.accepted(now=60.0)
-    progress.failed(REFUSED, now=61.0)
-    assert progress.step().after == 15.0
+        list_watch.request_failed(REFUSED, now=0.0)
+    list_watch.watch_accepted(now=60.0)
+    list_watch.request_failed(REFUSED, now=61.0)
+    assert list_watch.next_request().after == 15.0
 
 
 def test_a_server_restored_from_an_old_backup_is_listed_anew_after_three_refusals() -> None:
     ahead = ApiError("Too large resource version", status=504, reason="ResourceVersionTooLarge")
-    progress = ListWatch(half, "100")
+    list_watch = ListWatch(half, "100")
     for version in ("100", "100", ""):
-        progress.failed(ahead, now=0.0)
-        assert progress.step().version == version
+        list_watch.request_failed(ahead, now=0.0)
+        assert list_watch.next_request().version == version
 
 
 def test_a_thousand_clients_that_lose_the_server_in_one_instant_come_back_spread() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ravenvpn.k8s.assembly import Feed, Kept
-from ravenvpn.k8s.world_cache import Saved, WorldCache
+from ravenvpn.k8s.assembly import Feed, SavedObject
+from ravenvpn.k8s.world_cache import SavedWorld, WorldCache
 
-WORLD = Saved(
+WORLD = SavedWorld(
     "uid",
     "mesh",
     "https://192.0.2.10:6443",
@@ -20,8 +20,8 @@ WORLD = Saved(
     1000.0,
     {Feed.GATEWAYS: "10", Feed.PEERS: "11"},
     (
-        Kept(b'{"kind":"Gateway","metadata":{"name":"a"}}', "7", frozenset({Feed.GATEWAYS})),
-        Kept(b'{"kind":"Peer","metadata":{"name":"b"}}', "8", frozenset({Feed.PEERS, Feed.REGION})),
+        SavedObject(b'{"kind":"Gateway","metadata":{"name":"a"}}', "7", frozenset({Feed.GATEWAYS})),
+        SavedObject(b'{"kind":"Peer","metadata":{"name":"b"}}', "8", frozenset({Feed.PEERS, Feed.REGION})),
     ),
 )
 
@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_noticed(file: WorldCache) -> None:
     content[-10] ^= 1
     file.path.write_bytes(content)
     assert file.load() is None
-    assert "truncated or changed: its checksum is another" in file.complaint
+    assert "truncated or changed: the checksum does not match" in file.complaint
 
 
 @pytest.mark.parametrize("content", [b"\x00" * 4096, b"[]\n", b"{}\n", b'{"ravenvpn_world":"1"}\n', b"[" * 100_000])
@@ -106,6 +106,6 @@ def test_a_disk_that_takes_nothing_leaves_the_old_one(file: WorldCache, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        file.store(Saved("other", "other"))
+        file.store(SavedWorld("other", "other"))
     assert file.path.read_bytes() == before
     assert os.listdir(file.path.parent) == ["world"]
