@@ -1,6 +1,8 @@
-"""The agent's settings: one table, from which the flags, the variables and the file's keys all come.
+"""Settings of the agent: one table, from which flags, environment variables, file keys and their help come.
 
-Precedence: flag, then `RAVENVPN_*` variable, then `/etc/ravenvpn/config.yaml`, then the default here.
+Precedence: flag, then `RAVENVPN_*` variable, then `/etc/ravenvpn/config.yaml`, then the default in this table. The
+table is also the one place that says whether a setting changes at a reload (SIGHUP, `systemctl reload`) or at a
+restart.
 """
 
 from __future__ import annotations
@@ -17,74 +19,102 @@ from typing import Any
 import yaml
 
 from ravenvpn.errors import ConfigError
-from ravenvpn.k8s.fields import ProblemCollector, read_host_port
+from ravenvpn.k8s.fields import ProblemCollector, read_host_port, split_host_port
 from ravenvpn.mesh.model import HostPort
-from ravenvpn.offloads import Offloads
+from ravenvpn.offloads import OFFLOAD_NAMES
 
 CONFIG_FILE = Path("/etc/ravenvpn/config.yaml")
 RUN_DIRECTORY = Path("/run/ravenvpn")
 STATE_DIRECTORY = Path("/var/lib/ravenvpn")
-MAX_CONFIG_BYTES = 1 << 20
-CLUSTER = "cluster"  # the source that is no directory
-OFFLOADS = tuple(field.name for field in dataclasses.fields(Offloads))
+MAX_CONFIG_BYTES = 1 << 20  # a larger file is refused: it is not a configuration, and reading it would take memory
+CLUSTER = "cluster"  # the value of `source` that is not a directory
+
+RELOAD, RESTART = "reload", "restart"  # when a changed setting takes effect
 
 
 def _setting(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 (click's word for it)
-    """One setting: `help` is shown by --help; `choices` limits a string; `env` names one more variable."""
-    return dataclasses.field(default=default, metadata={"help": help, **more})
+    """Define one setting.
+
+    `help` is the text of --help. Optional: `choices`, the allowed strings; `least` and `most`, the range of a number;
+    `env`, one more environment variable; `applies`, RELOAD or RESTART (the default)."""
+    return dataclasses.field(default=default, metadata={"help": help, "applies": RESTART, **more})
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What an agent is told by its operator. Durations in seconds."""
+    """Settings of one agent, checked by `build`. Durations are in seconds, paths and lists are strings as written."""
 
-    node: str = _setting("", "This node's name in the cluster; the host name if empty.", env="NODE_NAME")
-    source: str = _setting("file:/etc/ravenvpn/world", "Where the world comes from: file:DIRECTORY, or cluster.")
+    node: str = _setting("", "This node's name in the cluster. Empty: the host name.", env="NODE_NAME")
+    source: str = _setting("file:/etc/ravenvpn/world", "Source of the world: file:DIRECTORY, or cluster.")
     kubeconfig: str = _setting(
-        "", "How to enter the cluster; if empty a pod's service account, else what kubectl takes."
+        "", "Kubeconfig for the cluster. Empty: the pod's service account, else the file that kubectl uses."
     )
-    context: str = _setting("", "Context of the kubeconfig; its current one if empty.")
+    context: str = _setting("", "Context of the kubeconfig. Empty: its current one.")
     mesh: str = _setting(
         "",
-        "Name of the mesh, from which tunnel addresses are derived. If empty: the UID of namespace kube-system in a "
+        "Name of the mesh, from which tunnel addresses are derived. Empty: the UID of namespace kube-system in a "
         "cluster, else ravenvpn.",
     )
-    state_dir: str = _setting(str(STATE_DIRECTORY), "Private key and saved state (mode 0700).")
-    run_dir: str = _setting(str(RUN_DIRECTORY), "Control socket.")
-    private_key_file: str = _setting("", "Private key; made if absent. STATE_DIR/private.key if empty.")
-    preshared_key_file: str = _setting("", "A preshared key for all peers, in wg's base64; none if empty.")
+    state_dir: str = _setting(str(STATE_DIRECTORY), "Directory of private key and saved state (mode 0700).")
+    run_dir: str = _setting(str(RUN_DIRECTORY), "Directory of the control socket.")
+    private_key_file: str = _setting("", "Private key; created if absent. Empty: STATE_DIR/private.key.")
+    preshared_key_file: str = _setting(
+        "", "Preshared key for all peers, in wg's base64; the same on all nodes. Empty: none.", applies=RELOAD
+    )
     listen_port: int = _setting(
-        0, "UDP port of the tunnel; 0: as Gateway or Peer say, else 4500.", least=0, most=65535
+        0,
+        "UDP port of the tunnel. 0: the port in Gateway or Peer, else 4500.",
+        least=0,
+        most=65535,
+        applies=RELOAD,
     )
     forward_node_ip: bool = _setting(
         False,
-        "Route the addresses of other regions' nodes as pods are, and accept what they send; the same on all nodes.",
+        "Route node addresses of other regions like pod addresses, and accept traffic from them; the same on all "
+        "nodes.",
+        applies=RELOAD,
     )
     addresses: str = _setting(
-        "", "Addresses or names at which others may try this node, best first, separated by commas."
+        "",
+        "Addresses or DNS names at which others can reach this node, best first, separated by commas.",
+        applies=RELOAD,
     )
-    http_address: str = _setting("127.0.0.1:10275", "Where /livez, /readyz and /metrics answer; off if empty.")
-    probe_interval: float = _setting(1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0)
+    http_address: str = _setting("127.0.0.1:10275", "Address of /livez, /readyz and /metrics. Empty: off.")
+    probe_interval: float = _setting(
+        1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0, applies=RELOAD
+    )
     probe_interval_idle: float = _setting(
-        2.5, "Seconds between probes of a peer without; 0 switches idle probes off.", least=0.0, most=3600.0
+        2.5, "Seconds between probes of a peer without traffic. 0: none.", least=0.0, most=3600.0, applies=RELOAD
     )
     dataplane: str = _setting(
-        "auto", "The data plane's body.", choices=("auto", "native", "pure"), env="RAVENVPN_DATAPLANE"
+        "auto",
+        "Data plane: native (Rust), pure (Python), or auto: native where it is installed.",
+        choices=("auto", "native", "pure"),
+        env="RAVENVPN_DATAPLANE",
     )
-    without: str = _setting("", f"Offloads to do without, separated by commas: {', '.join(OFFLOADS)}.")
-    aes: bool = _setting(True, "Announce AES-256-GCM where the CPU accelerates it.")
-    cleanup_on_exit: bool = _setting(False, "Remove everything from the host at exit, not only the tunnel device.")
-    log_level: str = _setting("info", "How much to log.", choices=("debug", "info", "warning", "error"))
-    log_format: str = _setting("auto", "human on a terminal, else json.", choices=("auto", "human", "json"))
+    without: str = _setting("", f"Offloads to leave off, separated by commas: {', '.join(OFFLOAD_NAMES)}.")
+    aes: bool = _setting(True, "Offer AES-256-GCM where the CPU accelerates it.")
+    cleanup_on_exit: bool = _setting(
+        False, "Remove everything of ours from the host at exit, not only the tunnel device.", applies=RELOAD
+    )
+    log_level: str = _setting(
+        "info", "Least level that is logged.", choices=("debug", "info", "warning", "error"), applies=RELOAD
+    )
+    log_format: str = _setting(
+        "auto",
+        "Format of log lines; auto: human on a terminal, else json.",
+        choices=("auto", "human", "json"),
+        applies=RELOAD,
+    )
 
     @property
     def world_directory(self) -> Path | None:
-        """Of the manifests; None where the world comes from a cluster."""
+        """Directory of the manifests; None where the world comes from a cluster."""
         return None if self.source == CLUSTER else Path(self.source.removeprefix("file:"))
 
     @property
     def announced_addresses(self) -> tuple[HostPort, ...]:
-        """Raises ConfigError."""
+        """`addresses`, parsed, without repetitions; port 0 where none is given. Raises ConfigError."""
         report = ProblemCollector("")
         found = [
             read_host_port(report, "addresses", text.strip()) for text in self.addresses.split(",") if text.strip()
@@ -95,52 +125,71 @@ class AgentConfig:
 
     @property
     def node_name(self) -> str:
+        """Name of this node in the cluster."""
         return self.node or socket.gethostname()
 
     @property
     def private_key_path(self) -> Path:
+        """File of the private key."""
         return Path(self.private_key_file) if self.private_key_file else Path(self.state_dir) / "private.key"
 
     @property
     def control_socket(self) -> Path:
+        """Unix socket of the control API."""
         return Path(self.run_dir) / "agent.sock"
 
     @property
-    def offloads(self) -> Offloads:
-        names = [name.strip() for name in self.without.split(",") if name.strip()]
-        try:
-            return Offloads(**dict.fromkeys(names, False))
-        except TypeError as error:
+    def disabled_offloads(self) -> frozenset[str]:
+        """`without`, parsed. Raises ConfigError for a name that is not an offload."""
+        names = frozenset(name.strip() for name in self.without.split(",") if name.strip())
+        if not names <= set(OFFLOAD_NAMES):
             raise ConfigError(
-                f"{self.without!r} names something that is no offload",
+                f"{self.without!r} names something that is not an offload",
                 field="without",
-                remedy=f"choose from {', '.join(OFFLOADS)}",
-            ) from error
+                remedy=f"choose from {', '.join(OFFLOAD_NAMES)}",
+            )
+        return names
 
     @property
     def http_endpoint(self) -> tuple[str, int] | None:
+        """`http_address`, parsed; None where it is off. Raises ConfigError."""
         return parse_host_port(self.http_address, field="http_address") if self.http_address else None
 
 
 SETTINGS = {setting.name: setting for setting in dataclasses.fields(AgentConfig)}
 
 
+@dataclass(frozen=True, slots=True)
+class ConfigReader:
+    """Read the configuration again as it was read at the start: the same file, with the same flags and variables."""
+
+    path: Path
+    required: bool  # the file was named explicitly, so that its absence is an error
+    overrides: Mapping[str, Any]  # values from flags and variables, which take precedence over the file
+
+    def read(self) -> AgentConfig:
+        """Return the configuration as the file is now. Raises ConfigError that names file, key and remedy."""
+        values = read_file(self.path) if self.required or self.path.exists() else {}
+        return build({**values, **self.overrides}, where=str(self.path))
+
+
 def parse_host_port(text: str, *, field: str) -> tuple[str, int]:
-    """`127.0.0.1:10275` or `[::1]:10275`. Raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
+    """Parse the address of a listening socket: `127.0.0.1:10275` or `[::1]:10275`. Raises ConfigError about `field`.
+
+    The host is a literal address, loopback and unspecified included. Port 0 lets the kernel choose."""
+    parts = split_host_port(text)
+    host, port = parts if parts else ("", -1)
     try:
         ipaddress.ip_address(host)
-        number = int(port)
     except ValueError:
-        number = -1
-    if not 0 <= number <= 65535:
-        raise ConfigError(f"{text!r} is no address and port", field=field, remedy="write it as 127.0.0.1:10275")
-    return host, number
+        port = -1
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{text!r} is not an address and port", field=field, remedy="write it as 127.0.0.1:10275")
+    return host, port
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, keys and types checked. Raises ConfigError naming file and key."""
+    """Return the settings in a YAML file, keys, types and ranges checked. Raises ConfigError naming file and key."""
     where = str(path)
     try:
         with path.open("rb") as stream:
@@ -157,12 +206,14 @@ def read_file(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError("the file holds no mapping", where=where, remedy="write `key: value` lines")
+        raise ConfigError("the file is not a mapping", where=where, remedy="write `key: value` lines")
     return {str(key): _checked(str(key), value, where) for key, value in content.items()}
 
 
 def build(values: Mapping[str, Any], *, where: str = "") -> AgentConfig:
-    """A configuration from values of any origin. Raises ConfigError for what no single value shows wrong."""
+    """Return a configuration from values of any origin; `where` is the origin in messages.
+
+    Raises ConfigError for a wrong key, type or range, and for a text that does not parse."""
     config = AgentConfig(**{key: _checked(key, value, where) for key, value in values.items()})
     if config.source != CLUSTER and (not config.source.startswith("file:") or config.source == "file:"):
         raise ConfigError(
@@ -171,11 +222,16 @@ def build(values: Mapping[str, Any], *, where: str = "") -> AgentConfig:
             field="source",
             remedy=f"use file:DIRECTORY, or {CLUSTER}",
         )
-    _ = config.http_endpoint, config.offloads, config.announced_addresses  # parsed for their complaints
+    try:
+        _ = config.http_endpoint, config.disabled_offloads, config.announced_addresses
+    except ConfigError as error:
+        error.where = error.where or where
+        raise
     return config
 
 
 def _checked(key: str, value: Any, where: str) -> Any:
+    """Return the value of one setting in its type (an int is taken for a float). Raises ConfigError."""
     setting = SETTINGS.get(key)
     if setting is None:
         near = difflib.get_close_matches(key, SETTINGS, n=1)
@@ -186,7 +242,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"{value!r} is no {wanted.__name__}", where=where, field=key)
+        kind = {"str": "text", "bool": "true or false", "int": "a whole number", "float": "a number"}[wanted.__name__]
+        raise ConfigError(f"{value!r} is not {kind}", where=where, field=key)
     limits = setting.metadata
     if "choices" in limits and value not in limits["choices"]:
         raise ConfigError(f"{value!r} is not one of {', '.join(limits['choices'])}", where=where, field=key)

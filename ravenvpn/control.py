@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 from aiohttp import web
 
-from ravenvpn.agent.reports import PeerReport, PlanLine, StatusReport
+from ravenvpn.agent.reports import PeerReport, PlanLine, ReloadReport, StatusReport
 from ravenvpn.errors import HostError, RavenError
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ControlSubject(Protocol):
     def peers(self) -> list[PeerReport]: ...
     def plan(self) -> list[PlanLine]: ...
     async def plan_diff(self) -> list[PlanLine]: ...
-    async def reload(self) -> None: ...
+    async def reload(self) -> ReloadReport: ...
 
 
 def application(subject: ControlSubject) -> web.Application:
@@ -55,8 +55,7 @@ def application(subject: ControlSubject) -> web.Application:
         return _json(await subject.plan_diff() if request.query.get("diff") else subject.plan())
 
     async def reload(_: web.Request) -> web.Response:
-        await subject.reload()
-        return _json({"reloaded": True})
+        return _json(await subject.reload())
 
     app = web.Application(middlewares=[_guard])
     app.router.add_get(f"{API}/status", status)

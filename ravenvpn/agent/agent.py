@@ -1,25 +1,27 @@
-"""The agent of one node: world in, plan out, tunnel and host kept as planned.
+"""The agent of one node: plan from one `Situation`, and keep tunnel and host as planned.
 
-Everything that may change the plan sets one flag; one task takes it down and converges, so changes that come together
-are planned together and no two convergences cross. The loop never waits for the kernel: that is `upkeep`'s thread.
+Every source (cluster or manifests, configuration, probing, kernel) replaces one field of the situation and wakes one
+task. That task plans and applies, so changes that arrive together are planned together, and no two plans are applied
+at the same time. Kernel calls run in the thread of `HostKeeper`; the event loop never waits for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from ravenvpn.agent.endpoints import LastSeen
 from ravenvpn.agent.host import HostKeeper
 from ravenvpn.agent.introspection import Introspection
-from ravenvpn.agent.own_peer import OwnPeer
+from ravenvpn.agent.own_peer import peer_content
 from ravenvpn.agent.peer_liveness import PeerLiveness
+from ravenvpn.agent.reload_waiters import ReloadWaiters
 from ravenvpn.agent.subject_index import SubjectIndex
 from ravenvpn.agent.tunnel_owner import TunnelOwner
 from ravenvpn.agent.underlay import Underlay
@@ -28,9 +30,9 @@ from ravenvpn.errors import HostError
 from ravenvpn.k8s.cluster import ApiState
 from ravenvpn.k8s.files import Snapshot
 from ravenvpn.k8s.peer_writer import PeerWriter
-from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
-from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
-from ravenvpn.mesh.model import EndpointType, World
+from ravenvpn.mesh.local_facts import ApiEndpoint
+from ravenvpn.mesh.model import EndpointType
+from ravenvpn.mesh.nodeplan import TunnelDelta
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.mesh.situation import IdentityKeys, Intent, Situation
 from ravenvpn.node.reconciler import WantedState
@@ -40,91 +42,88 @@ from ravenvpn.tunnel.session_events import SessionLost, SessionUp
 log = logging.getLogger(__name__)
 
 # Seconds.
-HEARTBEAT = 1.0  # how often the loop is felt; a heartbeat that comes late is how blocking shows
-SAVE_INTERVAL = 1.0  # between writes of where peers were last seen: an agent that is killed forgets no more than that
-RETRY = 2.0  # after a tunnel could not be opened
-LOOK_SHARE = 0.01  # of the loop's time may go into looking at all peers; a thousand of them are looked at less often
+HEARTBEAT = 1.0  # between heartbeats of the event loop; how late one runs is the loop's lag
+SAVE_INTERVAL = 1.0  # between writes of peers' endpoints: upper bound of what is lost if the agent is killed
+RETRY = 2.0  # after a tunnel could not be opened or a port could not be bound
+# Share of the loop's time that may go into reading counters. Reading a few peers every heartbeat costs nothing; with
+# a thousand of them the pause between two readings grows until it does not cost more than this.
+OBSERVE_SHARE = 0.01
 
 
 class WorldSource(Protocol):
-    """Where worlds come from: a directory, or a cluster. `str()` is how a person names it.
-
-    `api` says how it stands with the API server, None where there is none; `endpoints` are its addresses, and another
-    snapshot follows when they change."""
+    """Source of worlds: a directory of manifests, or a cluster. `str()` names it for people."""
 
     @property
-    def api(self) -> ApiState | None: ...
+    def api(self) -> ApiState | None:
+        """State of the connection to the API server; None where there is none."""
 
     @property
-    def endpoints(self) -> tuple[ApiEndpoint, ...]: ...
+    def endpoints(self) -> tuple[ApiEndpoint, ...]:
+        """Addresses at which the API server is dialled. A snapshot follows when they change."""
 
     def snapshots(self) -> AsyncIterator[Snapshot]:
-        """The present one first, then each that differs."""
+        """Yield the present snapshot, then each that differs from the one before."""
 
     def reload(self) -> None:
-        """Look again now, and yield a snapshot even if nothing differs."""
+        """Read the source again now, and yield a snapshot even if nothing differs."""
 
 
 class Agent:
-    """See the module. `run` until cancelled; the rest is what the control socket asks for."""
+    """One node's agent. Everything but `run` is called on the event loop while `run` runs."""
 
     def __init__(
         self,
         node: str,
         source: WorldSource,
-        planner: Planner,
-        last_seen: LastSeen,
-        *,
         intent: Intent,
         keys: IdentityKeys,
+        *,
+        last_seen: LastSeen,
         state_file: Path,
-        make_tunnel_owner: Callable[[Callable[[], None], Listeners], TunnelOwner],
+        body: str | None = None,
         peer_writer: PeerWriter | None = None,
-        own_peer: OwnPeer,
     ) -> None:
-        """`intent` and `keys` go into every situation that is planned from. `state_file` remembers sysctls of others'
-        devices.
-        `peer_writer` writes this node's Peer as `own_peer` draws it, where there is somebody to tell.
-        `make_tunnel_owner` gets what to call when names resolve anew, and who listens to its tunnels. HostError where
-        this host cannot carry an agent at all."""
-        self._source, self._planner, self._last_seen = source, planner, last_seen
+        """Open the host; HostError where it cannot carry an agent (CAP_NET_ADMIN is missing).
+
+        `state_file` holds the former values of sysctls that other programs own. `body` forces a data plane, see
+        `TunnelOwner`. `peer_writer` writes our Peer object; None where the world does not come from a cluster."""
+        self._node, self._source, self._last_seen, self._peer_writer = node, source, last_seen, peer_writer
+        self._situation = Situation(intent=intent, keys=keys)
+        self._has_world = False  # `_situation.world` was read; until then nothing is planned
+        self._work = asyncio.Event()  # something to plan or to apply
+        self._planner = Planner(node)
         self._host = HostKeeper(state_file, self._addresses_changed, self._device_gone)
-        self._intent, self._keys = intent, keys
-        self._work = asyncio.Event()
-        self._tunnel_owner = make_tunnel_owner(
-            self._names_resolved, Listeners(on_report=self._report, on_inner=self._probe_came)
+        self._tunnel_owner = TunnelOwner(
+            last_seen=last_seen,
+            on_stale=self._work.set,
+            listeners=Listeners(on_report=self._on_session_event, on_inner=self._on_probe),
+            body=body,
         )
         self._liveness = PeerLiveness(
-            *intent.probe_intervals, random=os.urandom, on_change=self._work.set, node_of=self._node_of
+            *intent.probe_intervals, random=os.urandom, on_change=self._liveness_changed, node_of=self._node_of
         )
         self._probe_timer: asyncio.TimerHandle | None = None
-        self._node, self._peer_writer, self._own_peer = node, peer_writer, own_peer
+        self._underlay = Underlay(node)
+        self._subjects = SubjectIndex()
+        self._reloads = ReloadWaiters()
         self.introspection = Introspection(
             node,
             source,
-            planner=planner,
+            planner=self._planner,
             tunnel_owner=self._tunnel_owner,
             liveness=self._liveness,
             host=self._host,
             peer_writer=peer_writer,
         )
-        self._snapshot: Snapshot | None = None
-        self._facts: LocalFacts | None = None
-        self._underlay = Underlay(node)
-        self._subjects = SubjectIndex()
-        self._resolved = False
-        self._reopen = False
-        self._reloads: list[asyncio.Future[None]] = []  # wait for a snapshot
-        self._reloaded: list[asyncio.Future[None]] = []  # wait until it is in force
-        self.converged = asyncio.Event()  # set once the first world is in force
+        self.converged = asyncio.Event()  # the first world is in force
 
     # Life.
 
-    async def run(self, *, cleanup: bool = False) -> None:
-        """Until cancelled, or until a defect ends one of its tasks, which ends all.
+    async def run(self, *, cleanup: Callable[[], bool] = lambda: False) -> None:
+        """Run until cancelled, or until an exception in one task ends all of them.
 
-        At the end the host's routes stay, so that nothing leaves in clear until the next start; with `cleanup` an
-        agent that is cancelled takes all of them along."""
+        At the end the host's routes stay, so that no traffic leaves unencrypted before the next start. If the agent
+        is cancelled while `cleanup()` is true, everything of ours is removed from the host."""
         self._host.start()
         leaving = False
         try:
@@ -132,11 +131,11 @@ class Agent:
                 tasks.create_task(self._follow_source(), name="follow source")
                 tasks.create_task(self._converge_forever(), name="converge")
                 tasks.create_task(self._beat(), name="heartbeat")
-                tasks.create_task(self._host.ended(), name="watch upkeep")
+                tasks.create_task(self._host.ended(), name="watch host")
                 if self._peer_writer is not None:
-                    tasks.create_task(self._peer_writer.run(), name="announce")
+                    tasks.create_task(self._peer_writer.run(), name="write own Peer")
         except asyncio.CancelledError:
-            leaving = cleanup
+            leaving = cleanup()
             raise
         finally:
             if self._probe_timer is not None:
@@ -147,16 +146,25 @@ class Agent:
                 await self._host.cleanup()
             await self._host.stop()
 
-    async def reload(self) -> None:
-        """Read the source and this host's facts again; returns when what was read is in force."""
-        done = asyncio.get_running_loop().create_future()
-        self._reloads.append(done)
-        self._source.reload()
-        await done
+    def set_intent(self, intent: Intent) -> None:
+        """Replace the operator's settings; they are in force when a `reload` that is called next returns."""
+        self._replace(replace(self._situation, intent=intent))
 
-    # What wakes it.
+    async def reload(self) -> None:
+        """Read the source and this host's facts again; return when the result is in force."""
+        waiter = self._reloads.add()
+        self._source.reload()
+        await waiter
+
+    # Sources of the situation.
+
+    def _replace(self, situation: Situation) -> None:
+        """Plan from this situation soon."""
+        self._situation = situation
+        self._work.set()
 
     async def _follow_source(self) -> None:
+        """Take every snapshot of the source: log its new problems, and plan from its world if it could be read."""
         async for snapshot in self._source.snapshots():
             before = self.introspection.snapshot.problems if self.introspection.snapshot else ()
             for problem in snapshot.problems:
@@ -165,81 +173,76 @@ class Agent:
             self.introspection.snapshot = snapshot
             if snapshot.readable:
                 self.introspection.world_at = time.time()
-                self._snapshot = snapshot
-            elif self._snapshot is None:
-                # A source that can not be read says nothing: what an earlier agent left on the host, the routes that
-                # keep traffic from leaving in clear above all, stays until there is a world.
-                log.warning("no world yet; the host stays as it is")
-            if self._reloads:
+                self._has_world = True
+                self._situation = replace(self._situation, world=snapshot.world)
+            elif not self._has_world:
+                # An unreadable source says nothing about the world. Routes that an earlier agent left on the host,
+                # above all those that keep traffic from leaving unencrypted, stay until there is a world to plan
+                # from.
+                log.warning("no world could be read yet; the host stays as it is")
+            if self._reloads.snapshot_arrived():
                 self._underlay.invalidate()
-                self._reloaded += self._reloads
-                self._reloads.clear()
             self._work.set()
 
-    def _names_resolved(self) -> None:
-        self._resolved = True
-        self._work.set()
+    def _liveness_changed(self) -> None:
+        self._replace(replace(self._situation, liveness=self._liveness.liveness))
 
     def _addresses_changed(self) -> None:
         self._underlay.invalidate()
         self._work.set()
 
     def _device_gone(self, name: str) -> None:
-        """Without its TUN a tunnel is of no use: open another. (Where there is no tunnel it was our own, of an
-        attempt that failed, and the next attempt has its time.)"""
-        if name == TUNNEL_DEVICE and self._tunnel_owner.tunnel is not None:
-            self._reopen = True
-            self._work.set()
+        self._tunnel_owner.device_lost(name)
 
-    def _report(self, report: SessionUp | SessionLost) -> None:
-        match report:
+    def _on_session_event(self, event: SessionUp | SessionLost) -> None:
+        match event:
             case SessionUp():
-                log.info("session with %s is up, at %s", report.name, report.endpoint)
+                log.info("session with %s is up, at %s", event.name, event.endpoint)
             case SessionLost():
-                # Without a failure it only ended: nobody needed it, or our own device went down. That proves nothing.
-                why = f": {report.failure.value}" if report.failure else ""
-                log.warning("session with %s is lost%s", report.name, why)
-                if report.failure is not None:
-                    self._liveness.handshake_failed(report.name, boottime())
+                # Without a failure the session only ended, because it was not needed or our own device went down.
+                # That says nothing about the peer.
+                why = f": {event.failure.value}" if event.failure else ""
+                log.warning("session with %s is lost%s", event.name, why)
+                if event.failure is not None:
+                    self._liveness.handshake_failed(event.name, boottime())
 
     # Probing.
 
-    def _probe(self) -> None:
-        """Probe whom the tunnel has, say who we are, and come back when the next question is due."""
-        tunnel, settings = self._tunnel_owner.tunnel, self._planner.tunnel_settings()
-        self._liveness.attach(tunnel, settings.own_address)
+    def _set_probed(self) -> None:
+        """Probe the tunnel's peers with our present role, and start the timer of the next probe."""
+        self._liveness.attach(self._tunnel_owner.tunnel, self._planner.tunnel_settings().own_address)
+        self._liveness.set_intervals(*self._situation.intent.probe_intervals)
         self._liveness.set_peers(self._tunnel_owner.peer_plans(), boottime())
-        self._liveness.set_role(*self._introduction())
-        self._ask()
+        self._liveness.set_role(*self._role_and_epoch())
+        self._send_probes()
 
-    def _ask(self) -> None:
+    def _send_probes(self) -> None:
+        """Send the probes that are due, and set the timer for the next ones."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
         now = boottime()
-        again = self._liveness.tick(now)
-        if again is not None:
-            self._probe_timer = asyncio.get_running_loop().call_later(again - now, self._ask)
+        due = self._liveness.tick(now)
+        if due is not None:
+            self._probe_timer = asyncio.get_running_loop().call_later(due - now, self._send_probes)
 
-    def _probe_came(self, name: str, packet: bytes, _: bool) -> None:
+    def _on_probe(self, name: str, packet: bytes, _: bool) -> None:
         self._liveness.receive(name, packet, boottime())
 
-    def _introduction(self) -> tuple[int, int]:
-        """Our role and epoch as docs/protocol.md writes them."""
-        role = self._planner.role
-        gateway = self._snapshot.world.gateways.get(self._planner.region) if self._snapshot else None
+    def _role_and_epoch(self) -> tuple[int, int]:
+        """Return our role code and epoch as the probe header carries them (docs/protocol.md)."""
+        gateway = self._situation.world.gateways.get(self._planner.region)
         active = gateway.status.active if gateway else ()
         epochs = [endpoint.epoch for endpoint in active if endpoint.type is EndpointType.TUNNEL]
-        return role.number, max(epochs, default=0)
+        return self._planner.role.number, max(epochs, default=0)
 
     def _node_of(self, hashed: int) -> str | None:
-        if self._snapshot is None:
-            return None
-        return self._subjects.lookup(hashed, self._snapshot.world)
+        return self._subjects.lookup(hashed, self._situation.world)
 
-    # Converging.
+    # Planning and applying.
 
     async def _converge_forever(self) -> None:
+        """Plan and apply whenever something changed; retry after `RETRY` while the tunnel has a problem."""
         retry: asyncio.TimerHandle | None = None
         while True:
             await self._work.wait()
@@ -247,79 +250,81 @@ class Agent:
             if retry is not None:
                 retry.cancel()
                 retry = None
-            answered, self._reloaded = self._reloaded, []
-            if self._snapshot is not None:
-                await self._converge(self._snapshot.world)
+            waiters = self._reloads.take()
+            if self._has_world:
+                await self._converge()
                 if self.introspection.tunnel_problem:
                     retry = asyncio.get_running_loop().call_later(RETRY, self._work.set)
                 self.converged.set()
-            for done in answered:
-                if not done.done():
-                    done.set_result(None)
+            self._reloads.release(waiters)
 
-    async def _converge(self, world: World) -> None:
-        if (query := self._underlay.query(world)) is not None:
-            port = self._planner.tunnel_settings().listen_port
-            self._facts = await self._host.discover(query.destinations, query.pods, port)
-        if self._facts is not None and self._facts.api != self._source.endpoints:
-            self._facts = dataclasses.replace(self._facts, api=self._source.endpoints)
+    async def _converge(self) -> None:
+        """Plan from the present situation and apply what the plan changed.
+
+        The tunnel's additions come before the host's change and its removals after it, so that no route ever leads to
+        a peer that the tunnel does not have."""
+        await self._discover_host()
+        situation = self._situation
         began = time.monotonic()
-        facts = self._facts if self._facts is not None else LocalFacts()
-        delta = self._planner.update(Situation(world, self._liveness.liveness, facts, self._intent, self._keys))
-        self._announce(world)
-        if self._reopen:
-            self._reopen = False
-            await self._tunnel_owner.close()
-        opened = False
-        try:
-            opened = await self._tunnel_owner.apply_additions(self._planner.plan, delta.tunnel)
-        except HostError as error:
-            if str(error) != self.introspection.tunnel_problem:
-                log.error("no tunnel: %s", error)
-            self.introspection.tunnel_problem = str(error)
-        else:
-            self.introspection.tunnel_problem = ""
-        if self._resolved:
-            self._resolved = False
-            self._tunnel_owner.update_endpoints()
+        delta = self._planner.update(situation)
+        if self._peer_writer is not None:
+            planner, present = self._planner, self._host.addresses
+            self._peer_writer.set_content(peer_content(self._node, situation, planner.role, planner.region, present))
+            self._peer_writer.observe(situation.world.peers.get(self._node))
+        self._tunnel_owner.configure(situation.intent, situation.keys)
+        opened = await self._add_to_tunnel(delta.tunnel)
         wanted = WantedState(self._planner.host, self._planner.host_frame)
         await self._host.apply(delta.host, wanted, whole=opened, began=began)
         self._tunnel_owner.apply_removals(delta.tunnel)
         if delta.tunnel.peers_removed:
             self._last_seen.retain(self._tunnel_owner.peer_plans())
-        self._probe()
+        self._set_probed()
 
-    def _announce(self, world: World) -> None:
-        """Say in our Peer what others need to know of this node."""
-        if self._peer_writer is None or self._facts is None:
-            return
-        planner = self._planner
-        self._peer_writer.set_content(
-            self._own_peer.content(world, planner.role, planner.region, self._facts, self._host.addresses)
-        )
-        self._peer_writer.observe(world.peers.get(self._node))
+    async def _discover_host(self) -> None:
+        """Bring the situation's facts up to date. Other fields can change while the kernel is asked."""
+        query = self._underlay.query(self._situation.world)
+        facts = self._situation.facts
+        if query is not None:
+            port = self._planner.tunnel_settings().listen_port
+            facts = await self._host.discover(query.destinations, query.pods, port)
+        if facts.api != self._source.endpoints:
+            facts = replace(facts, api=self._source.endpoints)
+        if facts is not self._situation.facts:
+            self._situation = replace(self._situation, facts=facts)
+
+    async def _add_to_tunnel(self, delta: TunnelDelta) -> bool:
+        """Apply a delta's additions; return whether a tunnel was opened. A failure is logged once and reported."""
+        try:
+            opened = await self._tunnel_owner.apply_additions(self._planner.plan, delta)
+        except HostError as error:
+            if str(error) != self.introspection.tunnel_problem:
+                log.error("tunnel: %s; retried every %.0f s", error, RETRY)
+            self.introspection.tunnel_problem = str(error)
+            return False
+        self.introspection.tunnel_problem = ""
+        return opened
 
     async def _beat(self) -> None:
-        """Feel the loop, and do what is due now and then."""
+        """Measure the loop's lag at every heartbeat, read the data plane's counters, and save endpoints."""
         loop = asyncio.get_running_loop()
-        saved = expected = look = loop.time()
+        saved = expected = observe = loop.time()
         while True:
             expected += HEARTBEAT
             await asyncio.sleep(max(0.0, expected - loop.time()))
             now = loop.time()
             self.introspection.lag.record(expected, now)
             expected = max(expected, now)
-            if now >= look:
-                self._look(now)
-                look = now + (loop.time() - now) / LOOK_SHARE
+            if now >= observe:
+                self._observe(now)
+                observe = now + (loop.time() - now) / OBSERVE_SHARE
             if now - saved >= SAVE_INTERVAL and self._last_seen.unsaved:
                 saved = now
                 await asyncio.to_thread(self._last_seen.save)
 
-    def _look(self, now: float) -> None:
-        """Take in what the data plane has counted."""
+    def _observe(self, now: float) -> None:
+        """Read the data plane's counters of all peers: rates, endpoints, traffic; `now` is the loop's clock."""
         statuses = self._tunnel_owner.statuses()
         self.introspection.rates.update(statuses, now)
         self._last_seen.observe(statuses)
         self._liveness.observe(statuses, boottime())
-        self._ask()
+        self._send_probes()

@@ -14,7 +14,7 @@ import ravenvpn
 from ravenvpn import dataplane
 from ravenvpn.agent.host import HostKeeper
 from ravenvpn.agent.lag import LoopLag
-from ravenvpn.agent.own_peer import key_conflicts, status_report
+from ravenvpn.agent.own_peer import key_conflicts, peer_status
 from ravenvpn.agent.peer_liveness import PeerLiveness
 from ravenvpn.agent.peer_rows import TransferRates, peer_reports, peer_state
 from ravenvpn.agent.plan_rows import plan_lines
@@ -141,7 +141,7 @@ class Introspection:
         tunnel = self._tunnel_owner.tunnel
         body = tunnel.body if tunnel is not None else "none"
         conflicts = key_conflicts(self._node, self._planner.conflicts())
-        return status_report(ravenvpn.__version__, body, vitals, unready, conflicts)
+        return peer_status(ravenvpn.__version__, body, vitals, unready, conflicts)
 
     def peers(self) -> list[PeerReport]:
         return peer_reports(

@@ -1,4 +1,4 @@
-"""What this node says about itself in its Peer. Pure: everything it needs comes in as values."""
+"""Content and status of this node's own Peer object. Pure: inputs are values; `k8s.peer_writer` writes them."""
 
 from __future__ import annotations
 
@@ -6,57 +6,47 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ravenvpn.agent.reports import Vitals
-from ravenvpn.crypto.aead import Suite
-from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.k8s.peer_outbox import PeerContent, PeerStatusCondition, PeerStatusReport
 from ravenvpn.mesh.conflict import Conflict, ConflictKind
 from ravenvpn.mesh.hoststate import Address
-from ravenvpn.mesh.local_facts import LocalFacts
-from ravenvpn.mesh.model import HostPort, NodeInfo, PeerObject, World
+from ravenvpn.mesh.model import NodeInfo, PeerObject
 from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.own_region import own_sources
-from ravenvpn.mesh.situation import Intent
+from ravenvpn.mesh.situation import Situation
 from ravenvpn.mesh.tunnel_port import listen_port
 from ravenvpn.node.discovery import LocalAddress
 
-
-class OwnPeer:
-    """Of one node: what does not change while it runs. `addresses` are where the operator says others may try it."""
-
-    def __init__(
-        self,
-        node: str,
-        key: PublicKey,
-        suites: Iterable[Suite],
-        addresses: tuple[HostPort, ...],
-        intent: Intent,
-    ) -> None:
-        self._node, self._key, self._suites = node, key, tuple(sorted(suites, key=lambda suite: suite.value))
-        self._addresses, self._intent = addresses, intent
-
-    def content(
-        self, world: World, role: NodeRole, region: str, facts: LocalFacts, present: Iterable[LocalAddress]
-    ) -> PeerContent:
-        """`present` are this host's addresses with their devices."""
-        gateway = world.gateways.get(region)
-        info = next((one for one in gateway.status.nodes if one.node == self._node), None) if gateway else None
-        lan = _lan(info, present)
-        described = PeerObject(
-            name=self._node,
-            public_key=self._key.raw,
-            # What our own Peer says is left out: an answer that was right once would stay for ever.
-            listen_port=listen_port(self._node, gateway, None, self._intent.listen_port),
-            addresses=self._addresses,
-            node_addresses=lan,
-            suites=self._suites,
-        )
-        sources, _ = own_sources(info, described, facts, self._intent.forward_node_ip)
-        described = replace(described, sources=tuple(sources[family] for family in sorted(sources)))
-        return PeerContent(described, region, role.label)
+_SHOWN = 3  # reasons and conflicts in a condition's message; a condition is one line in `kubectl describe`
 
 
-def _lan(info: NodeInfo | None, present: Iterable[LocalAddress]) -> tuple[Address, ...]:
-    """One address a family of the device that has the node's InternalIP; that one for its family."""
+def peer_content(
+    node: str, situation: Situation, role: NodeRole, region: str, present: Iterable[LocalAddress]
+) -> PeerContent:
+    """Return what the Peer of `node` has to contain.
+
+    `role` and `region` are planned ones (region empty: none), `present` are this host's addresses with their devices.
+    The situation must have a current key."""
+    assert situation.keys.current is not None
+    gateway = situation.world.gateways.get(region)
+    info = next((one for one in gateway.status.nodes if one.node == node), None) if gateway else None
+    described = PeerObject(
+        name=node,
+        public_key=situation.keys.current.public.raw,
+        # Our present Peer is not consulted (None): it would confirm its own port for ever, whatever the Gateway has.
+        listen_port=listen_port(node, gateway, None, situation.intent.listen_port),
+        addresses=situation.intent.addresses,
+        node_addresses=_lan_addresses(info, present),
+        suites=tuple(sorted(situation.intent.suites, key=lambda suite: suite.value)),
+    )
+    sources, _ = own_sources(info, described, situation.facts, situation.intent.forward_node_ip)
+    described = replace(described, sources=tuple(sources[family] for family in sorted(sources)))
+    return PeerContent(described, region, role.label)
+
+
+def _lan_addresses(info: NodeInfo | None, present: Iterable[LocalAddress]) -> tuple[Address, ...]:
+    """Return at most one address a family, IPv4 first, of the device that has the node's InternalIP.
+
+    The InternalIP is the one of its family. Pod addresses (of a bridge with the InternalIP) are not LAN addresses."""
     if info is None or info.private_ip is None:
         return ()
     found: dict[int, Address] = {}
@@ -72,23 +62,26 @@ def _lan(info: NodeInfo | None, present: Iterable[LocalAddress]) -> tuple[Addres
     return tuple(found[version] for version in sorted(found))
 
 
-def status_report(
+def peer_status(
     version: str, dataplane: str, vitals: Vitals, unready: Sequence[str], conflicts: Iterable[Conflict]
 ) -> PeerStatusReport:
-    """The status of our Peer; `conflicts` are those that our key is in."""
-    conditions = [
-        PeerStatusCondition("Ready", not unready, "NotReady" if unready else "DataPathWorks", "; ".join(unready[:3])),
-    ]
+    """Return the status of our Peer.
+
+    `version` is ravenvpn's, `dataplane` the body that runs, `unready` why the data path does not work (empty: it
+    does), `conflicts` those over our public key (`key_conflicts`)."""
     shared = sorted(map(str, conflicts))
-    conditions.append(
+    conditions = (
         PeerStatusCondition(
-            "KeyIsOurs", not shared, "DuplicateKey" if shared else "NobodyElseHasIt", "; ".join(shared[:3])
-        )
+            "Ready", not unready, "NotReady" if unready else "DataPathWorks", "; ".join(unready[:_SHOWN])
+        ),
+        PeerStatusCondition(
+            "KeyIsOurs", not shared, "DuplicateKey" if shared else "NobodyElseHasIt", "; ".join(shared[:_SHOWN])
+        ),
     )
-    return PeerStatusReport(version, dataplane, vitals.sessions_wanted, vitals.sessions_up, tuple(conditions))
+    return PeerStatusReport(version, dataplane, vitals.sessions_wanted, vitals.sessions_up, conditions)
 
 
 def key_conflicts(node: str, conflicts: Iterable[Conflict]) -> list[Conflict]:
-    """Those in which this node's key is at issue, whoever wins."""
+    """Return the conflicts over this node's public key, whether it wins or loses them."""
     name = f"Peer {node}"
     return [c for c in conflicts if c.kind is ConflictKind.DUPLICATE_KEY and name in (c.loser, c.winner)]

@@ -155,3 +155,12 @@ class PlanLine(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     code: str = ""  # of `why`: a value of mesh.reason.ReasonCode
     change: str = ""  # in a diff "+" (missing), "~" (different) or "-" (not ours any more); else empty
+
+
+class ReloadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to a reload. Both lists name settings of the configuration (`raven-vpn config show`)."""
+
+    reloaded: bool = True  # source, host facts and configuration were read again, and the result is in force
+    changed: tuple[str, ...] = ()  # settings that have another value now
+    restart: tuple[str, ...] = ()  # settings whose configured value takes effect only after a restart
+    remedy: str = ""  # how to apply `restart`; empty if that is

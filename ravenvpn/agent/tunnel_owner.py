@@ -1,7 +1,7 @@
-"""The tunnel as the plan wants it: opened, fed with what changed, and opened anew where a role asks for another kind.
+"""Own the tunnel: open it, apply what a plan changed, and open another where a role needs another kind.
 
-Changes come in two halves around the host's own: `apply_additions` opens what is new before a route may lead there,
-`apply_removals` closes what no route leads to any more.
+A change is applied in two halves around that of the host: `apply_additions` before a route may lead into the tunnel,
+`apply_removals` after no route leads to a removed peer any more. Owned by the event loop.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from ipaddress import IPv6Address
 
 from ravenvpn.agent.resolve import Resolver
 from ravenvpn.agent.translate import peer_settings
-from ravenvpn.crypto.aead import Suite
-from ravenvpn.crypto.keys import PresharedKey, PrivateKey
 from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.errors import HostError
-from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, Prefix
-from ravenvpn.mesh.nodeplan import AcceptChange, NodePlan, NodeRole, PeerPlan, TunnelDelta, TunnelPlan
+from ravenvpn.mesh.hoststate import TUNNEL_DEVICE
+from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, PeerPlan, TunnelDelta, TunnelPlan
+from ravenvpn.mesh.situation import IdentityKeys, Intent
 from ravenvpn.offloads import Offloads
+from ravenvpn.prefixes import Prefix
 from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux import uapi_socket
 from ravenvpn.tunnel.linux.tun import Tun
@@ -32,41 +32,70 @@ log = logging.getLogger(__name__)
 
 
 class TunnelOwner:
-    """Owns the Tunnel, and opens another where the plan asks for another kind."""
+    """The one tunnel of this agent, None while the role needs none or it cannot be opened.
+
+    `on_stale` is called on the loop when the tunnel needs another `apply_additions` although the plan is the same: a
+    DNS name resolves to other addresses, or the device is gone. `listeners` get the events of every tunnel that is
+    opened. `last_seen` maps peers to the endpoints of their last sessions. `body` forces a data plane ("pure",
+    "native"); None prefers the native one.
+    """
 
     def __init__(
         self,
         *,
-        key: PrivateKey,
-        preshared_key: PresharedKey | None,
-        suites: frozenset[Suite],
         last_seen: Mapping[str, Endpoint],
-        body: str | None = None,
-        offloads: Offloads | None = None,
-        on_resolved: Callable[[], None],
+        on_stale: Callable[[], None],
         listeners: Listeners,
+        body: str | None = None,
     ) -> None:
-        """`body` forces a data plane ("pure", "native"); `offloads` forbids some. `on_resolved` is called when a
-        peer's name means another address; `listeners` hear every tunnel that is opened."""
-        self._key, self._preshared_key, self._suites = key, preshared_key, suites
         self._last_seen = last_seen
-        self._resolver = Resolver(on_resolved)
-        self._body, self._offloads, self._listeners = body, offloads, listeners
+        self._resolver = Resolver(self._on_resolved)
+        self._on_stale, self._listeners, self._body = on_stale, listeners, body
+        self._intent, self._keys = Intent(), IdentityKeys()  # in force, or for the next tunnel
         self._plans: dict[str, PeerPlan] = {}
-        self._planned: TunnelPlan | None = None  # port, own address and so on, without peers
-        self._applied: TunnelPlan | None = None  # of those, what is in force
-        self.tunnel: Tunnel | None = None
+        self._planned: TunnelPlan | None = None  # port, own address and so on, without peers and prefixes
+        self._applied: TunnelPlan | None = None  # the part of it that the tunnel has
+        self._names_changed = False  # since the peers' endpoints were last set
+        self._device_lost = False  # the TUN device was deleted under the tunnel
         self._wg: UapiServer | None = None
-        self.refused: dict[str, str] = {}  # peers the tunnel would not take, and why
+        self.tunnel: Tunnel | None = None
+        self.refused: dict[str, str] = {}  # peer → why the tunnel did not accept its settings
+
+    def configure(self, intent: Intent, keys: IdentityKeys) -> None:
+        """Apply the operator's settings and our key to the tunnel that is open, and to those opened later.
+
+        Sessions stay: suites and preshared key count from the next handshake on. The listen port comes with the plan
+        (`apply_additions`)."""
+        before, had = self._intent, self._keys
+        self._intent, self._keys = intent, keys
+        if self.tunnel is None:
+            return
+        if keys.current != had.current:
+            self.tunnel.set_private_key(keys.current)
+        if intent.preshared_key != before.preshared_key:
+            self._set_all_peers()
+
+    def device_lost(self, name: str) -> None:
+        """Handle the deletion of a device of ours: the TUN's makes the tunnel useless, so another one is needed.
+
+        Without a tunnel it was the device of an attempt to open one, which is repeated anyway."""
+        if name == TUNNEL_DEVICE and self.tunnel is not None:
+            self._device_lost = True
+            self._on_stale()
 
     async def apply_additions(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> bool:
-        """Open what is new; says whether a whole tunnel was opened. HostError where the device or the port cannot be
-        had; what does not depend on it is done, and a call with whatever delta comes next tries the rest again."""
+        """Add what the plan added, and open the tunnel if there is none; return whether one was opened.
+
+        `plan` makes the whole plan, which is needed to open. HostError where the device or the port cannot be had:
+        everything that does not depend on it is done, and a call with the next delta, even an empty one, retries."""
         if delta.settings is not None:
             self._planned = delta.settings
-            # A port is bound once only, so where another tunnel is needed the old one goes first.
-            if self.tunnel is not None and self._applied is not None and _kind(self._applied) != _kind(self._planned):
-                await self.close()
+        # The old tunnel goes first: the port and the device's name can be held once only.
+        other_kind = (
+            self._applied is not None and self._planned is not None and _kind(self._applied) != _kind(self._planned)
+        )
+        if self._device_lost or other_kind:
+            await self.close()
         if self.tunnel is None:
             whole = plan()
             if whole.role is not NodeRole.NONE:
@@ -76,21 +105,23 @@ class TunnelOwner:
         for peer in delta.peers_set:
             self._set_peer(peer)
         for change in delta.accepts:
-            self._accept(change.peer, add=change)
+            self._accept(change.peer, add=change.add)
         for prefix, names in delta.routes:
-            self._route(prefix, names)
+            self._set_route(prefix, names)
         self._watch_names()
+        if self._names_changed:
+            self._set_all_peers()
         if self._planned is not None and self._planned != self._applied:
             self._apply_settings(self._planned)
         return False
 
     def apply_removals(self, delta: TunnelDelta) -> None:
-        """Close what is no longer wanted."""
+        """Remove the peers and accepted prefixes that the plan removed."""
         tunnel = self.tunnel
         if tunnel is None:
             return
         for change in delta.accepts:
-            self._accept(change.peer, remove=change)
+            self._accept(change.peer, remove=change.remove)
         for name in delta.peers_removed:
             self._plans.pop(name, None)
             self.refused.pop(name, None)
@@ -98,13 +129,9 @@ class TunnelOwner:
                 tunnel.remove_peer(name)
         self._watch_names()
 
-    def update_endpoints(self) -> None:
-        """Names have resolved to something else: tell the tunnel where its peers may be now."""
-        for peer in self._plans.values():
-            self._set_peer(peer)
-
     async def close(self) -> None:
-        """Stop the tunnel, which deletes its device. The host's other state stays."""
+        """Stop the tunnel, which deletes its device. The host's other state stays. Safe to call twice."""
+        self._device_lost = False
         if self._wg is not None:
             await self._wg.stop()
             self._wg = None
@@ -114,31 +141,38 @@ class TunnelOwner:
         self._resolver.close()
 
     def statuses(self) -> list[PeerStatus]:
+        """Return the state of every peer, empty without a tunnel."""
         return self.tunnel.peers() if self.tunnel is not None else []
 
     def unresolved(self) -> list[str]:
+        """Return the DNS names of endpoints whose last look-up failed."""
         return self._resolver.failing()
 
     def peer_plans(self) -> dict[str, PeerPlan]:
-        """The peers that the tunnel has, with their plans."""
+        """Return the plans of the peers that the tunnel has, by name; those it refused are left out."""
         return {name: plan for name, plan in self._plans.items() if name not in self.refused} if self.tunnel else {}
 
     # Inside.
 
+    def _on_resolved(self) -> None:
+        self._names_changed = True
+        self._on_stale()
+
     async def _open(self, plan: NodePlan) -> None:
+        """Open a tunnel with everything in this plan, before the first packet. HostError leaves none open."""
         settings = replace(plan.tunnel, peers=(), routes=(), accepts=())
         tunnel = self._make_tunnel(settings)
         self.tunnel, self._applied, self._planned = tunnel, None, settings
         self._plans, self.refused = {}, {}
         try:
             self._apply_settings(settings)
-            tunnel.set_private_key(self._key)
+            tunnel.set_private_key(self._keys.current)
             for peer in plan.tunnel.peers:
                 self._set_peer(peer)
             for name, prefixes in plan.tunnel.accepts:
-                self._accept(name, add=AcceptChange(name, add=prefixes))
+                self._accept(name, add=prefixes)
             for prefix, names in plan.tunnel.routes:
-                self._route(prefix, names)
+                self._set_route(prefix, names)
             tunnel.start()
         except BaseException:
             tunnel.stop()
@@ -147,7 +181,7 @@ class TunnelOwner:
         self._watch_names()
         if settings.device:
             await self._serve_uapi(tunnel)
-        log.info("tunnel up on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
+        log.info("tunnel open on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
 
     def _make_tunnel(self, settings: TunnelPlan) -> Tunnel:
         tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
@@ -155,7 +189,11 @@ class TunnelOwner:
             if tun is not None:
                 tun.mtu = settings.mtu
             return Tunnel(
-                tun, suites=self._suites, offloads=self._offloads, listeners=self._listeners, body=self._body
+                tun,
+                suites=self._intent.suites,
+                offloads=Offloads.without(self._intent.disabled_offloads),
+                listeners=self._listeners,
+                body=self._body,
             )
         except BaseException:
             if tun is not None:
@@ -163,45 +201,56 @@ class TunnelOwner:
             raise
 
     async def _serve_uapi(self, tunnel: Tunnel) -> None:
-        """Let wg(8) read the device; what it would write is answered with EPERM. Nice to have, never fatal."""
+        """Serve the UAPI socket so that wg(8) can show the device; a write is answered with EPERM. Never fatal."""
         try:
             wg = UapiServer(uapi_socket.listen(TUNNEL_DEVICE), lambda: state_of(tunnel))
         except HostError as error:
-            log.warning("wg show will not work: %s", error)
+            log.warning("`wg show` will not list the tunnel: %s", error)
             return
         await wg.start()
         self._wg = wg
 
     def _apply_settings(self, settings: TunnelPlan) -> None:
+        """Set port and own address. HostError where the port is taken: the one before stays in use."""
         assert self.tunnel is not None
         self.tunnel.listen(port=settings.listen_port)
         self.tunnel.set_own_address(settings.own_address, frame.PORT)
         self._applied = settings
 
+    def _set_all_peers(self) -> None:
+        """Set every peer again: their endpoints' names or the preshared key changed."""
+        self._names_changed = False
+        for plan in self._plans.values():
+            self._set_peer(plan)
+
     def _set_peer(self, plan: PeerPlan) -> None:
+        """Add or change one peer. One that the tunnel refuses is noted in `refused`, with a warning."""
         assert self.tunnel is not None
         self._plans[plan.name] = plan
         settings = peer_settings(
             plan,
             resolve=self._resolver.lookup,
-            preshared_key=self._preshared_key,
+            preshared_key=self._intent.preshared_key,
             last_seen=self._last_seen,
         )
         try:
             self.tunnel.set_peer(settings)
         except ValueError as error:
-            # mesh.conflict_index lets one owner of a key through; between two worlds the other may not have left yet.
+            # `mesh.conflict_index` gives a key to one node, but a peer that loses it is removed only after the host
+            # was changed, so between two worlds both can be there.
             self.refused[plan.name] = str(error)
-            log.warning("peer %s is not taken: %s", plan.name, error)
+            log.warning("peer %s is refused by the tunnel: %s; it gets no traffic", plan.name, error)
         else:
             self.refused.pop(plan.name, None)
 
-    def _accept(self, name: str, *, add: AcceptChange | None = None, remove: AcceptChange | None = None) -> None:
+    def _accept(self, name: str, *, add: tuple[Prefix, ...] = (), remove: tuple[Prefix, ...] = ()) -> None:
+        """Change the prefixes accepted as inner sources of a peer, unless the tunnel refused the peer."""
         assert self.tunnel is not None
         if name in self.tunnel.settings:
-            self.tunnel.accept(name, add=add.add if add else (), remove=remove.remove if remove else ())
+            self.tunnel.accept(name, add=add, remove=remove)
 
-    def _route(self, prefix: Prefix, names: tuple[str, ...]) -> None:
+    def _set_route(self, prefix: Prefix, names: tuple[str, ...]) -> None:
+        """Route a prefix to the first of these peers that carries it; peers that were refused are left out."""
         assert self.tunnel is not None
         known = [name for name in names if name in self.tunnel.settings]
         self.tunnel.route(prefix, known)
@@ -211,7 +260,9 @@ class TunnelOwner:
 
 
 def _kind(settings: TunnelPlan) -> tuple[bool, IPv6Address | None]:
-    """What a tunnel keeps for life: whether it has a device, and our address in the mesh (None: there is no tunnel).
-    Another address is another mesh, in which everybody has another one, so nothing measured or shaken hands on with
-    the last counts."""
+    """Return what a tunnel keeps as long as it is open: whether it has a device, and our tunnel address (None: no
+    mesh).
+
+    Another address means another mesh name. Every node then has another address, so that neither measurements nor
+    handshakes of the tunnel before are valid."""
     return settings.device, settings.own_address

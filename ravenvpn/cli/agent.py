@@ -6,7 +6,7 @@ import gc
 
 import click
 
-from ravenvpn.cli.settings import agent_settings, config_of
+from ravenvpn.cli.settings import agent_settings, config_of, config_reader
 
 
 @click.command()
@@ -22,4 +22,4 @@ def agent(ctx: click.Context) -> None:
     gc.disable()  # what is imported stays; `daemon.run` looks after the rest
     from ravenvpn import daemon
 
-    daemon.run(config)
+    daemon.run(config, config_reader(ctx))

@@ -8,6 +8,7 @@ import click
 
 from ravenvpn.cli.output import emit, output_option, print_table
 from ravenvpn.cli.settings import CONFIG_PATH_KEY, agent_settings, config_of, origins
+from ravenvpn.config import SETTINGS
 
 
 @click.group()
@@ -20,13 +21,19 @@ def config() -> None:
 @output_option
 @click.pass_context
 def show(ctx: click.Context, output: str) -> None:
-    """Print every setting, its value and where that value came from."""
+    """Print every setting: its value, the origin of that value, and when a change takes effect.
+
+    APPLIES is "reload" (SIGHUP, systemctl reload) or "restart".
+    """
     values, sources = dataclasses.asdict(config_of(ctx)), origins(ctx)
-    merged = {name: {"value": value, "from": sources[name]} for name, value in values.items()}
+    merged = {
+        name: {"value": value, "from": sources[name], "applies": SETTINGS[name].metadata["applies"]}
+        for name, value in values.items()
+    }
 
     def table() -> None:
-        rows = [(name, str(entry["value"]), entry["from"]) for name, entry in merged.items()]
-        print_table(("SETTING", "VALUE", "FROM"), rows)
+        rows = [(name, str(entry["value"]), entry["from"], entry["applies"]) for name, entry in merged.items()]
+        print_table(("SETTING", "VALUE", "FROM", "APPLIES"), rows)
 
     emit(merged, output, table)
 

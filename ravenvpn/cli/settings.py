@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ravenvpn.config import CONFIG_FILE, SETTINGS, STATE_DIRECTORY, AgentConfig, build, read_file
+from ravenvpn.config import CONFIG_FILE, SETTINGS, STATE_DIRECTORY, AgentConfig, ConfigReader, build, read_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 CONFIG_KEY = "ravenvpn.config"
 CONFIG_PATH_KEY = "ravenvpn.config_path"
+CONFIG_NAMED_KEY = "ravenvpn.config_named"
 
 
 def state_dir_option(what: str) -> Callable[[Command], Command]:
@@ -34,7 +35,7 @@ def _load_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pat
     chosen = path or CONFIG_FILE
     # An absent default file is fine; one that was named must be there.
     ctx.default_map = read_file(chosen) if path or chosen.exists() else {}
-    ctx.meta[CONFIG_PATH_KEY] = chosen
+    ctx.meta[CONFIG_PATH_KEY], ctx.meta[CONFIG_NAMED_KEY] = chosen, path is not None
     return chosen
 
 
@@ -79,6 +80,15 @@ def _collect(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
 def config_of(ctx: click.Context) -> AgentConfig:
     """The configuration that the options of this context came to. Raises ConfigError."""
     return build(ctx.meta[CONFIG_KEY])
+
+
+def config_reader(ctx: click.Context) -> ConfigReader:
+    """Return a reader of the same file that keeps the flags and variables of this context."""
+    fixed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    overrides = {
+        name: value for name, value in ctx.meta[CONFIG_KEY].items() if ctx.get_parameter_source(name) in fixed
+    }
+    return ConfigReader(ctx.meta[CONFIG_PATH_KEY], ctx.meta[CONFIG_NAMED_KEY], overrides)
 
 
 def origins(ctx: click.Context) -> dict[str, str]:

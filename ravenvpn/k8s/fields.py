@@ -139,17 +139,22 @@ def read_host(report: ProblemCollector, field: str, text: str) -> str | None:
     return None if address is None else str(address)
 
 
+def split_host_port(text: str) -> tuple[str, int] | None:
+    """Split HOST:PORT or [IPv6]:PORT, None where there is no port. Neither part is checked beyond that form."""
+    matched = _PORTED.fullmatch(text)
+    return (matched["v6"] or matched["host"], int(matched["port"])) if matched else None
+
+
 def read_host_port(report: ProblemCollector, field: str, text: str) -> HostPort | None:
     """HOST, HOST:PORT or [IPv6]:PORT; port 0 where none is given."""
-    matched = _PORTED.fullmatch(text)
-    if matched is None:
+    parts = split_host_port(text)
+    if parts is None:
         host = read_host(report, field, text)
         return None if host is None else HostPort(host)
-    port = int(matched["port"])
-    if not check_port(report, field, port) or port == 0:
+    if not check_port(report, field, parts[1]) or parts[1] == 0:
         return None
-    host = read_host(report, field, matched["v6"] or matched["host"])
-    return None if host is None else HostPort(host, port)
+    host = read_host(report, field, parts[0])
+    return None if host is None else HostPort(host, parts[1])
 
 
 def check_port(report: ProblemCollector, field: str, port: int) -> bool:

@@ -10,6 +10,7 @@ from ravenvpn.agent.reports import (
     PeerReport,
     PlanLine,
     RegionReport,
+    ReloadReport,
     StatusReport,
     Vitals,
 )
@@ -87,5 +88,6 @@ class Told:
     async def plan_diff(self) -> list[PlanLine]:
         return [PlanLine(what="route 10.0.0.0/8", why="because", code="remote-prefix", change="+")]
 
-    async def reload(self) -> None:
+    async def reload(self) -> ReloadReport:
         self.reloads += 1
+        return ReloadReport(changed=("log_level",), restart=("node",), remedy="restart")

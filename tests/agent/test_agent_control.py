@@ -81,7 +81,8 @@ async def test_the_socket_is_for_owner_and_group_alone(path: Path) -> None:
 
 @pytest.mark.usefixtures("control")
 async def test_the_owner_may_reload(path: Path, told: Told) -> None:
-    assert await ask(path, "POST /v1/reload") == (200, {"reloaded": True})
+    answer = {"reloaded": True, "changed": ["log_level"], "restart": ["node"], "remedy": "restart"}
+    assert await ask(path, "POST /v1/reload") == (200, answer)
     assert told.reloads == 1
 
 

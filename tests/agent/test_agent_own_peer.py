@@ -9,11 +9,11 @@ import pytest
 from agent_reports import status
 
 from ravenvpn import config, metrics
-from ravenvpn.agent.own_peer import OwnPeer, key_conflicts, status_report
+from ravenvpn.agent.own_peer import key_conflicts, peer_content, peer_status
 from ravenvpn.agent.reports import ApiReport, Vitals
 from ravenvpn.cli.status import _screen
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.crypto.keys import PublicKey
+from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.errors import ConfigError
 from ravenvpn.health import unhealthy_reasons, unready_reasons
 from ravenvpn.k8s import crd
@@ -22,10 +22,10 @@ from ravenvpn.mesh.conflict import Conflict, ConflictKind
 from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, GatewayStatus, HostPort, NodeInfo, PeerObject, World
 from ravenvpn.mesh.nodeplan import NodeRole
-from ravenvpn.mesh.situation import Intent
+from ravenvpn.mesh.situation import IdentityKeys, Intent, Situation
 from ravenvpn.node.discovery import LocalAddress
 
-KEY = PublicKey(b"\7" * 32)
+KEY = PrivateKey(b"\7" * 32)
 IP = ipaddress.ip_address
 
 
@@ -40,16 +40,13 @@ def present(*texts: str) -> tuple[LocalAddress, ...]:
     return tuple(LocalAddress(device, ipaddress.ip_interface(address)) for device, address in pairs)
 
 
-def announce(of: World, role: NodeRole, here: tuple[LocalAddress, ...], **more: object) -> PeerContent:
-    portrait = OwnPeer(
-        "f1",
-        KEY,
-        [Suite.CHACHA20POLY1305, Suite.AES256GCM],
-        more.get("addresses", ()),  # type: ignore[arg-type]
-        more.get("intent", Intent()),  # type: ignore[arg-type]
-    )
+def announce(
+    of: World, role: NodeRole, here: tuple[LocalAddress, ...], addresses: tuple[HostPort, ...] = ()
+) -> PeerContent:
+    suites = frozenset({Suite.CHACHA20POLY1305, Suite.AES256GCM})
     facts = LocalFacts(addresses=frozenset(item.address.ip for item in here))
-    return portrait.content(of, role, "factory" if role is not NodeRole.NONE else "", facts, here)
+    situation = Situation(of, facts=facts, intent=Intent(addresses=addresses, suites=suites), keys=IdentityKeys(KEY))
+    return peer_content("f1", situation, role, "factory" if role is not NodeRole.NONE else "", here)
 
 
 HERE = present(
@@ -75,7 +72,7 @@ def test_its_source_is_an_address_among_its_pods_else_its_internal_ip() -> None:
 
 def test_what_it_said_before_is_not_what_makes_it_say_so_again() -> None:
     """Once a port was wanted by the Gateway, and before the CNI was up the source was the InternalIP."""
-    before = PeerObject("f1", KEY.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
+    before = PeerObject("f1", KEY.public.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
     peer = announce(world(before), NodeRole.PLAIN, HERE).peer
     assert peer.listen_port == 4500
     assert peer.sources[0] == IP("10.244.3.1")
@@ -189,9 +186,9 @@ def test_a_key_that_two_have_is_a_condition_of_both() -> None:
     shared = Conflict(ConflictKind.DUPLICATE_KEY, "k", "Peer b", "spec.publicKey", "Peer a", "run keygen")
     assert key_conflicts("a", [shared]) == key_conflicts("b", [shared]) == [shared]
     assert key_conflicts("c", [shared]) == []
-    conditions = {c.type: c.holds for c in status_report("1", "native", vitals(None), [], [shared]).conditions}
+    conditions = {c.type: c.holds for c in peer_status("1", "native", vitals(None), [], [shared]).conditions}
     assert conditions == {"Ready": True, "KeyIsOurs": False}
-    conditions = {c.type: c.holds for c in status_report("1", "native", vitals(None), ["no device"], []).conditions}
+    conditions = {c.type: c.holds for c in peer_status("1", "native", vitals(None), ["no device"], []).conditions}
     assert conditions == {"Ready": False, "KeyIsOurs": True}
 
 

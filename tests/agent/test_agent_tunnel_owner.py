@@ -10,11 +10,10 @@ from dataclasses import replace
 import pytest
 
 from ravenvpn.agent.tunnel_owner import TunnelOwner
-from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.mesh.model import Gateway, GatewayEndpoint, GatewayStatus, NodeInfo, PeerObject, World
 from ravenvpn.mesh.plan import Planner
-from ravenvpn.mesh.situation import Intent, Situation
+from ravenvpn.mesh.situation import IdentityKeys, Intent, Situation
 from ravenvpn.tunnel.driver import Listeners
 
 
@@ -39,29 +38,25 @@ def world(mesh: str, gateway: str = "edge-1") -> World:
 
 @pytest.fixture
 def owner() -> TunnelOwner:
-    return TunnelOwner(
-        key=PrivateKey.generate(os.urandom),
-        preshared_key=None,
-        suites=frozenset({Suite.CHACHA20POLY1305}),
-        last_seen={},
-        on_resolved=lambda: None,
-        listeners=Listeners(),
-    )
+    made = TunnelOwner(last_seen={}, on_stale=lambda: None, listeners=Listeners())
+    made.configure(Intent(), IdentityKeys(PrivateKey.generate(os.urandom)))
+    return made
 
 
 async def test_another_mesh_has_another_tunnel(owner: TunnelOwner) -> None:
     """Everybody's address is another one there, so what was measured on the last one proves nothing."""
-    planner = Planner("edge-9", Intent(listen_port=free_port()))
+    planner, intent = Planner("edge-9"), Intent(listen_port=free_port())
     before = world("before")
     try:
-        opened = await owner.apply_additions(planner.plan, planner.update(Situation(before)).tunnel)
+        opened = await owner.apply_additions(planner.plan, planner.update(Situation(before, intent=intent)).tunnel)
         first, address = owner.tunnel, planner.tunnel_settings().own_address
         assert opened
-        delta = planner.update(Situation(before.with_peer(replace(before.peers["edge-1"], listen_port=4501))))
+        other = before.with_peer(replace(before.peers["edge-1"], listen_port=4501))
+        delta = planner.update(Situation(other, intent=intent))
         assert not await owner.apply_additions(planner.plan, delta.tunnel)
         assert owner.tunnel is first, "another peer is no other tunnel"
 
-        delta = planner.update(Situation(world("after", gateway="edge-2")))
+        delta = planner.update(Situation(world("after", gateway="edge-2"), intent=intent))
         assert await owner.apply_additions(planner.plan, delta.tunnel)
         owner.apply_removals(delta.tunnel)
         assert owner.tunnel is not first

@@ -124,13 +124,13 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
     ("text", "complaint"),
     [
         ("listen_prot: 1\n", "listen_prot: unknown key (did you mean listen_port?)"),
-        ("listen_port: many\n", "listen_port: 'many' is no int"),
+        ("listen_port: many\n", "listen_port: 'many' is not a whole number"),
         ("listen_port: 65536\n", "listen_port: 65536 is not within 0..65535"),
         ("log_format: xml\n", "log_format: 'xml' is not one of auto, human, json"),
-        ("aes: 1\n", "aes: 1 is no bool"),
+        ("aes: 1\n", "aes: 1 is not true or false"),
         (
             "without: udp_gso,tso\n",
-            "without: 'udp_gso,tso' names something that is no offload (choose from tun_tso, ",
+            "without: 'udp_gso,tso' names something that is not an offload (choose from tun_tso, ",
         ),
         (
             "source: http://example.org\n",
@@ -138,9 +138,9 @@ def test_a_flag_wins_over_a_variable_over_the_file_over_the_default(tmp_path: Pa
         ),
         (
             "http_address: localhost\n",
-            "http_address: 'localhost' is no address and port (write it as 127.0.0.1:10275)",
+            "http_address: 'localhost' is not an address and port (write it as 127.0.0.1:10275)",
         ),
-        ("- a list\n", "the file holds no mapping (write `key: value` lines)"),
+        ("- a list\n", "the file is not a mapping (write `key: value` lines)"),
         ("a: [\n", "not YAML"),
     ],
 )
