@@ -86,7 +86,7 @@ class RunningConfig:
     def annotate(self, report: StatusReport) -> StatusReport:
         """Return the report with a reload that failed as a problem, and settings that wait for a restart as a
         note."""
-        problems, notes = report.problems, report.notes
+        problems, notes, codes = report.problems, report.notes, report.note_codes
         if (error := self._problem) is not None:
             problems = (
                 ProblemReport(
@@ -99,4 +99,5 @@ class RunningConfig:
             )
         if self.pending:
             notes = (*notes, f"settings that wait for a restart: {', '.join(self.pending)}")
-        return msgspec.structs.replace(report, problems=problems, notes=notes)
+            codes = (*codes, "restart-pending")
+        return msgspec.structs.replace(report, problems=problems, notes=notes, note_codes=codes)

@@ -92,7 +92,9 @@ class Agent:
         self._has_world = False  # `_situation.world` was read; until then nothing is planned
         self._work = asyncio.Event()  # something to plan or to apply
         self._planner = Planner(node)
-        self._host = HostKeeper(state_file, self._addresses_changed, self._device_gone)
+        self._host = HostKeeper(
+            state_file, self._addresses_changed, lambda name: self._tunnel_owner.device_lost(name)
+        )
         self._tunnel_owner = TunnelOwner(
             last_seen=last_seen,
             on_stale=self._work.set,
@@ -190,9 +192,6 @@ class Agent:
     def _addresses_changed(self) -> None:
         self._underlay.invalidate()
         self._work.set()
-
-    def _device_gone(self, name: str) -> None:
-        self._tunnel_owner.device_lost(name)
 
     def _on_session_event(self, event: SessionUp | SessionLost) -> None:
         match event:

@@ -142,7 +142,7 @@ class StatusReport(msgspec.Struct, frozen=True, kw_only=True):
     data_plane: DataPlaneReport
     api: ApiReport | None = None
     notes: tuple[str, ...] = ()  # facts that are no fault: an unreachable node that has no Peer, a pending restart
-    note_codes: tuple[str, ...] = ()  # of `notes`, in the same order: values of mesh.reason.ReasonCode
+    note_codes: tuple[str, ...] = ()  # of `notes`, in the same order: ReasonCode, or "restart-pending"
     # Filled in by `ravenvpn.health.judged` from the facts above.
     healthy: bool = True
     reasons: tuple[str, ...] = ()  # why it is not healthy, most important first
