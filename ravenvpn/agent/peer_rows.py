@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from ravenvpn.agent.peer_liveness import PathQuality
 from ravenvpn.agent.reports import PeerCondition, PeerReport
-from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.nodeplan import NodePlan, PeerKind, PeerPlan
 from ravenvpn.mesh.reason import Reason, ReasonCode, code_of, explain
+from ravenvpn.prefixes import Prefix, sort_key
 from ravenvpn.tunnel.peer import PeerStatus
 
 # Seconds. A rate is the mean over at least this long: the counters are read about once a second, and a shorter window
@@ -128,12 +128,7 @@ def peer_reports(
                 rx_rate=rx_rate,
                 tx_rate=tx_rate,
                 mtu=plan.tunnel.mtu,
-                prefixes=tuple(map(str, sorted(carried.get(name, []), key=prefix_order))),
+                prefixes=tuple(map(str, sorted(carried.get(name, []), key=sort_key))),
             )
         )
     return sorted(reports, key=lambda report: (report.region, report.name))
-
-
-def prefix_order(prefix: Prefix) -> tuple[int, int, int]:
-    """Return a sort key: IPv4 before IPv6, then by address, then by length."""
-    return prefix.version, int(prefix.network_address), prefix.prefixlen

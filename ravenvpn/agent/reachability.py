@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from ravenvpn.agent.peer_rows import peer_state, prefix_order
+from ravenvpn.agent.peer_rows import peer_state
 from ravenvpn.agent.reports import PeerCondition, RegionReport
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import EndpointType, World
 from ravenvpn.mesh.nodeplan import PeerKind, PeerPlan
 from ravenvpn.mesh.reason import Reason, ReasonCode, code_of, explain
+from ravenvpn.prefixes import sort_key
 from ravenvpn.tunnel.peer import PeerStatus
 
 
@@ -122,7 +123,7 @@ def region_reports(reached: Mapping[str, Reach], world: World) -> list[RegionRep
                 ok=reach.ok,
                 why=explain(reach.why),
                 code=code_of(reach.why),
-                prefixes=tuple(map(str, sorted(prefixes, key=prefix_order))),
+                prefixes=tuple(map(str, sorted(prefixes, key=sort_key))),
             )
         )
     return reports
