@@ -92,15 +92,13 @@ class Agent:
         self._has_world = False  # `_situation.world` was read; until then nothing is planned
         self._work = asyncio.Event()  # something to plan or to apply
         self._planner = Planner(node)
-        self._host = HostKeeper(
-            state_file, self._addresses_changed, lambda name: self._tunnel_owner.device_lost(name)
-        )
         self._tunnel_owner = TunnelOwner(
             last_seen=last_seen,
             on_stale=self._work.set,
             listeners=Listeners(on_report=self._on_session_event, on_inner=self._on_probe),
             body=body,
         )
+        self._host = HostKeeper(state_file, self._addresses_changed, self._tunnel_owner.device_lost)
         self._liveness = PeerLiveness(
             *intent.probe_intervals, random=os.urandom, on_change=self._liveness_changed, node_of=self._node_of
         )
