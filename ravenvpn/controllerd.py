@@ -1,4 +1,4 @@
-"""The controller's process: everything put together, started, looked at, and taken down again."""
+"""Composition root of the controller process: client, resolver, controller, HTTP server for probes and metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4 as CONTENT_TYPE
@@ -20,33 +19,28 @@ from prometheus_client.registry import Collector
 
 from ravenvpn import logs
 from ravenvpn.agent.resolve import Resolver
+from ravenvpn.config import parse_host_port
 from ravenvpn.httpd import Site
 from ravenvpn.k8s.client import Client
-from ravenvpn.k8s.controller.controller import Controller, ControllerReport, Options
+from ravenvpn.k8s.controller.controller import Controller, ControllerReport
+from ravenvpn.k8s.controller.options import ControllerOptions, ProcessOptions
 from ravenvpn.process import run as run_process
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
-    """What only the process needs to know. `http` is where probes and scrapers are answered, None: nowhere."""
+def run(process: ProcessOptions, options: ControllerOptions) -> None:
+    """Run the controller until SIGTERM or SIGINT, then give up the Lease.
 
-    kubeconfig: str = ""
-    context: str = ""
-    http: tuple[str, int] | None = ("0.0.0.0", 10285)  # noqa: S104 (a pod's own address: the kubelet probes it)
-    log_level: str = "info"
-    log_format: str = "auto"
-
-
-def run(process: Process, options: Options) -> None:
-    """Run the controller until SIGTERM or SIGINT; then the Lease is given up. ConfigError and HostError say what is
-    missing at the start."""
+    Raises ConfigError for an HTTP address or kubeconfig that cannot be used and HostError if the HTTP address cannot
+    be bound.
+    """
     logs.set_up(process.log_level, process.log_format)
-    run_process(_serve(process, options), "controller", allocations=100_000)
+    address = parse_host_port(process.http_address, field="--http-address") if process.http_address else None
+    run_process(_serve(process, options, address), "controller", allocations=100_000)
 
 
-async def _serve(process: Process, options: Options) -> None:
+async def _serve(process: ProcessOptions, options: ControllerOptions, address: tuple[str, int] | None) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -54,15 +48,15 @@ async def _serve(process: Process, options: Options) -> None:
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client.connect(process.kubeconfig or None, process.context or None))
 
-        def resolved() -> None:
-            controller.names_changed()
+        # A function of its own, because resolver and controller refer to each other.
+        def on_resolved() -> None:
+            controller.on_resolved()
 
-        names = Resolver(resolved)
+        names = Resolver(on_resolved)
         stack.callback(names.close)
-        dice = random.SystemRandom()
-        controller = Controller(client, options, names, draw=dice.random, clock=_boottime)
-        if process.http is not None:
-            site = Site(application(controller.report), *process.http)
+        controller = Controller(client, options, names, draw=random.SystemRandom().random, clock=_boottime)
+        if address is not None:
+            site = Site(application(controller.report), *address)
             await site.start()
             stack.push_async_callback(site.stop)
         log.info("controller %s starts, process %d", options.identity, os.getpid())
@@ -75,23 +69,28 @@ async def _serve(process: Process, options: Options) -> None:
 
 
 def _boottime() -> float:
+    # CLOCK_BOOTTIME counts suspended time too: a Lease runs out while a virtual machine is paused.
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def application(look: Callable[[], ControllerReport]) -> web.Application:
-    """Live: the loop turns. Ready: this replica could lead, or does. What it does is said in either case."""
+def application(report_now: Callable[[], ControllerReport]) -> web.Application:
+    """Return the HTTP application: /livez, /readyz, /metrics.
+
+    /livez is 200 while the event loop runs. /readyz is 200 if this replica leads or could, else 503 with the reasons;
+    in both cases the state follows as text. Each request takes one snapshot with `report_now`.
+    """
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        report = look()
+        report = report_now()
         status, lines = (503, list(report.unready)) if report.unready else (200, ["ok"])
         return web.Response(status=status, text="".join(f"{line}\n" for line in (*lines, *describe(report))))
 
     async def scrape(_: web.Request) -> web.Response:
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(ControllerCollector(look))
+        registry.register(ControllerCollector(report_now))
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})
 
     app = web.Application()
@@ -102,8 +101,8 @@ def application(look: Callable[[], ControllerReport]) -> web.Application:
 
 
 def describe(report: ControllerReport) -> list[str]:
-    """For whoever reads /readyz by eye."""
-    lines = ["this replica leads" if report.leading else f"leader: {report.leader or 'nobody'}"]
+    """Return the state as lines of text, for people who read /readyz. At most five failing Gateways are listed."""
+    lines = ["this replica leads" if report.leading else f"leader: {report.leader or 'none known'}"]
     if report.leading:
         lines.append(f"{'elects' if report.elects else 'steps back'}: {report.why}")
     lines.append(f"{report.gateways} Gateways, {report.nodes} Nodes, {report.peers} Peers")
@@ -112,34 +111,45 @@ def describe(report: ControllerReport) -> list[str]:
 
 
 class ControllerCollector(Collector):
-    """One scrape is one look."""
+    """Prometheus collector; each scrape takes one snapshot, so that its metrics fit together."""
 
-    def __init__(self, look: Callable[[], ControllerReport]) -> None:
-        self._look = look
+    def __init__(self, report_now: Callable[[], ControllerReport]) -> None:
+        self._report_now = report_now
 
     def collect(self) -> Iterable[Metric]:
-        report = self._look()
+        """Return the metrics `ravenvpn_controller_*`; their names are part of the API."""
+        report = self._report_now()
         for name, text, value in (
-            ("leader", "1 on the replica that leads.", report.leading),
-            ("elects", "0 where the election is left to another controller.", report.elects),
+            ("leader", "1 if this replica leads.", report.leading),
+            ("elects", "1 if this controller elects, 0 if another one does.", report.elects),
             ("gateways", "Gateways in this cluster.", report.gateways),
-            ("nodes", "Nodes that belong to a Gateway.", report.nodes),
+            ("nodes", "Nodes with the label of a Gateway.", report.nodes),
             ("peers", "Peers in this cluster.", report.peers),
-            ("conflicts", "Contradictions between objects.", report.conflicts),
+            ("conflicts", "Conflicts between Gateways or Peers.", report.conflicts),
             ("failing", "Gateways whose last write failed.", len(report.failing)),
         ):
             yield GaugeMetricFamily(f"ravenvpn_controller_{name}", text, float(value))
-        yield CounterMetricFamily("ravenvpn_controller_defects", "Decisions that broke off.", float(report.defects))
         yield CounterMetricFamily(
-            "ravenvpn_controller_events_suppressed", "Events not written, too many.", float(report.events_suppressed)
+            "ravenvpn_controller_defects",
+            "Decisions and writes that ended with an unexpected exception.",
+            float(report.defects),
+        )
+        yield CounterMetricFamily(
+            "ravenvpn_controller_events_suppressed",
+            "Events left out because their object had too many.",
+            float(report.events_suppressed),
         )
         writes = CounterMetricFamily(
-            "ravenvpn_controller_writes", "Writes, by object and outcome.", labels=["object", "outcome"]
+            "ravenvpn_controller_writes",
+            "Writes to the API server, by object and outcome.",
+            labels=["object", "outcome"],
         )
         for (what, outcome), count in sorted(report.written.items()):
             writes.add_metric([what, outcome], count)
         yield writes
-        watched = GaugeMetricFamily("ravenvpn_controller_watch_up", "1 for a watch that stands.", labels=["kind"])
+        watched = GaugeMetricFamily(
+            "ravenvpn_controller_watch_up", "1 if the watch of this kind is connected.", labels=["kind"]
+        )
         for kind, up in sorted(report.connected.items()):
             watched.add_metric([kind], float(up))
         yield watched

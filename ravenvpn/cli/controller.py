@@ -1,4 +1,4 @@
-"""`raven-vpn controller`: elect the active gateways of the cluster's regions."""
+"""`raven-vpn controller`: run the controller. Options and their defaults are those of `k8s.controller.options`."""
 
 from __future__ import annotations
 
@@ -8,68 +8,95 @@ import socket
 import click
 
 from ravenvpn.errors import ConfigError
+from ravenvpn.k8s.controller.options import ControllerOptions, ElectMode, ProcessOptions
+from ravenvpn.k8s.lease_timing import LeaseTiming
+
+# Where a default is shown, it is read from here.
+_OPTIONS = ControllerOptions(identity="")
+_PROCESS = ProcessOptions()
+_TIMING = _OPTIONS.timing
 
 
 @click.command()
-@click.option("--kubeconfig", default="", help="Cluster to talk to.  [default: the pod's own, else kubectl's]")
-@click.option("--context", default="", help="Context of the kubeconfig.  [default: its current one]")
+@click.option(
+    "--kubeconfig",
+    default=_PROCESS.kubeconfig,
+    help="Kubeconfig of the cluster.  [default: the pod's service account, else kubectl's]",
+)
+@click.option("--context", default=_PROCESS.context, help="Context of the kubeconfig.  [default: its current one]")
 @click.option(
     "--elect",
-    type=click.Choice(["auto", "own", "defer"]),
-    default="auto",
+    type=click.Choice([mode.value for mode in ElectMode]),
+    default=_OPTIONS.elect.value,
     show_default=True,
-    help="auto: step back where OpenYurt's yurt-manager writes the status of Gateways; own: elect whoever else does; "
-    "defer: leave election, status and Services to others.",
+    help="auto: elect unless OpenYurt's yurt-manager writes the status of Gateways; own: elect in any case; "
+    "defer: leave election, status and Services to another controller.",
 )
 @click.option(
     "--publish-keys/--no-publish-keys",
-    default=True,
+    default=_OPTIONS.publish_keys,
     show_default=True,
-    help="Put the public keys of Peers into spec.endpoints[].config.publicKey, where upstream's WireGuard agents "
-    "look for them. A cluster without such agents does not need it.",
+    help="Write the public keys of Peers into spec.endpoints[].config.publicKey of their Gateways, for OpenYurt's "
+    "WireGuard agents. A cluster without these agents does not need it.",
 )
 @click.option(
     "--leader-elect/--no-leader-elect",
-    default=True,
+    default=_OPTIONS.leader_election,
     show_default=True,
-    help="Stand for the Lease; without it this must be the only replica.",
+    help="Take the Lease before writing. Without it there must be no other replica.",
 )
 @click.option(
     "--identity",
-    default="",
-    help="Name of this replica in the Lease, not to be shared.  [default: host name and a random number]",
+    default=_OPTIONS.identity,
+    help="Name of this replica in the Lease, unique among the replicas.  [default: host name and a random number]",
 )
 @click.option(
     "--lease-namespace",
     "--namespace",
     "lease_namespace",
-    default="kube-system",
+    default=_OPTIONS.lease_namespace,
     show_default=True,
-    help="Of the Lease.",
+    help="Namespace of the Lease.",
 )
-@click.option("--lease-name", default="raven-vpn-controller", show_default=True, help="Name of the Lease.")
-@click.option("--lease-duration", type=float, default=15.0, show_default=True, help="Seconds until another may lead.")
+@click.option("--lease-name", default=_OPTIONS.lease_name, show_default=True, help="Name of the Lease.")
 @click.option(
-    "--renew-deadline", type=float, default=10.0, show_default=True, help="Seconds without renewal until we stop."
+    "--lease-duration",
+    type=float,
+    default=_TIMING.duration,
+    show_default=True,
+    help="Seconds after the last renewal until another replica may lead.",
 )
-@click.option("--retry-period", type=float, default=2.0, show_default=True, help="Seconds between two tries.")
+@click.option(
+    "--renew-deadline",
+    type=float,
+    default=_TIMING.renew,
+    show_default=True,
+    help="Seconds after the last renewal until a leader stops leading.",
+)
+@click.option(
+    "--retry-period",
+    type=float,
+    default=_TIMING.retry,
+    show_default=True,
+    help="Seconds between two attempts to take or renew the Lease.",
+)
 @click.option(
     "--http-address",
-    default="0.0.0.0:10285",
+    default=_PROCESS.http_address,
     show_default=True,
-    help='Where /livez, /readyz and /metrics are answered, as HOST:PORT or [IPv6]:PORT; "" for nowhere.',
+    help='Address of /livez, /readyz and /metrics, as HOST:PORT or [IPv6]:PORT; "" turns them off.',
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
+    default=_PROCESS.log_level,
     show_default=True,
-    help="From which level on lines are written.",
+    help="Lowest level that is logged.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(["auto", "human", "json"]),
-    default="auto",
+    default=_PROCESS.log_format,
     show_default=True,
     help="auto: human on a terminal, JSON elsewhere.",
 )
@@ -90,30 +117,26 @@ def controller(
     log_level: str,
     log_format: str,
 ) -> None:
-    """Elect the active gateways of the cluster's regions, in the foreground, until SIGTERM or Ctrl-C.
+    """Elect the active endpoints of the cluster's regions, in the foreground, until SIGTERM or Ctrl-C.
 
-    Fills the status of every Gateway from its Nodes: who is active, which prefixes belong to it, and conditions where
-    the served Gateway has them. Gives Gateways with exposeType LoadBalancer their Services. Several replicas may run:
-    one leads, by a Lease, and the others wait.
+    Writes the status of every Gateway from its Nodes: active endpoints, nodes with their prefixes, and conditions if
+    the served definition has them. Creates the Services of Gateways with exposeType LoadBalancer. With several
+    replicas one leads, by a Lease, and the others wait.
     """
     from ravenvpn import controllerd
-    from ravenvpn.config import parse_host_port
-    from ravenvpn.k8s.controller.controller import Options
-    from ravenvpn.k8s.controller.yurt_manager import Elect
-    from ravenvpn.k8s.lease import LeaseTiming
 
     if not lease_name or not lease_namespace:
         raise ConfigError("is empty", field="--lease-name or --lease-namespace", remedy="give the Lease a name")
-    process = controllerd.Process(
+    process = ProcessOptions(
         kubeconfig=kubeconfig,
         context=context,
-        http=parse_host_port(http_address, field="--http-address") if http_address else None,
+        http_address=http_address,
         log_level=log_level,
         log_format=log_format,
     )
-    options = Options(
+    options = ControllerOptions(
         identity=identity or f"{socket.gethostname()}_{secrets.token_hex(4)}",
-        elect=Elect(elect),
+        elect=ElectMode(elect),
         leader_election=leader_elect,
         lease_namespace=lease_namespace,
         lease_name=lease_name,

@@ -18,32 +18,14 @@ from typing import Any, Protocol
 
 import msgspec
 
-from ravenvpn.errors import ClusterError, ConfigError
+from ravenvpn.errors import ClusterError
 from ravenvpn.k8s.client import LEASES, ApiError, Client
+from ravenvpn.k8s.lease_timing import DEFAULT_TIMING, JITTER, MARGIN, LeaseTiming
 from ravenvpn.rfc3339 import format_micro_time
 
 log = logging.getLogger(__name__)
 
-# Seconds kept between the last moment of a write and the first at which another may take the Lease.
-MARGIN = 1.0
 RELEASED_DURATION = 1  # seconds; what client-go leaves in a Lease it gives up
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseTiming:
-    """Seconds; the defaults are those of client-go's users in Kubernetes itself."""
-
-    duration: float = 15.0  # a Lease not renewed for as long may be taken
-    renew: float = 10.0  # a leader that could not renew for as long stops leading
-    retry: float = 2.0  # between two tries, to renew or to take
-
-    def __post_init__(self) -> None:
-        if not self.duration > self.renew + MARGIN or not self.renew > 1.2 * self.retry > 0:
-            raise ConfigError(
-                f"{self.duration:g} s, {self.renew:g} s and {self.retry:g} s do not fit together",
-                field="leader election",
-                remedy="the Lease must outlast the renew deadline by more than a second, and that several tries",
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +43,7 @@ class LeaseRecord:
 class Candidacy:
     """One replica's view of the Lease. `now` is seconds of a clock that nobody sets; `wall` is the time to write."""
 
-    def __init__(self, identity: str, timing: LeaseTiming = LeaseTiming()) -> None:
+    def __init__(self, identity: str, timing: LeaseTiming = DEFAULT_TIMING) -> None:
         self.identity, self.timing = identity, timing
         self._seen: LeaseRecord | None = None
         self._seen_at = 0.0
@@ -233,7 +215,7 @@ class Election:
                         async with asyncio.timeout(self._patience()):
                             await self._try()
                 self._tell()
-                wait = min(timing.retry * (1 + 0.2 * self._jitter()), self._until_over())
+                wait = min(timing.retry * (1 + JITTER * self._jitter()), self._until_over())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._nudged.wait()

@@ -20,6 +20,11 @@ class Resource:
     plural: str  # lower case, as in paths
     namespace: str | None = None  # None: cluster-scoped, or all namespaces
 
+    @property
+    def api_version(self) -> str:
+        """`apiVersion` of its objects: "v1", "raven.openyurt.io/v1beta1"."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
     def within(self, namespace: str) -> Resource:
         """Return the part of the collection that is in one namespace."""
         return replace(self, namespace=namespace)
@@ -44,6 +49,8 @@ SERVICES = Resource("", "v1", "services")
 SECRETS = Resource("", "v1", "secrets")
 CONFIG_MAPS = Resource("", "v1", "configmaps")
 EVENTS = Resource("", "v1", "events")
+ENDPOINTS = Resource("", "v1", "endpoints")
+ENDPOINT_SLICES = Resource("discovery.k8s.io", "v1", "endpointslices")
 LEASES = Resource("coordination.k8s.io", "v1", "leases")
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 BLOCK_AFFINITIES = Resource("crd.projectcalico.org", "v1", "blockaffinities")

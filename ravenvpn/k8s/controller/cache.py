@@ -1,255 +1,153 @@
-"""What the API server has said, and which Gateways a change touches: one Node's change touches one Gateway.
+"""Cache of the cluster: objects as last seen, and the Gateways whose status may have to change.
 
-No clock, no I/O. Everything else looks at the cluster through this.
+A change of one Node marks one Gateway as dirty, so that a cluster of a thousand regions is not decided anew for every
+Node. Two sources fill the cache: the watches (`informers`) and the API server's answers to the controller's own
+writes (`writer`). No clock, no I/O; used on one event loop, not thread-safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import replace
 from enum import StrEnum
 
-from ravenvpn.k8s.controller import decode, service_addresses
-from ravenvpn.k8s.controller.decode import YURT_MANAGER, Block, HeldGateway, HeldNode
-from ravenvpn.k8s.controller.service_addresses import HeldService, HeldSlice
+from ravenvpn.k8s.controller import decode, decode_services
+from ravenvpn.k8s.controller.decode import CachedNode, CalicoBlock
+from ravenvpn.k8s.controller.decode_services import CachedService, CachedSlice
+from ravenvpn.k8s.controller.indexes import GatewayIndex, ObjectIndex
 from ravenvpn.k8s.resource import Object, key_of
-from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.model import EndpointType, Node, PeerObject
+from ravenvpn.mesh.model import Node, PeerObject
 from ravenvpn.mesh.status import Gates
+from ravenvpn.prefixes import sort_key
 
 
 class ObjectKind(StrEnum):
-    """What is followed."""
+    """Kinds of objects in the cache, by their `kind` in the API."""
 
     GATEWAY = "Gateway"
-    NODE = "Node"
+    NODE = "Node"  # only Nodes with the Gateway label
     PEER = "Peer"
-    BLOCK = "BlockAffinity"
-    SERVICE = "Service"
-    SLICE = "EndpointSlice"
-    CONFIG = "ConfigMap"
+    BLOCK = "BlockAffinity"  # Calico's
+    SERVICE = "Service"  # only those in front of gateways, in kube-system
+    SLICE = "EndpointSlice"  # of these Services
+    CONFIG = "ConfigMap"  # only kube-system/raven-cfg
 
 
 class ClusterCache:
-    """The cluster as last seen. `touched` grows by every change; whoever decides empties it."""
+    """The cluster as last seen.
+
+    `dirty` and `dirty_peers` only grow until `drain` empties them, so no change is lost between two rounds. The name
+    "" in `dirty` stands for Nodes without a Gateway and is no Gateway.
+    """
 
     def __init__(self) -> None:
-        self.gateways: dict[str, HeldGateway] = {}
-        self.nodes: dict[str, HeldNode] = {}
-        self.peers: dict[str, PeerObject] = {}
-        self.services: dict[str, HeldService] = {}
-        self.slices: dict[str, HeldSlice] = {}
-        self.written_by_others: dict[str, HeldGateway] = {}  # whose status yurt-manager has written
+        self.gateways = GatewayIndex()
+        self.nodes: ObjectIndex[CachedNode] = ObjectIndex(lambda node: node.gateway)
+        self.peers: ObjectIndex[PeerObject] = ObjectIndex(lambda peer: peer.name)
+        self.services: ObjectIndex[CachedService] = ObjectIndex(lambda service: service.gateway)
+        self.slices: ObjectIndex[CachedSlice] = ObjectIndex(lambda one: one.gateway)
         self.gates = Gates()
-        self.touched: set[str] = set()
-        self.touched_peers: set[str] = set()
-        self._members: dict[str, set[str]] = {}  # Gateway → Nodes with its label
-        self._candidates: dict[str, set[str]] = {}  # node → Gateways whose endpoints name it
-        self._exposed: dict[str, set[str]] = {}  # Gateway → its Services
-        self._sliced: dict[str, set[str]] = {}  # Gateway → its EndpointSlices
-        self._block_of: dict[str, Block] = {}
-        self._blocks: dict[str, dict[str, Prefix]] = {}  # node → BlockAffinity → prefix
-        self._epochs: dict[str, dict[EndpointType, int]] = {}
-        take: dict[ObjectKind, tuple[Callable[[Object], None], Callable[[str], None]]] = {
-            ObjectKind.GATEWAY: (self._gateway, self._no_gateway),
-            ObjectKind.NODE: (self._node, self._no_node),
-            ObjectKind.PEER: (self._peer, self._no_peer),
-            ObjectKind.BLOCK: (self._block, self._no_block),
-            ObjectKind.SERVICE: (self._service, self._no_service),
-            ObjectKind.SLICE: (self._slice, self._no_slice),
-            ObjectKind.CONFIG: (self._config, self._no_config),
+        self.dirty: set[str] = set()  # Gateways to reconcile, existing or deleted
+        self.dirty_peers: set[str] = set()  # Peers that changed or are gone, for the conflict view
+        self._blocks: ObjectIndex[CalicoBlock] = ObjectIndex(lambda block: block.node)
+        # Each takes the object's name and the object, or None if it was deleted.
+        self._updates: Mapping[ObjectKind, Callable[[str, Object | None], None]] = {
+            ObjectKind.GATEWAY: self._update_gateway,
+            ObjectKind.NODE: self._update_node,
+            ObjectKind.PEER: self._update_peer,
+            ObjectKind.BLOCK: self._update_block,
+            ObjectKind.SERVICE: self._update_service,
+            ObjectKind.SLICE: self._update_slice,
+            ObjectKind.CONFIG: self._update_config,
         }
-        self._take = take
 
-    def take(self, kind: ObjectKind, changed: Iterable[Object], deleted: Iterable[str] = ()) -> None:
-        """Objects as the API server has them now, and keys (`resource.key_of`) of those it has no more."""
-        put, drop = self._take[kind]
+    def apply(self, kind: ObjectKind, changed: Iterable[Object], deleted: Iterable[str] = ()) -> None:
+        """Store objects as the API server returned them, and remove those under the keys (`resource.key_of`) in
+        `deleted`. Marks the Gateways that the change can affect as dirty; an unchanged object (the heartbeat of a
+        Node) marks none. Raises nothing on malformed objects, see `decode`.
+        """
+        update = self._updates[kind]
         for document in changed:
-            put(document)
+            update(_name(key_of(document)), document)
         for key in deleted:
-            drop(key.rpartition("/")[2])
+            update(_name(key), None)
 
-    def touch_all(self) -> None:
-        self.touched.update(self.gateways)
-        self.touched.update(self._exposed)
-        self.touched.update(self._sliced)
+    def mark_all_dirty(self) -> None:
+        """Mark every Gateway, and every Gateway that is gone but has Services or EndpointSlices left."""
+        self.dirty.update(self.gateways, self.services.index_keys(), self.slices.index_keys())
 
-    # Looking.
+    def drain(self) -> tuple[Set[str], Set[str]]:
+        """Return the dirty Gateways and Peers, and start with empty sets again."""
+        gateways, peers = self.dirty - {""}, self.dirty_peers
+        self.dirty, self.dirty_peers = set(), set()
+        return gateways, peers
 
     def members(self, gateway: str) -> list[Node]:
-        """The readable Nodes with the label of this Gateway, by name, each with Calico's blocks where those rule."""
-        held = (self.nodes[name] for name in sorted(self._members.get(gateway, ())))
-        return [self._with_blocks(one.value, one.calico) for one in held if one.value is not None]
+        """Return the readable Nodes with the label of this Gateway, sorted by name; `blocks` is set on those whose
+        pods have addresses from Calico's blocks.
+        """
+        return [self._with_blocks(node) for node in self.nodes.lookup(gateway) if node.value is not None]
 
-    def broken_members(self, gateway: str) -> list[HeldNode]:
-        return [held for name in sorted(self._members.get(gateway, ())) if not (held := self.nodes[name]).value]
+    def malformed_members(self, gateway: str) -> list[CachedNode]:
+        """Return the Nodes with the label of this Gateway that could not be read, sorted by name."""
+        return [node for node in self.nodes.lookup(gateway) if node.value is None]
 
-    def epochs(self, gateway: str) -> dict[EndpointType, int]:
-        """The highest epochs ever seen of this Gateway."""
-        return self._epochs.get(gateway, {})
+    def _with_blocks(self, node: CachedNode) -> Node:
+        assert node.value is not None
+        # Without a single affinity in the cluster Calico assigns what the Nodes' podCIDRs say (host-local IPAM).
+        if not node.calico or not self._blocks:
+            return node.value
+        prefixes = (block.prefix for block in self._blocks.lookup(node.name))
+        return replace(node.value, blocks=tuple(sorted(prefixes, key=sort_key)))
 
-    def services_of(self, gateway: str) -> list[HeldService]:
-        return [self.services[name] for name in sorted(self._exposed.get(gateway, ()))]
+    def _update_gateway(self, name: str, document: Object | None) -> None:
+        if document is None:
+            self.gateways.drop(name)
+            self.dirty.add(name)
+        elif self.gateways.put(document):
+            self.dirty.add(name)
 
-    def slices_of(self, gateway: str) -> list[HeldSlice]:
-        return [self.slices[name] for name in sorted(self._sliced.get(gateway, ()))]
+    def _update_node(self, name: str, document: Object | None) -> None:
+        node = decode.read_node(document) if document is not None else None
+        gateways = self.nodes.put(name, node)
+        if gateways:
+            self.dirty |= gateways | self.gateways.listing(name)
 
-    def _with_blocks(self, node: Node, calico: bool) -> Node:
-        # Without any affinity in the whole cluster Calico hands out what the Nodes' podCIDRs say (host-local IPAM).
-        if not calico or not self._block_of:
-            return node
-        return replace(node, blocks=tuple(sorted(self._blocks.get(node.name, {}).values(), key=_by_family)))
+    def _update_peer(self, name: str, document: Object | None) -> None:
+        peer = decode.read_peer(document) if document is not None else None
+        if self.peers.put(name, peer):
+            self.dirty_peers.add(name)
+            self.dirty |= self.gateways.listing(name)
+            if name in self.nodes:
+                self.dirty.add(self.nodes[name].gateway)
 
-    # Taking in.
-
-    def _gateway(self, document: Object) -> None:
-        name = key_of(document)
-        before = self.gateways.get(name)
-        held = decode.read_gateway(document, before)
-        if before is not None and before.uid == held.uid and _older(held.version, before.version):
-            return  # the watch has yet to catch up with the answer to our own write
-        if before is not None and before.uid != held.uid:
-            self._no_gateway(name)
-        self.gateways[name] = held
-        if any(YURT_MANAGER in writer.manager for writer in held.writers):
-            self.written_by_others[name] = held
+    def _update_block(self, name: str, document: Object | None) -> None:
+        block = decode.read_block(document) if document is not None else None
+        were_any = bool(self._blocks)
+        nodes = self._blocks.put(name, block)
+        if bool(self._blocks) is not were_any:
+            # The first or the last block of the cluster decides for every node of Calico, see `_with_blocks`.
+            self.dirty.update(node.gateway for node in self.nodes.values() if node.calico)
         else:
-            self.written_by_others.pop(name, None)
-        for node in {e.node for e in before.value.endpoints} if before and before.value else ():
-            _discard(self._candidates, node, name)
-        if held.value is not None:
-            for endpoint in held.value.endpoints:
-                self._candidates.setdefault(endpoint.node, set()).add(name)
-            epochs = self._epochs.setdefault(name, {})
-            for endpoint in held.value.status.active:
-                epochs[endpoint.type] = max(epochs.get(endpoint.type, 0), endpoint.epoch)
-        self.touched.add(name)
+            self.dirty.update(self.nodes[node].gateway for node in nodes if node in self.nodes)
 
-    def _no_gateway(self, name: str) -> None:
-        held = self.gateways.pop(name, None)
-        self.written_by_others.pop(name, None)
-        self._epochs.pop(name, None)
-        if held is not None and held.value is not None:
-            for node in {e.node for e in held.value.endpoints}:
-                _discard(self._candidates, node, name)
-        self.touched.add(name)
+    def _update_service(self, name: str, document: Object | None) -> None:
+        service = decode_services.read_service(document) if document is not None else None
+        self.dirty |= self.services.put(name, service)
 
-    def _node(self, document: Object) -> None:
-        held = decode.read_node(document)
-        before = self.nodes.get(held.name)
-        if before == held:
-            return  # a heartbeat
-        if before is not None:
-            _discard(self._members, before.gateway, held.name)
-            self.touched.add(before.gateway)
-        self.nodes[held.name] = held
-        self._members.setdefault(held.gateway, set()).add(held.name)
-        self.touched.add(held.gateway)
-        self.touched |= self._candidates.get(held.name, set())
+    def _update_slice(self, name: str, document: Object | None) -> None:
+        found = decode_services.read_slice(document) if document is not None else None
+        self.dirty |= self.slices.put(name, found)
 
-    def _no_node(self, name: str) -> None:
-        held = self.nodes.pop(name, None)
-        if held is not None:
-            _discard(self._members, held.gateway, name)
-            self.touched.add(held.gateway)
-            self.touched |= self._candidates.get(name, set())
-
-    def _peer(self, document: Object) -> None:
-        held, name = decode.read_peer(document), key_of(document)
-        if held is None:
-            self._no_peer(name)
-        elif held != self.peers.get(name):
-            self.peers[name] = held
-            self._touch_peer(name)
-
-    def _no_peer(self, name: str) -> None:
-        if self.peers.pop(name, None) is not None:
-            self._touch_peer(name)
-
-    def _touch_peer(self, name: str) -> None:
-        self.touched_peers.add(name)
-        self.touched |= self._candidates.get(name, set())
-        if name in self.nodes:
-            self.touched.add(self.nodes[name].gateway)
-
-    def _block(self, document: Object) -> None:
-        name, block = key_of(document), decode.read_block(document)
-        if block == self._block_of.get(name):
+    def _update_config(self, name: str, document: Object | None) -> None:
+        if name != decode.RAVEN_CFG:
             return
-        first = not self._block_of
-        self._no_block(name)
-        if block is not None:
-            self._block_of[name] = block
-            self._blocks.setdefault(block.node, {})[name] = block.prefix
-            self._touch_blocks(block.node, first)
-
-    def _no_block(self, name: str) -> None:
-        block = self._block_of.pop(name, None)
-        if block is not None:
-            self._blocks[block.node].pop(name, None)
-            self._touch_blocks(block.node, not self._block_of)
-
-    def _touch_blocks(self, node: str, everywhere: bool) -> None:
-        if everywhere:
-            self.touched.update(held.gateway for held in self.nodes.values() if held.calico)
-        elif node in self.nodes:
-            self.touched.add(self.nodes[node].gateway)
-
-    def _service(self, document: Object) -> None:
-        held = service_addresses.read_service(document)
-        if held is None or held == self.services.get(held.name):
-            return
-        self._no_service(held.name)
-        self.services[held.name] = held
-        self._exposed.setdefault(held.gateway, set()).add(held.name)
-        self.touched.add(held.gateway)
-
-    def _no_service(self, name: str) -> None:
-        held = self.services.pop(name, None)
-        if held is not None:
-            _discard(self._exposed, held.gateway, name)
-            self.touched.add(held.gateway)
-
-    def _slice(self, document: Object) -> None:
-        held = service_addresses.read_slice(document)
-        if held is None or held == self.slices.get(held.name):
-            return
-        self._no_slice(held.name)
-        self.slices[held.name] = held
-        self._sliced.setdefault(held.gateway, set()).add(held.name)
-        self.touched.add(held.gateway)
-
-    def _no_slice(self, name: str) -> None:
-        held = self.slices.pop(name, None)
-        if held is not None:
-            _discard(self._sliced, held.gateway, name)
-            self.touched.add(held.gateway)
-
-    def _config(self, document: Object) -> None:
-        if key_of(document).rpartition("/")[2] == decode.RAVEN_CFG:
-            self._set_gates(decode.read_gates(document))
-
-    def _no_config(self, name: str) -> None:
-        if name == decode.RAVEN_CFG:
-            self._set_gates(decode.read_gates(None))
-
-    def _set_gates(self, gates: Gates) -> None:
+        gates = decode.read_gates(document)
         if gates != self.gates:
             self.gates = gates
-            self.touch_all()
+            self.mark_all_dirty()
 
 
-def _discard(index: dict[str, set[str]], key: str, name: str) -> None:
-    if key in index:
-        index[key].discard(name)
-        if not index[key]:
-            del index[key]
-
-
-def _older(version: str, than: str) -> bool:
-    """resourceVersions are opaque by promise and count up in fact; where they are no numbers nothing is older."""
-    return version.isdigit() and than.isdigit() and int(version) < int(than)
-
-
-def _by_family(prefix: Prefix) -> tuple[int, Sequence[int]]:
-    return prefix.version, (int(prefix.network_address), prefix.prefixlen)
+def _name(key: str) -> str:
+    """Return the object's name; no two kinds in the cache have the same name in two namespaces."""
+    return key.rpartition("/")[2]

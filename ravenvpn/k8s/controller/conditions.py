@@ -1,6 +1,7 @@
-"""`status.conditions` of a Gateway: is it joined, is somebody elected, does it contradict another object.
+"""Conditions of a Gateway: Ready, EndpointElected, Conflict.
 
-ForwardingVerified is reserved for what agents will have proven. Conditions of other types are others', and stay.
+The type ForwardingVerified is reserved for what agents will report. Conditions of other types belong to other writers
+and are kept. Reasons are part of the API and do not change; messages are for people.
 """
 
 from __future__ import annotations
@@ -10,57 +11,63 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ravenvpn.k8s.controller.cache import ClusterCache
-from ravenvpn.k8s.controller.decode import HeldCondition, HeldGateway, HeldNode
-from ravenvpn.k8s.controller.services import LOAD_BALANCER
+from ravenvpn.k8s.controller.decode import CachedGateway, CachedNode, GatewayCondition
+from ravenvpn.k8s.controller.desired_services import LOAD_BALANCER
 from ravenvpn.k8s.problems import Problem
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.model import GATEWAY_LABEL, EndpointType, Gateway, GatewayStatus
 
 READY, ELECTED, CONFLICT = "Ready", "EndpointElected", "Conflict"
 OURS = (READY, ELECTED, CONFLICT)
-MAX_MESSAGE = 1024  # characters; the API takes 32768, a person fewer
-_GATES = {EndpointType.TUNNEL: "enable-l3-tunnel", EndpointType.PROXY: "enable-l7-proxy"}
+MAX_MESSAGE = 1024  # characters; the API server takes 32768, `kubectl describe` is read on a terminal
+MAX_LISTED = 3  # names in a message; the rest is a number
+_GATES = {EndpointType.TUNNEL: "enable-l3-tunnel", EndpointType.PROXY: "enable-l7-proxy"}  # keys of raven-cfg
 
 
 @dataclass(frozen=True, slots=True)
 class ConditionVerdict:
-    """A condition before anybody knows since when. `reason` is one word in camel case."""
+    """A condition without its time of transition and generation."""
 
     type: str
     holds: bool
-    reason: str
+    reason: str  # one CamelCase word
     message: str
 
 
-def judge(
-    held: HeldGateway, view: ClusterCache, status: GatewayStatus, conflicts: Sequence[Conflict]
+def evaluate(
+    gateway: CachedGateway, cache: ClusterCache, status: GatewayStatus, conflicts: Sequence[Conflict]
 ) -> tuple[ConditionVerdict, ConditionVerdict, ConditionVerdict]:
-    """Ready, EndpointElected, Conflict."""
-    elected = (
-        _elected(held.value, view, status)
-        if held.value is not None
-        else ConditionVerdict(ELECTED, False, "Malformed", "the spec cannot be read")
-    )
-    return _ready(held, view, status, elected), elected, _conflicting(conflicts)
+    """Return the verdicts on Ready, EndpointElected and Conflict, given the desired `status` and the conflicts that
+    the Gateway loses.
+    """
+    if gateway.value is None:
+        elected = ConditionVerdict(ELECTED, False, "Malformed", "the spec cannot be read, see condition Ready")
+    else:
+        elected = _elected(gateway.value, cache, status)
+    return _ready(gateway, cache, status, elected), elected, _conflict(conflicts)
 
 
-def settle(
-    verdicts: Iterable[ConditionVerdict], present: Sequence[HeldCondition], generation: int, now: str
-) -> tuple[HeldCondition, ...]:
-    """The verdicts as conditions. The time of a transition stays as it is while the status of its condition does."""
+def merge(
+    verdicts: Iterable[ConditionVerdict], present: Sequence[GatewayCondition], generation: int, now: str
+) -> tuple[GatewayCondition, ...]:
+    """Return the conditions to write: the verdicts, followed by the conditions of other writers in `present`.
+
+    lastTransitionTime stays as long as the condition's status does (API convention), also when reason or message
+    change; else it is `now` (RFC 3339). `generation` is the metadata.generation that the verdicts are about.
+    """
     before = {condition.type: condition for condition in present}
-    settled = []
+    merged = []
     for verdict in verdicts:
         value = "True" if verdict.holds else "False"
         known = before.get(verdict.type)
         since = known.last_transition if known and known.status == value and known.last_transition else now
-        settled.append(
-            HeldCondition(verdict.type, value, verdict.reason, shorten(verdict.message), generation, since)
-        )
-    return (*settled, *(condition for condition in present if condition.type not in OURS))
+        message = truncate(verdict.message)
+        merged.append(GatewayCondition(verdict.type, value, verdict.reason, message, generation, since))
+    return (*merged, *(condition for condition in present if condition.type not in OURS))
 
 
-def write(condition: HeldCondition) -> dict[str, Any]:
+def encode(condition: GatewayCondition) -> dict[str, Any]:
+    """Return the condition as the API has it (meta/v1 Condition)."""
     return {
         "type": condition.type,
         "status": condition.status,
@@ -71,65 +78,71 @@ def write(condition: HeldCondition) -> dict[str, Any]:
     }
 
 
-def shorten(text: str) -> str:
+def truncate(text: str) -> str:
+    """Cut a message at `MAX_MESSAGE` characters."""
     return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
 
 
-def told(problems: Sequence[Problem]) -> str:
-    """The first problem, and how many there are besides."""
+def summarize(problems: Sequence[Problem]) -> str:
+    """Return the first problem, without its subject, and the number of the others. `problems` is not empty."""
     first = replace(problems[0], subject="")
     return f"{first}; and {len(problems) - 1} more" if len(problems) > 1 else str(first)
 
 
 def _ready(
-    held: HeldGateway, view: ClusterCache, status: GatewayStatus, elected: ConditionVerdict
+    gateway: CachedGateway, cache: ClusterCache, status: GatewayStatus, elected: ConditionVerdict
 ) -> ConditionVerdict:
-    if held.value is None or held.stale:
-        wrong = told([p for p in held.problems if p.fatal] or held.problems)
-        kept = "; what it last said counts until then" if held.value is not None else ""
-        return ConditionVerdict(READY, False, "Malformed", f"{wrong}{kept}")
+    """Ready: the spec is readable, an endpoint is elected, every Node is readable, and others can dial the region."""
+    if gateway.value is None or gateway.spec_malformed:
+        wrong = summarize([p for p in gateway.problems if p.fatal] or gateway.problems)
+        in_force = "; the last good spec stays in force" if gateway.value is not None else ""
+        return ConditionVerdict(READY, False, "Malformed", f"{wrong}{in_force}")
     if not elected.holds:
         return ConditionVerdict(READY, False, elected.reason, elected.message)
-    broken = view.broken_members(held.name)
-    if broken:
-        return ConditionVerdict(READY, False, "MalformedNode", _broken(broken))
-    if held.value.expose_type == LOAD_BALANCER:
+    malformed = cache.malformed_members(gateway.name)
+    if malformed:
+        return ConditionVerdict(READY, False, "MalformedNode", _malformed_nodes(malformed))
+    if gateway.value.expose_type == LOAD_BALANCER:
         waiting = [e.node for e in status.active if not e.public_ip]
         if waiting:
-            message = f"the load balancer in front of node {waiting[0]} has no address yet"
+            message = (
+                f"the LoadBalancer Service in front of node {waiting[0]} has no address yet; other regions cannot "
+                "dial this one until the provider assigns one"
+            )
             return ConditionVerdict(READY, False, "NoPublicAddress", message)
     bare = [info.node for info in status.nodes if not info.subnets]
-    many = len(status.nodes)
-    message = f"{many} node{'' if many == 1 else 's'}, {_active(status)}"
+    count = len(status.nodes)
+    message = f"{count} node{'' if count == 1 else 's'}, {_active(status)}"
     if bare:
-        message += f"; no pod prefix is known yet of {_some(bare)}"
+        message += f"; no pod prefix is known of {_names(bare)}: other regions cannot reach pods there"
     return ConditionVerdict(READY, True, "Joined", message)
 
 
-def _broken(nodes: Sequence[HeldNode]) -> str:
+def _malformed_nodes(nodes: Sequence[CachedNode]) -> str:
     more = f"; and {len(nodes) - 1} nodes more" if len(nodes) > 1 else ""
-    return f"Node {nodes[0].name}: {told(nodes[0].problems)}{more}"
+    return f"Node {nodes[0].name}: {summarize(nodes[0].problems)}{more}"
 
 
-def _elected(gateway: Gateway, view: ClusterCache, status: GatewayStatus) -> ConditionVerdict:
-    asked = {
-        EndpointType.TUNNEL: gateway.tunnel_replicas,
-        EndpointType.PROXY: gateway.proxy_replicas,
-    }
-    wanted = [kind for kind, replicas in asked.items() if replicas > 0]
+def _elected(gateway: Gateway, cache: ClusterCache, status: GatewayStatus) -> ConditionVerdict:
+    """EndpointElected: each role that has replicas, and that raven-cfg turns on, has an active endpoint."""
+    replicas = {EndpointType.TUNNEL: gateway.tunnel_replicas, EndpointType.PROXY: gateway.proxy_replicas}
+    wanted = [kind for kind, count in replicas.items() if count > 0]
     if not wanted:
-        return ConditionVerdict(
-            ELECTED, False, "NotWanted", "tunnelConfig.Replicas is 0 or missing: this region joins nothing"
+        message = (
+            "spec.tunnelConfig.Replicas is 0 or missing: this region is not joined to others; set it to 1 to join it"
         )
-    open_kinds = [kind for kind in wanted if view.gates.wants(kind)]
-    if not open_kinds:
+        return ConditionVerdict(ELECTED, False, "NotWanted", message)
+    turned_on = [kind for kind in wanted if cache.gates.wants(kind)]
+    if not turned_on:
         key = _GATES[wanted[0]]
-        return ConditionVerdict(
-            ELECTED, False, "TurnedOff", f'ConfigMap kube-system/raven-cfg does not say {key}: "true"'
+        message = (
+            f"ConfigMap kube-system/raven-cfg turns the {wanted[0].value} off for the whole cluster; "
+            f'set {key}: "true" in it'
         )
-    for kind in open_kinds:
+        return ConditionVerdict(ELECTED, False, "TurnedOff", message)
+    for kind in turned_on:
         if not any(e.type is kind for e in status.active):
-            reason, message = _why_nobody(gateway, kind, view)
+            reason, message = _why_not_elected(gateway, kind, cache)
             return ConditionVerdict(ELECTED, False, reason, message)
     return ConditionVerdict(ELECTED, True, "Elected", _active(status))
 
@@ -139,39 +152,44 @@ def _active(status: GatewayStatus) -> str:
     for kind in EndpointType:
         nodes = [e.node for e in status.active if e.type is kind]
         if nodes:
-            parts.append(f"{_some(nodes)} carr{'ies' if len(nodes) == 1 else 'y'} the {kind.value}")
+            parts.append(f"{_names(nodes)} carr{'ies' if len(nodes) == 1 else 'y'} the {kind.value}")
     return ", ".join(parts)
 
 
-def _why_nobody(gateway: Gateway, kind: EndpointType, view: ClusterCache) -> tuple[str, str]:
-    able = list(dict.fromkeys(e.node for e in gateway.endpoints if e.type is kind))
-    if not able:
-        return "NoEndpoint", f"spec.endpoints lists nobody of type {kind.value}"
-    whys = [_why_not(node, gateway.name, view) for node in able]
-    more = f"; and {len(whys) - 3} more" if len(whys) > 3 else ""
-    return "NoReadyNode", "; ".join(whys[:3]) + more
+def _why_not_elected(gateway: Gateway, kind: EndpointType, cache: ClusterCache) -> tuple[str, str]:
+    """Return reason and message for a role without an active endpoint."""
+    candidates = list(dict.fromkeys(e.node for e in gateway.endpoints if e.type is kind))
+    if not candidates:
+        message = (
+            f"spec.endpoints lists no endpoint of type {kind.value}; add one with the name of a node of this region"
+        )
+        return "NoEndpoint", message
+    whys = [_why_not_candidate(node, gateway.name, cache) for node in candidates]
+    more = f"; and {len(whys) - MAX_LISTED} more" if len(whys) > MAX_LISTED else ""
+    return "NoReadyNode", "; ".join(whys[:MAX_LISTED]) + more
 
 
-def _why_not(node: str, gateway: str, view: ClusterCache) -> str:
-    held = view.nodes.get(node)
-    if held is None:
-        return f"node {node} is not there or lacks the label {GATEWAY_LABEL}={gateway}"
-    if held.gateway != gateway:
-        return f"node {node} belongs to Gateway {held.gateway} by its label"
-    if held.value is None:
-        return f"node {node} cannot be read: {told(held.problems)}"
+def _why_not_candidate(node: str, gateway: str, cache: ClusterCache) -> str:
+    found = cache.nodes.get(node)
+    if found is None:
+        return f"node {node} does not exist or lacks the label {GATEWAY_LABEL}={gateway}"
+    if found.gateway != gateway:
+        return f"node {node} belongs to Gateway {found.gateway} by its label {GATEWAY_LABEL}"
+    if found.value is None:
+        return f"node {node} is malformed: {summarize(found.problems)}"
     return f"node {node} is not Ready"
 
 
-def _conflicting(conflicts: Sequence[Conflict]) -> ConditionVerdict:
+def _conflict(conflicts: Sequence[Conflict]) -> ConditionVerdict:
+    """Conflict: the Gateway loses something it claims to another object, by the rules of `mesh.conflict_index`."""
     if not conflicts:
-        return ConditionVerdict(CONFLICT, False, "NoConflict", "no other object claims what this one does")
+        return ConditionVerdict(CONFLICT, False, "NoConflict", "no other object claims what this Gateway claims")
     first, rest = conflicts[0], len(conflicts) - 1
     reason = "".join(part.capitalize() for part in first.kind.name.split("_"))
     more = f"; and {rest} more" if rest else ""
     return ConditionVerdict(CONFLICT, True, reason, f"{first}{more}")
 
 
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_LISTED])
+    return f"{shown} and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else shown

@@ -1,4 +1,7 @@
-"""Conflicts between Gateways as agents will see them: `mesh.conflict_index` over the desired statuses."""
+"""Conflicts between Gateways and Peers, as agents will see them once the desired statuses are written.
+
+`mesh.conflict_index` decides which object loses; this module feeds it and groups the conflicts by Gateway.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,28 @@ from ravenvpn.mesh.model import Gateway, PeerObject, World
 
 
 class ConflictView:
-    """The world with the statuses that will be written, and what each Gateway loses in it."""
+    """The world with desired statuses in place of the stored ones, and the conflicts each Gateway loses in it."""
 
     def __init__(self, mesh: str) -> None:
+        """`mesh` is the name of the mesh; tunnel addresses, which can collide, are derived from it."""
         self._world = World(mesh=mesh)
         self._index = ConflictIndex(mesh)
-        self._lost: dict[str, tuple[Conflict, ...]] = {}
+        self._by_gateway: dict[str, tuple[Conflict, ...]] = {}
 
     def lost_by(self, gateway: str) -> tuple[Conflict, ...]:
-        return self._lost.get(gateway, ())
+        """Return the conflicts that this Gateway, or the Peer of one of its nodes, loses to another object."""
+        return self._by_gateway.get(gateway, ())
 
     def count(self) -> int:
-        return sum(map(len, self._lost.values()))
+        """Return the number of conflicts; a Peer's counts for each Gateway that has its node."""
+        return sum(map(len, self._by_gateway.values()))
 
     def update(self, gateways: Mapping[str, Gateway | None], peers: Mapping[str, PeerObject | None]) -> Set[str]:
-        """Take in what changed, None for what is gone. Returns the Gateways that lose something else than before."""
+        """Apply changed Gateways and Peers, None for deleted ones.
+
+        Returns the names of the Gateways whose lost conflicts differ from before, among them Gateways that did not
+        change themselves: the winner of a conflict may have changed.
+        """
         world = self._world
         changed_peers = set()
         for name, peer in peers.items():
@@ -33,34 +43,36 @@ class ConflictView:
                 world = world.without_peer(name) if peer is None else world.with_peer(peer)
         changed = set()
         for name, gateway in gateways.items():
-            if gateway != world.gateways.get(name) or self._knows_any(world, name, changed_peers):
+            if gateway != world.gateways.get(name) or _has_node_of(world, name, changed_peers):
                 changed.add(name)
                 world = world.without_gateway(name) if gateway is None else world.with_gateway(gateway)
         if not changed and not changed_peers:
             return set()
         self._world = world
         self._index.update(changed, changed_peers, world)
-        before, self._lost = self._lost, self._by_gateway()
-        return {name for name in before.keys() | self._lost.keys() if before.get(name) != self._lost.get(name)}
+        before, self._by_gateway = self._by_gateway, self._group()
+        after = self._by_gateway
+        return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
-    @staticmethod
-    def _knows_any(world: World, name: str, peers: Set[str]) -> bool:
-        gateway = world.gateways.get(name)
-        return gateway is not None and bool(peers) and any(info.node in peers for info in gateway.status.nodes)
-
-    def _by_gateway(self) -> dict[str, tuple[Conflict, ...]]:
-        """A Peer's loss is its region's: it is the Gateway that people look at."""
-        found: dict[str, list[Conflict]] = {}
-        lost = self._index.conflicts()
-        losing_peers = {name for kind, _, name in (c.loser.partition(" ") for c in lost) if kind == "Peer"}
-        regions: dict[str, list[str]] = {}
+    def _group(self) -> dict[str, tuple[Conflict, ...]]:
+        """Group the conflicts by Gateway. A conflict lost by a Peer is put on its region, because operators look at
+        Gateways and a Peer's status belongs to its agent."""
+        conflicts = self._index.conflicts()
+        losing_peers = {name for kind, _, name in (c.loser.partition(" ") for c in conflicts) if kind == "Peer"}
+        regions: dict[str, list[str]] = {}  # Peer → Gateways with a node of this name
         if losing_peers:
             for gateway in self._world.gateways.values():
                 for info in gateway.status.nodes:
                     if info.node in losing_peers:
                         regions.setdefault(info.node, []).append(gateway.name)
-        for conflict in lost:
+        found: dict[str, list[Conflict]] = {}
+        for conflict in conflicts:
             kind, _, name = conflict.loser.partition(" ")
             for gateway_name in [name] if kind == "Gateway" else regions.get(name, []):
                 found.setdefault(gateway_name, []).append(conflict)
-        return {name: tuple(some) for name, some in found.items()}
+        return {name: tuple(lost) for name, lost in found.items()}
+
+
+def _has_node_of(world: World, name: str, peers: Set[str]) -> bool:
+    gateway = world.gateways.get(name)
+    return gateway is not None and bool(peers) and any(info.node in peers for info in gateway.status.nodes)

@@ -1,4 +1,4 @@
-"""From the view to what has to be written for one Gateway. Pure; where it is written already, nothing."""
+"""Decide what has to be written for one Gateway: the difference between the desired state and the cache. Pure."""
 
 from __future__ import annotations
 
@@ -7,131 +7,138 @@ from dataclasses import dataclass
 from typing import Any
 
 from ravenvpn.k8s import crd
-from ravenvpn.k8s.controller import conditions, keys, services
+from ravenvpn.k8s.controller import conditions, desired_services
 from ravenvpn.k8s.controller.cache import ClusterCache
-from ravenvpn.k8s.controller.decode import CONDITIONS, NODE_COUNT, HeldCondition, HeldGateway
+from ravenvpn.k8s.controller.decode import CONDITIONS, NODE_COUNT, CachedGateway, GatewayCondition
 from ravenvpn.k8s.controller.events import EventNotice, EventSubject
+from ravenvpn.k8s.controller.published_keys import missing_keys
+from ravenvpn.k8s.resource import GATEWAYS, NODES
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.model import EndpointType, GatewayStatus
-
-API_VERSION = "raven.openyurt.io/v1beta1"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be written for one Gateway. `notices` are told once the status is in place."""
+    """The writes for one Gateway; false if there are none."""
 
-    name: str
-    status: dict[str, Any] | None = None  # a merge patch for the status subresource, bound to the version decided on
-    exposure: services.Exposure = services.NOTHING
-    keys: tuple[tuple[str, str], ...] = ()  # node, key: missing in spec.endpoints[].config
-    notices: tuple[EventNotice, ...] = ()
-    lasting: frozenset[EventNotice] = frozenset()  # what is to be mended, said now or before
+    name: str  # of the Gateway
+    # A merge patch of the status subresource. It carries the resourceVersion that was decided on: 409 if it changed.
+    status: dict[str, Any] | None = None
+    exposure: desired_services.Exposure = desired_services.NOTHING
+    keys: tuple[tuple[str, str], ...] = ()  # node and public key in base64, to set in spec.endpoints[].config
+    notices: tuple[EventNotice, ...] = ()  # to emit once the status is written
+    ongoing: frozenset[EventNotice] = frozenset()  # problems that last, emitted now or before; the next `reported`
 
     def __bool__(self) -> bool:
         return bool(self.status or self.exposure or self.keys or self.notices)
 
 
 @dataclass(frozen=True, slots=True)
-class Rights:
-    """What may be written here: statuses and Services where we elect, and of `facts.ADDED` what is served."""
+class WriteScope:
+    """What the controller writes in this cluster."""
 
-    elects: bool
-    added: frozenset[str]
-    keys: bool
+    elects: bool  # statuses, Services and events; False where another controller elects, see `yurt_manager`
+    extra_fields: frozenset[str]  # those of `decode.EXTRA_FIELDS` that the API server keeps
+    keys: bool  # public keys in the spec; also where another controller elects
 
 
 def decide(
-    view: ClusterCache,
+    cache: ClusterCache,
     name: str,
     status: GatewayStatus,
     conflicts: Sequence[Conflict],
-    rights: Rights,
+    scope: WriteScope,
     *,
-    told: frozenset[EventNotice],
+    reported: frozenset[EventNotice],
     now: str,
 ) -> Decision:
-    """`status` is what is wanted (`wanted.status_of`), `told` what was said of it that lasts, `now` as RFC 3339."""
-    held = view.gateways.get(name)
-    ips = {node.name: node.internal_ips for node in view.members(name)}
-    peers = {node: view.peers[node] for node in ips if node in view.peers}
-    value = held.value if held else None
-    exposure, body = services.NOTHING, None
+    """Return the writes for Gateway `name`, which may be gone: then its Services go too.
+
+    `status` is the desired one (`desired_status`), without addresses of Services that do not exist yet. `reported`
+    are the lasting problems that were emitted before, which are not emitted again. `now` is an RFC 3339 time.
+    """
+    gateway = cache.gateways.get(name)
+    value = gateway.value if gateway else None
+    ips = {node.name: node.internal_ips for node in cache.members(name)}
+    peers = {node: cache.peers[node] for node in ips if node in cache.peers}
+    exposure, patch = desired_services.NOTHING, None
     notices: list[EventNotice] = []
-    lasting: frozenset[EventNotice] = frozenset()
-    if rights.elects and (held is None or value is not None):
-        uid = held.uid if held else ""
-        exposure = services.expose(
+    ongoing: frozenset[EventNotice] = frozenset()
+    # A Gateway that exists but was never readable keeps its Services: what it wants is not known.
+    if scope.elects and (gateway is None or value is not None):
+        exposure = desired_services.expose(
             value,
-            uid,
+            gateway.uid if gateway else "",
             status,
-            services=view.services_of(name),
-            slices=view.slices_of(name),
+            services=cache.services.lookup(name),
+            slices=cache.slices.lookup(name),
             ips=ips,
             peers=peers,
         )
-    if held is not None and rights.elects:
-        verdicts = conditions.judge(held, view, status, conflicts)
-        wanted = conditions.settle(verdicts, held.conditions, held.generation, now)
-        body = _status_patch(held, status, wanted, rights.added)
-        lasting = _of_problems(held, view, verdicts[2])
-        notices = [*_of_election(held, status), *(notice for notice in lasting if notice not in told)]
-    missing = keys.missing(value, peers) if rights.keys and value is not None and held and not held.stale else {}
-    return Decision(name, body, exposure, tuple(missing.items()), tuple(notices), lasting)
+    if gateway is not None and scope.elects:
+        verdicts = conditions.evaluate(gateway, cache, status, conflicts)
+        merged = conditions.merge(verdicts, gateway.conditions, gateway.generation, now)
+        patch = _status_patch(gateway, status, merged, scope.extra_fields)
+        ongoing = _problem_notices(gateway, cache, verdicts[2])
+        notices = [*_election_notices(gateway, status), *(notice for notice in ongoing if notice not in reported)]
+    # Of a malformed spec `value` has the last good version, not the endpoints that a patch would have to carry.
+    publish = scope.keys and gateway is not None and value is not None and not gateway.spec_malformed
+    keys = missing_keys(value, peers) if publish and value is not None else {}
+    return Decision(name, patch, exposure, tuple(keys.items()), tuple(notices), ongoing)
 
 
 def _status_patch(
-    held: HeldGateway, status: GatewayStatus, wanted: Sequence[HeldCondition], added: Set[str]
+    gateway: CachedGateway, status: GatewayStatus, merged: Sequence[GatewayCondition], extra_fields: Set[str]
 ) -> dict[str, Any] | None:
-    """None where the API server has it so already."""
+    """Return the merge patch that makes the stored status the desired one; None if it is already."""
     body: dict[str, Any] = {}
-    if held.value is not None:
-        if held.status_lost or status != held.value.status:
+    if gateway.value is not None:
+        if gateway.status_malformed or status != gateway.value.status:
             body = crd.write_status(status)
-        if NODE_COUNT in added and held.node_count != len(status.nodes):
+        if NODE_COUNT in extra_fields and gateway.node_count != len(status.nodes):
             body[NODE_COUNT] = len(status.nodes)
-    if CONDITIONS in added and tuple(wanted) != held.conditions:
-        body[CONDITIONS] = [conditions.write(condition) for condition in wanted]
-    return {"metadata": {"resourceVersion": held.version}, "status": body} if body else None
+    if CONDITIONS in extra_fields and tuple(merged) != gateway.conditions:
+        body[CONDITIONS] = [conditions.encode(condition) for condition in merged]
+    return {"metadata": {"resourceVersion": gateway.resource_version}, "status": body} if body else None
 
 
-def subject(held: HeldGateway) -> EventSubject:
-    return EventSubject("Gateway", held.name, held.uid, API_VERSION, held.version)
+def subject(gateway: CachedGateway) -> EventSubject:
+    """Return the reference to this version of the Gateway, for its events."""
+    return EventSubject("Gateway", gateway.name, gateway.uid, GATEWAYS.api_version, gateway.resource_version)
 
 
-def _of_election(held: HeldGateway, status: GatewayStatus) -> list[EventNotice]:
-    """As upstream tells it: who is active, when that changed; and that nobody is."""
-    if held.value is None:
+def _election_notices(gateway: CachedGateway, status: GatewayStatus) -> list[EventNotice]:
+    """Return a notice for each role whose active endpoints change. Reasons are OpenYurt's."""
+    if gateway.value is None:
         return []
-    found = []
+    notices = []
     for kind in EndpointType:
-        before = [e.node for e in held.value.status.active if e.type is kind]
+        before = [e.node for e in gateway.value.status.active if e.type is kind]
         after = [e.node for e in status.active if e.type is kind]
         if after and sorted(before) != sorted(after):
-            message = f"active {kind.value} endpoint: {', '.join(after)}" + (
-                f" (was {', '.join(before)})" * bool(before)
-            )
-            found.append(EventNotice(subject(held), "ActiveEndpointElected", message))
+            was = f" (was {', '.join(before)})" if before else ""
+            message = f"active {kind.value} endpoint: {', '.join(after)}{was}"
+            notices.append(EventNotice(subject(gateway), "ActiveEndpointElected", message))
         elif before and not after:
             message = f"no active {kind.value} endpoint any more (was {', '.join(before)})"
-            found.append(EventNotice(subject(held), "ActiveEndpointLost", message, warning=True))
-    return found
+            notices.append(EventNotice(subject(gateway), "ActiveEndpointLost", message, warning=True))
+    return notices
 
 
-def _of_problems(
-    held: HeldGateway, view: ClusterCache, conflict: conditions.ConditionVerdict
+def _problem_notices(
+    gateway: CachedGateway, cache: ClusterCache, conflict: conditions.ConditionVerdict
 ) -> frozenset[EventNotice]:
-    """What a person should mend. Without versions: each is said once as long as it lasts."""
-    about = EventSubject("Gateway", held.name, held.uid, API_VERSION)
-    found = []
-    if held.problems:
-        fatal = held.status_lost or any(problem.fatal for problem in held.problems)
-        found.append(
-            EventNotice(about, "Malformed" if fatal else "Questionable", conditions.told(held.problems), True)
-        )
+    """Return the problems an operator should repair. Their subjects have no resourceVersion, so that a notice equals
+    itself as long as the problem lasts."""
+    about = EventSubject("Gateway", gateway.name, gateway.uid, GATEWAYS.api_version)
+    notices = []
+    if gateway.problems:
+        fatal = gateway.status_malformed or any(problem.fatal for problem in gateway.problems)
+        reason = "Malformed" if fatal else "Questionable"
+        notices.append(EventNotice(about, reason, conditions.summarize(gateway.problems), True))
     if conflict.holds:
-        found.append(EventNotice(about, "Conflict", conflict.message, True))
-    for node in view.broken_members(held.name):
-        of = EventSubject("Node", node.name, node.uid, "v1")
-        found.append(EventNotice(of, "Malformed", conditions.told(node.problems), True))
-    return frozenset(found)
+        notices.append(EventNotice(about, "Conflict", conflict.message, True))
+    for node in cache.malformed_members(gateway.name):
+        about_node = EventSubject("Node", node.name, node.uid, NODES.api_version)
+        notices.append(EventNotice(about_node, "Malformed", conditions.summarize(node.problems), True))
+    return frozenset(notices)

@@ -1,7 +1,9 @@
-"""What only the controller reads of objects, as values: resourceVersions, conditions, who wrote a status, and of
-Calico's BlockAffinities and ConfigMaps what it needs. `crd` reads the rest; `balancers` Services and EndpointSlices.
+"""Decode the fields of API objects that only the controller reads: resourceVersions, conditions, managedFields,
+Calico's BlockAffinities, ConfigMap raven-cfg, and the definition of the Gateway.
 
-Nothing here raises on what an API server can hold: what cannot be read is as if it were not there.
+`crd` decodes the spec and status of Gateways, Nodes and Peers; `decode_services` Services and EndpointSlices. No
+function here raises on an object that an API server can store: what cannot be read counts as absent, and `problems`
+of a Gateway or Node say what is wrong with it.
 """
 
 from __future__ import annotations
@@ -16,79 +18,80 @@ from ravenvpn import rfc3339
 from ravenvpn.k8s import crd
 from ravenvpn.k8s.fields import ProblemCollector, read_prefix
 from ravenvpn.k8s.problems import Problem
-from ravenvpn.mesh.hoststate import Prefix
+from ravenvpn.k8s.resource import GATEWAYS
 from ravenvpn.mesh.model import EMPTY, GATEWAY_LABEL, Gateway, GatewayStatus, Node, PeerObject
 from ravenvpn.mesh.status import Gates
+from ravenvpn.prefixes import Prefix
 
-RAVEN_CFG = "raven-cfg"
-YURT_MANAGER = "yurt-manager"  # OpenYurt's controller: the name it writes under, and of its Lease
-_CALICO = "projectcalico.org"
-# What our definition of the Gateway's status has beyond upstream's, which prunes them.
+RAVEN_CFG = "raven-cfg"  # ConfigMap of OpenYurt with the gates of both roles, in kube-system
+# OpenYurt's controller. Its field manager contains this name, and its Lease in kube-system has it.
+YURT_MANAGER = "yurt-manager"
+_CALICO = "projectcalico.org"  # part of the keys of the annotations Calico's node agent writes
+# Fields of the Gateway's status that our CustomResourceDefinition has beyond OpenYurt's. An API server that serves
+# OpenYurt's definition prunes them.
 CONDITIONS, NODE_COUNT = "conditions", "nodeCount"
-ADDED = frozenset({CONDITIONS, NODE_COUNT})
+EXTRA_FIELDS = frozenset({CONDITIONS, NODE_COUNT})
 
 
 @dataclass(frozen=True, slots=True)
-class HeldCondition:
-    """`status.conditions[]` (meta/v1 Condition); the time is kept as it was written."""
+class GatewayCondition:
+    """An element of `status.conditions` (meta/v1 Condition)."""
 
     type: str
     status: str  # "True", "False", "Unknown"
-    reason: str
+    reason: str  # one CamelCase word
     message: str
-    observed_generation: int = 0
-    last_transition: str = ""
+    observed_generation: int = 0  # metadata.generation of the spec it was decided on
+    last_transition: str = ""  # RFC 3339, kept as written: it is compared and copied, not calculated with
 
 
 @dataclass(frozen=True, slots=True)
 class StatusWriter:
-    """An entry of managedFields over the status: who wrote, and when (seconds since 1970)."""
+    """An entry of managedFields that covers the status: the field manager, and its last write."""
 
     manager: str
-    at: float
+    at: float  # seconds since 1970; 0.0 if the time cannot be read
 
 
 @dataclass(frozen=True, slots=True)
-class HeldGateway:
-    """A Gateway as the API server holds it. `value` is None where its spec cannot be read and never could.
-
-    `stale`: the spec is broken now, and `value` has its last good version. `status_lost`: the status is broken, and
-    `value` has none.
-    """
+class CachedGateway:
+    """A Gateway as the API server holds it."""
 
     name: str
     uid: str
-    version: str
-    generation: int
-    value: Gateway | None
-    stale: bool = False
-    status_lost: bool = False
+    resource_version: str
+    generation: int  # of the spec
+    value: Gateway | None  # None: the spec cannot be read, and no earlier version of it could
+    spec_malformed: bool = False  # `value` has the last good spec, if there was one
+    status_malformed: bool = False  # `value` has an empty status
     problems: tuple[Problem, ...] = ()
-    conditions: tuple[HeldCondition, ...] = ()
-    node_count: int | None = None
-    writers: tuple[StatusWriter, ...] = ()
+    conditions: tuple[GatewayCondition, ...] = ()
+    node_count: int | None = None  # status.nodeCount; None if absent
+    writers: tuple[StatusWriter, ...] = ()  # of the status, sorted by manager
 
 
 @dataclass(frozen=True, slots=True)
-class HeldNode:
-    """A Node with our label. `value` is None where it cannot be read; then `problems` say why."""
+class CachedNode:
+    """A Node with the Gateway label."""
 
     name: str
     uid: str
-    gateway: str
-    value: Node | None
-    calico: bool = False
+    gateway: str  # the label's value
+    value: Node | None  # None: it cannot be read, and `problems` say why
+    calico: bool = False  # Calico's node agent runs on it
     problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A confirmed BlockAffinity of Calico: this node's pods have addresses from this prefix."""
+class CalicoBlock:
+    """A confirmed BlockAffinity: pods of this node get addresses from this prefix."""
 
     node: str
     prefix: Prefix
 
 
+# The JSON of the API. Fields that are missing here are ignored. Lists and maps may be null: Go writes an empty one
+# so.
 class _ManagedFields(msgspec.Struct, rename="camel"):
     manager: str = ""
     subresource: str = ""
@@ -134,27 +137,29 @@ class _ConfigMap(msgspec.Struct):
     data: dict[str, str] | None = None
 
 
-def read_gateway(document: Mapping[str, Any], before: HeldGateway | None = None) -> HeldGateway:
-    """A Gateway of the API server. `before` is its last version here, whose good spec outlives a broken one."""
+def read_gateway(document: Mapping[str, Any], before: CachedGateway | None = None) -> CachedGateway:
+    """Decode a Gateway. `before` is the version in the cache: its good spec stays in force if the new one is
+    malformed, so that an operator's typing mistake does not take the region out of the mesh.
+    """
     meta = _meta(document)
     parsed = crd.parse(document)
-    value, problems, status_lost = parsed.value, parsed.problems, False
+    value, problems, status_malformed = parsed.value, parsed.problems, False
     if value is None and document.get("status"):
-        # Somebody wrote a status that cannot be read: it is written anew, and the spec counts as it is.
-        alone = crd.parse({key: part for key, part in document.items() if key != "status"})
-        if isinstance(alone.value, Gateway):
-            value, problems, status_lost = alone.value, alone.problems, True
-    stale = False
+        # If only the status is malformed, the spec is in force and the status is replaced as a whole.
+        without_status = crd.parse({key: part for key, part in document.items() if key != "status"})
+        if isinstance(without_status.value, Gateway):
+            value, problems, status_malformed = without_status.value, without_status.problems, True
+    spec_malformed = False
     if not isinstance(value, Gateway):
-        value, stale = _last_good(before, document), True
-    return HeldGateway(
+        value, spec_malformed = _last_good_spec(before, document), True
+    return CachedGateway(
         name=meta.name,
         uid=meta.uid,
-        version=meta.resource_version,
+        resource_version=meta.resource_version,
         generation=meta.generation or 0,
         value=value,
-        stale=stale,
-        status_lost=status_lost,
+        spec_malformed=spec_malformed,
+        status_malformed=status_malformed,
         problems=problems,
         conditions=_conditions(document),
         node_count=_node_count(document),
@@ -162,19 +167,19 @@ def read_gateway(document: Mapping[str, Any], before: HeldGateway | None = None)
     )
 
 
-def _last_good(before: HeldGateway | None, document: Mapping[str, Any]) -> Gateway | None:
-    """The last good spec with the present status, if there was a good one."""
+def _last_good_spec(before: CachedGateway | None, document: Mapping[str, Any]) -> Gateway | None:
+    """Return the last good spec together with the present status; None if no version of the spec could be read."""
     if before is None or before.value is None:
         return None
-    empty = {"apiVersion": "raven.openyurt.io/v1beta1", "kind": "Gateway", "metadata": {"name": before.name}}
+    empty = {"apiVersion": GATEWAYS.api_version, "kind": "Gateway", "metadata": {"name": before.name}}
     parsed = crd.parse({**empty, "status": document.get("status")})
     status = parsed.value.status if isinstance(parsed.value, Gateway) else GatewayStatus()
     return replace(before.value, status=status)
 
 
-def _conditions(document: Mapping[str, Any]) -> tuple[HeldCondition, ...]:
+def _conditions(document: Mapping[str, Any]) -> tuple[GatewayCondition, ...]:
     status = document.get("status")
-    found = status.get("conditions") if isinstance(status, Mapping) else None
+    found = status.get(CONDITIONS) if isinstance(status, Mapping) else None
     read = []
     for one in found if isinstance(found, list) else ():
         try:
@@ -182,7 +187,7 @@ def _conditions(document: Mapping[str, Any]) -> tuple[HeldCondition, ...]:
         except msgspec.ValidationError:
             continue
         read.append(
-            HeldCondition(c.type, c.status, c.reason, c.message, c.observed_generation, c.last_transition_time)
+            GatewayCondition(c.type, c.status, c.reason, c.message, c.observed_generation, c.last_transition_time)
         )
     return tuple(read)
 
@@ -196,38 +201,44 @@ def _node_count(document: Mapping[str, Any]) -> int | None:
 def _writers(meta: _Meta) -> tuple[StatusWriter, ...]:
     found: dict[str, float] = {}
     for entry in meta.managed_fields or ():
+        # API servers before 1.22 do not name the subresource; the fields of the entry tell.
         if entry.subresource == "status" or (entry.fields_v1 or {}).get("f:status") is not None:
-            found[entry.manager] = max(found.get(entry.manager, 0.0), time_or_epoch(entry.time))
+            found[entry.manager] = max(found.get(entry.manager, 0.0), time_or_zero(entry.time))
     return tuple(StatusWriter(manager, at) for manager, at in sorted(found.items()))
 
 
-def time_or_epoch(text: str) -> float:
-    """Return an RFC 3339 time as seconds since 1970; 0.0 if it cannot be read, which every caller treats as old."""
+def time_or_zero(text: str) -> float:
+    """Return an RFC 3339 time as seconds since 1970; 0.0, which is older than any other, if it cannot be read."""
     try:
         return rfc3339.parse(text)
     except ValueError:
         return 0.0
 
 
-def read_node(document: Mapping[str, Any]) -> HeldNode:
+def read_node(document: Mapping[str, Any]) -> CachedNode:
+    """Decode a Node. Its labels are dropped except for the Gateway's: ten thousand Nodes are in the cache."""
     meta = _meta(document)
     parsed = crd.parse(document)
     value = parsed.value if isinstance(parsed.value, Node) else None
     if value is not None:
-        value = replace(value, labels=EMPTY)  # ten thousand times what nobody reads
+        value = replace(value, labels=EMPTY)
     gateway = (meta.labels or {}).get(GATEWAY_LABEL, "")
     calico = any(_CALICO in key for key in meta.annotations or ())
-    return HeldNode(meta.name, meta.uid, gateway, value, calico, parsed.problems)
+    return CachedNode(meta.name, meta.uid, gateway, value, calico, parsed.problems)
 
 
 def read_peer(document: Mapping[str, Any]) -> PeerObject | None:
-    """None where it cannot be read."""
+    """Decode a Peer; None if it is malformed."""
     value = crd.parse(document).value
     return value if isinstance(value, PeerObject) else None
 
 
-def read_block(document: Mapping[str, Any]) -> Block | None:
-    """None where the affinity is not confirmed, is being removed, or cannot be read."""
+def read_block(document: Mapping[str, Any]) -> CalicoBlock | None:
+    """Decode a BlockAffinity; None if it is not confirmed, is being deleted, or is malformed.
+
+    Calico's IPAM claims a block in two steps, `pending` and `confirmed`, and marks it `deleted` before it goes. The
+    field is a string ("true") because Calico's API declares it so.
+    """
     try:
         spec = msgspec.convert(document, _Block).spec
     except msgspec.ValidationError:
@@ -235,13 +246,15 @@ def read_block(document: Mapping[str, Any]) -> Block | None:
     if spec.state != "confirmed" or spec.deleted in (True, "true") or not spec.node:
         return None
     prefix = read_prefix(ProblemCollector(""), "spec.cidr", spec.cidr)
-    return None if prefix is None else Block(spec.node, prefix)
+    return None if prefix is None else CalicoBlock(spec.node, prefix)
 
 
 def read_gates(document: Mapping[str, Any] | None) -> Gates:
-    """ConfigMap raven-cfg. Where there is none the tunnel is wanted, and no proxy; upstream then wants neither.
+    """Decode ConfigMap raven-cfg, which says which roles are elected in this cluster at all.
 
-    In one that is there a key that is missing is off, as upstream has it.
+    Without the ConfigMap (None), or if its data cannot be read, the tunnel is elected and the proxy is not.
+    OpenYurt's controller elects neither then, and a cluster without OpenYurt has no such ConfigMap. A key that is
+    missing from an existing ConfigMap turns its role off, as in OpenYurt.
     """
     if document is None:
         return Gates()
@@ -255,20 +268,21 @@ def read_gates(document: Mapping[str, Any] | None) -> Gates:
     )
 
 
-def added_fields(definition: Mapping[str, Any]) -> frozenset[str]:
-    """Which of `ADDED` this CustomResourceDefinition has in the status of v1beta1 of the Gateway."""
+def extra_status_fields(definition: Mapping[str, Any]) -> frozenset[str]:
+    """Return those `EXTRA_FIELDS` that this CustomResourceDefinition has in the status of version v1beta1."""
     path = ("schema", "openAPIV3Schema", "properties", "status", "properties")
     spec = definition.get("spec")
     for version in (spec.get("versions") if isinstance(spec, Mapping) else None) or ():
-        here = version if version.get("name") == "v1beta1" else None
+        here = version if version.get("name") == GATEWAYS.version else None
         for step in path:
             here = here.get(step) if isinstance(here, Mapping) else None
         if isinstance(here, Mapping):
-            return frozenset(ADDED & here.keys())
+            return frozenset(EXTRA_FIELDS & here.keys())
     return frozenset()
 
 
 def _meta(document: Mapping[str, Any]) -> _Meta:
+    """Return the metadata; of malformed metadata only the name, so that the object can be reported."""
     try:
         return msgspec.convert(document, _WithMeta).metadata
     except msgspec.ValidationError:

@@ -1,4 +1,8 @@
-"""What the controller has to know of the cluster besides the objects it follows: asked now and then, not watched."""
+"""Discovery: facts about the cluster that are read now and then instead of watched.
+
+These are the name of the mesh, whether Calico's resources are served, which fields the served definition of the
+Gateway has in its status, and when yurt-manager last renewed its Lease.
+"""
 
 from __future__ import annotations
 
@@ -8,107 +12,126 @@ from collections.abc import Callable
 
 from ravenvpn.backoff import Backoff
 from ravenvpn.errors import ClusterError
-from ravenvpn.k8s.client import CRDS, LEASES, NAMESPACES, ApiError, Client
+from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.controller import decode
 from ravenvpn.k8s.lease import read
+from ravenvpn.k8s.resource import BLOCK_AFFINITIES, CRDS, GATEWAYS, LEASES, NAMESPACES, ApiError
 from ravenvpn.mesh.model import DEFAULT_MESH
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks.
+# Seconds between two reads. Definitions change when an operator installs something; the Lease is renewed every few
+# seconds by a running yurt-manager.
 DEFINITION_INTERVAL = 60.0
 LEASE_INTERVAL = 15.0
-GATEWAY_DEFINITION = "gateways.raven.openyurt.io"
-CALICO = "crd.projectcalico.org"
+GATEWAY_DEFINITION = f"{GATEWAYS.plural}.{GATEWAYS.group}"
+SYSTEM_NAMESPACE = "kube-system"  # its UID names the mesh, and yurt-manager's Lease is in it
 
 
 class Discovery:
-    """`added`: what of `facts.ADDED` the served Gateway has, None before anybody said. `on_change` is called when an
-    answer differs from the last."""
+    """Reads the facts as long as `run` runs; each attribute is None until it was read once."""
 
     def __init__(self, client: Client, on_change: Callable[[], None], draw: Callable[[], float]) -> None:
-        self.added: frozenset[str] | None = None
-        self.calico: bool | None = None  # whether its resources are served
-        self.mesh: str | None = None
-        self.lease_renewed: float | None = None
-        self.lease_known = False
-        self.look_at_lease = False  # set where there is reason to
+        """`on_change` is called when a fact differs from the last read; `draw` draws evenly from 0.0 to 1.0."""
+        self.extra_fields: frozenset[str] | None = (
+            None  # those of `decode.EXTRA_FIELDS` that the Gateway's status has
+        )
+        self.calico: bool | None = None  # Calico's resources are served
+        self.mesh: str | None = None  # name of the mesh
+        self.lease_renewed: float | None = None  # of yurt-manager's Lease, seconds since 1970; None: it has no Lease
+        self.lease_known = False  # the Lease was read, or the API server said that it does not exist or is forbidden
+        self.poll_lease = False  # set by the controller while the Lease matters; reading it costs a request
         self._client, self._on_change, self._draw = client, on_change, draw
 
     @property
-    def known(self) -> bool:
-        return self.added is not None and self.calico is not None and self.mesh is not None
+    def complete(self) -> bool:
+        """Whether every fact was read at least once, the Lease excepted."""
+        return self.extra_fields is not None and self.calico is not None and self.mesh is not None
 
     async def run(self) -> None:
+        """Read until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._ask_forever(), name="surroundings")
-            tasks.create_task(self._watch_lease(), name="yurt-manager's Lease")
+            tasks.create_task(self._poll_definitions(), name="discovery")
+            tasks.create_task(self._poll_lease(), name="yurt-manager's Lease")
 
-    async def _ask_forever(self) -> None:
+    async def _poll_definitions(self) -> None:
         backoff = Backoff(self._draw)
         while True:
-            before = (self.added, self.calico, self.mesh)
+            before = (self.extra_fields, self.calico, self.mesh)
             try:
-                await self._ask()
+                await self._read_definitions()
                 backoff.reset()
                 wait = DEFINITION_INTERVAL
             except ApiError as error:
-                log.warning("what is served here cannot be found out: %s", error)
                 wait = backoff.delay(error.retry_after or 0.0)
-            if before != (self.added, self.calico, self.mesh):
+                log.warning("discovery of the served resources failed: %s; next attempt in %.0f s", error, wait)
+            if before != (self.extra_fields, self.calico, self.mesh):
                 self._on_change()
             await asyncio.sleep(wait)
 
-    async def _ask(self) -> None:
+    async def _read_definitions(self) -> None:
         if self.mesh is None:
             self.mesh = await self._mesh_name()
-        self.calico = bool(await self._client.served(CALICO))
+        self.calico = bool(await self._client.served(BLOCK_AFFINITIES.group))
         try:
-            declared = decode.added_fields(await self._client.get(CRDS, GATEWAY_DEFINITION))
+            fields = decode.extra_status_fields(await self._client.get(CRDS, GATEWAY_DEFINITION))
         except ApiError as error:
             if error.status not in (403, 404):
                 raise
-            declared = (
-                frozenset()
-            )  # without a definition there is nobody to write conditions of; forbidden: stay careful
-            if error.status == 403 and self.added is None:
-                log.warning("conditions are left out: %s", error)
-        if declared != self.added:
-            has = ", ".join(sorted(declared)) or "no conditions: none are written"
-            log.info("the status of the served Gateway has %s", has)
-        self.added = declared
+            # Not defined: there are no Gateways to write. Forbidden: a field that is not served would be pruned, and
+            # the controller would write it again for ever.
+            fields = frozenset()
+            if error.status == 403 and self.extra_fields is None:
+                log.warning(
+                    "reading CustomResourceDefinition %s is forbidden: %s; no conditions are written to Gateways; "
+                    "grant get on it to the controller's service account",
+                    GATEWAY_DEFINITION,
+                    error,
+                )
+        if fields != self.extra_fields:
+            has = ", ".join(sorted(fields)) or "no conditions, so none are written"
+            log.info("the served definition of the Gateway has in its status: %s", has)
+        self.extra_fields = fields
 
     async def _mesh_name(self) -> str:
-        """The UID of namespace kube-system, as agents have it."""
+        """Return the UID of namespace kube-system, from which agents derive the same name."""
         try:
-            namespace = await self._client.get(NAMESPACES, "kube-system")
+            namespace = await self._client.get(NAMESPACES, SYSTEM_NAMESPACE)
         except ApiError as error:
             if error.status not in (403, 404):
                 raise
-            log.warning("the mesh has no name of its own: %s", error)
+            log.warning(
+                "namespace %s cannot be read: %s; the mesh gets the name %s, which only conflicts depend on here",
+                SYSTEM_NAMESPACE,
+                error,
+                DEFAULT_MESH,
+            )
             return DEFAULT_MESH
         return str(namespace["metadata"]["uid"])
 
-    async def _watch_lease(self) -> None:
+    async def _poll_lease(self) -> None:
         while True:
-            if self.look_at_lease:
+            if self.poll_lease:
                 before = self.lease_renewed
-                await self.ask_for_lease()
+                await self.read_lease()
                 if self.lease_renewed != before:
                     self._on_change()
             await asyncio.sleep(LEASE_INTERVAL)
 
-    async def ask_for_lease(self) -> bool:
-        """When yurt-manager renewed its Lease; whether that could be found out."""
+    async def read_lease(self) -> bool:
+        """Read when yurt-manager last renewed its Lease; False if the API server did not answer.
+
+        A Lease that does not exist, may not be read, or is malformed counts as not renewed.
+        """
         try:
-            document = await self._client.get(LEASES.within("kube-system"), decode.YURT_MANAGER)
-            self.lease_renewed = decode.time_or_epoch(read(document).renewed)
+            document = await self._client.get(LEASES.within(SYSTEM_NAMESPACE), decode.YURT_MANAGER)
+            self.lease_renewed = decode.time_or_zero(read(document).renewed)
         except ApiError as error:
             if error.status not in (403, 404):
                 return False
             self.lease_renewed = None
         except ClusterError as error:
-            log.warning("%s", error)
+            log.warning("Lease %s/%s: %s; it counts as not renewed", SYSTEM_NAMESPACE, decode.YURT_MANAGER, error)
             self.lease_renewed = None
         self.lease_known = True
         return True

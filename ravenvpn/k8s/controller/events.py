@@ -1,7 +1,7 @@
-"""What is worth telling of an object, and how it becomes an Event without becoming a storm.
+"""Turn notices into core/v1 Events without flooding the API server.
 
-As client-go does it: what was said already is counted on, not said again, and about one object at most a burst of
-events and then one every few minutes. What is left out is counted, and said with the next.
+The rules are those of client-go's EventCorrelator: a repeated event raises the count of the first one, and one object
+gets a burst of events and then one every few minutes. Events that are left out are counted. No clock, no I/O.
 """
 
 from __future__ import annotations
@@ -12,50 +12,52 @@ from dataclasses import dataclass
 from typing import Any
 
 from ravenvpn import rfc3339
+from ravenvpn.k8s.controller.options import CONTROLLER_NAME
 
-COMPONENT = "raven-vpn-controller"
-# client-go's EventSourceObjectSpamFilter: 25 at once, then one in five minutes.
+# client-go's EventSourceObjectSpamFilter: 25 events of one object at once, then one in five minutes.
 BURST = 25
-REFILL = 300.0  # seconds
-SERIES = 600.0  # seconds for which the same words are one event
-MAX_SERIES = 4096  # remembered at once; client-go's cache has as many
-MAX_MESSAGE = 1024  # bytes; the API refuses longer notes
+REFILL = 300.0  # seconds for one more
+SERIES = (
+    600.0  # seconds after its last occurrence for which an equal notice raises the count (client-go: ten minutes)
+)
+MAX_TRACKED = 4096  # series and rate limits in memory, the least recently used dropped first; client-go's cache size
+MAX_MESSAGE = 1024  # bytes; the API server refuses longer messages (core/v1 Event validation)
 
 
 @dataclass(frozen=True, slots=True)
 class EventSubject:
-    """The object an event is about. Cluster-wide ones have their events in namespace default."""
+    """The object that an event is about (core/v1 ObjectReference)."""
 
     kind: str
-    name: str
+    name: str  # cluster-scoped objects only; their events are in namespace default
     uid: str
     api_version: str
-    version: str = ""
+    resource_version: str = ""  # empty: not of one version of the object
 
 
 @dataclass(frozen=True, slots=True)
 class EventNotice:
-    """`reason` is one word in camel case; upstream's are ActiveEndpointElected and ActiveEndpointLost."""
+    """A fact about an object that an operator should see. Equal notices are one series of events."""
 
     subject: EventSubject
-    reason: str
+    reason: str  # one CamelCase word; ActiveEndpointElected and ActiveEndpointLost are OpenYurt's
     message: str
-    warning: bool = False
+    warning: bool = False  # event type Warning instead of Normal
 
 
 @dataclass(frozen=True, slots=True)
 class EventWrite:
-    """`body` is the whole Event, to be created; `again` says that its count and time may be patched instead."""
+    """An Event to write."""
 
     name: str
-    body: dict[str, Any]
-    again: bool
+    body: dict[str, Any]  # the whole Event, to create it
+    repeated: bool  # it was created before: patching its count and lastTimestamp is enough while it still exists
 
 
 @dataclass(slots=True)
 class _Series:
-    name: str
-    first: float
+    name: str  # of the Event
+    first: float  # seconds since 1970
     last: float
     count: int
 
@@ -66,40 +68,43 @@ class _Bucket:
     at: float
 
 
-class EventLog:
+class EventCorrelator:
     """Decides which notices become events. Times are seconds since 1970."""
 
     def __init__(self, instance: str) -> None:
-        self.suppressed = 0
+        """`instance` is the identity of this replica, for `reportingInstance`."""
+        self.suppressed = 0  # notices that did not become events
         self._instance = instance
         self._series: OrderedDict[tuple[str, ...], _Series] = OrderedDict()
         self._buckets: OrderedDict[tuple[str, ...], _Bucket] = OrderedDict()
 
-    def take(self, notice: EventNotice, now: float) -> EventWrite | None:
-        """The event to write, or None where enough has been said of this object."""
+    def correlate(self, notice: EventNotice, now: float) -> EventWrite | None:
+        """Return the event to write for this notice; None if its object has had too many events lately."""
         subject = notice.subject
         about = (subject.kind, subject.name, subject.uid)
-        if not self._may_speak(about, now):
+        if not self._admit(about, now):
             self.suppressed += 1
             return None
         key = (*about, notice.reason, notice.message)
         series = self._series.pop(key, None)
-        again = series is not None and now - series.last < SERIES
-        if series is None or not again:
+        repeated = series is not None and now - series.last < SERIES
+        if series is None or not repeated:
+            # As client-go names events: the object's name and a suffix. 200 characters leave room within the 253 of a
+            # name; the time makes a later series of the same notice another event.
             hashed = hashlib.sha256("\0".join((*key, repr(now))).encode()).hexdigest()[:16]
             series = _Series(f"{subject.name[:200]}.{hashed}", now, now, 0)
         series.last, series.count = now, series.count + 1
         self._series[key] = series
-        if len(self._series) > MAX_SERIES:
+        if len(self._series) > MAX_TRACKED:
             self._series.popitem(last=False)
-        return EventWrite(series.name, self._body(notice, series), again)
+        return EventWrite(series.name, self._body(notice, series), repeated)
 
-    def _may_speak(self, about: tuple[str, ...], now: float) -> bool:
+    def _admit(self, about: tuple[str, ...], now: float) -> bool:
         bucket = self._buckets.pop(about, None) or _Bucket(BURST, now)
         bucket.tokens = min(BURST, bucket.tokens + max(0.0, now - bucket.at) / REFILL)
         bucket.at = now
         self._buckets[about] = bucket
-        if len(self._buckets) > MAX_SERIES:
+        if len(self._buckets) > MAX_TRACKED:
             self._buckets.popitem(last=False)
         if bucket.tokens < 1.0:
             return False
@@ -113,7 +118,7 @@ class EventLog:
             "kind": subject.kind,
             "name": subject.name,
             "uid": subject.uid,
-            "resourceVersion": subject.version,
+            "resourceVersion": subject.resource_version,
         }
         return {
             "apiVersion": "v1",
@@ -121,10 +126,10 @@ class EventLog:
             "metadata": {"name": series.name, "namespace": "default"},
             "involvedObject": {key: value for key, value in involved.items() if value},
             "reason": notice.reason,
-            "message": _cut(notice.message),
+            "message": _truncate(notice.message),
             "type": "Warning" if notice.warning else "Normal",
-            "source": {"component": COMPONENT},
-            "reportingComponent": COMPONENT,
+            "source": {"component": CONTROLLER_NAME},
+            "reportingComponent": CONTROLLER_NAME,
             "reportingInstance": self._instance,
             "firstTimestamp": rfc3339.format_time(series.first),
             "lastTimestamp": rfc3339.format_time(series.last),
@@ -132,6 +137,7 @@ class EventLog:
         }
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
+    """Cut a message at `MAX_MESSAGE` bytes of UTF-8, between two characters."""
     encoded = text.encode()
     return text if len(encoded) <= MAX_MESSAGE else encoded[: MAX_MESSAGE - 3].decode(errors="ignore") + "…"

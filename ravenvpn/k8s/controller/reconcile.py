@@ -1,6 +1,8 @@
-"""Rounds of deciding and writing: what was touched is looked at, what differs is written, each Gateway by itself.
+"""Reconcile queue of one term of leadership: decide for the dirty Gateways, write what differs, retry what failed.
 
-A refusal is tried again, ever later; nothing that happens to one Gateway keeps another waiting.
+As in client-go's workqueue, a Gateway is processed once at a time, and a change that arrives meanwhile queues it
+again. Each Gateway has its own back-off, so a refused write delays no other Gateway. All methods run on one event
+loop.
 """
 
 from __future__ import annotations
@@ -12,171 +14,191 @@ from dataclasses import replace
 
 from ravenvpn import rfc3339
 from ravenvpn.backoff import Backoff
-from ravenvpn.k8s.client import ApiError
 from ravenvpn.k8s.controller.cache import ClusterCache
 from ravenvpn.k8s.controller.conflict_view import ConflictView
-from ravenvpn.k8s.controller.decide import Decision, Rights, decide, subject
-from ravenvpn.k8s.controller.desired import status_of
+from ravenvpn.k8s.controller.decide import Decision, WriteScope, decide, subject
+from ravenvpn.k8s.controller.desired_status import Resolve, desired_status
 from ravenvpn.k8s.controller.events import EventNotice
-from ravenvpn.k8s.controller.keys import Quarrels
+from ravenvpn.k8s.controller.published_keys import KeyWriteLimit
 from ravenvpn.k8s.controller.writer import NotLeading, ObjectWriter
+from ravenvpn.k8s.resource import ApiError
 from ravenvpn.mesh.model import Gateway, GatewayStatus
 
 log = logging.getLogger(__name__)
 
-CHUNK = 50  # Gateways looked at in one go, some 25 ms; then the Lease and the watches get their turn
-PARALLEL = 8  # writes at once
-NOTHING = GatewayStatus()
+# Gateways decided on without yielding to the event loop: about 25 ms, so that renewing the Lease is never late.
+CHUNK = 50
+PARALLEL_WRITES = 8
+# Seconds; upper bounds of the first retry after a failed write. A conflict is retried sooner: the watch event that
+# caused it is on its way.
+FIRST_RETRY, FIRST_RETRY_CONFLICT = 1.0, 0.2
+MIN_RETRY = 0.05
+NOT_LEADING_RETRY = 1.0
+EMPTY_STATUS = GatewayStatus()  # of a Gateway that is gone or was never readable
 
 
 class ReconcileQueue:
-    """Of one term of leadership. `look` does a round; `close` lets go of what is on its way."""
+    """Reconciles Gateways until `close`. A new one starts with every Gateway and Peer dirty and no memory."""
 
     def __init__(
         self,
-        view: ClusterCache,
+        cache: ClusterCache,
         writer: ObjectWriter,
         mesh: str,
-        addresses: Callable[[str], Sequence[str]],
+        resolve: Resolve,
         *,
         draw: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
-        self.standing = ConflictView(mesh)
-        self.defects = 0
-        self.failing: dict[str, str] = {}  # Gateway → why its last write failed
-        self._view, self._writer, self._addresses = view, writer, addresses
+        """`mesh` is the name of the mesh, `draw` draws evenly from 0.0 to 1.0, `wall` returns seconds since 1970."""
+        self.conflicts = ConflictView(mesh)
+        self.defects = 0  # decisions and writes that ended with an unexpected exception
+        self.failing: dict[str, str] = {}  # Gateway → error of its last write
+        self._cache, self._writer, self._resolve = cache, writer, resolve
         self._draw, self._wall = draw, wall
-        self._told: dict[str, frozenset[EventNotice]] = {}
-        self._busy: dict[str, asyncio.Task[None]] = {}
-        self._again: set[str] = set()  # touched while busy
+        self._reported: dict[str, frozenset[EventNotice]] = {}  # lasting problems that were emitted, by Gateway
+        self._processing: dict[str, asyncio.Task[None]] = {}  # Gateway → its write
+        self._requeue: set[str] = set()  # became dirty while processed
         self._backoffs: dict[str, Backoff] = {}
-        self._waiting: dict[str, asyncio.TimerHandle] = {}
-        self._quarrels = Quarrels()
-        self._contested: set[str] = set()  # Gateways of which that was said
-        self._slots = asyncio.Semaphore(PARALLEL)
-        view.touch_all()
-        view.touched_peers.update(view.peers)
+        self._retries: dict[str, asyncio.TimerHandle] = {}
+        self._key_limit = KeyWriteLimit()
+        self._contested: set[str] = set()  # Gateways with a notice KeyContested, one for each term
+        self._slots = asyncio.Semaphore(PARALLEL_WRITES)
+        cache.mark_all_dirty()
+        cache.dirty_peers.update(cache.peers)
 
     def close(self) -> None:
-        for handle in self._waiting.values():
+        """Cancel pending retries and writes."""
+        for handle in self._retries.values():
             handle.cancel()
-        for task in self._busy.values():
+        for task in self._processing.values():
             task.cancel()
 
-    async def look(self, rights: Rights, wake: Callable[[], None]) -> None:
-        """Decide for everything that was touched; writes go on in the background and call `wake` when done."""
-        view = self._view
-        touched, view.touched = view.touched - {""}, set()
-        peers, view.touched_peers = view.touched_peers, set()
-        names = sorted(touched)
-        # First what all of them should say and who contradicts whom, and only then a decision on any.
+    async def reconcile(self, scope: WriteScope, wake: Callable[[], None]) -> None:
+        """Decide for everything that is dirty.
+
+        Writes run in the background. `wake` is called when another call is due: after a failed write, for a Gateway
+        that changed meanwhile, and for Gateways that a new conflict made dirty.
+        """
+        cache = self._cache
+        dirty, dirty_peers = cache.drain()
+        names = sorted(dirty)
+        # The desired statuses of all of them first, then the conflicts between these, and only then any decision.
         statuses: dict[str, GatewayStatus] = {}
-        changed = set(self.standing.update({}, {name: view.peers.get(name) for name in peers}))
-        for some in _chunks(names):
-            wanted: dict[str, Gateway | None] = {}
-            for name in some:
-                held = view.gateways.get(name)
-                value = held.value if held else None
-                statuses[name] = NOTHING if value is None else self._guarded(name, value)
-                wanted[name] = None if value is None else replace(value, status=statuses[name])
-            changed |= self.standing.update(wanted, {})
+        changed = set(self.conflicts.update({}, {name: cache.peers.get(name) for name in dirty_peers}))
+        for chunk in _chunks(names):
+            desired: dict[str, Gateway | None] = {}
+            for name in chunk:
+                gateway = cache.gateways.get(name)
+                value = gateway.value if gateway else None
+                statuses[name] = EMPTY_STATUS if value is None else self._desired_status(name, value)
+                desired[name] = None if value is None else replace(value, status=statuses[name])
+            changed |= self.conflicts.update(desired, {})
             await asyncio.sleep(0)
-        view.touched |= changed - touched
-        for some in _chunks(names):
-            for name in some:
-                self._one(name, statuses[name], rights, wake)
+        cache.dirty |= changed - dirty
+        for chunk in _chunks(names):
+            for name in chunk:
+                self._process(name, statuses[name], scope, wake)
             await asyncio.sleep(0)
-        if view.touched:
+        if cache.dirty:
             wake()
 
-    def _guarded(self, name: str, gateway: Gateway) -> GatewayStatus:
+    def _desired_status(self, name: str, gateway: Gateway) -> GatewayStatus:
         try:
-            return status_of(self._view, gateway, self._addresses)
+            return desired_status(self._cache, gateway, self._resolve)
         except Exception:
-            self._defect(name)
+            self._log_defect(name)
             return gateway.status
 
-    def _defect(self, name: str) -> None:
-        """Ours, and no reason to leave the other Gateways alone."""
+    def _log_defect(self, name: str) -> None:
+        """Count and log an unexpected exception; the other Gateways are reconciled nevertheless."""
         self.defects += 1
-        log.exception("a defect: Gateway %s is left as it is", name)
+        log.exception("Gateway %s is left as it is because of a defect in the controller; please report it", name)
 
-    def _one(self, name: str, status: GatewayStatus, rights: Rights, wake: Callable[[], None]) -> None:
-        if name in self._busy:
-            self._again.add(name)
+    def _process(self, name: str, status: GatewayStatus, scope: WriteScope, wake: Callable[[], None]) -> None:
+        """Decide for one Gateway and start its write."""
+        if name in self._processing:
+            self._requeue.add(name)
             return
         try:
             decision = decide(
-                self._view,
+                self._cache,
                 name,
                 status,
-                self.standing.lost_by(name),
-                rights,
-                told=self._told.get(name, frozenset()),
+                self.conflicts.lost_by(name),
+                scope,
+                reported=self._reported.get(name, frozenset()),
                 now=rfc3339.format_time(self._wall()),
             )
         except Exception:
-            self._defect(name)
+            self._log_defect(name)
             return
-        decision = self._without_quarrels(decision)
-        if name not in self._view.gateways:
-            for forgotten in (self._told, self._backoffs, self.failing):
-                forgotten.pop(name, None)
-        elif decision.lasting or name in self._told:
-            self._told[name] = decision.lasting
+        decision = self._limit_key_writes(decision)
+        if name not in self._cache.gateways:
+            for by_name in (self._reported, self._backoffs, self.failing):
+                by_name.pop(name, None)
+        elif decision.ongoing or name in self._reported:
+            self._reported[name] = decision.ongoing
         if decision:
-            self._busy[name] = asyncio.create_task(self._write(decision, wake), name=f"write Gateway {name}")
+            self._processing[name] = asyncio.create_task(self._write(decision, wake), name=f"write Gateway {name}")
 
-    def _without_quarrels(self, decision: Decision) -> Decision:
+    def _limit_key_writes(self, decision: Decision) -> Decision:
+        """Drop keys that another program keeps overwriting from the decision, with a notice."""
         if not decision.keys:
             return decision
-        allowed = tuple(key for key in decision.keys if self._quarrels.allow(decision.name, key[0], self._wall()))
-        held = self._view.gateways.get(decision.name)
-        left = [node for node, key in decision.keys if (node, key) not in allowed]
-        if not left or held is None:
+        now = self._wall()
+        admitted = tuple(key for key in decision.keys if self._key_limit.admit(decision.name, key[0], now))
+        refused = [key[0] for key in decision.keys if key not in admitted]
+        gateway = self._cache.gateways.get(decision.name)
+        if not refused or gateway is None:
             return decision
-        message = f"the public key of node {left[0]} is overwritten again and again: do two agents run there?"
-        notice = EventNotice(subject(held), "KeyContested", message, warning=True)
-        told = () if decision.name in self._contested else (notice,)
+        message = (
+            f"another program keeps overwriting the public key of node {refused[0]} in spec.endpoints, so it is not "
+            "written for ten minutes; run only one agent on that node"
+        )
+        notice = EventNotice(subject(gateway), "KeyContested", message, warning=True)
+        notices = decision.notices if decision.name in self._contested else (*decision.notices, notice)
         self._contested.add(decision.name)
-        return replace(decision, keys=allowed, notices=(*decision.notices, *told))
+        return replace(decision, keys=admitted, notices=notices)
 
     async def _write(self, decision: Decision, wake: Callable[[], None]) -> None:
         name = decision.name
         try:
             async with self._slots:
-                await self._writer.carry_out(decision)
+                await self._writer.apply(decision)
             self._backoffs.pop(name, None)
             self.failing.pop(name, None)
         except NotLeading:
-            # The Lease may be ours again before anybody noticed that it was not: nothing decided is forgotten.
-            self._retry(name, 1.0, wake)
+            # The Lease may be renewed again before the controller ends this term: the Gateway must stay queued.
+            self._retry(name, NOT_LEADING_RETRY, wake)
         except ApiError as error:
-            stale = error.status == 409
-            if not stale:
-                log.warning("Gateway %s: %s", name, error)
+            conflict = error.status == 409
+            if not conflict:
+                log.warning("Gateway %s: write failed, will be retried: %s", name, error)
                 self.failing[name] = str(error)
-            backoff = self._backoffs.setdefault(name, Backoff(self._draw, first=0.2 if stale else 1.0))
-            self._retry(name, backoff.delay(error.retry_after or 0.05), wake)
+            first = FIRST_RETRY_CONFLICT if conflict else FIRST_RETRY
+            backoff = self._backoffs.setdefault(name, Backoff(self._draw, first=first))
+            self._retry(name, backoff.delay(error.retry_after or MIN_RETRY), wake)
         except Exception:
-            self._defect(name)
+            self._log_defect(name)
         finally:
-            self._busy.pop(name, None)
-            if name in self._again:
-                self._again.discard(name)
-                self._view.touched.add(name)
+            self._processing.pop(name, None)
+            if name in self._requeue:
+                self._requeue.discard(name)
+                self._cache.dirty.add(name)
                 wake()
 
     def _retry(self, name: str, after: float, wake: Callable[[], None]) -> None:
-        def again() -> None:
-            self._waiting.pop(name, None)
-            self._view.touched.add(name)
+        """Mark the Gateway dirty in `after` seconds."""
+
+        def expired() -> None:
+            self._retries.pop(name, None)
+            self._cache.dirty.add(name)
             wake()
 
-        if name in self._waiting:
-            self._waiting[name].cancel()
-        self._waiting[name] = asyncio.get_running_loop().call_later(after, again)
+        if name in self._retries:
+            self._retries[name].cancel()
+        self._retries[name] = asyncio.get_running_loop().call_later(after, expired)
 
 
 def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:

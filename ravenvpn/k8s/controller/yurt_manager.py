@@ -1,66 +1,67 @@
-"""Whether another controller elects here: upstream's yurt-manager, which writes the same status.
+"""Decide whether this controller elects, or OpenYurt's yurt-manager, which writes the same status.
 
-Two that elect would undo each other's work for ever, so this one steps back while there is reason to think that
-yurt-manager is there. managedFields tell who wrote a status and when; its Lease tells whether it runs now, since a
-controller that finds nothing to change leaves no trace.
+Two controllers that elect would revert each other without end, so this one steps back while yurt-manager may be
+running. There are two signs of it: managedFields of a Gateway hold the time of its last write of a status, and its
+Lease in kube-system is renewed while it runs, also when it finds nothing to write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from ravenvpn import rfc3339
-from ravenvpn.k8s.controller.decode import YURT_MANAGER, HeldGateway
+from ravenvpn.k8s.controller.decode import YURT_MANAGER, CachedGateway
+from ravenvpn.k8s.controller.options import ElectMode
 
-# Seconds. A write is taken as a sign of life for an hour, a renewed Lease (15 s by default) for a minute.
-RECENT = 3600.0
-ALIVE = 60.0
-
-
-class Elect(StrEnum):
-    """`--elect`: look who writes, elect whatever others do, or leave it to others."""
-
-    AUTO = "auto"
-    OWN = "own"
-    DEFER = "defer"
+# Seconds for which a write of yurt-manager that this controller has not overwritten counts as a sign of life, where
+# its Lease cannot be read.
+WRITE_IS_RECENT = 3600.0
+# Seconds after its renewal for which the Lease counts as held; yurt-manager's lease duration is 15 s by default.
+LEASE_IS_ALIVE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
-    """Whether we elect, and why, as a sentence for a person; the Gateway it was seen on, if any."""
+class ElectionOwner:
+    """Whether this controller elects."""
 
     elects: bool
-    why: str
-    gateway: str = ""
+    why: str  # for logs, the event and /readyz
+    gateway: str = ""  # the Gateway that yurt-manager wrote last; empty: none
 
 
-def judge(
-    elect: Elect, gateways: Iterable[HeldGateway], ours: str, lease_renewed: float | None, now: float
-) -> Opinion:
-    """`ours` is the field manager we write as, `lease_renewed` when yurt-manager's Lease was (None: there is none).
-    Times are seconds since 1970."""
-    if elect is Elect.OWN:
-        return Opinion(True, "told to elect, whoever else does")
-    if elect is Elect.DEFER:
-        return Opinion(False, "told to leave the election to others")
+def election_owner(
+    mode: ElectMode,
+    gateways: Iterable[CachedGateway],
+    field_manager: str,
+    lease_renewed: float | None,
+    now: float,
+) -> ElectionOwner:
+    """Return whether this controller elects, with the reason.
+
+    `field_manager` is the name under which it writes itself; `lease_renewed` the time of the last renewal of
+    yurt-manager's Lease, None if there is none. Times are seconds since 1970.
+    """
+    if mode is ElectMode.OWN:
+        return ElectionOwner(True, "--elect=own: this controller elects whether or not yurt-manager does")
+    if mode is ElectMode.DEFER:
+        return ElectionOwner(False, "--elect=defer: the election is left to another controller")
     latest: tuple[float, str] | None = None
-    unanswered = False  # by a write of ours
+    newer_than_ours = False  # yurt-manager's write is the last one on some Gateway
     for gateway in gateways:
         theirs = max((w.at for w in gateway.writers if YURT_MANAGER in w.manager), default=None)
         if theirs is None:
             continue
-        own = max((w.at for w in gateway.writers if w.manager == ours), default=0.0)
-        unanswered |= theirs > own
+        own = max((w.at for w in gateway.writers if w.manager == field_manager), default=0.0)
+        newer_than_ours |= theirs > own
         if latest is None or theirs > latest[0]:
             latest = (theirs, gateway.name)
     if latest is None:
-        return Opinion(True, "nobody else writes the status of Gateways")
+        return ElectionOwner(True, "no other controller writes the status of Gateways")
     at, name = latest
     wrote = f"yurt-manager wrote the status of Gateway {name} at {rfc3339.format_time(at)}"
-    if lease_renewed is not None and now - lease_renewed < ALIVE:
-        return Opinion(False, f"{wrote}, and its Lease is alive", name)
-    if unanswered and now - at < RECENT:
-        return Opinion(False, wrote, name)
-    return Opinion(True, f"{wrote}, and has been silent since", name)
+    if lease_renewed is not None and now - lease_renewed < LEASE_IS_ALIVE:
+        return ElectionOwner(False, f"{wrote}, and its Lease is being renewed", name)
+    if newer_than_ours and now - at < WRITE_IS_RECENT:
+        return ElectionOwner(False, wrote, name)
+    return ElectionOwner(True, f"{wrote}, has not written since, and does not renew its Lease", name)

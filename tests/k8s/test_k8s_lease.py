@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.errors import ClusterError, ConfigError
-from ravenvpn.k8s.lease import Candidacy, LeaseRecord, LeaseTiming, read, write
+from ravenvpn.k8s.lease import Candidacy, LeaseRecord, read, write
+from ravenvpn.k8s.lease_timing import LeaseTiming
 
 WALL = "2026-01-31T12:00:00.000000Z"
 

@@ -1,8 +1,7 @@
-"""LoadBalancer Services in front of gateways and their EndpointSlices, as the API server holds them; `public` decides
-what they should be.
+"""Decode the LoadBalancer Services in front of gateways and their EndpointSlices, as the API server holds them.
 
-They are told by name and labels, upstream's and ours alike. Nothing here raises on what an API server can hold: what
-cannot be read is as if it were not there.
+`desired_services` decides what they should be. A Service is recognised by its name and labels, which OpenYurt's
+controller and this one give alike. No function here raises on an object that an API server can store.
 """
 
 from __future__ import annotations
@@ -15,40 +14,42 @@ import msgspec
 
 from ravenvpn.mesh.model import GATEWAY_LABEL
 
-TYPE_LABEL = "raven.openyurt.io/gateway-type"
-NODE_LABEL = "raven.openyurt.io/endpoints-name"
-SERVICE_LABEL = "kubernetes.io/service-name"
+TYPE_LABEL = "raven.openyurt.io/gateway-type"  # "tunnel" or "proxy"
+NODE_LABEL = "raven.openyurt.io/endpoints-name"  # the node behind the Service
+SERVICE_LABEL = "kubernetes.io/service-name"  # of an EndpointSlice: its Service
 
 
 @dataclass(frozen=True, slots=True)
-class HeldService:
-    """One of our LoadBalancer Services. `ingress` are the addresses and names its provider gave it."""
+class CachedService:
+    """A LoadBalancer Service in front of a gateway."""
 
     name: str
-    gateway: str
-    kind: str
-    node: str
-    port: int
-    protocol: str
-    target_port: int
-    is_balancer: bool
-    ingress: tuple[str, ...]
+    gateway: str  # the region, from its label
+    kind: str  # "tunnel" or "proxy", from its label
+    node: str  # the node behind it, from its label
+    port: int  # where the load balancer listens
+    protocol: str  # "UDP" or "TCP"
+    target_port: int  # where the node listens; 0 if it is given by name
+    is_load_balancer: bool  # spec.type
+    ingress: tuple[str, ...]  # addresses and host names that the provider assigned, in its order
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSlice:
-    """One of our EndpointSlices."""
+class CachedSlice:
+    """An EndpointSlice of such a Service, with its first endpoint and port. This controller writes one of each."""
 
     name: str
     gateway: str
     service: str
-    family: str
+    family: str  # addressType: "IPv4", "IPv6" or "FQDN"
     addresses: tuple[str, ...]
     node: str
     port: int
     protocol: str
 
 
+# The JSON of the API. Fields that are missing here are ignored. Lists and maps may be null: Go writes an empty one
+# so.
 class _Labelled(msgspec.Struct):
     name: str = ""
     labels: dict[str, str] | None = None
@@ -70,12 +71,12 @@ class _Ingress(msgspec.Struct):
     hostname: str = ""
 
 
-class _Balancer(msgspec.Struct):
+class _LoadBalancerStatus(msgspec.Struct):
     ingress: list[_Ingress] | None = None
 
 
 class _ServiceStatus(msgspec.Struct, rename="camel"):
-    load_balancer: _Balancer | None = None
+    load_balancer: _LoadBalancerStatus | None = None
 
 
 class _Service(msgspec.Struct):
@@ -101,19 +102,19 @@ class _Slice(msgspec.Struct, rename="camel"):
     ports: list[_SlicePort] | None = None
 
 
-def read_service(document: Mapping[str, Any]) -> HeldService | None:
-    """None where it is not one that a controller of Gateways makes."""
+def read_service(document: Mapping[str, Any]) -> CachedService | None:
+    """Decode a Service; None if it is malformed or its name is not one that a controller of Gateways gives."""
     try:
         service = msgspec.convert(document, _Service)
     except msgspec.ValidationError:
         return None
     labels = service.metadata.labels or {}
     if not service.metadata.name.startswith(f"x-raven-{labels.get(TYPE_LABEL)}-svc-"):
-        return None  # somebody else's, whatever its labels say
+        return None  # another owner's, although it has the labels: it must never be changed or deleted
     port = (service.spec.ports or [_ServicePort()])[0]
-    balancer = service.status.load_balancer if service.status else None
-    ingress = [entry.ip or entry.hostname for entry in (balancer.ingress if balancer else None) or ()]
-    return HeldService(
+    assigned = service.status.load_balancer if service.status else None
+    ingress = [entry.ip or entry.hostname for entry in (assigned.ingress if assigned else None) or ()]
+    return CachedService(
         name=service.metadata.name,
         gateway=labels.get(GATEWAY_LABEL, ""),
         kind=labels.get(TYPE_LABEL, ""),
@@ -121,25 +122,25 @@ def read_service(document: Mapping[str, Any]) -> HeldService | None:
         port=port.port,
         protocol=port.protocol,
         target_port=port.target_port if isinstance(port.target_port, int) else 0,
-        is_balancer=service.spec.type == "LoadBalancer",
+        is_load_balancer=service.spec.type == "LoadBalancer",
         ingress=tuple(dict.fromkeys(one for one in ingress if one)),
     )
 
 
-def read_slice(document: Mapping[str, Any]) -> HeldSlice | None:
-    """None where it cannot be read."""
+def read_slice(document: Mapping[str, Any]) -> CachedSlice | None:
+    """Decode an EndpointSlice; None if it is malformed."""
     try:
-        held = msgspec.convert(document, _Slice)
+        found = msgspec.convert(document, _Slice)
     except msgspec.ValidationError:
         return None
-    labels = held.metadata.labels or {}
-    endpoint = (held.endpoints or [_SliceEndpoint()])[0]
-    port = (held.ports or [_SlicePort()])[0]
-    return HeldSlice(
-        name=held.metadata.name,
+    labels = found.metadata.labels or {}
+    endpoint = (found.endpoints or [_SliceEndpoint()])[0]
+    port = (found.ports or [_SlicePort()])[0]
+    return CachedSlice(
+        name=found.metadata.name,
         gateway=labels.get(GATEWAY_LABEL, ""),
         service=labels.get(SERVICE_LABEL, ""),
-        family=held.address_type,
+        family=found.address_type,
         addresses=tuple(endpoint.addresses or ()),
         node=endpoint.node_name or "",
         port=port.port or 0,

@@ -1,4 +1,4 @@
-"""Who is active and what the nodes hold, as the controller writes it into the status of a Gateway."""
+"""The desired status of a Gateway: active endpoints, nodes with their prefixes, and what makes a Gateway dirty."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from controller_world import NOW, Cluster, gateway, node, peer, reasons, tunnel
 
 from ravenvpn.k8s.controller.cache import ObjectKind
-from ravenvpn.k8s.controller.decide import Rights
-from ravenvpn.k8s.controller.decode import ADDED
+from ravenvpn.k8s.controller.decide import WriteScope
+from ravenvpn.k8s.controller.decode import EXTRA_FIELDS
 from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.plan import Planner
 from ravenvpn.mesh.situation import Situation
@@ -46,78 +46,78 @@ def test_a_fresh_gateway_gets_the_whole_status_at_once(factory: Cluster) -> None
     assert reasons(decision) == [("ActiveEndpointElected", "active tunnel endpoint: edge-1")]
 
 
-def test_what_is_written_already_is_not_written_again(factory: Cluster) -> None:
-    factory.settle("factory")
+def test_a_written_status_is_not_written_again(factory: Cluster) -> None:
+    factory.reconcile("factory")
     assert not factory.decide("factory", now="2026-02-01T00:00:00Z")
 
 
 def test_the_role_moves_when_its_node_is_no_longer_ready(factory: Cluster) -> None:
-    factory.settle("factory")
+    factory.reconcile("factory")
     factory.put(node("edge-1", "factory", ready=False, ip="10.0.1.1"))
-    decision = factory.settle("factory")
+    decision = factory.reconcile("factory")
     assert factory.active("factory") == ["edge-2"]
     assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "2"
     assert reasons(decision) == [("ActiveEndpointElected", "active tunnel endpoint: edge-2 (was edge-1)")]
 
 
 def test_the_role_does_not_move_back(factory: Cluster) -> None:
-    factory.settle("factory")
+    factory.reconcile("factory")
     factory.put(node("edge-1", "factory", ready=False))
-    factory.settle("factory")
+    factory.reconcile("factory")
     factory.put(EDGE_1)
-    factory.settle("factory")
+    factory.reconcile("factory")
     assert factory.active("factory") == ["edge-2"]
 
 
-def test_a_node_that_lost_the_label_or_is_gone_does_not_stay_active(factory: Cluster) -> None:
-    """openyurtio/openyurt #2797. A watch with a label selector tells either as a deletion."""
-    factory.settle("factory")
+def test_a_deleted_or_unlabelled_node_does_not_stay_active(factory: Cluster) -> None:
+    """openyurtio/openyurt #2797. A watch with a label selector delivers both as DELETED."""
+    factory.reconcile("factory")
     factory.drop("Node", "edge-1")
-    assert factory.touched() == {"factory"}
-    factory.settle("factory")
+    assert factory.drain() == {"factory"}
+    factory.reconcile("factory")
     assert factory.active("factory") == ["edge-2"]
     assert [n["nodeName"] for n in factory.status("factory")["nodes"]] == ["edge-2"]
 
 
 def test_a_node_that_moved_to_another_region_leaves_the_first(factory: Cluster) -> None:
-    factory.settle("factory")
-    factory.touched()
+    factory.reconcile("factory")
+    factory.drain()
     factory.put(node("edge-1", "office"))
-    assert factory.touched() == {"factory", "office"}
-    factory.settle("factory")
+    assert factory.drain() == {"factory", "office"}
+    factory.reconcile("factory")
     assert factory.active("factory") == ["edge-2"]
 
 
-def test_nobody_left_is_told_as_a_loss_and_the_epoch_goes_on(factory: Cluster) -> None:
-    factory.settle("factory")
+def test_a_lost_role_is_a_warning_and_its_epoch_goes_on(factory: Cluster) -> None:
+    factory.reconcile("factory")
     factory.put(node("edge-1", "factory", ready=False), node("edge-2", "factory", ready=False))
-    decision = factory.settle("factory")
+    decision = factory.reconcile("factory")
     assert factory.active("factory") == []
     assert reasons(decision) == [("ActiveEndpointLost", "no active tunnel endpoint any more (was edge-1)")]
     assert decision.notices[0].warning
     factory.put(EDGE_2)
-    factory.settle("factory")
-    # The status had forgotten it.
+    factory.reconcile("factory")
+    # The stored status has no epoch any more; the cache has.
     assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "2"
 
 
-def test_a_heartbeat_of_a_node_touches_nothing(factory: Cluster) -> None:
-    factory.touched()
+def test_a_heartbeat_of_a_node_makes_no_gateway_dirty(factory: Cluster) -> None:
+    factory.drain()
     factory.put(EDGE_1)
-    assert factory.touched() == set()
+    assert factory.drain() == set()
 
 
-def test_a_change_of_one_node_touches_its_gateway_alone(factory: Cluster) -> None:
+def test_a_changed_node_makes_only_its_gateway_dirty(factory: Cluster) -> None:
     factory.put(gateway("office", [tunnel("office-1")]), node("office-1", "office"))
-    factory.touched()
+    factory.drain()
     factory.put(node("edge-2", "factory", cidrs=["10.244.7.0/24"]))
-    assert factory.touched() == {"factory"}
+    assert factory.drain() == {"factory"}
 
 
 def test_extra_cidrs_belong_to_the_active_node(factory: Cluster) -> None:
     annotations = {"raven.openyurt.io/extra-allowed-source-cidrs": "192.168.7.0/24"}
     factory.put({**FACTORY, "metadata": {**FACTORY["metadata"], "annotations": annotations}})
-    factory.settle("factory")
+    factory.reconcile("factory")
     assert factory.status("factory")["nodes"][0]["subnets"] == [
         "10.244.1.0/24",
         "fd00:10:244:1::/64",
@@ -139,40 +139,43 @@ BOTH = gateway(
 )
 
 
-def test_without_raven_cfg_the_tunnel_is_wanted_and_no_proxy() -> None:
+def test_without_raven_cfg_the_tunnel_is_elected_and_the_proxy_is_not() -> None:
     cluster = Cluster(BOTH, node("cloud-1", "cloud"))
-    cluster.settle("cloud")
+    cluster.reconcile("cloud")
     assert [e["type"] for e in cluster.status("cloud")["activeEndpoints"]] == ["tunnel"]
 
 
-def test_raven_cfg_holds_where_it_is() -> None:
+def test_raven_cfg_turns_roles_on_and_off() -> None:
     cluster = Cluster(BOTH, node("cloud-1", "cloud"))
     cluster.put(config_map(**{"enable-l7-proxy": "true", "enable-l3-tunnel": "true"}))
-    cluster.settle("cloud")
+    cluster.reconcile("cloud")
     active = cluster.status("cloud")["activeEndpoints"]
     assert [(e["type"], e["config"]) for e in active] == [
         ("proxy", {"enable-l7-proxy": "true", "ravenvpn.io/epoch": "1"}),
         ("tunnel", {"enable-l3-tunnel": "true", "ravenvpn.io/epoch": "1"}),
     ]
     cluster.put(config_map(**{"enable-l7-proxy": "true"}))
-    assert "cloud" in cluster.touched()
-    cluster.settle("cloud")
+    assert "cloud" in cluster.drain()
+    cluster.reconcile("cloud")
     assert [e["type"] for e in cluster.status("cloud")["activeEndpoints"]] == ["proxy"]
     assert cluster.condition("cloud", "EndpointElected")["status"] == "True"
 
 
-def test_a_tunnel_turned_off_says_where() -> None:
+def test_a_tunnel_turned_off_names_the_config_map() -> None:
     cluster = Cluster(FACTORY, EDGE_1, config_map())
-    cluster.settle("factory")
+    cluster.reconcile("factory")
     condition = cluster.condition("factory", "Ready")
     assert condition["reason"] == "TurnedOff"
-    assert condition["message"] == 'ConfigMap kube-system/raven-cfg does not say enable-l3-tunnel: "true"'
+    assert condition["message"] == (
+        "ConfigMap kube-system/raven-cfg turns the tunnel off for the whole cluster; "
+        'set enable-l3-tunnel: "true" in it'
+    )
 
 
-def test_raven_cfg_gone_is_as_if_it_had_never_been() -> None:
+def test_a_deleted_raven_cfg_restores_the_defaults() -> None:
     cluster = Cluster(FACTORY, EDGE_1, config_map())
     cluster.drop("ConfigMap", "raven-cfg")
-    assert cluster.view.gates == Gates(tunnel=True, proxy=False)
+    assert cluster.cache.gates == Gates(tunnel=True, proxy=False)
 
 
 # Calico.
@@ -187,7 +190,7 @@ def block(name: str, node: str, cidr: str, state: str = "confirmed", **spec: str
 
 
 def subnets(cluster: Cluster) -> list[list[str]]:
-    cluster.settle("factory")
+    cluster.reconcile("factory")
     return [n["subnets"] for n in cluster.status("factory")["nodes"]]
 
 
@@ -195,12 +198,12 @@ def calico(name: str, cidr: str) -> dict[str, object]:
     return node(name, "factory", cidrs=[cidr], annotations={"projectcalico.org/IPv4Address": "10.0.1.1/24"})
 
 
-def test_calicos_blocks_count_instead_of_pod_cidrs_and_come_and_go() -> None:
-    """openyurtio/openyurt #1809: a block that comes later was never seen."""
+def test_calicos_blocks_replace_pod_cidrs_and_follow_changes() -> None:
+    """openyurtio/openyurt #1809: a block that was created later was never read."""
     cluster = Cluster(FACTORY, calico("edge-1", "10.244.1.0/24"), calico("edge-2", "10.244.2.0/24"))
     assert subnets(cluster) == [["10.244.1.0/24"], ["10.244.2.0/24"]]  # no block in the cluster: host-local IPAM
     cluster.put(block("b1", "edge-1", "10.9.0.64/26"))
-    assert cluster.touched() >= {"factory"}
+    assert cluster.drain() >= {"factory"}
     assert subnets(cluster) == [["10.9.0.64/26"], []]
     cluster.put(
         block("b2", "edge-2", "10.9.0.0/26"),
@@ -210,31 +213,31 @@ def test_calicos_blocks_count_instead_of_pod_cidrs_and_come_and_go() -> None:
         block("b6", "edge-1", "nonsense"),
     )
     assert subnets(cluster) == [["10.9.0.64/26", "fd00:9::/122"], ["10.9.0.0/26"]]
-    cluster.touched()
+    cluster.drain()
     cluster.drop("BlockAffinity", "b1")
-    assert cluster.touched() == {"factory"}
+    assert cluster.drain() == {"factory"}
     assert subnets(cluster) == [["fd00:9::/122"], ["10.9.0.0/26"]]
 
 
-def test_blocks_mean_nothing_on_nodes_without_calico() -> None:
+def test_blocks_are_ignored_on_nodes_without_calico() -> None:
     cluster = Cluster(FACTORY, EDGE_2, block("b1", "edge-2", "10.9.0.64/26"))
     assert subnets(cluster) == [["10.244.2.0/24"]]
 
 
-def test_a_peer_moves_no_role_whatever_it_says(factory: Cluster) -> None:
-    """Any agent's token may write any Peer, and who stands in for a dead gateway saw it from its own place alone."""
-    factory.settle("factory")
-    boasting = peer("edge-2", "factory")
-    boasting["metadata"]["labels"]["ravenvpn.io/role"] = "gateway"
-    boasting["metadata"]["annotations"] = {"ravenvpn.io/epoch": "4"}
-    factory.put(boasting)
-    factory.settle("factory")
+def test_a_peer_cannot_move_a_role(factory: Cluster) -> None:
+    """Any agent's token may write any Peer, and a stand-in saw the dead gateway from its own node only."""
+    factory.reconcile("factory")
+    claiming = peer("edge-2", "factory")
+    claiming["metadata"]["labels"]["ravenvpn.io/role"] = "gateway"
+    claiming["metadata"]["annotations"] = {"ravenvpn.io/epoch": "4"}
+    factory.put(claiming)
+    factory.reconcile("factory")
     assert factory.active("factory") == ["edge-1"]
     assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "1"
 
 
-def test_the_election_falls_on_whom_agents_have_taken_meanwhile() -> None:
-    """The active one died while nobody elected. The order is one for all, so nothing moves back and forth."""
+def test_the_election_chooses_the_node_that_agents_use_as_stand_in() -> None:
+    """The active node died while no controller elected. Both follow the order of endpoints: nothing moves twice."""
     cluster = Cluster(
         gateway("factory", [tunnel("edge-1"), tunnel("edge-3"), tunnel("edge-2")]),
         gateway("cloud", [tunnel("cloud-1", publicIP="203.0.113.10")]),
@@ -244,11 +247,11 @@ def test_the_election_falls_on_whom_agents_have_taken_meanwhile() -> None:
         cluster.put(node(f"edge-{i}", "factory", cidrs=[f"10.244.{i}.0/24"], ip=f"10.0.1.{i}"))
     for i, name in enumerate(("cloud-1", "edge-1", "edge-2", "edge-3")):
         cluster.put(peer(name, "", base64.b64encode(bytes([i + 1] * 32)).decode()))
-    cluster.settle("cloud")
-    cluster.settle("factory")
+    cluster.reconcile("cloud")
+    cluster.reconcile("factory")
     known_before = cluster.world()
     cluster.put(node("edge-1", "factory", ready=False, cidrs=["10.244.1.0/24"], ip="10.0.1.1"))
-    cluster.settle("factory")
+    cluster.reconcile("factory")
 
     assert cluster.active("factory") == ["edge-3"]
     for me in ("cloud-1", "edge-2", "edge-3"):
@@ -260,40 +263,39 @@ def test_the_election_falls_on_whom_agents_have_taken_meanwhile() -> None:
             planner.update(Situation(known_before, seen)),
             planner.update(Situation(cluster.world(), seen)),
         )
-        assert stand_in.tunnel.routes or stand_in.host, f"{me} takes edge-3"
-        assert (elected.tunnel.routes, bool(elected.host)) == ((), False), f"{me} has taken it"
+        assert stand_in.tunnel.routes or stand_in.host, f"{me} uses edge-3"
+        assert (elected.tunnel.routes, bool(elected.host)) == ((), False), f"{me} uses it already"
 
 
 # What may be written.
 
 
-def test_where_the_served_schema_has_no_conditions_none_are_written(factory: Cluster) -> None:
-    decision = factory.decide("factory", Rights(elects=True, added=frozenset(), keys=True))
+def test_no_conditions_are_written_if_the_served_schema_has_none(factory: Cluster) -> None:
+    decision = factory.decide("factory", WriteScope(elects=True, extra_fields=frozenset(), keys=True))
     assert decision.status is not None
     assert set(decision.status["status"]) == {"nodes", "activeEndpoints"}
 
 
-def test_who_steps_back_writes_no_status_and_tells_nothing(factory: Cluster) -> None:
-    decision = factory.decide("factory", Rights(elects=False, added=ADDED, keys=True))
+def test_a_controller_that_steps_back_writes_no_status_and_no_events(factory: Cluster) -> None:
+    decision = factory.decide("factory", WriteScope(elects=False, extra_fields=EXTRA_FIELDS, keys=True))
     assert not decision
 
 
-def test_an_answer_that_overtook_the_watch_is_not_undone(factory: Cluster) -> None:
-    """The watch delivers what was before our own write after its answer."""
+def test_an_older_watch_event_does_not_undo_the_answer_to_a_write(factory: Cluster) -> None:
+    """The watch delivers the version before a write after the answer to it."""
     old = factory.documents["factory"]
-    factory.settle("factory")
-    factory.view.take(ObjectKind.GATEWAY, [old])
-    held = factory.view.gateways["factory"]
-    assert held.version == "2"
+    factory.reconcile("factory")
+    factory.cache.apply(ObjectKind.GATEWAY, [old])
+    assert factory.cache.gateways["factory"].resource_version == "2"
     assert not factory.decide("factory", now=NOW)
 
 
-def test_a_gateway_made_anew_under_the_same_name_has_no_history(factory: Cluster) -> None:
-    factory.settle("factory")
+def test_a_recreated_gateway_starts_with_epoch_one(factory: Cluster) -> None:
+    factory.reconcile("factory")
     factory.put(node("edge-1", "factory", ready=False))
-    factory.settle("factory")
+    factory.reconcile("factory")
     again = {**FACTORY, "metadata": {**FACTORY["metadata"], "uid": "another", "resourceVersion": "9"}}
     factory.put(again, EDGE_1)
-    factory.settle("factory")
+    factory.reconcile("factory")
     assert factory.active("factory") == ["edge-1"]
     assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "1"
