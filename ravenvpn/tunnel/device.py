@@ -26,8 +26,9 @@ from ravenvpn.dataplane.contract import (
     PeerId,
     Timing,
 )
+from ravenvpn.token_bucket import TokenBucket
 from ravenvpn.tunnel import handover
-from ravenvpn.tunnel.admission.load import REFUSAL, Pace
+from ravenvpn.tunnel.admission.load import REFUSAL, handshake_budget
 from ravenvpn.tunnel.admission.queue import AdmissionQueue, AdmissionRefused, HandshakeDrop
 from ravenvpn.tunnel.admission.unknown_keys import UnknownKeys
 from ravenvpn.tunnel.handshake.exchange import HandshakeExchange
@@ -58,9 +59,9 @@ class Device:
         random: Callable[[int], bytes],
         timing: Timing | None = None,
         suites: frozenset[Suite] = WIREGUARD_ONLY,
-        pace: Pace | None = None,
+        budget: TokenBucket | None = None,
     ) -> None:
-        """`pace` is how fast handshakes may come in."""
+        """`budget` limits the handshake work that others may cause; one token is one handshake."""
         self._dataplane = dataplane
         self._random = random
         self._timing = timing or Timing()
@@ -70,7 +71,7 @@ class Device:
         self._gate = AdmissionQueue(
             self._identity, self._indices.find, self._send_cookie_reply, dataplane.waiting_initiations
         )
-        self._pace = pace or Pace()
+        self._budget = budget or handshake_budget()
         self._paced_until = DUE_NOW
         self._strangers = UnknownKeys(self._timing.rekey_timeout)
         self._handshakes = HandshakeExchange(
@@ -215,8 +216,8 @@ class Device:
         """Do up to `budget` handshakes' worth of messages and initiations; says whether more wait.
 
         Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse. What
-        strangers can cause gets a share of time (`load.Pace`), whatever the budget; answers to our own calls do not
-        wait for that unless we are under load.
+        strangers can cause gets a share of time (`load.handshake_budget`), whatever the budget; answers to our own
+        calls do not wait for that unless we are under load.
         """
         calling = self._sessions.to_call
         calls = min(len(calling), max(1, budget // 2))
@@ -230,13 +231,13 @@ class Device:
         left = float(max(1, budget - calls))
         while len(self._gate) and left >= REFUSAL:
             paced = loaded or not self._gate.proven
-            if paced and self._pace.available(now) < REFUSAL:
+            if paced and self._budget.tokens(now) < REFUSAL:
                 break
             cost = self._handle_one(now, unix_ns)
             left -= cost
             if paced:
-                self._pace.spend(cost)
-        self._paced_until = self._pace.resumes() if loaded or not self._gate.proven else DUE_NOW
+                self._budget.spend(cost)
+        self._paced_until = self._budget.ready_at() if loaded or not self._gate.proven else DUE_NOW
         return bool(calling) or len(self._gate) > 0
 
     def deadline(self) -> float | None:

@@ -16,7 +16,7 @@ from tunnel_world import Node, World, drops
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.dataplane.contract import Datagram, Endpoint
-from ravenvpn.tunnel.admission.load import Pace
+from ravenvpn.token_bucket import TokenBucket
 from ravenvpn.tunnel.admission.queue import HandshakeDrop
 from ravenvpn.tunnel.peer import PeerStatus
 
@@ -68,7 +68,7 @@ def attack(world: World, alice: Node, bob: Node, attacker: Attacker, count: int)
 
 
 def besieged(world: World) -> tuple[Node, Node, Attacker]:
-    world.pace = lambda: Pace(rate=1e6, burst=1e6)  # all that comes in, at one instant
+    world.handshake_budget = lambda: TokenBucket(rate=1e6, burst=1e6)  # all that comes in, at one instant
     alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH)
     bob.knows(alice, suites=BOTH)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.dataplane.contract import PeerId
-from ravenvpn.tunnel.admission.load import Pace, UnderLoad
+from ravenvpn.tunnel.admission.load import UnderLoad
 from ravenvpn.tunnel.admission.source_limit import SourceLimiter
 from ravenvpn.tunnel.deadlines import Deadlines
 from ravenvpn.tunnel.handshake.indices import IndexTable
@@ -93,14 +92,3 @@ def test_load_begins_at_an_eighth_of_the_queue_and_stays_for_a_second() -> None:
     assert load.observe(512, 100.0)
     assert load.observe(0, 100.99)
     assert not load.observe(0, 101.0)
-
-
-def test_a_pace_is_a_bucket_of_handshakes() -> None:
-    pace = Pace(rate=100.0, burst=8.0)
-    assert pace.available(50.0) == 8.0
-    pace.spend(7.5)
-    assert pace.resumes() == 50.005
-    assert pace.available(50.005) == pytest.approx(1.0)
-    pace.spend(1.0)
-    assert pace.available(51.0) == 8.0
-    assert pace.resumes() == 51.0

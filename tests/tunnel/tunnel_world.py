@@ -14,7 +14,8 @@ from fake_dataplane import FakeDataPlane, deterministic_random
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.dataplane.contract import Endpoint, Source, Timing
-from ravenvpn.tunnel.admission.load import Pace
+from ravenvpn.token_bucket import TokenBucket
+from ravenvpn.tunnel.admission.load import handshake_budget
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
@@ -97,7 +98,7 @@ class Node:
 class World:
     def __init__(self, timing: Timing | None = None) -> None:
         self.timing = timing or Timing()
-        self.pace: Callable[[], Pace] = Pace
+        self.handshake_budget: Callable[[], TokenBucket] = handshake_budget
         self.now = BOOT
         self.wall_offset_ns = 0
         self.nodes: list[Node] = []
@@ -125,7 +126,7 @@ class World:
         key = PrivateKey.generate(deterministic_random(f"key of {name}"))
         box: list[Node] = []
         dataplane = FakeDataPlane(lambda: self.now, lambda *args: self._transmit(box[0], *args), self.timing)
-        device = Device(dataplane, random=draw, timing=self.timing, suites=suites, pace=self.pace())
+        device = Device(dataplane, random=draw, timing=self.timing, suites=suites, budget=self.handshake_budget())
         node = Node(name, self, ends, key, device, dataplane)
         box.append(node)
         device.set_private_key(key, self.now)

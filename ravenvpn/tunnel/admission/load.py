@@ -1,7 +1,7 @@
-"""Whether handshakes come in faster than we answer them, and how much of our time they get then (whitepaper §5.3).
+"""Under-load state of the responder, and the share of its time that handshakes get (whitepaper §5.3).
 
-As in the Linux kernel: under load from the moment an eighth of the queue is filled until a second after that was
-last so. Only then does mac2 matter, and only then are cookies sent.
+The state follows the Linux kernel: under load from the moment an eighth of the handshake queue is filled until one
+second after that was last so. mac2 is checked and cookie replies are sent only while under load.
 """
 
 from __future__ import annotations
@@ -9,47 +9,34 @@ from __future__ import annotations
 from typing import Final
 
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS
+from ravenvpn.token_bucket import TokenBucket
 
-UNDER_LOAD_FROM: Final = MAX_DATAGRAMS // 8
-STAYS_FOR: Final = 1.0  # seconds
+UNDER_LOAD_FROM: Final = MAX_DATAGRAMS // 8  # waiting messages; drivers/net/wireguard/receive.c
+UNDER_LOAD_LINGERS: Final = 1.0  # seconds; the kernel's constant
 
-# Ours. One loop moves packets and shakes hands, and whoever knows our public key can have us shake hands as fast as
-# the queue is emptied, under load or not. So handshakes get a share: 200 a second are 12 % of a core at 0.6 ms each,
-# and what a thousand peers that retry every five seconds ask for. The burst is 40 ms of work.
+# Ours. One event loop moves packets and does handshakes, and everybody who knows our public key can cause handshakes
+# as fast as the queue is emptied, under load or not. So handshakes get a share of the time: 200 a second are 12 % of
+# a core at 0.6 ms each, and as many as a thousand peers ask for that retry every five seconds.
 HANDSHAKES_PER_SECOND: Final = 200.0
-BURST: Final = 64.0
-# What turning a message away costs, beside a handshake: a cookie reply is two hashes, one XChaCha20 and a send, a
-# sixteenth, and as much again in the kernel, which carries it to whoever it may be.
+BURST: Final = 64.0  # handshakes; 40 ms of work
+# Cost of refusing a message, in handshakes: a cookie reply is two hashes, one XChaCha20 and a send, which is a
+# sixteenth, and as much again in the kernel.
 REFUSAL: Final = 1 / 8
 
 
+def handshake_budget() -> TokenBucket:
+    """Return a full token bucket of handshake work; one token is one handshake."""
+    return TokenBucket(HANDSHAKES_PER_SECOND, BURST)
+
+
 class UnderLoad:
+    """Whether this responder is under load: a level with one second of hysteresis."""
+
     def __init__(self) -> None:
         self._until = float("-inf")
 
     def observe(self, waiting: int, now: float) -> bool:
-        """Told how many handshake messages wait; says whether we are under load."""
+        """Record that `waiting` handshake messages are queued; return whether we are under load."""
         if waiting >= UNDER_LOAD_FROM:
-            self._until = now + STAYS_FOR
+            self._until = now + UNDER_LOAD_LINGERS
         return now < self._until
-
-
-class Pace:
-    """A token bucket of handshakes' worth of work."""
-
-    def __init__(self, rate: float = HANDSHAKES_PER_SECOND, burst: float = BURST) -> None:
-        self._rate, self._burst = rate, burst
-        self._tokens, self._at = burst, float("-inf")
-
-    def available(self, now: float) -> float:
-        if now > self._at:
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-            self._at = now
-        return self._tokens
-
-    def spend(self, handshakes: float) -> None:
-        self._tokens -= handshakes
-
-    def resumes(self) -> float:
-        """When there is enough for another handshake; not later than any instant at which there is enough now."""
-        return self._at + max(0.0, 1.0 - self._tokens) / self._rate
