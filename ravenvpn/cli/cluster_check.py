@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 from ravenvpn.config import AgentConfig
 from ravenvpn.errors import ConfigError
-from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, PEERS, Client
-from ravenvpn.k8s.resource import ApiError, Resource
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import GATEWAYS, NAMESPACES, PEERS, ApiError, Resource
 from ravenvpn.node.preflight import Finding, FindingLevel
 
 PATIENCE = 10.0  # seconds

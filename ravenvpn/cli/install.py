@@ -8,8 +8,8 @@ import click
 import yaml
 
 from ravenvpn.k8s import bundle
-from ravenvpn.k8s.client import CRDS, Client
-from ravenvpn.k8s.resource import ApiError, Object
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import CRDS, ApiError, Object
 
 
 @click.command()

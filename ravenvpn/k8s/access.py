@@ -1,11 +1,23 @@
-"""How a cluster is found and entered: the only door to kubernetes-asyncio.
+"""Kubeconfig and service account: finds a cluster and its credentials. The only door to kubernetes-asyncio.
 
-What is taken from the library is the ways in (kubeconfig with all its ways to authenticate, the service account of a
-pod) and its connection. Its generated classes are left alone: they hold an object in several times the memory, and
-`ravenvpn.k8s.crd` reads the few fields that matter here.
+The library supplies the ways to authenticate (tokens, certificates, exec plugins, OIDC) and the connection. Its
+generated classes are not used: they take several times the memory of the JSON they hold, and `ravenvpn.k8s.crd` reads
+the few fields that matter here.
 
-Credentials are read again when their files change, so tokens, certificates and CAs may rotate; what is under way goes
-on with those it began with.
+Credentials are read again when their files change, so tokens, certificates and CAs may rotate at run time. Requests
+under way keep the connection pool they began with.
+
+Parts of the library that its documentation does not promise, which is why its version has an upper bound:
+* the layout of its packages: `client.configuration`, `client.rest`, `config.kube_config` and
+  `config.incluster_config` can be imported without running the `__init__` of `client` and `config`;
+* `config.kube_config._cleanup_temp_files()`, and that keys within a kubeconfig pass through temporary files;
+* `KubeConfigMerger(paths)` with `.config` and `.paths`; its nodes with `get_with_name`, `.value` and `.path`;
+* `KubeConfigLoader(config, active_context=, config_base_path=)` with `load_and_set`, `.current_context` and
+  `.exec_plugin_expiry`;
+* `InClusterConfigLoader(token, ca, try_refresh_token=).load_and_set`;
+* `Configuration` with `.host`, `.verify_ssl`, `.ssl_ca_cert`, `.cert_file`, `.key_file`, `.tls_server_name`, `.proxy`
+  and `.api_key["BearerToken"]`;
+* `RESTClientObject(configuration)` with `.request(..., _preload_content=, _request_timeout=)` and `.close()`.
 """
 
 from __future__ import annotations
@@ -26,16 +38,15 @@ from typing import Any
 from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.resource import ApiError
 
-EXPIRY_MARGIN = 60.0  # seconds before the end of what a plugin gave us
+EXPIRY_MARGIN = 60.0  # seconds before the expiry of an exec plugin's credentials at which they are renewed
 
 
 @cache
 def _library() -> types.SimpleNamespace:
-    """The parts of kubernetes-asyncio that are used here, without what its packages load besides.
+    """Import the parts of kubernetes-asyncio that are used here, without the rest of its packages.
 
-    `kubernetes_asyncio/client/__init__.py` imports a class for each of Kubernetes' types and calls: 40 MB and a
-    second that an agent on a small machine has better use for. While our modules are imported, bare packages stand
-    in."""
+    `kubernetes_asyncio/client/__init__.py` imports a class for each type and call of Kubernetes: 40 MB and a second.
+    Empty packages replace it while our modules are imported, and are removed again for other importers."""
     packages = ("kubernetes_asyncio", "kubernetes_asyncio.client", "kubernetes_asyncio.config")
     bare = {name: types.ModuleType(name) for name in packages if name not in sys.modules}
     spec = importlib.util.find_spec("kubernetes_asyncio")
@@ -48,11 +59,12 @@ def _library() -> types.SimpleNamespace:
         from kubernetes_asyncio.client.rest import RESTClientObject  # noqa: PLC0415
 
         if client := bare.get("kubernetes_asyncio.client"):
-            vars(client).update(Configuration=Configuration, ApiClient=object)  # the next one only names it
+            # kube_config imports both names from here; ApiClient only for functions that are not called.
+            vars(client).update(Configuration=Configuration, ApiClient=object)
         from kubernetes_asyncio.config import kube_config  # noqa: PLC0415
         from kubernetes_asyncio.config.incluster_config import InClusterConfigLoader  # noqa: PLC0415
     finally:
-        for name in bare:  # whoever wants the whole library gets it
+        for name in bare:
             del sys.modules[name]
     return types.SimpleNamespace(
         Configuration=Configuration,
@@ -60,38 +72,41 @@ def _library() -> types.SimpleNamespace:
         InCluster=InClusterConfigLoader,
         Merger=kube_config.KubeConfigMerger,
         Loader=kube_config.KubeConfigLoader,
-        forget_files=kube_config._cleanup_temp_files,
+        remove_temporary_files=kube_config._cleanup_temp_files,
     )
 
 
 @dataclass(slots=True)
 class ApiCredentials:
-    """A connection pool, and what it was made from. `users` are requests under way on it."""
+    """A connection pool and the credentials it was made from."""
 
-    rest: Any
-    made_from: tuple[object, ...]
-    users: int = 0
+    rest: Any  # the library's RESTClientObject
+    made_from: tuple[object, ...]  # compared with credentials read later; () forces a new pool
+    users: int = 0  # requests under way; a pool that was replaced is closed at 0
 
 
 class Access:
-    """Reads credentials and keeps a connection pool made from them."""
+    """Reads credentials and keeps a connection pool made from them. All methods run on one loop."""
 
     def __init__(self, name: str) -> None:
+        """`name` is the file or folder of the credentials, for messages."""
         self.name = name
-        self.server = ""
-        self.authorization = ""
+        self.server = ""  # URL of the API server; "" before the first request
+        self.authorization = ""  # value of the HTTP header; "" with a client certificate. Secret.
         self._entry: ApiCredentials | None = None
-        self._old: list[ApiCredentials] = []  # replaced while in use
-        self._stamps: dict[str, tuple[int, int, int] | None] = {}
-        self._expires: float | None = None  # Unix seconds
+        self._replaced: list[ApiCredentials] = []  # that requests still use
+        self._stamps: dict[str, tuple[int, int, int] | None] = {}  # file → `_stamp` when it was read
+        self._expires: float | None = None  # Unix seconds; None: does not expire
         self._lock = asyncio.Lock()
 
     async def _read(self, configuration: Any) -> tuple[Iterable[str], float | None]:
-        """Fill in kubernetes-asyncio's `configuration`; returns the files it came from, and when it expires."""
+        """Fill in the library's `configuration`; return the files it came from, and its expiry in Unix seconds."""
         raise NotImplementedError
 
     async def entry(self) -> ApiCredentials:
-        """The pool to use now. ConfigError where the credentials cannot be read and there are none from before."""
+        """Return the pool to use now; reads the credentials again if a file changed or they expire.
+
+        Raises ConfigError if they cannot be read and there are none from before."""
         async with self._lock:
             if self._entry is not None and not self._stale():
                 return self._entry
@@ -100,29 +115,32 @@ class Access:
             except ConfigError:
                 if self._entry is None:
                     raise
-                return self._entry  # half-written perhaps; what was good goes on until the server says no
+                return self._entry  # the file may be half-written; the old credentials serve until refused
 
     async def entry_or_error(self) -> ApiCredentials:
+        """Return `entry()`; raises ApiError "Unreachable" instead of ConfigError, for requests that are retried."""
         try:
             return await self.entry()
         except ConfigError as error:
             raise ApiError(str(error), reason="Unreachable") from error
 
-    def doubt(self) -> None:
-        """The server did not accept us, or we it: read everything again before the next request."""
+    def invalidate(self) -> None:
+        """Read everything again before the next request, because the server refused us or its certificate is bad."""
         self._stamps = {"": (0, 0, 0)}
         if self._entry is not None:
             self._entry.made_from = ()
 
-    async def tidy(self) -> None:
-        for entry in [entry for entry in self._old if not entry.users]:
-            self._old.remove(entry)
+    async def close_replaced(self) -> None:
+        """Close pools that were replaced and that no request uses any more."""
+        for entry in [entry for entry in self._replaced if not entry.users]:
+            self._replaced.remove(entry)
             await entry.rest.close()
 
     async def close(self) -> None:
-        for entry in [*self._old, *([self._entry] if self._entry else [])]:
+        """Close all pools."""
+        for entry in [*self._replaced, *([self._entry] if self._entry else [])]:
             await entry.rest.close()
-        self._old, self._entry = [], None
+        self._replaced, self._entry = [], None
 
     def _stale(self) -> bool:
         if self._expires is not None and time.time() > self._expires - EXPIRY_MARGIN:
@@ -147,21 +165,21 @@ class Access:
                 raise ConfigError(f"the server {configuration.host!r} is not reached by https", where=self.name)
             if self._entry is None or self._entry.made_from != made_from:
                 if self._entry is not None:
-                    self._old.append(self._entry)
+                    self._replaced.append(self._entry)
                 self._entry = ApiCredentials(library.Rest(configuration), made_from)
         except ConfigError:
             raise
-        except Exception as error:  # the library raises whatever a malformed file leads to
+        except Exception as error:  # the library raises many types for a malformed file
             raise ConfigError(f"cannot be used: {error or type(error).__name__}", where=self.name) from error
         finally:
-            library.forget_files()  # keys that stand in a kubeconfig itself went through files
+            library.remove_temporary_files()  # private keys that are within a kubeconfig
         self._stamps, self.server = stamps, str(configuration.host)
         self.authorization = str(configuration.api_key.get("BearerToken", "")).strip()
         return self._entry
 
 
 class ServiceAccount(Access):
-    """Of the pod we are in."""
+    """Credentials of the pod that this process runs in: token and CA as the kubelet mounts them."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder))
@@ -173,9 +191,10 @@ class ServiceAccount(Access):
 
 
 class Kubeconfig(Access):
-    """Of a file, or several as $KUBECONFIG names them."""
+    """Credentials of a kubeconfig, or of several that are merged as kubectl does."""
 
     def __init__(self, paths: str, context: str | None) -> None:
+        """`paths` as in $KUBECONFIG, separated by colons; `context` None or "": the current one."""
         super().__init__(paths)
         self._paths, self._context = paths, context or None
 
@@ -186,13 +205,13 @@ class Kubeconfig(Access):
         merged = library.Merger(self._paths)
         loader = library.Loader(merged.config, active_context=self._context, config_base_path=None)
         await loader.load_and_set(configuration)
-        files = [*merged.paths, *self._named(merged, loader)]
+        files = [*merged.paths, *self._referenced(merged, loader)]
         expiry = getattr(loader, "exec_plugin_expiry", None)
         return files, expiry.timestamp() if expiry else None
 
     @staticmethod
-    def _named(merged: Any, loader: Any) -> list[str]:
-        """Files that the kubeconfig names."""
+    def _referenced(merged: Any, loader: Any) -> list[str]:
+        """Files that the kubeconfig refers to, relative ones resolved against its own folder."""
         context = loader.current_context["context"]
         found = []
         for kind, inner, fields in (
@@ -207,6 +226,7 @@ class Kubeconfig(Access):
 
 
 def _stamp(file: str) -> tuple[int, int, int] | None:
+    """Modification time in nanoseconds, inode and size: differs if the file changed. None if it cannot be read."""
     try:
         status = os.stat(file)
     except OSError:

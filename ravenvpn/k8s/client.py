@@ -1,10 +1,13 @@
-"""The API server, spoken to in plain JSON."""
+"""Client of the API server: requests with plain JSON, and watches.
+
+Errors of the network, of HTTP and of the answer's format all become ApiError; callers need to know no other.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -14,69 +17,33 @@ import msgspec
 
 from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.access import Access, Kubeconfig, ServiceAccount
-from ravenvpn.k8s.resource import (
-    BLOCK_AFFINITIES,
-    CONFIG_MAPS,
-    CRDS,
-    EVENTS,
-    GATEWAYS,
-    LEASES,
-    NAMESPACES,
-    NODES,
-    PEERS,
-    PODS,
-    SECRETS,
-    SERVICES,
-    ApiError,
-    Object,
-    Page,
-    Resource,
-    WatchEvent,
-)
-
-__all__ = [
-    "BLOCK_AFFINITIES",
-    "CONFIG_MAPS",
-    "CRDS",
-    "EVENTS",
-    "GATEWAYS",
-    "LEASES",
-    "NAMESPACES",
-    "NODES",
-    "PEERS",
-    "PODS",
-    "SECRETS",
-    "SERVICES",
-    "ApiError",
-    "Client",
-    "Object",
-    "Page",
-    "Resource",
-    "WatchEvent",
-]
+from ravenvpn.k8s.resource import ApiError, Object, Page, Resource, WatchEvent
 
 # Seconds.
 CONNECT_TIMEOUT = 10.0
 REQUEST_TIMEOUT = 30.0
+LIST_TIMEOUT = 2 * REQUEST_TIMEOUT  # a page of a list; the server may have to read it from etcd
 WATCH_TIMEOUT = 1800.0  # after which the server is asked to end a watch; it is resumed then
-# Bookmarks come once a minute: a server that sent nothing for longer than two of them hangs, or the path is gone.
+# A server sends a bookmark once a minute. Without a byte for two of them the server hangs or the path is broken.
 SILENCE = 150.0
 
-MAX_LINE = 8 << 20  # bytes of one event; etcd takes 1.5 MiB for an object
+PAGE_SIZE = 500  # objects of a list, as kubectl asks for
+MAX_LINE = 8 << 20  # bytes of one event; etcd limits an object to 1.5 MiB
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-Events = list[WatchEvent]
+Events = list[WatchEvent]  # those that arrived together
 
 
 class Client:
-    """One cluster. An async context manager; every method may raise ApiError, and nothing else."""
+    """Client of one cluster, an async context manager. A request that fails raises ApiError and nothing else."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
 
     @classmethod
     def connect(cls, kubeconfig: str | None = None, context: str | None = None) -> Client:
-        """By a kubeconfig; without one by the service account of the pod we are in, else by what kubectl would take.
-        Nothing is sent yet. ConfigError where there is none of these."""
+        """Return a client by a kubeconfig; without one by the service account of this pod, else as kubectl would.
+
+        Sends nothing yet. Raises ConfigError if there is none of these."""
         if kubeconfig:
             return cls(Kubeconfig(kubeconfig, context))
         if os.environ.get("KUBERNETES_SERVICE_HOST"):
@@ -84,14 +51,14 @@ class Client:
         paths = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
         if not any(Path(path).exists() for path in paths.split(":")):
             raise ConfigError(
-                f"no cluster to talk to: this is no pod, and there is no {paths}",
+                f"no cluster is configured: this is not a pod, and {paths} does not exist",
                 field="kubeconfig",
-                remedy="name a kubeconfig",
+                remedy="set the path of a kubeconfig",
             )
         return cls(Kubeconfig(paths, context))
 
     async def __aenter__(self) -> Self:
-        """ConfigError where the credentials cannot be read."""
+        """Read the credentials. Raises ConfigError if that fails."""
         await self._access.entry()
         return self
 
@@ -100,27 +67,29 @@ class Client:
 
     @property
     def server(self) -> str:
-        """Its URL; empty before the first request."""
+        """URL of the API server; "" before the first request."""
         return self._access.server
 
     @property
     def host_port(self) -> tuple[str, int]:
-        """What is dialed."""
+        """Host name or address, and port, that connections go to."""
         parts = urlsplit(self.server)
         return parts.hostname or "", parts.port or 443
 
     # Reading.
 
     async def list(
-        self, resource: Resource, *, labels: str = "", fields: str = "", limit: int = 500
+        self, resource: Resource, *, labels: str = "", fields: str = "", limit: int = PAGE_SIZE
     ) -> AsyncGenerator[Page, None]:
-        """All of it, or what selectors pick, in pages. 410 where the list became too old halfway: begin anew."""
+        """Yield the collection, or what the selectors match, in pages of `limit` objects.
+
+        Raises ApiError 410 if the list expires between two pages; start again then."""
         query = {"limit": str(limit), **_selectors(labels, fields)}
         while True:
-            answer = await self._call("GET", resource.path(), query, timeout=2 * REQUEST_TIMEOUT)
+            answer = await self._call("GET", resource.path(), query, timeout=LIST_TIMEOUT)
             metadata, items = answer.get("metadata") or {}, answer.get("items") or []
             kind, version = str(answer.get("kind", "")).removesuffix("List"), answer.get("apiVersion")
-            for item in items:  # in lists of the core group the items leave them out
+            for item in items:  # items of typed lists leave out what the list itself has
                 item.setdefault("kind", kind)
                 item.setdefault("apiVersion", version)
             yield Page(items, str(metadata.get("resourceVersion", "")))
@@ -136,28 +105,13 @@ class Client:
         labels: str = "",
         fields: str = "",
         timeout: float = WATCH_TIMEOUT,  # noqa: ASYNC109 (the server's)
-    ) -> AsyncGenerator[WatchEvent, None]:
-        """What changes after that version, bookmarks included, until the server ends it after `timeout` seconds."""
-        batches = self.watch_batches(
-            resource, resource_version=resource_version, labels=labels, fields=fields, timeout=timeout
-        )
-        async with aclosing(batches):
-            async for batch in batches:
-                for event in batch:
-                    yield event
-
-    async def watch_batches(
-        self,
-        resource: Resource,
-        *,
-        resource_version: str,
-        labels: str = "",
-        fields: str = "",
-        timeout: float = WATCH_TIMEOUT,  # noqa: ASYNC109 (the server's)
         silence: float = SILENCE,
     ) -> AsyncGenerator[Events, None]:
-        """The same, in the portions that arrive; an empty one first, when the server has accepted. ApiError "Silent"
-        after `silence` seconds without a byte."""
+        """Yield events after `resource_version`, bookmarks included, until the server ends the watch.
+
+        `timeout`: seconds after which the server ends it.
+        Events that arrive together are yielded together; first of all an empty list, once the server has accepted.
+        Raises ApiError "Silent" after `silence` seconds without a byte."""
         query = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -172,23 +126,24 @@ class Client:
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > MAX_LINE:
-                    raise ApiError(f"an event of {resource} without end", reason="Malformed")
+                    raise ApiError(f"an event of {resource} is longer than {MAX_LINE} bytes", reason="Malformed")
                 if lines:
                     yield [_event(line) for line in lines if line]
 
     async def get(self, resource: Resource, name: str) -> Object:
+        """Return one object; ApiError 404 if it does not exist."""
         return await self._call("GET", resource.path(name))
 
     async def get_path(self, path: str) -> Object:
-        """Any document of the API, such as an OpenAPI schema."""
+        """Return any JSON document of the API, such as an OpenAPI schema."""
         return await self._call("GET", path)
 
     async def version(self) -> str:
-        """As in `v1.34.4`."""
+        """Return the version of the API server, as in `v1.34.4`."""
         return str((await self._call("GET", "/version")).get("gitVersion", ""))
 
     async def served(self, group: str) -> tuple[str, ...]:
-        """Versions in which a group is served, best first; none where the cluster does not know it."""
+        """Return the versions in which the API group is served, preferred one first; () if it is not served."""
         try:
             answer = await self._call("GET", f"/apis/{group}")
         except ApiError as error:
@@ -197,19 +152,22 @@ class Client:
             raise
         return tuple(str(version["version"]) for version in answer.get("versions") or ())
 
-    # Writing. Each returns the object as the server has it now.
+    # Writing. Each method returns the object as the server stored it.
 
     async def create(self, resource: Resource, obj: Object) -> Object:
+        """Create an object; ApiError 409 if there is one of that name."""
         return await self._call("POST", resource.path(), body=obj)
 
     async def replace(self, resource: Resource, obj: Object, *, subresource: str = "") -> Object:
-        """409 where it has changed since `obj` was read, if that carries its resourceVersion."""
+        """Replace an object. ApiError 409 if `obj` has a resourceVersion and the object changed since."""
         return await self._call("PUT", resource.path(_name(obj), subresource), body=obj)
 
     async def apply(
         self, resource: Resource, obj: Object, *, field_manager: str, subresource: str = "", force: bool = True
     ) -> Object:
-        """Server-side apply: the fields of `obj` are `field_manager`'s, those it no longer names are removed."""
+        """Server-side apply: `field_manager` owns the fields of `obj`; fields it owned and left out are removed.
+
+        Without `force` ApiError 409 if another manager owns one of the fields."""
         query = {"fieldManager": field_manager, "force": "true" if force else "false"}
         path = resource.path(_name(obj), subresource)
         return await self._call("PATCH", path, query, body=obj, content="application/apply-patch+yaml")
@@ -223,15 +181,16 @@ class Client:
         subresource: str = "",
         field_manager: str = "",
     ) -> Object:
-        """JSON merge patch (RFC 7386)."""
+        """Patch an object with a JSON merge patch (RFC 7386): null removes a field."""
         query = {"fieldManager": field_manager} if field_manager else None
         path = resource.path(name, subresource)
         return await self._call("PATCH", path, query, body=dict(patch), content="application/merge-patch+json")
 
     async def delete(self, resource: Resource, name: str) -> None:
+        """Delete an object; ApiError 404 if it does not exist."""
         await self._call("DELETE", resource.path(name))
 
-    # The wire.
+    # HTTP.
 
     async def _call(
         self,
@@ -243,11 +202,12 @@ class Client:
         content: str = "application/json",
         timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109 (aiohttp's)
     ) -> Object:
+        """Send a request and decode the answer, within `timeout` seconds."""
         limits = aiohttp.ClientTimeout(total=timeout, connect=CONNECT_TIMEOUT)
         async with self._answer(method, path, query, body=body, content=content, limits=limits) as response:
             answer = _decode(await response.read())
         if not isinstance(answer, dict):
-            raise ApiError(f"{method} {path}: the answer is no object", reason="Malformed")
+            raise ApiError(f"{method} {path}: the answer is not a JSON object", reason="Malformed")
         return answer
 
     @asynccontextmanager
@@ -261,6 +221,7 @@ class Client:
         content: str = "application/json",
         limits: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request; yields the response once its status is 2xx, for the caller to read the body."""
         what = f"{method} {path}"
         entry = await self._access.entry_or_error()
         entry.users += 1
@@ -280,21 +241,21 @@ class Client:
             async with response:
                 if not 200 <= response.status <= 299:
                     if response.status == 401:
-                        self._access.doubt()
+                        self._access.invalidate()
                     raise _refusal(what, response, await response.read())
                 yield response
         except aiohttp.ClientSSLError as error:
-            self._access.doubt()
+            self._access.invalidate()
             raise ApiError(f"{what}: {error}", reason="Unreachable") from error
         except TimeoutError as error:
             raise ApiError(f"{what}: no answer in time", reason="Silent") from error
         except (aiohttp.ClientError, OSError) as error:
             raise ApiError(f"{what}: {error or type(error).__name__}", reason="Unreachable") from error
-        except ValueError as error:  # of aiohttp: a header or line longer than it takes
+        except ValueError as error:  # aiohttp: a header or a line is longer than its limit
             raise ApiError(f"{what}: {error}", reason="Malformed") from error
         finally:
             entry.users -= 1
-            await self._access.tidy()
+            await self._access.close_replaced()
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:
@@ -316,13 +277,14 @@ def _event(line: bytes) -> WatchEvent:
     event = _decode(line)
     kind, thing = (event.get("type"), event.get("object")) if isinstance(event, dict) else (None, None)
     if not isinstance(kind, str) or not isinstance(thing, dict):
-        raise ApiError("an event without type and object", reason="Malformed")
+        raise ApiError("an event has no type or no object", reason="Malformed")
     if kind == "ERROR":
         raise _from_status("watch", thing, int(thing.get("code") or 500), None)
     return WatchEvent(kind, thing)
 
 
 def _refusal(what: str, response: aiohttp.ClientResponse, body: bytes) -> ApiError:
+    """The error of a response that is not 2xx: a Status object, or from a proxy any text."""
     try:
         status = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
@@ -333,7 +295,9 @@ def _refusal(what: str, response: aiohttp.ClientResponse, body: bytes) -> ApiErr
 
 
 def _from_status(what: str, status: Object, code: int, header: str | None) -> ApiError:
-    """Of a `Status` object (k8s.io/apimachinery, meta/v1). Its causes name what its reason does not."""
+    """The error of a `Status` object (k8s.io/apimachinery, meta/v1).
+
+    "ResourceVersionTooLarge" is only among its causes, while the reason is the general "Timeout"."""
     details = status.get("details") or {}
     seconds = header if header and header.isdigit() else details.get("retryAfterSeconds")
     causes = [cause.get("reason") for cause in details.get("causes") or () if isinstance(cause, dict)]

@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable
 
 from ravenvpn.backoff import Backoff
-from ravenvpn.k8s.client import NAMESPACES, Client
-from ravenvpn.k8s.resource import ApiError
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import NAMESPACES, ApiError
 
 log = logging.getLogger(__name__)
 

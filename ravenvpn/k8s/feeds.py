@@ -14,9 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from ravenvpn.k8s.assembly import Assembly, Feed
-from ravenvpn.k8s.client import GATEWAYS, PEERS, Client
+from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.cluster_identity import ClusterIdentity
-from ravenvpn.k8s.resource import key_of
+from ravenvpn.k8s.resource import GATEWAYS, PEERS, key_of
 from ravenvpn.k8s.watch import Connection, Reflector, WatchBatch
 from ravenvpn.mesh.model import GATEWAY_LABEL
 

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import msgspec
 
 from ravenvpn.errors import ClusterError
-from ravenvpn.k8s.client import LEASES, ApiError, Client
+from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.lease_timing import DEFAULT_TIMING, JITTER, MARGIN, LeaseTiming
+from ravenvpn.k8s.resource import LEASES, ApiError
 from ravenvpn.rfc3339 import format_micro_time
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from ravenvpn import rfc3339
 from ravenvpn.backoff import Backoff
-from ravenvpn.k8s.client import PEERS, Client
+from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.peer_outbox import PeerContent, PeerOutbox, PeerPart, PeerStatusReport
-from ravenvpn.k8s.resource import ApiError, Object
+from ravenvpn.k8s.resource import PEERS, ApiError, Object
 from ravenvpn.mesh.model import PeerObject
 
 log = logging.getLogger(__name__)

@@ -134,7 +134,7 @@ class Reflector:
         """Watch from `version` until the server ends it."""
         # Jitter, so that the watches of many agents that began together do not end together.
         timeout = WATCH_TIMEOUT * (1.0 + self._draw())
-        portions = self._client.watch_batches(
+        portions = self._client.watch(
             self._resource,
             resource_version=version,
             labels=self._labels,

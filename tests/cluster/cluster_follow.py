@@ -11,10 +11,10 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ravenvpn.k8s.client import GATEWAYS, PEERS, Client
+from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.cluster import ClusterSource
 from ravenvpn.k8s.files import Snapshot
-from ravenvpn.k8s.resource import ApiError
+from ravenvpn.k8s.resource import GATEWAYS, PEERS, ApiError
 from ravenvpn.k8s.watch import Reflector, WatchBatch
 from ravenvpn.k8s.world_cache import WorldCache
 

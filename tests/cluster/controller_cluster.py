@@ -21,8 +21,8 @@ from typing import Any, Self, TypeVar
 
 from control_plane import DEPLOY, ControlPlane, define_kinds, running
 
-from ravenvpn.k8s.client import GATEWAYS, NODES, PEERS, ApiError, Client
-from ravenvpn.k8s.resource import Resource
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import GATEWAYS, NODES, PEERS, ApiError, Resource
 
 RIGHTS = DEPLOY / "workloads" / "rbac-controller.yaml"
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="

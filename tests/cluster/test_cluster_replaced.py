@@ -11,7 +11,8 @@ import pytest
 from cluster_follow import looking, put_gateway, put_peer
 from control_plane import ControlPlane, define_kinds
 
-from ravenvpn.k8s.client import NAMESPACES, Client
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import NAMESPACES
 
 
 def replace(plane: ControlPlane) -> None:

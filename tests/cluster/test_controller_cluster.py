@@ -11,8 +11,7 @@ import yaml
 from control_plane import ControlPlane
 from controller_cluster import KEY, ControllerProcess, Region, administering, defined, eventually, fresh, pair, tunnel
 
-from ravenvpn.k8s.client import BLOCK_AFFINITIES, CONFIG_MAPS, EVENTS, GATEWAYS, NODES, SERVICES
-from ravenvpn.k8s.resource import Resource
+from ravenvpn.k8s.resource import BLOCK_AFFINITIES, CONFIG_MAPS, EVENTS, GATEWAYS, NODES, SERVICES, Resource
 
 pytestmark = pytest.mark.cluster
 

@@ -31,7 +31,8 @@ from controller_cluster import (
     pair,
 )
 
-from ravenvpn.k8s.client import CRDS, GATEWAYS, LEASES, NODES, Client, Page
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import CRDS, GATEWAYS, LEASES, NODES, Page
 from ravenvpn.rfc3339 import format_micro_time
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the first waits for its control plane besides
@@ -155,11 +156,12 @@ class Witness:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, page: Page) -> None:
-        events = self._client.watch(GATEWAYS, resource_version=page.resource_version)
-        async with aclosing(events):
-            async for kind, thing in events:
-                if kind == "MODIFIED" and thing["metadata"]["name"] == self._name:
-                    self._see(thing["status"])
+        portions = self._client.watch(GATEWAYS, resource_version=page.resource_version)
+        async with aclosing(portions):
+            async for events in portions:
+                for kind, obj in events:
+                    if kind == "MODIFIED" and obj["metadata"]["name"] == self._name:
+                        self._see(obj["status"])
 
     def _see(self, status: dict[str, Any]) -> None:
         self.versions += 1

@@ -12,8 +12,8 @@ import pytest
 from control_plane import ControlPlane
 from controller_cluster import READY, SPACE, ControllerProcess, defined, eventually
 
-from ravenvpn.k8s.client import GATEWAYS, NODES, PEERS, Client
-from ravenvpn.k8s.resource import Object
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import GATEWAYS, NODES, PEERS, Object
 
 pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1800)]
 

@@ -7,7 +7,7 @@ from typing import Any
 from control_plane import ControlPlane
 from controller_cluster import KEY, ControllerProcess, administering, define, eventually, fresh, tunnel
 
-from ravenvpn.k8s.client import SERVICES
+from ravenvpn.k8s.resource import SERVICES
 
 
 async def test_a_region_behind_a_load_balancer_on_every_version(any_cluster: ControlPlane) -> None:

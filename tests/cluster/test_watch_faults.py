@@ -11,8 +11,8 @@ import pytest
 from cluster_follow import Follower, following, gateway, patient
 from control_plane import ControlPlane
 
-from ravenvpn.k8s.client import GATEWAYS, NAMESPACES, Client
-from ravenvpn.k8s.resource import ApiError
+from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.resource import GATEWAYS, NAMESPACES, ApiError
 from ravenvpn.k8s.watch import Reflector
 
 
@@ -81,8 +81,9 @@ async def refusal(client: Client, version: str) -> int:
     deadline = time.monotonic() + 30
     while True:
         try:
-            async for _ in client.watch(GATEWAYS, resource_version=version, timeout=10):
-                return 0
+            async for events in client.watch(GATEWAYS, resource_version=version, timeout=10):
+                if events:
+                    return 0
         except ApiError as error:
             if error.status != 429 or time.monotonic() > deadline:
                 return error.status

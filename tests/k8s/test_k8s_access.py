@@ -75,7 +75,7 @@ async def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_without_any_cluster_it_says_what_to_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
-    with pytest.raises(ConfigError, match="no cluster to talk to"):
+    with pytest.raises(ConfigError, match="no cluster is configured"):
         Client.connect()
 
 
