@@ -1,7 +1,14 @@
-"""The control socket: versioned JSON over HTTP on a Unix socket, for the CLI and for whoever may read it.
+"""The control API: JSON over HTTP/1.1 on a Unix socket, under `/v1`, for the CLI and other programs on this host.
 
-Reading needs access to the socket (root, or the group that owns it). Writing needs, besides, to be root or the user
-that runs the agent: the kernel says who is calling (SO_PEERCRED), no header can.
+    GET  /v1/status        StatusReport
+    GET  /v1/peers         list of PeerReport
+    GET  /v1/peers/NAME    PeerReport
+    GET  /v1/plan          list of PlanLine; ?diff=1: what the host has different from the plan
+    POST /v1/reload        ReloadReport, once the result is in force
+
+An error is `{"error": "one line"}` with status 403, 404, 405, 409 or 413. Reading needs access to the socket (root,
+or the group that owns it). Changing something needs to be root or the user that runs the agent, as the kernel reports
+the caller (SO_PEERCRED, unix(7)); no header is considered.
 """
 
 from __future__ import annotations
@@ -24,21 +31,30 @@ from ravenvpn.errors import HostError, RavenError
 log = logging.getLogger(__name__)
 
 API = "/v1"
-SHUTDOWN_TIMEOUT = 1.0  # seconds that requests may still take when the agent stops
+SHUTDOWN_TIMEOUT = 1.0  # seconds that open requests may take when the agent stops; then they are cancelled
 
 
 class ControlSubject(Protocol):
-    """What the control socket needs of an agent."""
+    """The part of an agent that the control API serves."""
 
-    def status(self) -> StatusReport: ...
-    def peers(self) -> list[PeerReport]: ...
-    def plan(self) -> list[PlanLine]: ...
-    async def plan_diff(self) -> list[PlanLine]: ...
-    async def reload(self) -> ReloadReport: ...
+    def status(self) -> StatusReport:
+        """Return the status, judged."""
+
+    def peers(self) -> list[PeerReport]:
+        """Return a report of every peer."""
+
+    def plan(self) -> list[PlanLine]:
+        """Return everything planned."""
+
+    async def plan_diff(self) -> list[PlanLine]:
+        """Return what the host has different from the plan."""
+
+    async def reload(self) -> ReloadReport:
+        """Read configuration, world and host again. A RavenError becomes the error of the answer."""
 
 
 def application(subject: ControlSubject) -> web.Application:
-    """The API as an aiohttp application; who may call what is decided here."""
+    """Return the API as an aiohttp application, access checks included."""
 
     async def status(_: web.Request) -> web.Response:
         return _json(subject.status())
@@ -67,18 +83,18 @@ def application(subject: ControlSubject) -> web.Application:
 
 
 class ControlSocket:
-    """Serves the API on a path, mode 0660 in the agent's group; a stale socket of a dead agent is replaced."""
+    """Serve the API on a path with mode 0660, in the agent's group. A stale socket of a dead agent is replaced."""
 
     def __init__(self, subject: ControlSubject, path: Path) -> None:
         self._subject, self._path = subject, path
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        """Raises HostError where another agent answers there, or the path cannot be used."""
+        """Begin to serve. HostError where another agent answers on the path, or the path cannot be used."""
         if _answers(self._path):
             raise HostError(f"another agent is listening on {self._path}; stop it first, or choose another --run-dir")
         if self._path.exists() and not self._path.is_socket():
-            raise HostError(f"{self._path} is no socket; remove it, or choose another --run-dir")
+            raise HostError(f"{self._path} is not a socket; remove it, or choose another --run-dir")
         self._runner = web.AppRunner(
             application(self._subject), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT
         )
@@ -93,12 +109,14 @@ class ControlSocket:
             raise HostError(f"{self._path}: {error.strerror or error}") from error
 
     async def stop(self) -> None:
+        """Stop serving and remove the socket. Safe to call without `start`."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._path.unlink(missing_ok=True)
 
 
 def _answers(path: Path) -> bool:
+    """Return whether a process accepts connections on this socket; a file left by a dead one refuses them."""
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
         probe.settimeout(1.0)
         probe.connect(str(path))
@@ -110,6 +128,7 @@ def _answers(path: Path) -> bool:
 async def _guard(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
+    """Check the caller, refuse bodies (nothing here needs one), and turn errors into JSON."""
     if request.method not in ("GET", "HEAD") and _caller(request) not in (0, os.geteuid()):
         return _error(403, "only root may change something")
     if request.can_read_body:
@@ -123,11 +142,11 @@ async def _guard(
 
 
 def _caller(request: web.Request) -> int | None:
-    """User id of the process at the other end."""
+    """Return the user id of the process at the other end; None where the connection is gone."""
     link = request.transport.get_extra_info("socket") if request.transport else None
     if link is None:
         return None
-    size = struct.calcsize("3i")
+    size = struct.calcsize("3i")  # struct ucred: pid, uid, gid
     _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return int(uid)
 

@@ -1,20 +1,18 @@
-"""Every error this package raises on purpose, shaped by who has to react.
+"""Exceptions of this package, one class for each party that has to react.
 
-A foreign library's exceptions end at the module that owns that library; what passes further is one of these.
+A module that imports a foreign library catches the library's exceptions and raises one of these instead.
 """
 
 
 class RavenError(Exception):
-    """Anything ravenvpn raises on purpose. `str()` is one line a person can act on."""
+    """Base class. `str()` is one line that an operator can act on."""
 
 
 class ConfigError(RavenError):
-    """The operator's: a file, a flag or a field is wrong.
-
-    `where` names the file, line or flag; `field` the key; `remedy` what to do about it.
-    """
+    """A file, a flag or a field is wrong; the operator has to correct it."""
 
     def __init__(self, message: str, *, where: str = "", field: str = "", remedy: str = "") -> None:
+        """`where` names the file, line or flag, `field` the key, `remedy` what to do about it."""
         super().__init__(message)
         self.message, self.where, self.field, self.remedy = message, where, field, remedy
 
@@ -25,12 +23,11 @@ class ConfigError(RavenError):
 
 
 class HostError(RavenError):
-    """This machine's: a missing capability, module, device or program; the message names it and the remedy.
-
-    `subject` is the thing that could not be brought about, `errno_name` the kernel's answer ("EPERM"), if it was one.
-    """
+    """This machine lacks a capability, module, device or program, or its kernel refused something."""
 
     def __init__(self, message: str, *, subject: str = "", errno_name: str = "", remedy: str = "") -> None:
+        """`subject` is the thing that could not be made, `errno_name` the kernel's answer ("EPERM"), if it was
+        one."""
         super().__init__(message)
         self.message, self.subject, self.errno_name, self.remedy = message, subject, errno_name, remedy
 
@@ -41,12 +38,12 @@ class HostError(RavenError):
 
 
 class ClusterError(RavenError):
-    """The API server's: retried with backoff by whoever talks to it."""
+    """A request to the API server failed; the caller repeats it with back-off."""
 
 
 class MalformedMessage(RavenError):
-    """The network's: a message that is not what it claims to be. Counted and dropped, never shown to a person."""
+    """A message from the network is malformed: it is counted and dropped, and never logged."""
 
 
 class AgentUnreachableError(RavenError):
-    """The CLI's: nothing answers on the control socket."""
+    """No agent answers on the control socket."""

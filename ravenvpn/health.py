@@ -1,7 +1,8 @@
-"""Is this node well? A judgement over facts that the planes report, never a probe of its own.
+"""Judge whether a node is healthy and ready, from facts that its parts report. Pure; sends no probe of its own.
 
-Healthy (`raven-vpn status`) means nothing is wrong. Ready (/readyz) means the data path works: one unreachable region
-among several is not healthy, but taking the node out of service for it would help nobody.
+Healthy (`raven-vpn status`) means no fault is known. Ready (/readyz) means the data path works. One unreachable
+region of several makes a node unhealthy but not unready: taking it out of service would cut the other regions off as
+well.
 """
 
 from __future__ import annotations
@@ -12,19 +13,20 @@ import msgspec
 
 from ravenvpn.agent.reports import ProblemReport, StatusReport, Vitals
 
-# A heartbeat this late, in seconds, means packets wait as long.
+# Seconds. A heartbeat this late means that handshakes, probes and timers wait as long.
 LOOP_LAG_LIMIT = 1.0
-# So long, in seconds, an API server may be away before a person should know.
+# Seconds. A lost connection to the API server is reported after this; a restart of the server takes less.
 AWAY_LIMIT = 10.0
+_SHOWN = 3  # unreachable regions that are named; more would not fit a line of /readyz or `systemctl status`
 
 
 def unready_reasons(vitals: Vitals) -> list[str]:
-    """Why the data path of this node does not work; empty when it does."""
+    """Return why the data path of this node does not work, most fundamental first; empty if it works."""
     reasons = []
     if vitals.world_at is None:
         reasons.append(f"no world has been read yet from {vitals.source}")
     elif vitals.applied_at is None:
-        reasons.append("this host is still being brought to its first plan")
+        reasons.append("the first plan is not applied to this host yet")
     if vitals.source_error:
         reasons.append(f"the source cannot be read: {vitals.source_error}")
     if not vitals.device_up:
@@ -39,22 +41,22 @@ def unready_reasons(vitals: Vitals) -> list[str]:
 
 
 def unhealthy_reasons(vitals: Vitals, problems: Sequence[ProblemReport]) -> list[str]:
-    """Everything that is wrong, what makes the node unready first."""
+    """Return every known fault, those that make the node unready first; empty if it is healthy."""
     reasons = unready_reasons(vitals)
     if 0 < len(vitals.unreachable) < vitals.regions:
         reasons.append(f"{len(vitals.unreachable)} of {vitals.regions} regions cannot be reached ({_causes(vitals)})")
     if (api := vitals.api) is not None and vitals.world_at is not None:
         if api.away is not None and api.away > AWAY_LIMIT:
-            world = "the saved world" if api.saved_at is not None else "the last one it told"
+            world = "the saved world" if api.saved_at is not None else "the last world it sent"
             why = f" ({api.error})" if api.error else ""
-            reasons.append(f"the API server has been away for {api.away:.0f} s; traffic goes on by {world}{why}")
+            reasons.append(f"the API server has been away for {api.away:.0f} s{why}; traffic goes on by {world}")
         if api.is_another:
             reasons.append(
-                f"the API server is another cluster's than before ({api.cluster}, not {api.world_of}); "
-                f"traffic goes on by the world of the one before until all of this one's is known"
+                f"the API server belongs to another cluster than before ({api.cluster}, not {api.world_of}); "
+                f"traffic goes on by the world of the cluster before until this one's is completely read"
             )
         if api.announce_error:
-            reasons.append(f"our Peer cannot be written: {api.announce_error}")
+            reasons.append(f"our Peer object cannot be written: {api.announce_error}; others keep what it had before")
     if problems:
         first = problems[0]
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
@@ -63,12 +65,13 @@ def unhealthy_reasons(vitals: Vitals, problems: Sequence[ProblemReport]) -> list
 
 
 def judged(report: StatusReport, vitals: Vitals) -> StatusReport:
-    """The report with its verdict filled in."""
+    """Return the report with `healthy` and `reasons` filled in."""
     reasons = unhealthy_reasons(vitals, report.problems)
     return msgspec.structs.replace(report, healthy=not reasons, reasons=tuple(reasons))
 
 
 def _causes(vitals: Vitals) -> str:
-    told = "; ".join(f"{name}: {why or 'no path'}" for name, why in vitals.unreachable[:3])
-    more = len(vitals.unreachable) - 3
-    return f"{told}; {more} more" if more > 0 else told
+    """Return the unreachable regions with their causes, at most `_SHOWN` of them."""
+    named = "; ".join(f"{name}: {why or 'no path'}" for name, why in vitals.unreachable[:_SHOWN])
+    more = len(vitals.unreachable) - _SHOWN
+    return f"{named}; {more} more" if more > 0 else named

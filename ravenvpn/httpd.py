@@ -1,6 +1,6 @@
-"""/livez, /readyz and /metrics: plain HTTP for kubelets, balancers and Prometheus.
+"""HTTP server of /livez, /readyz and /metrics, for kubelets, load balancers and Prometheus.
 
-Probes come every few seconds, for ever, so they cost little: they read vital signs, not reports.
+Probes come every few seconds as long as the node lives, so they read `Vitals`, not whole reports.
 """
 
 from __future__ import annotations
@@ -15,19 +15,25 @@ from ravenvpn.agent.reports import PeerReport, StatusReport, Vitals
 from ravenvpn.errors import HostError
 from ravenvpn.health import unready_reasons
 
-SHUTDOWN_TIMEOUT = 1.0  # seconds that requests may still take when the agent stops
+SHUTDOWN_TIMEOUT = 1.0  # seconds that open requests may take when the process stops; then they are cancelled
 
 
 class HealthSubject(Protocol):
-    """What is looked at."""
+    """The part of an agent that probes and scrapes read."""
 
-    def vitals(self) -> Vitals: ...
-    def status(self) -> StatusReport: ...
-    def peers(self) -> Sequence[PeerReport]: ...
+    def vitals(self) -> Vitals:
+        """Return the facts for /readyz; called at every probe."""
+
+    def status(self) -> StatusReport:
+        """Return the status for /metrics."""
+
+    def peers(self) -> Sequence[PeerReport]:
+        """Return the peers for /metrics."""
 
 
 def application(subject: HealthSubject) -> web.Application:
-    """Live: the loop turns, or nobody would answer. Ready: the data path works; if not, a line for each reason."""
+    """Return the application. /livez answers 200 as long as the event loop runs; /readyz answers 200 if the data path
+    works, else 503 with a line for each reason; /metrics is the Prometheus text format."""
 
     async def livez(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -37,7 +43,7 @@ def application(subject: HealthSubject) -> web.Application:
         return web.Response(status=503 if reasons else 200, text="".join(f"{r}\n" for r in reasons) or "ok\n")
 
     async def scrape(_: web.Request) -> web.Response:
-        # Memory that an agent nobody scrapes need not spend.
+        # Imported at the first scrape: prometheus-client takes memory that an agent without scrapes does not need.
         from ravenvpn import metrics  # noqa: PLC0415
 
         body = metrics.exposition(lambda: (subject.status(), subject.peers()))
@@ -51,14 +57,14 @@ def application(subject: HealthSubject) -> web.Application:
 
 
 class Site:
-    """An application on one address."""
+    """An aiohttp application on one TCP address."""
 
     def __init__(self, app: web.Application, host: str, port: int) -> None:
         self._app, self._host, self._port = app, host, port
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        """Raises HostError where the address cannot be had."""
+        """Begin to serve. HostError where the address cannot be bound."""
         runner = web.AppRunner(self._app, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
@@ -72,11 +78,12 @@ class Site:
             ) from error
 
     async def stop(self) -> None:
+        """Stop serving and close the socket. Safe to call twice."""
         await self._stack.aclose()
 
 
 class HealthServer(Site):
-    """The agent's."""
+    """The site of an agent, on a literal address and TCP port."""
 
     def __init__(self, subject: HealthSubject, host: str, port: int) -> None:
         super().__init__(application(subject), host, port)

@@ -1,4 +1,8 @@
-"""Prometheus text from the reports: read when scraped, nothing is counted twice."""
+"""Prometheus metrics, made from the reports of the control API at each scrape. No counter is kept here.
+
+Names and labels are an interface: they are added, never renamed. Labels have few values (peers, regions, causes); no
+address, key or free text is one, because each value makes a time series.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +19,17 @@ __all__ = ["CONTENT_TYPE", "MeshCollector", "exposition"]
 
 
 class MeshCollector(Collector):
-    """One scrape is one look at the agent: status and peers as they are at that moment."""
+    """Metric families of one agent. `read` is called once a scrape, so that all of them are of the same moment."""
 
-    def __init__(self, look: Callable[[], tuple[StatusReport, Sequence[PeerReport]]]) -> None:
-        self._look = look
+    def __init__(self, read: Callable[[], tuple[StatusReport, Sequence[PeerReport]]]) -> None:
+        self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        status, peers = self._look()
+        """Yield every family; called by prometheus-client."""
+        status, peers = self._read()
         yield InfoMetricFamily(
             "ravenvpn_agent",
-            "What runs here.",
+            "Version and role of this agent.",
             {
                 "version": status.version,
                 "node": status.node,
@@ -33,19 +38,27 @@ class MeshCollector(Collector):
                 "data_plane": status.data_plane.body,
             },
         )
-        yield GaugeMetricFamily("ravenvpn_healthy", "1 when nothing is wrong on this node.", float(status.healthy))
+        yield GaugeMetricFamily("ravenvpn_healthy", "1 if no fault is known on this node.", float(status.healthy))
         yield GaugeMetricFamily(
-            "ravenvpn_sessions_wanted", "Peers a session is wanted with.", float(status.sessions_wanted)
-        )
-        yield GaugeMetricFamily("ravenvpn_sessions_up", "Of those, how many are up.", float(status.sessions_up))
-        yield GaugeMetricFamily("ravenvpn_problems", "Things a person should mend.", float(len(status.problems)))
-        yield GaugeMetricFamily(
-            "ravenvpn_host_missing", "Objects of ours the host should have and does not.", float(status.host_missing)
+            "ravenvpn_sessions_wanted", "Peers with which a session is kept up.", float(status.sessions_wanted)
         )
         yield GaugeMetricFamily(
-            "ravenvpn_loop_lag_seconds", "How late the event loop ran its last heartbeat.", status.loop_lag
+            "ravenvpn_sessions_up", "Sessions of these peers that are up.", float(status.sessions_up)
         )
-        regions = GaugeMetricFamily("ravenvpn_region_up", "1 when the region can be reached.", labels=["region"])
+        yield GaugeMetricFamily(
+            "ravenvpn_problems", "Problems that an operator should fix.", float(len(status.problems))
+        )
+        yield GaugeMetricFamily(
+            "ravenvpn_host_missing",
+            "Planned routes, rules and devices that the host does not have.",
+            float(status.host_missing),
+        )
+        yield GaugeMetricFamily(
+            "ravenvpn_loop_lag_seconds", "Largest delay of the event loop in the last seconds.", status.loop_lag
+        )
+        regions = GaugeMetricFamily(
+            "ravenvpn_region_up", "1 if no fault is known on the path to the region.", labels=["region"]
+        )
         for region in status.regions:
             regions.add_metric([region.name], float(region.ok))
         yield regions
@@ -53,11 +66,13 @@ class MeshCollector(Collector):
         for cause, count in status.data_plane.drops.items():
             drops.add_metric([cause], count)
         yield drops
-        fallbacks = CounterMetricFamily("ravenvpn_offload_fallbacks", "Offloads given up.", labels=["offload"])
+        fallbacks = CounterMetricFamily(
+            "ravenvpn_offload_fallbacks", "Offloads given up, by offload.", labels=["offload"]
+        )
         for offload, count in status.data_plane.fallbacks.items():
             fallbacks.add_metric([offload], count)
         yield fallbacks
-        offloads = GaugeMetricFamily("ravenvpn_offload", "1 for an offload in force.", labels=["offload"])
+        offloads = GaugeMetricFamily("ravenvpn_offload", "1 for each offload in force.", labels=["offload"])
         for offload in status.data_plane.offloads:
             offloads.add_metric([offload], 1.0)
         yield offloads
@@ -67,32 +82,36 @@ class MeshCollector(Collector):
 
 
 def _api_metrics(api: ApiReport) -> Iterable[Metric]:
+    """Yield the families about the API server; absent where the world comes from a directory."""
     yield GaugeMetricFamily(
-        "ravenvpn_api_connected", "1 while everything wanted is watched.", float(api.connected_since is not None)
+        "ravenvpn_api_connected", "1 while all watches of the API server run.", float(api.connected_since is not None)
     )
     if api.heard_at is not None:
         yield GaugeMetricFamily(
-            "ravenvpn_api_last_heard_seconds", "Unix time at which the API server last said anything.", api.heard_at
+            "ravenvpn_api_last_heard_seconds", "Unix time of the API server's last answer or event.", api.heard_at
         )
     yield GaugeMetricFamily(
-        "ravenvpn_api_saved_world", "1 while the world in force is one from disk.", float(api.saved_at is not None)
+        "ravenvpn_api_saved_world", "1 while the world in force is the saved one.", float(api.saved_at is not None)
     )
-    yield GaugeMetricFamily("ravenvpn_api_announced", "1 when our Peer stands as we want it.", float(api.announced))
-    yield CounterMetricFamily("ravenvpn_api_lists", "Lists begun.", float(api.lists))
-    yield CounterMetricFamily("ravenvpn_api_watches", "Watches accepted.", float(api.watches))
-    yield CounterMetricFamily("ravenvpn_api_events", "Events of watches, bookmarks not counted.", float(api.events))
-    yield CounterMetricFamily("ravenvpn_api_writes", "Writes of our Peer.", float(api.writes))
+    yield GaugeMetricFamily(
+        "ravenvpn_api_announced", "1 if our Peer object has the content we want.", float(api.announced)
+    )
+    yield CounterMetricFamily("ravenvpn_api_lists", "List requests.", float(api.lists))
+    yield CounterMetricFamily("ravenvpn_api_watches", "Watch requests that the server accepted.", float(api.watches))
+    yield CounterMetricFamily("ravenvpn_api_events", "Watch events without bookmarks.", float(api.events))
+    yield CounterMetricFamily("ravenvpn_api_writes", "Writes of our Peer object.", float(api.writes))
 
 
 def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:
+    """Yield the families that have a series a peer; values that are not known have none."""
     labels = ["peer", "region"]
-    up = GaugeMetricFamily("ravenvpn_peer_up", "1 when a session with the peer is up.", labels=labels)
-    received = CounterMetricFamily("ravenvpn_peer_receive_bytes", "As wg(8) counts.", labels=labels)
-    sent = CounterMetricFamily("ravenvpn_peer_transmit_bytes", "As wg(8) counts.", labels=labels)
+    up = GaugeMetricFamily("ravenvpn_peer_up", "1 if the session with the peer is up.", labels=labels)
+    received = CounterMetricFamily("ravenvpn_peer_receive_bytes", "Bytes received, as wg(8) counts.", labels=labels)
+    sent = CounterMetricFamily("ravenvpn_peer_transmit_bytes", "Bytes sent, as wg(8) counts.", labels=labels)
     handshake = GaugeMetricFamily(
         "ravenvpn_peer_last_handshake_seconds", "Unix time of the last handshake.", labels=labels
     )
-    rtt = GaugeMetricFamily("ravenvpn_peer_rtt_seconds", "Round trip through the tunnel.", labels=labels)
+    rtt = GaugeMetricFamily("ravenvpn_peer_rtt_seconds", "Round-trip time through the tunnel.", labels=labels)
     loss = GaugeMetricFamily("ravenvpn_peer_loss_ratio", "Share of recent probes lost.", labels=labels)
     for peer in peers:
         names = [peer.name, peer.region]
@@ -108,8 +127,8 @@ def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:
     yield from (up, received, sent, handshake, rtt, loss)
 
 
-def exposition(look: Callable[[], tuple[StatusReport, Sequence[PeerReport]]]) -> bytes:
-    """The text format, version 0.0.4."""
+def exposition(read: Callable[[], tuple[StatusReport, Sequence[PeerReport]]]) -> bytes:
+    """Return all metrics in the Prometheus text format, version 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(MeshCollector(look))
+    registry.register(MeshCollector(read))
     return generate_latest(registry)

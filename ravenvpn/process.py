@@ -1,4 +1,4 @@
-"""How a long-lived process of ours runs its loop, and how it ends by a defect."""
+"""Run the event loop of a long-lived process (agent, controller), and end it on an unexpected exception."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ log = logging.getLogger(__name__)
 
 
 def run(main: Coroutine[Any, Any, None], what: str, *, allocations: int) -> None:
-    """Run `main` on uvloop to its end. An error of ours inside a group comes out alone; a defect is logged with its
-    traceback and ends in SystemExit(1). `what` is this process in that line.
+    """Run `main` on uvloop to its end; `what` names the process in the log.
 
-    A large world is a million objects that stay: looking through them for cycles every 700 allocations, as is the
-    default, would cost a tenth of the start and pauses later. It is done every `allocations` instead.
+    An exception group that contains a RavenError raises that error. Any other exception is logged with its traceback
+    and ends in SystemExit(1): a task that died must not leave the others running, and systemd starts the process
+    again.
+
+    `allocations` is the threshold of the youngest generation of the cyclic garbage collector. A large world is a
+    million objects that stay. To search them for cycles every 700 allocations, the default, takes a tenth of the
+    processor time at the start, and pauses later.
     """
     gc.set_threshold(allocations, 20, 50)
-    gc.freeze()
+    gc.freeze()  # imported modules stay for ever, so the collector need not visit them
     gc.enable()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -37,6 +41,7 @@ def run(main: Coroutine[Any, Any, None], what: str, *, allocations: int) -> None
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """Yield the exceptions in nested groups, depth first."""
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):
             yield from _leaves(error)

@@ -139,7 +139,7 @@ async def test_a_second_agent_is_refused_and_the_first_goes_on(
 async def test_what_is_no_socket_is_left_alone(told: Told, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("somebody's file")
-    with pytest.raises(HostError, match="is no socket"):
+    with pytest.raises(HostError, match="is not a socket"):
         await ControlSocket(told, path).start()
     assert path.read_text() == "somebody's file"
 

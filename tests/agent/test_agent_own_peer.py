@@ -151,7 +151,7 @@ def api(
 def test_a_node_without_the_api_server_is_ready_and_says_that_it_is_away() -> None:
     assert unready_reasons(vitals(api(3600.0))) == []
     assert unhealthy_reasons(vitals(api(3600.0)), ()) == [
-        "the API server has been away for 3600 s; traffic goes on by the last one it told (connection refused)"
+        "the API server has been away for 3600 s (connection refused); traffic goes on by the last world it sent"
     ]
     assert "by the saved world" in unhealthy_reasons(vitals(api(60.0, saved_at=1.0)), ())[0]
 
@@ -170,7 +170,9 @@ def test_a_node_that_never_had_a_world_is_not_ready_and_says_why() -> None:
 def test_another_cluster_behind_the_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert unready_reasons(vitals(api(None, cluster="there"))) == []
     (reason,) = unhealthy_reasons(vitals(api(None, cluster="there")), ())
-    assert reason.startswith("the API server is another cluster's than before (there, not here); traffic goes on")
+    assert reason.startswith(
+        "the API server belongs to another cluster than before (there, not here); traffic goes on"
+    )
     assert unhealthy_reasons(vitals(api(None, cluster="")), ()) == [], "not asked yet"
     _screen(status(api=api(None, cluster="there")))
     assert "OF THE CLUSTER BEFORE" in capsys.readouterr().out
@@ -178,7 +180,7 @@ def test_another_cluster_behind_the_address_is_told(capsys: pytest.CaptureFixtur
 
 def test_a_peer_that_cannot_be_written_is_told() -> None:
     assert unhealthy_reasons(vitals(api(None, announce_error="forbidden")), ()) == [
-        "our Peer cannot be written: forbidden"
+        "our Peer object cannot be written: forbidden; others keep what it had before"
     ]
 
 

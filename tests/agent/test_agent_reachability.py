@@ -135,7 +135,7 @@ def test_a_block_of_the_loop_is_held_against_us_for_five_seconds() -> None:
     ("cause", "reason"),
     [
         ({"world_at": None}, "no world has been read yet from file:/w"),
-        ({"applied_at": None}, "this host is still being brought to its first plan"),
+        ({"applied_at": None}, "the first plan is not applied to this host yet"),
         ({"source_error": "gone"}, "the source cannot be read: gone"),
         ({"device_up": False}, "the tunnel device is missing or down"),
         ({"host_missing": 2}, "2 of our routes, rules or devices are missing on this host"),
