@@ -1,6 +1,6 @@
-"""The `raven-vpn` command: one file per verb, loaded only when the verb is used.
+"""The `raven-vpn` command: one module a verb, imported only when the verb is used.
 
-The table below is all that `raven-vpn --help` reads, so help stays quick however much a verb imports.
+`raven-vpn --help` reads the table below alone, so it stays fast whatever the verbs import.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ import click
 import ravenvpn
 from ravenvpn.errors import AgentUnreachableError, ConfigError, RavenError
 
-# Exit codes (docs/architecture/README.md, "Fixed names"): 0 fine, 1 failed or not healthy, then these two.
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
+# Exit codes (docs/architecture/README.md, "Fixed names"), an interface for scripts. 0: success. 1: failed, or not healthy.
+EXIT_USAGE = 2  # wrong command line or configuration
+EXIT_UNREACHABLE = 3  # no agent answers
 
-# verb → (module, one line). A module holds a click command named as its verb.
+# verb → (module, line of help). The module has a click command with the verb's name.
 VERBS = {
     "agent": ("ravenvpn.cli.agent", "Join this node to the mesh (what ravenvpn.service runs)."),
     "controller": ("ravenvpn.cli.controller", "Elect the active gateways of a cluster's regions."),
     "install": ("ravenvpn.cli.install", "Put ravenvpn into a cluster, or print the manifests."),
-    "status": ("ravenvpn.cli.status", "Is this node well? Exit 1 and the reason first if not."),
+    "status": ("ravenvpn.cli.status", "Show whether this node is healthy; exit 1 with the reason if not."),
     "peers": ("ravenvpn.cli.peers", "Show the tunnel's peers: path, handshakes, traffic."),
-    "plan": ("ravenvpn.cli.plan", "Show what the agent wants on this host, and why."),
-    "check": ("ravenvpn.cli.check", "Is this host fit to run the agent? Each finding with its remedy."),
+    "plan": ("ravenvpn.cli.plan", "Show everything planned for this host, and why."),
+    "check": ("ravenvpn.cli.check", "Check whether this host can run the agent; remedies included."),
     "config": ("ravenvpn.cli.config", "Show or validate the configuration."),
-    "cleanup": ("ravenvpn.cli.cleanup", "Remove everything the agent has put on this host."),
-    "manifest": ("ravenvpn.cli.manifest", "Print what the other nodes have to know of this one."),
-    "keygen": ("ravenvpn.cli.keys", "Make a private key, as wg genkey does."),
+    "cleanup": ("ravenvpn.cli.cleanup", "Remove everything the agent put on this host."),
+    "manifest": ("ravenvpn.cli.manifest", "Print the manifests that other nodes need of this one."),
+    "keygen": ("ravenvpn.cli.keys", "Create a private key, as wg genkey does."),
     "pubkey": ("ravenvpn.cli.keys", "Print the public key of a private key."),
-    "tun": ("ravenvpn.cli.tun", "Just a tunnel, configured by wg(8), as wireguard-go would be."),
-    "demo": ("ravenvpn.cli.demo", "Bring up a mesh in network namespaces and show that it works."),
+    "tun": ("ravenvpn.cli.tun", "Run one tunnel configured by wg(8), like wireguard-go."),
+    "demo": ("ravenvpn.cli.demo", "Run a mesh in network namespaces and test it."),
 }
 
 
 class VerbGroup(click.Group):
-    """A group that knows its verbs by name and loads one only to run it."""
+    """A click group that imports a verb's module only to run it."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the verbs in the order of the help text."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the verb's module and return its command; None for an unknown verb."""
         if cmd_name not in VERBS:
             return None
         command = getattr(importlib.import_module(VERBS[cmd_name][0]), cmd_name)
@@ -52,6 +54,7 @@ class VerbGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs from the table: click's own version would import each of them."""
         with formatter.section("Verbs"):
             formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
 
@@ -59,7 +62,7 @@ class VerbGroup(click.Group):
 @click.group(
     cls=VerbGroup,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "RAVENVPN"},
-    epilog="Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage, 3 the agent cannot be reached.",
+    epilog="Exit codes: 0 success, 1 not healthy or failed, 2 wrong usage, 3 the agent cannot be reached.",
 )
 @click.version_option(ravenvpn.__version__, prog_name="raven-vpn")
 def raven_vpn() -> None:
@@ -67,7 +70,7 @@ def raven_vpn() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run `raven-vpn`; errors of ours become one line on stderr and an exit code."""
+    """Run `raven-vpn` with these arguments (sys.argv). A RavenError becomes one line on stderr and an exit code."""
     try:
         return raven_vpn.main(args=arguments, prog_name="raven-vpn")
     except AgentUnreachableError as error:
@@ -77,7 +80,7 @@ def main(arguments: list[str] | None = None) -> Any:
     except RavenError as error:
         code, text = 1, str(error)
     except BrokenPipeError:
-        # The reader went away (`raven-vpn peers | head`); nothing more can be said to it.
+        # The reader closed the pipe (`raven-vpn peers | head`). Without this, Python reports a second error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code, text = 1, ""
     if text:

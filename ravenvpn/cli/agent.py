@@ -13,13 +13,15 @@ from ravenvpn.cli.settings import agent_settings, config_of, config_reader
 @agent_settings
 @click.pass_context
 def agent(ctx: click.Context) -> None:
-    """Run the agent of this node in the foreground, until SIGTERM or Ctrl-C. SIGHUP reloads the world.
+    """Run the agent of this node in the foreground until SIGTERM or Ctrl-C.
 
-    Routes stay on the host when it stops, so that nothing meant for the tunnel leaves in clear; `raven-vpn cleanup`
-    (or --cleanup-on-exit) removes them.
+    SIGHUP reads configuration and world again; `raven-vpn config show` tells which settings need a restart instead.
+
+    Routes stay on the host when the agent stops, so that traffic for the tunnel does not leave unencrypted.
+    `raven-vpn cleanup`, or --cleanup-on-exit, removes them.
     """
     config = config_of(ctx)
-    gc.disable()  # what is imported stays; `daemon.run` looks after the rest
+    gc.disable()  # while modules are imported, which stay anyway; `process.run` sets the collector up and enables it
     from ravenvpn import daemon
 
     daemon.run(config, config_reader(ctx))

@@ -1,4 +1,4 @@
-"""`raven-vpn check`: is this host fit for the agent?"""
+"""`raven-vpn check`: test whether this host can run the agent."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 @output_option
 @click.pass_context
 def check(ctx: click.Context, output: str) -> None:
-    """Look at this host without changing it: TUN, capabilities, offloads, clock, sysctls, packet filters of others,
-    MTU, free ports, and the cluster where the world comes from one. Exit 1 if something fails; what only deserves a
-    look is a warning."""
+    """Check this host without changing it.
+
+    Covers TUN, capabilities, offloads, clock, sysctls, packet filters of other programs, MTU, free ports, and the
+    cluster where the world comes from one. Exits 1 if a check fails; a warning does not count as a failure.
+    """
     from ravenvpn.node import preflight as checks
     from ravenvpn.node.preflight_facts import gather
 
@@ -32,7 +34,7 @@ def check(ctx: click.Context, output: str) -> None:
     if config.world_directory is None:
         from ravenvpn.cli import cluster_check
 
-        findings += cluster_check.look(config)
+        findings += cluster_check.check(config)
 
     def table() -> None:
         rows = [(finding.verdict.upper(), finding.name, finding.what) for finding in findings]

@@ -1,4 +1,4 @@
-"""`raven-vpn cleanup`: leave no trace on this host."""
+"""`raven-vpn cleanup`: remove everything of ours from this host."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ravenvpn.errors import RavenError
 
 
 @click.command()
-@state_dir_option("Where the agent kept what sysctls were before it.")
+@state_dir_option("Directory in which the agent saved the former values of sysctls.")
 def cleanup(state_dir: Path) -> None:
-    """Remove every device, route, rule, nft table and sysctl the agent has put on this host.
+    """Remove every device, route, rule and nft table the agent put on this host, and restore sysctls.
 
-    Keys, configuration and saved state stay. Stop the agent first, or it will put everything back.
+    Keys, configuration and saved state stay. Stop the agent first: a running one restores everything.
     """
     from ravenvpn.node.apply import Host
     from ravenvpn.node.format import words
@@ -26,7 +26,7 @@ def cleanup(state_dir: Path) -> None:
     for operation in result.changed:
         click.echo(f"{operation.verb} {words(operation.thing)}")
     if not result.changed and not result.failed:
-        click.echo("nothing of ravenvpn's was here")
+        click.echo("nothing of ravenvpn is on this host")
     for failure in result.failed:
         click.echo(f"raven-vpn: {failure}", err=True)
     if result.failed:

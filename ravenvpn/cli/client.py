@@ -1,4 +1,4 @@
-"""The CLI's side of the control socket: plain http.client, as one question needs no event loop."""
+"""Client of the control API for the CLI: http.client over a Unix socket, as one request needs no event loop."""
 
 from __future__ import annotations
 
@@ -27,20 +27,24 @@ socket_option = click.option(
 
 
 class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over the Unix socket at `path`; `timeout` in seconds holds for each socket operation."""
+
     def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("agent", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
+        """Connect; called by `request`."""
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
 
 
 def ask(path: Path, resource: str, kind: type[T] | Any, *, method: str = "GET", timeout: float = 5.0) -> T | Any:
-    """Ask the agent for `resource` ("/v1/status") and decode it as `kind`.
+    """Request `resource` ("/v1/status") from the agent at this socket and return the answer, decoded as `kind`.
 
-    Raises AgentUnreachableError where nobody answers, RavenError with the agent's own words where it refuses.
+    `timeout` in seconds. Raises AgentUnreachableError where no agent answers, RavenError with the agent's message
+    where it refuses.
     """
     connection = _UnixConnection(path, timeout)
     try:
@@ -48,7 +52,9 @@ def ask(path: Path, resource: str, kind: type[T] | Any, *, method: str = "GET", 
         answer = connection.getresponse()
         body = answer.read()
     except PermissionError as error:
-        raise AgentUnreachableError(f"{path}: permission denied; be root or in the group ravenvpn") from error
+        raise AgentUnreachableError(
+            f"{path}: permission denied; run this as root or in the group ravenvpn"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "strerror", None) or str(error) or type(error).__name__
         remedy = "is the agent running? systemctl status ravenvpn"

@@ -1,4 +1,4 @@
-"""What `raven-vpn check` finds out about the cluster: is it reached, and may this agent do what it has to?"""
+"""Part of `raven-vpn check` about the cluster: is the API server reached, and may this account read what it needs?"""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.resource import GATEWAYS, NAMESPACES, PEERS, ApiError, Resource
 from ravenvpn.node.preflight import Finding, FindingLevel
 
-PATIENCE = 10.0  # seconds
+TIMEOUT = 10.0  # seconds for all requests together
 
 
-def look(config: AgentConfig) -> list[Finding]:
-    """Nothing where the world does not come from a cluster."""
+def check(config: AgentConfig) -> list[Finding]:
+    """Return the findings, none where the world does not come from a cluster. Runs an event loop of its own."""
     if config.world_directory is not None:
         return []
-    return asyncio.run(_look(config))
+    return asyncio.run(_check(config))
 
 
-async def _look(config: AgentConfig) -> list[Finding]:
+async def _check(config: AgentConfig) -> list[Finding]:
     try:
-        async with Client.connect(config.kubeconfig, config.context) as client, asyncio.timeout(PATIENCE):
+        async with Client.connect(config.kubeconfig, config.context) as client, asyncio.timeout(TIMEOUT):
             try:
                 version = await client.version()
             except ApiError as error:
-                remedy = "an agent goes by the saved world until it is there"
+                remedy = "until the server answers, an agent uses the world it saved"
                 return [Finding("api server", FindingLevel.WARN, str(error), remedy)]
             found = [Finding("api server", FindingLevel.OK, f"Kubernetes {version} at {client.server}")]
             found += [
@@ -42,12 +42,16 @@ async def _look(config: AgentConfig) -> list[Finding]:
     except TimeoutError:
         return [
             Finding(
-                "api server", FindingLevel.WARN, f"no answer within {PATIENCE:.0f} s", "is it reachable from here?"
+                "api server",
+                FindingLevel.WARN,
+                f"no answer within {TIMEOUT:.0f} s",
+                "check the network between this host and the server",
             )
         ]
 
 
 async def _allowed(what: str, ask: Callable[[], Awaitable[object]]) -> Finding:
+    """Return whether this request is allowed; `what` is the resource in the finding."""
     try:
         await ask()
     except ApiError as error:
@@ -55,10 +59,11 @@ async def _allowed(what: str, ask: Callable[[], Awaitable[object]]) -> Finding:
             "install the custom resources" if error.status == 404 else "give this account the agents' ClusterRole"
         )
         return Finding(what, FindingLevel.FAIL, str(error), remedy)
-    return Finding(what, FindingLevel.OK, "may be read")
+    return Finding(what, FindingLevel.OK, "can be read")
 
 
 async def _first(client: Client, resource: Resource) -> None:
+    """Request one object of a resource: enough to see whether listing is allowed."""
     pages = client.list(resource, limit=1)
     async with contextlib.aclosing(pages):
         await anext(pages)

@@ -1,4 +1,4 @@
-"""`raven-vpn config show` and `raven-vpn config validate`."""
+"""`raven-vpn config show` and `raven-vpn config validate`: print or check the configuration without an agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ravenvpn.config import SETTINGS
 
 @click.group()
 def config() -> None:
-    """Show or validate the configuration: flags, RAVENVPN_* variables and the file, in that order."""
+    """Show or validate the configuration: flags, then RAVENVPN_* variables, then the file."""
 
 
 @config.command()
@@ -42,6 +42,6 @@ def show(ctx: click.Context, output: str) -> None:
 @agent_settings
 @click.pass_context
 def validate(ctx: click.Context) -> None:
-    """Check the configuration as the agent would; exit 2 and say what is wrong, or exit 0."""
+    """Check the configuration as the agent does; exit 2 with the mistake and its remedy, or 0."""
     config_of(ctx)
-    click.echo(f"{ctx.meta[CONFIG_PATH_KEY]}: fine")
+    click.echo(f"{ctx.meta[CONFIG_PATH_KEY]}: valid")

@@ -1,4 +1,4 @@
-"""`raven-vpn install`: put ravenvpn into a cluster, or bring what is there up to this version."""
+"""`raven-vpn install`: install ravenvpn into a cluster, or upgrade it to this version, by server-side apply."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ravenvpn.k8s.resource import CRDS, ApiError, Object
 
 
 @click.command()
-@click.option("--print", "print_only", is_flag=True, help="Print the manifests, and touch nothing.")
+@click.option("--print", "print_only", is_flag=True, help="Print the manifests and change nothing.")
 @click.option("--image", default="", help="Image of agent and controller.  [default: ravenvpn, of this version]")
 @click.option(
     "--gateway-definition/--no-gateway-definition",
     default=None,
-    help="With or without the definition of Gateway.  [default: with, unless the cluster has OpenYurt's]",
+    help="Include the CustomResourceDefinition of Gateway or not.  [default: unless the cluster has OpenYurt's]",
 )
 @click.option("--kubeconfig", default="", help="Cluster to install into.  [default: kubectl's]")
 @click.option("--context", default="", help="Context of the kubeconfig.  [default: its current one]")
 def install(print_only: bool, image: str, gateway_definition: bool | None, kubeconfig: str, context: str) -> None:
-    """Apply the manifests of this version to a cluster: definitions, agents, controllers. Again is an upgrade.
+    """Apply the manifests of this version to a cluster: definitions, agents, controllers.
 
-    Gateway is not defined anew where OpenYurt has done so. To change more than the image, print the manifests or take
-    deploy/ as a base of kustomize.
+    Run it again to upgrade. A definition of Gateway by OpenYurt is left alone. To change more than the image, print
+    the manifests, or use deploy/ as a kustomize base.
     """
     if print_only:
         things = bundle.objects(image, gateway_definition=gateway_definition is not False)
@@ -36,7 +36,7 @@ def install(print_only: bool, image: str, gateway_definition: bool | None, kubec
 
 
 async def _apply(image: str, gateway_definition: bool | None, kubeconfig: str, context: str) -> None:
-    """ApiError at the first object that is refused; those before it are applied."""
+    """Apply every object in order and print what became of it. ApiError at the first one that is refused."""
     async with Client.connect(kubeconfig or None, context or None) as client:
         version = await client.version()
         click.echo(f"Kubernetes {version} at {client.server}")
@@ -51,6 +51,7 @@ async def _apply(image: str, gateway_definition: bool | None, kubeconfig: str, c
 
 
 async def _may_define_gateway(client: Client) -> bool:
+    """Return whether the definition of Gateway is absent or ours; another's is left alone, with a line about it."""
     try:
         there = await client.get(CRDS, bundle.GATEWAY_DEFINITION)
     except ApiError as error:
@@ -59,11 +60,14 @@ async def _may_define_gateway(client: Client) -> bool:
         return True
     if bundle.is_ours(there):
         return True
-    click.echo(f"CustomResourceDefinition {bundle.GATEWAY_DEFINITION}: left alone, it is another's (OpenYurt's?)")
+    click.echo(
+        f"CustomResourceDefinition {bundle.GATEWAY_DEFINITION}: left alone, it belongs to another program (OpenYurt?)"
+    )
     return False
 
 
 async def _get(client: Client, thing: Object) -> Object | None:
+    """Return the object as the cluster has it, None where it is absent."""
     try:
         return await client.get(bundle.collection(thing), bundle.name_of(thing))
     except ApiError as error:
@@ -73,11 +77,12 @@ async def _get(client: Client, thing: Object) -> Object | None:
 
 
 def _same(before: Object, after: Object) -> bool:
-    """Whether they differ in nothing but who wrote it when."""
+    """Return whether two versions of an object differ in nothing but bookkeeping."""
     return _meant(before) == _meant(after)
 
 
 def _meant(thing: Object) -> Object:
+    """Return the object without status and without the metadata that the API server maintains."""
     bookkeeping = ("managedFields", "resourceVersion", "generation")
     metadata = {key: value for key, value in thing["metadata"].items() if key not in bookkeeping}
     return {**thing, "metadata": metadata, "status": None}

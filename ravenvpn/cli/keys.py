@@ -1,4 +1,4 @@
-"""`raven-vpn keygen` and `raven-vpn pubkey`: what `wg genkey` and `wg pubkey` do, plus files with the right mode."""
+"""`raven-vpn keygen` and `raven-vpn pubkey`: like `wg genkey` and `wg pubkey`, and with key files of mode 0600."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from ravenvpn.crypto.keys import PrivateKey
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def keygen(file: Path | None) -> None:
-    """Make a private key. Without FILE it is printed. With FILE it is kept there (mode 0600, an existing key
-    stays as it is) and the public key is printed."""
+    """Create a private key.
+
+    Without FILE the private key is printed. With FILE it is saved there (mode 0600; an existing key stays as it is)
+    and the public key is printed.
+    """
     if file is None:
         click.echo(PrivateKey.generate(os.urandom).to_base64())
         return
@@ -27,7 +30,7 @@ def keygen(file: Path | None) -> None:
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def pubkey(file: Path | None) -> None:
-    """Print the public key of the private key in FILE, or of the one on standard input."""
+    """Print the public key of the private key in FILE, or on standard input."""
     if file is None:
         private = PrivateKey.from_base64(sys.stdin.read(4096).strip())
     else:

@@ -1,4 +1,4 @@
-"""How a verb prints: a table for a person, JSON or YAML for a program."""
+"""Output of the verbs: a table for people, JSON or YAML for programs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import msgspec
 FORMATS = ("table", "json", "yaml")
 
 output_option = click.option(
-    "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="How to print."
+    "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="Output format."
 )
 
 
 def emit(value: Any, output: str, table: Callable[[], None]) -> None:
-    """Print `value` (whatever msgspec can turn into JSON) as asked; `table` prints it for a person."""
+    """Print `value` in the format `output`; any value that msgspec encodes. `table` prints it for people."""
     if output == "table":
         table()
     elif output == "json":
@@ -27,7 +27,7 @@ def emit(value: Any, output: str, table: Callable[[], None]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A borderless table. Nothing is ever cut: off a terminal a line is as long as it needs to be."""
+    """Print a table without borders. No cell is cut; off a terminal, lines are as long as they need to be."""
     from rich.console import Console
     from rich.table import Table
 
@@ -43,7 +43,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def age(seconds: float | None) -> str:
-    """A duration as people say it: 9s, 2m10s, 3h05m, 4d."""
+    """Format a duration in its two largest units: 9s, 2m10s, 3h05m, 4d06h; "never" for None."""
     if seconds is None:
         return "never"
     whole = max(0, int(seconds))
@@ -57,7 +57,7 @@ def age(seconds: float | None) -> str:
 
 
 def size(amount: float) -> str:
-    """Bytes in binary units, as `wg show` prints them."""
+    """Format a number of bytes in binary units, as `wg show` prints it."""
     if amount < 1024:
         return f"{int(amount)} B"
     for unit in ("KiB", "MiB", "GiB"):

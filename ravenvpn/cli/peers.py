@@ -1,4 +1,4 @@
-"""`raven-vpn peers`: who this node talks to, which way, and how well."""
+"""`raven-vpn peers`: the peers of this node's tunnel, their paths, handshakes and traffic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ravenvpn.cli.output import age, emit, output_option, print_table, size
 @output_option
 @socket_option
 def peers(name: str | None, watch: bool, output: str, socket_path: Path) -> None:
-    """Show the tunnel's peers, or all there is to say about peer NAME."""
+    """Show the tunnel's peers, or the details of peer NAME."""
     while True:
         if name:
             one = ask(socket_path, f"/v1/peers/{name}", PeerReport)
@@ -36,7 +36,7 @@ def peers(name: str | None, watch: bool, output: str, socket_path: Path) -> None
 
 def _table(reports: Sequence[PeerReport]) -> None:
     if not reports:
-        click.echo("no peers: no other region has an active gateway that this node could talk to")
+        click.echo("no peers: no other region has an active gateway that this node can reach")
         return
     now = time.time()
     columns = (
@@ -51,7 +51,7 @@ def _row(report: PeerReport, now: float) -> tuple[str, ...]:
         report.name,
         report.region or "-",
         report.state + (f" ({report.why})" if report.why else ""),
-        report.path,
+        _path(report),
         report.endpoint or "-",
         _handshake(report, now),
         f"{report.rtt * 1e3:.1f}ms" if report.rtt is not None else "-",
@@ -65,6 +65,10 @@ def _row(report: PeerReport, now: float) -> tuple[str, ...]:
     )
 
 
+def _path(report: PeerReport) -> str:
+    return report.path + (f", hub for {', '.join(report.relays)}" if report.relays else "")
+
+
 def _handshake(report: PeerReport, now: float) -> str:
     return f"{age(now - report.last_handshake)} ago" if report.last_handshake else "never"
 
@@ -73,7 +77,7 @@ def _details(report: PeerReport) -> None:
     rows = [
         ("region", report.region or "-"),
         ("state", report.state + (f" ({report.why})" if report.why else "")),
-        ("path", report.path),
+        ("path", _path(report)),
         ("endpoint", report.endpoint or "-"),
         ("public key", report.public_key),
         ("suite", report.suite or "-"),

@@ -1,4 +1,4 @@
-"""`raven-vpn plan`: what the agent wants here, or would want with other manifests, each line with its reason."""
+"""`raven-vpn plan`: everything planned for this host, by the running agent or from manifests, with reasons."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from ravenvpn.errors import ConfigError
     "--from",
     "directory",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Plan from the manifests in this directory, without asking an agent and without root.",
+    help="Plan from the manifests in this directory, without an agent and without root.",
 )
-@click.option("--node", default=None, envvar="NODE_NAME", help="With -f: for this node.  [default: this host's name]")
+@click.option(
+    "--node", default=None, envvar="NODE_NAME", help="With -f: node to plan for.  [default: this host's name]"
+)
 @click.option("--mesh", default="ravenvpn", show_default=True, help="With -f: name of the mesh.")
-@click.option("--forward-node-ip", is_flag=True, help="With -f: node addresses of other regions too.")
-@click.option("--diff", is_flag=True, help="Only what would have to change on this host, as it is right now.")
+@click.option("--forward-node-ip", is_flag=True, help="With -f: route node addresses of other regions, too.")
+@click.option("--diff", is_flag=True, help="Show only what differs on this host now.")
 @output_option
 @socket_option
 def plan(
@@ -37,13 +39,16 @@ def plan(
     output: str,
     socket_path: Path,
 ) -> None:
-    """Show what the agent wants on this host: sessions, device, addresses, rules, routes, sysctls, packet filter."""
+    """Show the plan for this host: peers, device, addresses, rules, routes, sysctls, packet filter.
+
+    Each line ends with its reason. With --diff a line begins with + (missing), ~ (different) or - (to be removed).
+    """
     if directory is None:
         lines = ask(socket_path, "/v1/plan?diff=1" if diff else "/v1/plan", list[PlanLine], timeout=30.0)
     else:
         lines = _from_manifests(directory, node or socket.gethostname(), mesh, forward_node_ip, diff)
     if diff and not lines and output == "table":
-        click.echo("nothing to change")
+        click.echo("no differences")
     emit(lines, output, lambda: _print(lines))
 
 
@@ -55,7 +60,9 @@ def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool
     from ravenvpn.mesh.situation import Intent, Situation
 
     if diff:
-        raise ConfigError("cannot be combined with -f", field="--diff", remedy="ask the agent: raven-vpn plan --diff")
+        raise ConfigError(
+            "cannot be combined with -f", field="--diff", remedy="use the running agent: raven-vpn plan --diff"
+        )
     snapshot = FileSource(directory, mesh).load()
     for problem in snapshot.problems:
         click.echo(f"raven-vpn: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""The agent's settings as click options, and the one path from flags, variables and file to `AgentConfig`."""
+"""The agent's settings as click options, and the one way from flags, variables and file to `AgentConfig`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from ravenvpn.config import CONFIG_FILE, SETTINGS, STATE_DIRECTORY, AgentConfig,
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-CONFIG_KEY = "ravenvpn.config"
-CONFIG_PATH_KEY = "ravenvpn.config_path"
-CONFIG_NAMED_KEY = "ravenvpn.config_named"
+# Keys of click's Context.meta.
+CONFIG_KEY = "ravenvpn.config"  # dict of setting → value, of whatever origin
+CONFIG_PATH_KEY = "ravenvpn.config_path"  # Path of the file, whether it exists or not
+CONFIG_NAMED_KEY = "ravenvpn.config_named"  # bool: --config or RAVENVPN_CONFIG was given
 
 
 def state_dir_option(what: str) -> Callable[[Command], Command]:
-    """`--state-dir` for a verb that takes no other setting of the agent's; `what` it finds there is the help."""
+    """Return the option `--state-dir` with the help text `what`, for a verb that takes no other setting."""
     return click.option(
         "--state-dir",
         type=click.Path(path_type=Path, file_okay=False),
@@ -31,16 +32,16 @@ def state_dir_option(what: str) -> Callable[[Command], Command]:
 
 
 def _load_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path:
-    """Eager, so that the file's values are the context's defaults before the other options are looked at."""
+    """Read the file and make its values the defaults of the options. Eager: click calls this before all others."""
     chosen = path or CONFIG_FILE
-    # An absent default file is fine; one that was named must be there.
+    # The default file may be absent; one that was named must exist.
     ctx.default_map = read_file(chosen) if path or chosen.exists() else {}
     ctx.meta[CONFIG_PATH_KEY], ctx.meta[CONFIG_NAMED_KEY] = chosen, path is not None
     return chosen
 
 
 def agent_settings(command: Command) -> Command:
-    """Give a click command every setting as an option, and its function one argument `config`."""
+    """Decorate a click command with one option for each setting; `config_of` returns their values."""
     for name, setting in reversed(SETTINGS.items()):
         variables = [f"RAVENVPN_{name.upper()}"]
         if extra := setting.metadata.get("env"):
@@ -72,13 +73,14 @@ def agent_settings(command: Command) -> Command:
 
 
 def _collect(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Store an option's value in the context."""
     assert parameter.name is not None
     ctx.meta.setdefault(CONFIG_KEY, {})[parameter.name] = value
     return value
 
 
 def config_of(ctx: click.Context) -> AgentConfig:
-    """The configuration that the options of this context came to. Raises ConfigError."""
+    """Return the configuration of this context. Raises ConfigError."""
     return build(ctx.meta[CONFIG_KEY])
 
 
@@ -92,7 +94,7 @@ def config_reader(ctx: click.Context) -> ConfigReader:
 
 
 def origins(ctx: click.Context) -> dict[str, str]:
-    """Where each setting of this context came from: flag, variable, file or default."""
+    """Return the origin of each setting's value: "flag", "variable", "file PATH" or "default"."""
     words = {
         ParameterSource.COMMANDLINE: "flag",
         ParameterSource.ENVIRONMENT: "variable",

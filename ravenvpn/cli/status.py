@@ -1,4 +1,4 @@
-"""`raven-vpn status`: one screen, the reason first where something is wrong."""
+"""`raven-vpn status`: state of this node on one screen, faults first."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from ravenvpn.cli.output import age, emit, output_option, print_table
 @output_option
 @socket_option
 def status(output: str, socket_path: Path) -> None:
-    """Say how this node is. Exit 0 when healthy, 1 with the reason first when not, 3 when no agent answers."""
+    """Show the state of this node.
+
+    Exits 0 if it is healthy, 1 with the reasons first if not, 3 if no agent answers.
+    """
     report = ask(socket_path, "/v1/status", StatusReport)
     emit(report, output, lambda: _screen(report))
     sys.exit(0 if report.healthy else 1)
 
 
 def _screen(report: StatusReport) -> None:
+    """Print verdict and reasons, then facts, regions, notes and problems."""
     now = time.time()
     if report.healthy:
         click.secho("healthy", fg="green", bold=True)
@@ -42,7 +46,7 @@ def _screen(report: StatusReport) -> None:
         ),
         ("world", _world(report, now)),
         *([("api server", _api(report.api, now))] if report.api else []),
-        ("data plane", plane.body + (f"; the native one is not there: {plane.why_pure}" if plane.why_pure else "")),
+        ("data plane", plane.body + (f"; the native one is not in use: {plane.why_pure}" if plane.why_pure else "")),
         ("offloads", " ".join(plane.offloads) or "none"),
         ("agent", f"{report.version}, up {age(now - report.started)}"),
     ]
@@ -71,23 +75,25 @@ def _screen(report: StatusReport) -> None:
             click.echo(f"note: {note}")
     if report.problems:
         click.echo()
-        click.secho("to mend:", bold=True)
+        click.secho("to fix:", bold=True)
         for problem in report.problems:
             remedy = f" ({problem.remedy})" if problem.remedy else ""
             click.echo(f"  {problem.kind} {problem.where}: {problem.message}{remedy}")
 
 
 def _world(report: StatusReport, now: float) -> str:
+    """Return source and age of the world; a world that is not the source's present one is in capitals."""
     saved = report.api.saved_at if report.api else None
-    read = f"read {_ago(report.world_at, now)}" if saved is None else f"THE ONE SAVED {_ago(saved, now)}"
+    read = f"read {_ago(report.world_at, now)}" if saved is None else f"SAVED ONE, read {_ago(saved, now)}"
     if report.api and report.api.is_another:
-        read += ", OF THE CLUSTER BEFORE"
+        read += ", OF ANOTHER CLUSTER"
     return f"{report.source}, {read}, applied {_ago(report.applied_at, now)}"
 
 
 def _api(api: ApiReport, now: float) -> str:
+    """Return the state of the connection to the API server; a lost one is in capitals."""
     if api.connected_since is not None:
-        return f"connected for {age(now - api.connected_since)}, last heard {_ago(api.heard_at, now)}"
+        return f"connected for {age(now - api.connected_since)}, last answer {_ago(api.heard_at, now)}"
     return f"AWAY for {age(api.away or 0.0)}" + (f": {api.error}" if api.error else "")
 
 

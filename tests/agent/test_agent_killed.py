@@ -86,5 +86,5 @@ def test_after_cleanup_the_host_is_as_before_the_first_start(mesh: Mesh) -> None
     assert dump(node) != before, "what a killed agent leaves must show in a dump"
     agents.cli(node, "cleanup")
     assert dump(node) == before
-    assert agents.cli(node, "cleanup") == "nothing of ravenvpn's was here"
+    assert agents.cli(node, "cleanup") == "nothing of ravenvpn is on this host"
     agents.start(node)

@@ -175,7 +175,7 @@ def test_another_cluster_behind_the_address_is_told(capsys: pytest.CaptureFixtur
     )
     assert unhealthy_reasons(vitals(api(None, cluster="")), ()) == [], "not asked yet"
     _screen(status(api=api(None, cluster="there")))
-    assert "OF THE CLUSTER BEFORE" in capsys.readouterr().out
+    assert "OF ANOTHER CLUSTER" in capsys.readouterr().out
 
 
 def test_a_peer_that_cannot_be_written_is_told() -> None:
@@ -205,7 +205,7 @@ def test_scrapers_see_how_it_stands() -> None:
 def test_a_person_sees_that_the_world_is_a_saved_one(capsys: pytest.CaptureFixture[str]) -> None:
     _screen(status(api=api(3600.0, saved_at=time.time() - 60)))
     screen = capsys.readouterr().out
-    assert "THE ONE SAVED" in screen
+    assert "SAVED ONE" in screen
     assert "AWAY for 1h" in screen
     assert "connection refused" in screen
     _screen(status(api=api(None)))

@@ -230,3 +230,12 @@ def test_a_manifest_with_a_prefix_that_is_none_is_refused(tmp_path: Path) -> Non
     done = raven_vpn("manifest", "home", "--pod-cidr", "10.9.1.0/16", "--state-dir", str(tmp_path))
     assert done.returncode == 2
     assert "--pod-cidr: 10.9.1.0/16 has host bits set (write it as 10.244.1.0/24)" in done.stderr
+
+
+def test_config_show_says_when_each_setting_takes_effect() -> None:
+    shown = json.loads(raven_vpn("config", "show", "-o", "json").stdout)
+    assert {entry["applies"] for entry in shown.values()} == {"reload", "restart"}
+    assert (shown["log_level"]["applies"], shown["state_dir"]["applies"]) == ("reload", "restart")
+    head, *rows = raven_vpn("config", "show").stdout.splitlines()
+    assert head.split() == ["SETTING", "VALUE", "FROM", "APPLIES"]
+    assert next(row for row in rows if row.startswith("listen_port")).split()[-1] == "reload"
