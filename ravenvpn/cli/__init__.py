@@ -15,7 +15,8 @@ import click
 import ravenvpn
 from ravenvpn.errors import AgentUnreachableError, ConfigError, RavenError
 
-# Exit codes (docs/architecture/README.md, "Fixed names"), an interface for scripts. 0: success. 1: failed, or not healthy.
+# Exit codes (docs/architecture/README.md, "Fixed names"), an interface for scripts. 0: success. 1: failed, or not
+# healthy.
 EXIT_USAGE = 2  # wrong command line or configuration
 EXIT_UNREACHABLE = 3  # no agent answers
 
