@@ -32,7 +32,7 @@ from ravenvpn.dataplane.keypairs import KeypairTable
 from ravenvpn.dataplane.outbound import Outbound
 from ravenvpn.dataplane.peers import NO_LIMIT, DataPlanePeer, Staged, socket_address, source_ancillary
 from ravenvpn.dataplane.pump import Pump
-from ravenvpn.dataplane.transmitter import AF41, Batch, Transmitter
+from ravenvpn.dataplane.transmitter import AF41, Batch, Borrowed, Transmitter
 from ravenvpn.offloads import Offloads
 from ravenvpn.prefixes import Prefix
 
@@ -93,6 +93,16 @@ class PureDataPlane:
         for peer in self._peers.values():
             peer.set_source(None)
         self._pump.go_on()
+
+    def pump_replaced_socket(self, fd: int, ipv6: bool) -> None:
+        if self._frozen:
+            return
+        family = socket.AF_INET6 if ipv6 else socket.AF_INET
+        one = Borrowed(family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fd)
+        try:
+            self._ingress.pump_replaced(one, self._clock())
+        finally:
+            one.detach()
 
     def set_mtu(self, mtu: int) -> None:
         if not 0 <= mtu <= 65535:

@@ -267,6 +267,14 @@ class DataPlane(Protocol):
         number may soon mean another file. `freeze` gives them back, and a body that is dropped closes nothing.
         """
 
+    def pump_replaced_socket(self, fd: int, ipv6: bool) -> None:
+        """Process a budget of the datagrams that wait in a UDP socket which `set_sockets` replaced.
+
+        For a change of the listen port: peers send to the old port until they received a packet from the new one. The
+        caller keeps the old socket open for that time and calls this whenever it is readable. Replies are sent from
+        the socket in use. Datagrams that the kernel dropped at the old socket are not counted. No effect once frozen.
+        """
+
     def set_mtu(self, mtu: int) -> None:
         """MTU of the TUN: padding stops there (whitepaper §5.4.6)."""
 

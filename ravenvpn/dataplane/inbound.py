@@ -64,13 +64,22 @@ class Inbound:
         self.coalescer = Coalescer(self._arena, self._arena_view, tcp=offloads.tun_gro, udp=offloads.tun_gro_udp)
         self._cache: dict[tuple[DataPlanePeer, bytes], bool] = {}
         self._used = 0  # of the arena
-        self._overflows: dict[int, int] = {}  # the kernel's count, by family
+        # The kernel's count of the sockets in use, by family; None while another socket is read.
+        self._overflows: dict[int, int] | None = {}
 
     def acceptance_changed(self) -> None:
         self._cache.clear()
 
     def sockets_changed(self) -> None:
-        self._overflows.clear()
+        self._overflows = {}
+
+    def pump_replaced(self, one: socket.socket, now: float) -> None:
+        """Pump a socket that is no longer in use. Its overflow count is not that of the socket in use: left out."""
+        overflows, self._overflows = self._overflows, None
+        try:
+            self.pump(one, now)
+        finally:
+            self._overflows = overflows
 
     def pump(self, one: socket.socket, now: float) -> None:
         """Move up to a budget of datagrams from this socket."""
@@ -282,5 +291,7 @@ class Inbound:
 
     def _count_overflow(self, family: int, total: int) -> None:
         """The kernel's count is of the socket's whole life and modulo 2³²."""
+        if self._overflows is None:
+            return
         self._tally.drops[Drop.SOCKET_OVERFLOW] += (total - self._overflows.get(family, 0)) & 0xFFFFFFFF
         self._overflows[family] = total

@@ -89,6 +89,13 @@ impl NativeDataPlane {
         Self::settle(slf)
     }
 
+    fn pump_replaced_socket(slf: &Bound<'_, Self>, fd: RawFd, ipv6: bool) -> PyResult<()> {
+        let _ = ipv6; // the kernel's answers name their family
+        let now = slf.get().now(slf.py())?;
+        slf.get().pump(slf.py(), |body| body.pump_replaced_socket(fd, now));
+        Self::settle(slf)
+    }
+
     fn set_mtu(&self, py: Python<'_>, mtu: i64) -> PyResult<()> {
         let mtu = u16::try_from(mtu).map_err(|_| invalid(format!("no MTU: {mtu}")))?;
         self.with(py, |body| body.set_mtu(mtu));

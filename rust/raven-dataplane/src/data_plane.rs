@@ -144,6 +144,19 @@ impl DataPlane {
         });
     }
 
+    /// Moves a budget of datagrams in from a socket that `set_sockets` replaced.
+    pub fn pump_replaced_socket(&mut self, fd: RawFd, now: f64) {
+        if self.frozen {
+            return;
+        }
+        let budget = self.budget();
+        let transmitter = &mut self.transmitter;
+        self.inbound.pump_replaced(&mut self.state, fd, now, budget, |state, peer| {
+            send_staged(state, transmitter, peer, now);
+            transmitter.flush(state);
+        });
+    }
+
     fn budget(&self) -> usize {
         if self.waiting_initiations() > 0 { BUDGET_BESIDE_HANDSHAKES } else { BUDGET }
     }

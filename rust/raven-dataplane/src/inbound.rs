@@ -24,8 +24,8 @@ pub struct Inbound {
     coalescer: Coalescer,
     tun_writer: Option<TunWriter>,
     slots: usize,
-    /// The kernel's count of lost datagrams as last seen, IPv4 and IPv6.
-    overflows: [u32; 2],
+    /// The kernel's count of lost datagrams as last seen, IPv4 and IPv6; None while another socket is read.
+    overflows: Option<[u32; 2]>,
 }
 
 /// A transport message that was opened: what to do about it is the body's.
@@ -44,7 +44,7 @@ impl Inbound {
             coalescer: Coalescer::new(state.offloads.tun_gro, state.offloads.tun_gro_udp),
             tun_writer: tun.map(TunWriter::new),
             slots: SLOTS,
-            overflows: [0; 2],
+            overflows: Some([0; 2]),
         }
     }
 
@@ -57,7 +57,22 @@ impl Inbound {
     }
 
     pub fn sockets_changed(&mut self) {
-        self.overflows = [0; 2];
+        self.overflows = Some([0; 2]);
+    }
+
+    /// Pumps a socket that is no longer in use. Its count of lost datagrams is not that of the socket in use, so it is
+    /// left out.
+    pub fn pump_replaced(
+        &mut self,
+        state: &mut State,
+        fd: RawFd,
+        now: f64,
+        budget: usize,
+        promoted: impl FnMut(&mut State, usize),
+    ) {
+        let overflows = self.overflows.take();
+        self.pump(state, fd, now, budget, promoted);
+        self.overflows = overflows;
     }
 
     /// Moves up to `budget` bytes from this socket, small datagrams counted as 512. `promoted` is called with the peer
@@ -110,8 +125,8 @@ impl Inbound {
         now: f64,
         promoted: &mut impl FnMut(&mut State, usize),
     ) {
-        if let Some(total) = meta.overflow {
-            let seen = &mut self.overflows[usize::from(meta.name.is_v6())];
+        if let (Some(total), Some(overflows)) = (meta.overflow, &mut self.overflows) {
+            let seen = &mut overflows[usize::from(meta.name.is_v6())];
             state.counters.drop(Drop::SocketOverflow, total.wrapping_sub(*seen) as usize);
             *seen = total;
         }
