@@ -55,7 +55,7 @@ class Mesh:
 
     def until_well(self) -> None:
         """Both agents are content and what one pod sends arrives at the other."""
-        self.agents.wait_until_well(patience=60)
+        self.agents.wait_until_healthy(timeout=60)
         ping = ["ping", "-c", "1", "-W", "1", str(self.far.v4)]
         wait_until(lambda: not self.near.run(ping, check=False).returncode, "one pod hears the other")
 

@@ -8,6 +8,7 @@ from typing import Self
 
 from ravenvpn.lab import holder
 from ravenvpn.lab.command import ip_batch
+from ravenvpn.lab.devices import veth
 from ravenvpn.lab.host import Machine
 from ravenvpn.lab.ownership import OwnershipRecord, remove, sweep
 
@@ -30,11 +31,11 @@ class Room:
             for machine, process in zip(self.both, self._holders, strict=True):
                 holder.wait_until_ready(process)
                 machine.pid = process.pid
-            ip_batch("".join(f"netns attach {machine.namespace} {machine.pid}\n" for machine in self.both))
+            ip_batch([f"netns attach {machine.namespace} {machine.pid}" for machine in self.both])
             near, far = self.near.namespace, self.far.namespace
-            ip_batch(f"link add eth0 mtu {self.mtu} type veth peer name eth0 mtu {self.mtu} netns {far}\n", near)
+            ip_batch([veth("eth0", "eth0", far, self.mtu)], near)
             for namespace, address in ((near, NEAR), (far, FAR)):
-                ip_batch(f"link set lo up\naddress add {address}/24 dev eth0\nlink set eth0 up\n", namespace)
+                ip_batch(["link set lo up", f"address add {address}/24 dev eth0", "link set eth0 up"], namespace)
         except BaseException:
             self._remove()
             raise

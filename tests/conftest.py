@@ -122,7 +122,7 @@ _BEFORE = pytest.StashKey[set[str]]()
 def pytest_sessionfinish(session: pytest.Session) -> None:
     left = our_namespaces() - session.config.stash[_BEFORE]
     # A demo or another test run on the same machine has a record of its labs that names a living process.
-    others = [record.prefix for record in records() if record.owner != os.getpid() and not record.is_left_over()]
+    others = [record.prefix for record in records() if record.owner != os.getpid() and not record.is_orphaned()]
     left -= {name for name in left for prefix in others if name.startswith(f"{prefix}-")}
     # What is without a record may be another run's too, and then it goes soon.
     deadline = time.monotonic() + 5

@@ -1,4 +1,4 @@
-"""`raven-vpn demo`: see the whole thing work on one machine, in network namespaces."""
+"""`raven-vpn demo`: a mesh of real agents on one machine, in network namespaces."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ import click
 
 
 @click.command()
-@click.option("--keep", is_flag=True, help="Leave the mesh running at the end, and say what to try.")
-@click.option("--remove", is_flag=True, help="Remove what --keep left, and do nothing else.")
+@click.option("--keep", is_flag=True, help="Leave the mesh running at the end, and print commands to try.")
+@click.option("--remove", is_flag=True, help="Remove the mesh that --keep left running, and do nothing else.")
 def demo(keep: bool, remove: bool) -> None:
-    """Bring up regions in network namespaces with real agents, and show real traffic through the mesh.
+    """Start regions in network namespaces with real agents, and show traffic through the mesh.
 
-    Every line shown has been checked; exit 1 with the reason if one is not true. Everything is removed at the end,
-    on Ctrl-C too, and by the next run after a kill. Needs root.
+    Every printed line is checked first; if a check fails the demo prints the reason and exits with 1. All namespaces
+    are removed at the end, also on Ctrl-C; after a kill the next run removes them. Needs root.
     """
-    from ravenvpn.lab import Lab, kept, sweep
+    from ravenvpn.lab import Lab, kept_labs, sweep
     from ravenvpn.lab.demo import REGIONS, Demo
 
     if remove:
-        gone = sweep(also=kept())
-        click.echo(f"removed {', '.join(gone)}" if gone else "no demo was kept")
+        removed = sweep(also=kept_labs())
+        click.echo(f"removed {', '.join(removed)}" if removed else "no demo was kept")
         return
-    # A SIGTERM ends the demo as Ctrl-C does: through the `with` block that removes everything.
+    # SIGTERM raises KeyboardInterrupt, as Ctrl-C does, so that the `with` block removes the lab.
     signal.signal(signal.SIGTERM, _interrupt)
     begin = time.monotonic()
     click.secho("Three regions, an internet between them; factory and ship are behind NAT.", bold=True)
     lab = Lab(*REGIONS)
     with lab:
         click.echo(f"✓ {len(lab.nodes)} nodes and {len(lab.pods)} pods in namespaces {lab.prefix}-*")
-        show = Demo(lab, click.echo, _block)
-        show.run()
-        click.secho(f"All of it is true; {time.monotonic() - begin:.0f} s.", fg="green", bold=True)
+        run = Demo(lab, click.echo, _print_block)
+        run.run()
+        click.secho(f"All checks passed in {time.monotonic() - begin:.0f} s.", fg="green", bold=True)
         if keep:
             lab.keep()
-            click.echo("\nIt keeps running. Try:")
-            for line in show.suggestions():
+            click.echo("\nThe mesh keeps running. Try:")
+            for line in run.suggestions():
                 click.echo(f"  {line}")
 
 
-def _block(text: str) -> None:
+def _print_block(text: str) -> None:
+    """Print the output of a program, indented and followed by an empty line."""
     click.echo("".join(f"    {line}\n" for line in text.splitlines()), nl=False)
 
 

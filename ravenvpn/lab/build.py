@@ -1,8 +1,8 @@
-"""Building a lab, and taking it away.
+"""Build a lab and remove it.
 
-Everything is done by few processes: one `ip -batch` for all namespaces, then for each namespace one for its sysctls,
-one for its devices, one for addresses and routes. A device is born in the namespace it belongs to, its veth peer
-straight in the other; the machine's own network never sees one.
+Few processes do the work: one `ip -batch` makes all namespaces, then for each namespace one process sets its sysctls,
+one makes its devices, and one sets addresses and routes. Every device is made in the namespace it belongs to, and its
+veth peer directly in the other one, so the machine's own network never has one of them.
 """
 
 from __future__ import annotations
@@ -10,52 +10,56 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from ravenvpn.errors import HostError
-from ravenvpn.lab import cni, filters, holder, manifests, nft
+from ravenvpn.lab import cni, holder, manifests, node_filters, router_filters
 from ravenvpn.lab.command import ip_batch, require, run
-from ravenvpn.lab.devices import default_routes, up, veth
+from ravenvpn.lab.devices import Wiring, configure, default_routes, veth
 from ravenvpn.lab.host import LabHost, LabNode, Pod, Router
 from ravenvpn.lab.manifests import WIREGUARD_SUITE
 from ravenvpn.lab.ownership import NAMESPACES, OwnershipRecord, remove, sweep
-from ravenvpn.lab.topology import LabRegion, LabRegionPlan, Nat, lay_out
+from ravenvpn.lab.topology import LabRegion, LabRegionPlan, Nat, assign_addresses
 
-# For every namespace, before it has devices. Addresses are ours to give, so nothing needs to be found out first.
+# Set in every namespace before it has devices. All addresses are assigned by the lab, so neither duplicate address
+# detection nor router advertisements are needed; without them an address is usable at once.
 _SYSCTLS = {
     "net.ipv6.conf.all.disable_ipv6": 0,
     "net.ipv6.conf.default.accept_dad": 0,
     "net.ipv6.conf.default.accept_ra": 0,
 }
 _FORWARDING = {"net.ipv4.ip_forward": 1, "net.ipv6.conf.all.forwarding": 1}
+# Namespaces configured at the same time. The work is done by the kernel and by ip(8); more threads gain nothing.
+_WORKERS = 4
 
-
-H = TypeVar("H", bound=LabHost)
+_Host = TypeVar("_Host", bound=LabHost)
 
 
 class Lab:
-    """Regions around an internet. Build and remove it by `with`; look things up by name in between."""
+    """Regions around an internet, built on entering `with` and removed on leaving it. Hosts are found by name."""
 
     def __init__(self, *regions: LabRegion) -> None:
-        self.plans: tuple[LabRegionPlan, ...] = lay_out(regions)
+        """Assign addresses; nothing is built yet. ValueError if the regions do not fit (`topology`)."""
+        self.plans: tuple[LabRegionPlan, ...] = assign_addresses(regions)
         self.nodes: tuple[LabNode, ...] = ()
-        self.routers: tuple[Router, ...] = ()
-        self.internet: LabHost
-        self._wires: dict[str, LabHost] = {}  # by region: between the internet and a router, where there is a delay
+        self.routers: tuple[Router, ...] = ()  # in the order of `plans`
+        self.internet: LabHost  # one host with a device for each region, named after it
+        # By region, only regions with a delay: a host between the internet and the router that runs `lab.delay`.
+        self._wires: dict[str, LabHost] = {}
         self._record: OwnershipRecord
-        self._holders: list[subprocess.Popen[str]] = []
+        self._holders: list[subprocess.Popen[str]] = []  # one for each node, see `lab.holder`
         self._kept = False
 
-    # Life.
+    # Build and remove.
 
     def __enter__(self) -> Self:
         if os.geteuid() != 0:
-            raise HostError("a lab is made of network namespaces, and only root can make those")
+            raise HostError("a lab consists of network namespaces, and only root can make them; run it as root")
         require("ip", "nft", "nsenter", "unshare", "sysctl")
         sweep()
         self._record = OwnershipRecord.new()
@@ -73,75 +77,116 @@ class Lab:
             self.remove()
 
     def keep(self) -> None:
-        """Leave it standing after `with`, until `sweep(also=kept())`."""
-        self._record = OwnershipRecord(self._record.prefix, self._record.owner, self._record.owner_started, kept=True)
+        """Leave the lab standing after `with`, also when this process has ended, until `sweep(also=kept_labs())`."""
+        self._record = replace(self._record, kept=True)
         self._record.write()
         self._kept = True
 
     def remove(self) -> None:
-        """End everything that runs in it and delete it. `with` does this."""
+        """Kill every process in the lab and delete it. `with` calls this."""
         remove(self._record)
         for child in (*self._holders, *(child for host in self.hosts() for child in host.children)):
             child.wait()
 
-    # Looking things up.
+    # Look up.
 
     @property
     def prefix(self) -> str:
+        """First part of the names of all namespaces of this lab: `rv-` and 6 hex digits."""
         return self._record.prefix
 
     @property
     def folder(self) -> Path:
-        """For files that are to go with the lab; only root may look in."""
+        """Folder for files that are removed with the lab. Only root can read it."""
         return self._record.folder
 
     @property
     def pods(self) -> tuple[Pod, ...]:
+        """The pods of all nodes, in the order of `nodes`."""
         return tuple(pod for node in self.nodes for pod in node.pods)
 
     def hosts(self) -> Iterator[LabHost]:
+        """Yield every host of the lab that has been described so far; while it is built these may be none."""
         if hasattr(self, "internet"):
             yield self.internet
         yield from (*self._wires.values(), *self.routers, *self.nodes, *self.pods)
 
     def node(self, name: str) -> LabNode:
-        return _named(self.nodes, name)
+        """Return the node `REGION-NUMBER`. KeyError if there is none."""
+        return _find(self.nodes, name)
 
     def pod(self, name: str) -> Pod:
-        return _named(self.pods, name)
+        """Return the pod `NODE-pod-NUMBER`. KeyError if there is none."""
+        return _find(self.pods, name)
 
     def router(self, region: str) -> Router:
-        return _named(self.routers, f"{region}-router")
+        """Return the router of a region. KeyError if there is no such region."""
+        return _find(self.routers, f"{region}-router")
 
-    # Things that happen to regions.
+    # Change the network.
 
     def rebind(self, region: str, binding: int = 1) -> None:
-        """The region's NAT forgets every mapping, and new ones get other ports: another range for each `binding`."""
+        """Delete every NAT mapping of a region, as a router that restarts does.
+
+        New mappings get ports of another range for each `binding`, so that no new one equals an old one.
+        """
         router = self.router(region)
-        router.run(["nft", "-f", "-"], input=nft.translation(router.plan.region, binding))
+        router.run(["nft", "-f", "-"], input=router_filters.nat_table(router.plan.region, binding))
         router.run(["conntrack", "-F"])
 
     def set_loss(self, region: str, share: float) -> None:
-        """From now on the region's uplink loses this share of packets, in each direction; 1.0 cuts it off."""
-        self.router(region).run(["nft", "-f", "-"], input=nft.loss(share))
+        """Drop this share of packets on a region's uplink, in each direction: 0 none, 1 all."""
+        self.router(region).run(["nft", "-f", "-"], input=router_filters.loss_table(share))
 
     # Manifests.
 
     def manifests(
         self, public_keys: Mapping[str, str], suites: Sequence[str] = WIREGUARD_SUITE
     ) -> list[dict[str, Any]]:
-        """Gateways and Nodes, and a Peer that announces these suites for every node whose public key is given."""
+        """Return the Gateways and Nodes of the lab, and a Peer for every node with an entry in `public_keys`.
+
+        `public_keys` are base64 by name of the node; `suites` are the suites that each Peer announces.
+        """
         return manifests.of_lab(self.plans, self.nodes, public_keys, suites)
 
     def write_manifests(
         self, folder: Path, public_keys: Mapping[str, str], suites: Sequence[str] = WIREGUARD_SUITE
     ) -> None:
-        """The same as YAML, a file for each object; other files in the folder are left alone."""
+        """Write `manifests` to `folder`, one YAML file for each object. Other files there are not touched."""
         manifests.write(folder, self.manifests(public_keys, suites))
 
-    # Building.
+    # Steps of building.
 
     def _build(self) -> None:
+        self._describe_hosts()
+        self._add_namespaces()
+        wiring = Wiring()
+        tables: dict[str, str] = {}  # by namespace
+        for plan, router in zip(self.plans, self.routers, strict=True):
+            self._attach_region(plan, router, wiring)
+            tables[router.namespace] = router_filters.nat_table(plan.region) + router_filters.loss_table(
+                plan.region.loss
+            )
+        for node in self.nodes:
+            cni.attach_pods(node, wiring)
+        for host in self.hosts():
+            wiring.settings[host.namespace].insert(0, "link set lo up")
+        with ThreadPoolExecutor(max_workers=_WORKERS) as workers:
+
+            def for_each_host(step: Callable[[LabHost], None]) -> None:
+                for _ in workers.map(step, self.hosts()):
+                    pass  # the result raises the step's exception
+
+            for_each_host(_set_sysctls)
+            for_each_host(lambda host: ip_batch(wiring.devices[host.namespace], host.namespace))
+            for_each_host(lambda host: ip_batch(wiring.settings[host.namespace], host.namespace))
+            for_each_host(lambda host: _load_ruleset(host, tables.get(host.namespace, "")))
+            for_each_host(self._configure_node)
+        for plan in self.plans:
+            if plan.region.delay:
+                _start_delay(self._wires[plan.region.name], plan.region.delay)
+
+    def _describe_hosts(self) -> None:
         self.internet = LabHost("internet", self._record)
         self.routers = tuple(Router(self._record, plan) for plan in self.plans)
         self.nodes = tuple(
@@ -154,61 +199,37 @@ class Lab:
             for plan in self.plans
             if plan.region.delay
         }
-        self._add_namespaces()
-        devices: dict[str, list[str]] = defaultdict(list)
-        settings: dict[str, list[str]] = defaultdict(list)
-        translations: dict[str, str] = {}
-        for plan, router in zip(self.plans, self.routers, strict=True):
-            self._join_region(plan, router, devices, settings)
-            translations[router.namespace] = nft.translation(plan.region) + nft.loss(plan.region.loss)
-        for node in self.nodes:
-            cni.join(node, devices, settings)
-        for host in self.hosts():
-            settings[host.namespace].insert(0, "link set lo up")
-        with ThreadPoolExecutor(max_workers=4) as workers:
-
-            def everywhere(step: Callable[[LabHost], None]) -> None:
-                for _ in workers.map(step, self.hosts()):
-                    pass  # brings an error out
-
-            everywhere(_set_sysctls)
-            everywhere(lambda host: ip_batch(_lines(devices[host.namespace]), host.namespace))
-            everywhere(lambda host: ip_batch(_lines(settings[host.namespace]), host.namespace))
-            everywhere(lambda host: _load(host, translations.get(host.namespace, "")))
-            everywhere(self._finish_node)
-        for plan in self.plans:
-            if plan.region.delay:
-                _lengthen(self._wires[plan.region.name], plan.region.delay)
 
     def _add_namespaces(self) -> None:
+        """Make the namespaces; those of nodes are made by their holder process and named afterwards."""
         self._holders = [holder.start(node.name, self.prefix) for node in self.nodes]
-        ip_batch(_lines(f"netns add {host.namespace}" for host in self.hosts() if not isinstance(host, LabNode)))
+        ip_batch([f"netns add {host.namespace}" for host in self.hosts() if not isinstance(host, LabNode)])
         for node, process in zip(self.nodes, self._holders, strict=True):
             holder.wait_until_ready(process)
             node.pid = process.pid
-        ip_batch(_lines(f"netns attach {node.namespace} {node.pid}" for node in self.nodes))
+        ip_batch([f"netns attach {node.namespace} {node.pid}" for node in self.nodes])
 
-    def _join_region(
-        self, plan: LabRegionPlan, router: Router, devices: dict[str, list[str]], settings: dict[str, list[str]]
-    ) -> None:
-        """The internet, the region's router and its nodes."""
+    def _attach_region(self, plan: LabRegionPlan, router: Router, wiring: Wiring) -> None:
+        """Add the lines that join the internet, the region's router and its nodes."""
         region = plan.region
         internet, here = self.internet.namespace, router.namespace
+        devices, settings = wiring.devices, wiring.settings
         if wire := self._wires.get(region.name):
-            # Two ends of veth pairs and no address: a process carries frames from one to the other.
+            # Ends of two veth pairs without addresses; `lab.delay` carries frames from one to the other.
             devices[internet].append(veth(region.name, "outer", wire.namespace, region.mtu))
             devices[wire.namespace].append(veth("inner", Router.UPLINK, here, region.mtu))
             settings[wire.namespace] += ["link set inner up", "link set outer up"]
         else:
             devices[internet].append(veth(region.name, Router.UPLINK, here, region.mtu))
-        settings[internet] += up(region.name, plan.uplink.interface(1))
+        settings[internet] += configure(region.name, plan.uplink.interface(1))
         devices[here].append(f"link add {Router.LAN} type bridge")
         settings[here] += [
-            *up(Router.UPLINK, plan.uplink.interface(2)),
-            *up(Router.LAN, plan.lan.interface(1)),
-            *default_routes(Router.UPLINK, plan.uplink).splitlines(),
+            *configure(Router.UPLINK, plan.uplink.interface(2)),
+            *configure(Router.LAN, plan.lan.interface(1)),
+            *default_routes(Router.UPLINK, plan.uplink),
         ]
         if region.nat is Nat.NONE:
+            # The internet has routes to public LANs only: a private LAN is reached through NAT mappings.
             v4, v6 = plan.uplink.host(2)
             settings[internet] += [
                 f"route add {plan.lan.v4} via {v4} dev {region.name}",
@@ -220,22 +241,22 @@ class Lab:
             devices[here].append(veth(port, LabNode.DEVICE, node.namespace, region.lan_mtu))
             settings[here].append(f"link set {port} master {Router.LAN} up")
             settings[node.namespace] += [
-                *up(LabNode.DEVICE, plan.lan.interface(plan.nodes[index].number)),
-                *default_routes(LabNode.DEVICE, plan.lan).splitlines(),
+                *configure(LabNode.DEVICE, plan.lan.interface(plan.nodes[index].number)),
+                *default_routes(LabNode.DEVICE, plan.lan),
             ]
             settings[node.namespace] += cni.routes(node, [other for other in nodes if other is not node])
 
-    def _finish_node(self, host: LabHost) -> None:
-        """What a node's CNI and kube-proxy do once its devices are there."""
+    def _configure_node(self, host: LabHost) -> None:
+        """Set the sysctls and load the packet filter of a node's CNI and kube-proxy, once its devices exist."""
         if not isinstance(host, LabNode):
             return
-        if wanted := cni.sysctls(host):
-            _write_sysctls(host, wanted)
+        if settings := cni.sysctls(host):
+            _write_sysctls(host, settings)
         if host.region.masquerade:
-            filters.load(host, [node for node in self.nodes if node.region is host.region])
+            node_filters.install(host, [node for node in self.nodes if node.region is host.region])
 
 
-def _named(hosts: Iterable[H], name: str) -> H:
+def _find(hosts: Iterable[_Host], name: str) -> _Host:
     for host in hosts:
         if host.name == name:
             return host
@@ -247,25 +268,23 @@ def _set_sysctls(host: LabHost) -> None:
     _write_sysctls(host, {**_SYSCTLS, **(_FORWARDING if forwards else {})})
 
 
-def _write_sysctls(host: LabHost, wanted: Mapping[str, int]) -> None:
+def _write_sysctls(host: LabHost, settings: Mapping[str, int]) -> None:
+    # Only the network namespace is entered: a node's own /proc/sys is the same, and pods have no other namespace.
     inside = ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
-    run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in wanted.items())])
+    run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in settings.items())])
 
 
-def _lengthen(wire: LabHost, seconds: float) -> None:
-    carrier = wire.popen(
+def _start_delay(wire: LabHost, seconds: float) -> None:
+    """Start `lab.delay` on a wire and wait until it carries frames. HostError if it ends before that."""
+    process = wire.popen(
         [sys.executable, "-m", "ravenvpn.lab.delay", "inner", "outer", str(seconds)], stdout=subprocess.PIPE
     )
-    assert carrier.stdout is not None  # asked for
-    with carrier.stdout:
-        if carrier.stdout.readline() != b"ready\n":
-            raise HostError(f"{wire.name}: what should delay its packets does not run")
+    assert process.stdout is not None  # a pipe
+    with process.stdout:
+        if process.stdout.readline() != b"ready\n":
+            raise HostError(f"{wire.name}: the process that delays packets ended at its start")
 
 
-def _load(host: LabHost, ruleset: str) -> None:
+def _load_ruleset(host: LabHost, ruleset: str) -> None:
     if ruleset:
         run([*host.enter, "nft", "-f", "-"], input=ruleset)
-
-
-def _lines(commands: Iterable[str]) -> str:
-    return "".join(f"{command}\n" for command in commands)

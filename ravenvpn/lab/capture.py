@@ -1,4 +1,9 @@
-"""Listening on a wire of the lab: tcpdump into a file, its packets back as bytes."""
+"""Packet capture in the lab: tcpdump writes a file, `Capture` reads its frames.
+
+The file is read here, in a dozen lines, and not by a library: dpkt has had no release since 2022, python-pcapng reads
+the other format, and scapy, which is maintained, takes longer to import than a test takes to capture. tcpdump writes
+one known format (microseconds, host byte order), so no other variant has to be read.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +21,31 @@ from typing import Any, Self
 
 from ravenvpn.errors import HostError
 
-START = 10.0  # seconds tcpdump may take to listen
-# pcap's file header, https://www.ietf.org/archive/id/draft-ietf-opsawg-pcap-04.html §4; tcpdump writes host order.
+START_TIMEOUT = 10.0  # seconds until tcpdump listens; milliseconds on an idle machine
+STOP_TIMEOUT = 10.0  # seconds until tcpdump has written its buffer and ended
+# draft-ietf-opsawg-pcap-04, section 4: magic number, version (2), reserved (2), snapshot length, link type.
 _FILE_HEADER = struct.Struct("=IHHiIII")
+# Section 5: seconds, microseconds, captured length, original length.
 _PACKET_HEADER = struct.Struct("=IIII")
-_MAGIC = 0xA1B2C3D4
+_MAGIC = 0xA1B2C3D4  # timestamps in microseconds, byte order of this host
 
 
 class Capture:
-    """Everything that passed between entering and leaving the `with` block, as link-layer frames."""
+    """Capture of the link-layer frames that pass a device while the `with` block runs.
+
+    Frames may be read after the block. HostError on entering if tcpdump is not installed or cannot listen.
+    """
 
     def __init__(
         self, popen: Callable[..., subprocess.Popen[Any]], folder: Path, device: str, expression: str
     ) -> None:
+        """Prepare a capture on `device`, "any" for all, of packets that match `expression` (pcap-filter(7)).
+
+        `popen` starts a program in the namespace of the device; the file is written to `folder` and stays until the
+        lab is removed.
+        """
         self._popen = popen
-        self._folder = folder  # where the file goes, and stays until the lab is removed
+        self._folder = folder
         self._argv = ["tcpdump", "-n", "-i", device, "-s", "0", "-U", "--immediate-mode", "-w", "-", expression]
         self._file: Path
         self._process: subprocess.Popen[bytes]
@@ -40,7 +55,7 @@ class Capture:
             raise HostError("tcpdump is not installed; Debian: apt-get install tcpdump")
         descriptor, name = tempfile.mkstemp(dir=self._folder, suffix=".pcap")
         self._file = Path(name)
-        # Written through a descriptor of ours: tcpdump drops root before it would open a file of its own.
+        # tcpdump writes to our descriptor: it drops root before it opens a file of its own.
         with open(descriptor, "wb") as file:
             self._process = self._popen(self._argv, stdout=file, stderr=subprocess.PIPE)
         try:
@@ -52,17 +67,17 @@ class Capture:
 
     def _wait_until_listening(self) -> None:
         stderr = self._process.stderr
-        assert stderr is not None  # asked for
-        said = b""
-        deadline = time.monotonic() + START
+        assert stderr is not None  # a pipe, see __enter__
+        output = b""
+        deadline = time.monotonic() + START_TIMEOUT
         with selectors.DefaultSelector() as selector:
             selector.register(stderr, selectors.EVENT_READ)
-            while b"listening on" not in said:
+            while b"listening on" not in output:
                 ready = selector.select(max(0.0, deadline - time.monotonic()))
                 chunk = stderr.read1(4096) if ready else b""  # type: ignore[attr-defined]
                 if not chunk:
-                    raise HostError(f"tcpdump does not listen: {said.decode(errors='replace').strip()}")
-                said += chunk
+                    raise HostError(f"tcpdump does not listen: {output.decode(errors='replace').strip()}")
+                output += chunk
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -70,26 +85,30 @@ class Capture:
         self._stop()
 
     def _stop(self) -> None:
-        self._process.send_signal(signal.SIGINT)  # writes out what it holds
+        self._process.send_signal(signal.SIGINT)  # tcpdump then writes its buffer
         try:
-            self._process.communicate(timeout=10)
+            self._process.communicate(timeout=STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.communicate()
 
     def frames(self) -> Iterator[bytes]:
-        """Each frame whole. Device "any" shows a packet once for every device it passes."""
+        """Yield the frames in order, each complete. Device "any" has a packet once for every device it passes.
+
+        HostError if the file is empty or in another format. A last packet that is cut off is left out.
+        """
         with self._file.open("rb") as file:
             header = file.read(_FILE_HEADER.size)
             if len(header) < _FILE_HEADER.size:
-                raise HostError("the capture is empty; tcpdump wrote no header")
+                raise HostError("the capture file is empty; tcpdump ended before it wrote a header")
             magic, *_ = _FILE_HEADER.unpack(header)
             if magic != _MAGIC:
-                raise HostError(f"the capture starts with {magic:#x}, which is no pcap")
+                raise HostError(f"the capture file starts with {magic:#x}; expected {_MAGIC:#x} (pcap)")
             while len(packet_header := file.read(_PACKET_HEADER.size)) == _PACKET_HEADER.size:
                 _, _, length, _ = _PACKET_HEADER.unpack(packet_header)
                 yield file.read(length)
 
     def count(self, marker: bytes = b"") -> int:
-        """How many frames hold `marker`; all of them, if it is empty."""
+        """Return the number of frames that contain `marker`; with an empty marker, of all frames."""
+
         return sum(marker in frame for frame in self.frames())

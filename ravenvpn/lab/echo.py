@@ -1,10 +1,10 @@
-"""What pods of a lab run: an HTTP server that tells its caller who it seems to be, and a client that asks many.
+"""HTTP server and client for pods of a lab. The server returns the source address of the request.
 
     python -m ravenvpn.lab.echo serve                 # 0.0.0.0 and [::], port 8080
     python -m ravenvpn.lab.echo ask MARKER HOST …     # one JSON line per host
 
-The server's answer is the source address it saw, then the request's body: so a client proves both that packets
-arrive and that nobody on the way put another address on them.
+The response is the source address that the server saw and the marker from the request's header. It shows both that
+packets arrive and that no router or NAT on the way has replaced the source address.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 
-PORT = 8080
-PATIENCE = 5.0  # seconds a client waits for one answer
-MARKER_HEADER = "X-Marker"
+PORT = 8080  # TCP
+ANSWER_TIMEOUT = 5.0  # seconds a client waits for one response
+MARKER_HEADER = "X-Marker"  # of a request: text that the server returns
 
 
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        """Respond with "SOURCE-ADDRESS MARKER". An IPv4-mapped address (::ffff:a.b.c.d) is written as IPv4."""
         address = ip_address(self.client_address[0])
         mapped = getattr(address, "ipv4_mapped", None)
         body = f"{mapped or address} {self.headers.get(MARKER_HEADER, '')}".encode()
@@ -33,27 +34,32 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """A demo's pods keep no access log."""
+        """Write no access log: the server's output goes nowhere."""
 
 
 class _Server(ThreadingHTTPServer):
     address_family = socket.AF_INET6
-    daemon_threads = True
-    request_queue_size = 128
+    daemon_threads = True  # a request under way does not keep the process alive
+    request_queue_size = 128  # every pod connects at the same time; the default of 5 would refuse some
 
     def server_bind(self) -> None:
+        """Bind for both families; the machine's net.ipv6.bindv6only may say otherwise."""
         self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
 
 def serve(port: int = PORT) -> None:
+    """Serve on all addresses of both families until killed."""
     with _Server(("::", port), _Handler) as server:
         server.serve_forever()
 
 
 def ask(host: str, marker: str = "") -> dict[str, object]:
-    """`{"host", "ok", "source", "marker", "error"}`: what the server on `host` answered, or why it did not."""
-    connection = http.client.HTTPConnection(host, PORT, timeout=PATIENCE)
+    """Send one request and return `{"host", "ok", "source", "marker", "error"}`.
+
+    `source` and `marker` are the server's response; without one `ok` is False and `error` is the reason.
+    """
+    connection = http.client.HTTPConnection(host, PORT, timeout=ANSWER_TIMEOUT)
     try:
         connection.request("GET", "/", headers={MARKER_HEADER: marker})
         source, _, echoed = connection.getresponse().read(4096).decode().partition(" ")
@@ -65,7 +71,8 @@ def ask(host: str, marker: str = "") -> dict[str, object]:
 
 
 def ask_all(hosts: list[str], marker: str) -> list[dict[str, object]]:
-    """All at once, in the order asked."""
+    """Send a request to every host, 32 at a time, and return the results in the order of `hosts`."""
+
     with ThreadPoolExecutor(max_workers=32) as pool:
         return list(pool.map(lambda host: ask(host, marker), hosts))
 

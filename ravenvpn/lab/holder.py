@@ -1,8 +1,9 @@
-"""The process that holds a node's namespaces open: network, mounts, host name.
+"""The process that holds the namespaces of a machine in the lab: network, mount and UTS (host name).
 
-A mount namespace can't be named as a network namespace can, so a process stays in it; /proc/PID/root is its file
-system for us outside. In it /run is fresh, and so are those folders of /etc and /var/lib that agents and wg-quick
-write to; the others are links to the machine's own. Nothing of that shows outside.
+A mount namespace cannot be bound to a name as a network namespace can, so a process stays in it, and /proc/PID/root
+is its file system seen from outside. In it /run is empty at the start, and so are the folders of /etc and /var/lib
+that agents and wg-quick write to. All other entries of /etc and /var/lib are links to those of the real machine. The
+real machine's folders do not change.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ravenvpn.lab.ownership import MARK
 
 _SCRIPT = r"""
 set -e
-# Copies of other namespaces' mounts would keep those alive for as long as we are.
+# Copies of other namespaces' mounts would keep those namespaces alive as long as this process lives.
 umount --lazy --recursive /run/netns 2>/dev/null || :
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -43,7 +44,11 @@ exec sleep infinity
 
 
 def start(name: str, prefix: str) -> subprocess.Popen[str]:
-    """Begin; many may begin at once. It is usable when `wait_until_ready` returned."""
+    """Start the process that holds the namespaces of machine `name`, and return without waiting.
+
+    Many may be started at once; each is usable when `wait_until_ready` has returned. `prefix` is the lab's, by which
+    `ownership` finds the process.
+    """
     return subprocess.Popen(
         ["unshare", "--net", "--mount", "--uts", "--", "sh", "-c", _SCRIPT, "sh", name],
         cwd="/",
@@ -57,10 +62,11 @@ def start(name: str, prefix: str) -> subprocess.Popen[str]:
 
 
 def wait_until_ready(holder: subprocess.Popen[str]) -> None:
-    """HostError, with what the kernel or a program said, if it could not be set up."""
-    assert holder.stdout is not None  # start() asked for both
+    """Wait until the namespaces are set up. HostError with the output of the program that failed if they are not."""
+    assert holder.stdout is not None  # start() opened both pipes
     assert holder.stderr is not None
     if holder.stdout.readline() != "ready\n":
-        raise HostError(f"no namespaces for a lab's host: {holder.stderr.read().strip()}")
+        raise HostError(f"the namespaces of a lab's machine could not be set up: {holder.stderr.read().strip()}")
+
     holder.stdout.close()
     holder.stderr.close()

@@ -1,4 +1,4 @@
-"""Hosts of a lab, as whoever uses it sees them: run something there, read a file, listen on a wire."""
+"""Hosts of a lab: run a program there, open a socket there, read a file, capture packets."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from ravenvpn.errors import HostError
 from ravenvpn.lab.capture import Capture
 from ravenvpn.lab.command import TIMEOUT
 from ravenvpn.lab.ownership import MARK, NAMESPACES, OwnershipRecord
-from ravenvpn.lab.topology import Cni, LabNetworks, LabNodePlan, LabRegion, LabRegionPlan, Pair
+from ravenvpn.lab.topology import AddressPair, Cni, LabNetworks, LabNodePlan, LabRegion, LabRegionPlan
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
+CLONE_NEWNET = 0x40000000  # linux/sched.h: the namespace given to setns(2) is a network namespace
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def setns(descriptor: int, kind: int) -> None:
-    """setns(2), which Python has only from 3.12 on."""
+    """Move the calling thread into a namespace: setns(2), in `os` only since Python 3.12. OSError if refused."""
     if _libc.setns(descriptor, kind):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 class LabHost:
-    """Anything with a network namespace: the internet, routers, nodes, pods. `namespace` is its name for ip(8)."""
+    """A host with a network namespace: the internet, a router, a node, a pod."""
 
     def __init__(self, name: str, record: OwnershipRecord) -> None:
-        self.name = name
-        self.namespace = f"{record.prefix}-{name}"
-        self.children: list[subprocess.Popen[Any]] = []  # to be reaped when the lab goes
+        """Describe the host; `Lab` makes its namespace."""
+        self.name = name  # within the lab
+        self.namespace = f"{record.prefix}-{name}"  # name of the namespace for ip(8)
+        self.children: list[subprocess.Popen[Any]] = []  # started here; `Lab.remove` waits for them
+        # Environment of every program started here, by which `ownership` finds it.
         self._mark = {MARK: record.prefix}
         self._folder = record.folder
 
@@ -47,7 +49,7 @@ class LabHost:
 
     @property
     def enter(self) -> list[str]:
-        """What to put before a command so that it runs here; also what a person types."""
+        """Command prefix that runs a program on this host, for `subprocess` and for a person to paste."""
         return ["nsenter", f"--net={NAMESPACES / self.namespace}", "--"]
 
     def run(
@@ -59,8 +61,11 @@ class LabHost:
         timeout: float = TIMEOUT,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """Run to its end, with `env` added to our own environment. HostError if it fails (unless not `check`)
-        or takes more than `timeout` seconds."""
+        """Run a program here to its end and return its outputs as text.
+
+        `input` is its standard input, empty by default. `env` is added to this process's environment. HostError if
+        the program takes more than `timeout` seconds or, with `check`, if its exit status is not 0.
+        """
         try:
             done = subprocess.run(
                 [*self.enter, *argv],
@@ -72,17 +77,20 @@ class LabHost:
                 env=self._environment(env),
             )
         except subprocess.TimeoutExpired:
-            raise HostError(f"{self.name}: {shlex.join(argv)}: no end within {timeout:g} s") from None
+            raise HostError(f"{self.name}: {shlex.join(argv)}: did not end within {timeout:g} s") from None
         if check and done.returncode:
-            said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
-            raise HostError(f"{self.name}: {shlex.join(argv)}: {said}")
+            output = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
+            raise HostError(f"{self.name}: {shlex.join(argv)}: {output}")
         return done
 
     def popen(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **arguments: Any
     ) -> subprocess.Popen[Any]:
-        """Start and leave running, in a session of its own so that Ctrl-C is ours to handle. Its pid is the
-        program's; `arguments` are Popen's. The lab ends it when it goes, if nobody did before."""
+        """Start a program here and leave it running; `arguments` are those of `subprocess.Popen`.
+
+        nsenter replaces itself with the program, so `pid` is the program's. It has a session of its own, so Ctrl-C at
+        the terminal reaches this process only. A program that still runs when the lab is removed is killed then.
+        """
         arguments.setdefault("stdin", subprocess.DEVNULL)
         process = subprocess.Popen(
             [*self.enter, *argv], env=self._environment(env), start_new_session=True, **arguments
@@ -96,11 +104,14 @@ class LabHost:
         kind: socket.SocketKind = socket.SOCK_DGRAM,
         protocol: int = 0,
     ) -> socket.socket:
-        """A socket of ours that lives in this host's network. The caller closes it."""
+        """Return a socket of this process in the network namespace of this host. The caller closes it.
+
+        OSError if the namespace or the socket cannot be opened. A socket keeps the namespace in which it was made.
+        """
         made: Future[socket.socket] = Future()
 
         def make() -> None:
-            # A namespace is entered by a thread, not by a process; this thread ends in it, and is ours alone.
+            # setns(2) moves one thread. This thread ends afterwards, so nothing else ever runs in the namespace.
             try:
                 with (NAMESPACES / self.namespace).open() as namespace:
                     setns(namespace.fileno(), CLONE_NEWNET)
@@ -114,11 +125,11 @@ class LabHost:
         return made.result()
 
     def ip(self, command: str) -> str:
-        """Standard output of ip(8) here, as in `host.ip("-6 route show table all")`."""
+        """Return the output of ip(8) here, as in `host.ip("-6 route show table all")`. HostError if it fails."""
         return self.run(["ip", *command.split()]).stdout
 
     def capture(self, device: str = "any", expression: str = "") -> Capture:
-        """Record what passes `device` (pcap-filter(7) `expression`): `with host.capture() as seen: …`."""
+        """Return a capture of packets on `device` that match `expression` (pcap-filter(7)), to be used in `with`."""
         return Capture(self.popen, self._folder, device, expression)
 
     def _environment(self, more: Mapping[str, str] | None) -> dict[str, str]:
@@ -126,10 +137,10 @@ class LabHost:
 
 
 class Router(LabHost):
-    """Of one region. `v4` and `v6` are its addresses on the internet; NAT puts them on what leaves."""
+    """Router of one region. `v4` and `v6` are its addresses on the internet, to which NAT translates."""
 
-    UPLINK = "uplink"
-    LAN = "lan0"
+    UPLINK = "uplink"  # device towards the internet
+    LAN = "lan0"  # bridge towards the nodes
 
     def __init__(self, record: OwnershipRecord, plan: LabRegionPlan) -> None:
         super().__init__(f"{plan.region.name}-router", record)
@@ -138,63 +149,69 @@ class Router(LabHost):
 
 
 class Pod(LabHost):
-    """A network namespace that hangs on a node, as its region's CNI has it."""
+    """A pod: a network namespace attached to a node as the region's CNI model has it."""
 
-    def __init__(self, name: str, record: OwnershipRecord, node: LabNode, addresses: Pair) -> None:
+    def __init__(self, name: str, record: OwnershipRecord, node: LabNode, addresses: AddressPair) -> None:
         super().__init__(name, record)
-        self.node = node
+        self.node = node  # on which it runs
         self.v4: IPv4Address = addresses.v4
         self.v6: IPv6Address = addresses.v6
 
 
 class Machine(LabHost):
-    """Has, besides its network, a host name, /run, /etc/ravenvpn, /etc/wireguard, /var/lib/ravenvpn of its own."""
+    """A host that has, besides its network, its own host name, /run, /etc/ravenvpn, /etc/wireguard and
+    /var/lib/ravenvpn."""
 
-    pid = 0  # of the process that holds the namespaces open; whoever builds the machine starts it
+    pid = 0  # of the process that holds the namespaces (`lab.holder`), set once it is started
 
     @property
     def enter(self) -> list[str]:
+        """Command prefix that runs a program on this host, with its files and host name."""
         return ["nsenter", f"--target={self.pid}", "--net", "--mount", "--uts", "--"]
 
     def path(self, path: str | Path) -> Path:
-        """Where a file of this host's own folders is for us outside."""
-        # Links met on the way are followed outside, so the usual one is taken here.
+        """Return the path outside of the lab of a file in one of this host's own folders."""
+        # A link on the way is followed outside, in the wrong file system, so the usual one is resolved here.
         inside = str(path).replace("/var/run/", "/run/", 1) if str(path).startswith("/var/run/") else str(path)
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def read(self, path: str | Path) -> str:
+        """Return the text of a file on this host. OSError if it cannot be read."""
         return self.path(path).read_text()
 
     def write(self, path: str | Path, text: str, mode: int = 0o644) -> None:
-        """Folders on the way are made; a file appears whole."""
+        """Write a file on this host in one step, so that a reader never sees half of it. Make missing folders."""
         target = self.path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         atomic_file.replace(target, text.encode(), mode=mode, durable=False)
 
 
 class LabNode(Machine):
-    """Of one region. `v4` and `v6` are its addresses on the region's LAN, its InternalIPs."""
+    """Node of one region. `v4` and `v6` are its addresses on the LAN: the InternalIPs of its Node object."""
 
-    DEVICE = "eth0"
-    BRIDGE = "cni0"
+    DEVICE = "eth0"  # device on the LAN
+    BRIDGE = "cni0"  # bridge of the pods, with the bridge model
 
-    def __init__(self, record: OwnershipRecord, region: LabRegion, plan: LabNodePlan, addresses: Pair) -> None:
+    def __init__(self, record: OwnershipRecord, region: LabRegion, plan: LabNodePlan, addresses: AddressPair) -> None:
         super().__init__(plan.name, record)
         self.region = region
         self.v4: IPv4Address = addresses.v4
         self.v6: IPv6Address = addresses.v6
         self.pod_cidrs = plan.pod_cidrs
-        self.blocks: tuple[LabNetworks, ...] = plan.blocks
+        self.blocks: tuple[LabNetworks, ...] = plan.blocks  # the part of them that the node uses
         self.pods = tuple(Pod(name, record, self, plan.pod_address(i)) for i, name in enumerate(plan.pods))
 
     @property
-    def bridge_addresses(self) -> Pair:
-        """Its own addresses inside its podCIDRs, on the bridge; there is one only where there are pods."""
+    def bridge_addresses(self) -> AddressPair:
+        """The node's addresses on the bridge, inside its podCIDRs. The bridge exists only on nodes with pods."""
         return self.pod_cidrs.host(1)
 
     @property
-    def source(self) -> Pair:
-        """What its own traffic to other regions leaves with: an address inside its podCIDRs where it has one."""
+    def source(self) -> AddressPair:
+        """Source addresses of the node's own traffic to other regions: inside its podCIDRs where it has such ones.
+
+        Other regions have routes to podCIDRs, but not to the LAN."""
+
         if self.pods and self.region.cni is Cni.BRIDGE:
             return self.bridge_addresses
-        return Pair(self.v4, self.v6)
+        return AddressPair(self.v4, self.v6)

@@ -1,4 +1,4 @@
-"""A lab as the objects an agent reads: Gateways, Nodes and Peers, fitting the addresses it was given."""
+"""The objects of a lab that an agent reads: Gateways, Nodes and Peers with the lab's addresses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.topology import LabRegionPlan, Nat
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL, HostPort, PeerObject
 
-LISTEN_PORT = DEFAULT_TUNNEL_PORT
-WIREGUARD_SUITE = ("chacha20poly1305",)
+LISTEN_PORT = DEFAULT_TUNNEL_PORT  # of every node, UDP
+WIREGUARD_SUITE = ("chacha20poly1305",)  # the one that every WireGuard implementation has
 _SUITES = {suite.value: suite for suite in Suite}
-Manifest = dict[str, Any]
+Manifest = dict[str, Any]  # one Kubernetes object
 
 
 def of_lab(
     plans: Sequence[LabRegionPlan], nodes: Sequence[LabNode], public_keys: Mapping[str, str], suites: Sequence[str]
 ) -> list[Manifest]:
-    """One Gateway per region, one Node per node, one Peer per node in `public_keys` (name → base64)."""
+    """Return a Gateway for each region, a Node for each node, and a Peer for each node in `public_keys`.
+
+    `public_keys` are base64 by name of the node. `suites` are announced by each Peer, in order of preference.
+    """
     gateways = []
     for plan in plans:
         candidates = [node for node in nodes if node.region is plan.region][: plan.region.gateways]
@@ -35,6 +38,7 @@ def of_lab(
 
 
 def _gateway(plan: LabRegionPlan, candidates: Sequence[LabNode]) -> Manifest:
+    """Return a Gateway whose endpoints are `candidates`, with a public address unless the region is behind NAT."""
     region = plan.region
     return {
         "apiVersion": "raven.openyurt.io/v1beta1",
@@ -57,6 +61,7 @@ def _gateway(plan: LabRegionPlan, candidates: Sequence[LabNode]) -> Manifest:
 
 
 def _node(node: LabNode) -> Manifest:
+    """Return a Node that is Ready. With the Calico model it has one podCIDR for each of its blocks."""
     cidrs = [str(cidr) for block in node.blocks for cidr in block]
     return {
         "apiVersion": "v1",
@@ -75,6 +80,7 @@ def _node(node: LabNode) -> Manifest:
 
 
 def _peer(node: LabNode, public_key: str, suites: Sequence[str]) -> Manifest:
+    """Return the Peer that the agent of this node would write. Behind NAT it announces no address to dial."""
     lan = (node.v4, node.v6)
     peer = PeerObject(
         name=node.name,
@@ -89,9 +95,9 @@ def _peer(node: LabNode, public_key: str, suites: Sequence[str]) -> Manifest:
 
 
 def write(folder: Path, objects: Sequence[Manifest]) -> None:
-    """`<kind>-<name>.yaml` for each object; a file appears whole, so that a watcher never reads half of it."""
+    """Write `<kind>-<name>.yaml` for each object, each in one step: a watching agent never reads half of it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for thing in objects:
-        target = folder / f"{thing['kind'].lower()}-{thing['metadata']['name']}.yaml"
-        content = yaml.safe_dump(thing, sort_keys=False).encode()
+    for manifest in objects:
+        target = folder / f"{manifest['kind'].lower()}-{manifest['metadata']['name']}.yaml"
+        content = yaml.safe_dump(manifest, sort_keys=False).encode()
         atomic_file.replace(target, content, mode=0o644, durable=False)

@@ -1,13 +1,13 @@
-"""What a lab consists of, and which address everything gets. Pure values: nothing is built here.
+"""The topology of a lab and the addresses of its parts. Pure values: nothing is built here.
 
-                    internet  203.0.113.0/24, 2001:db8:ffff::/48, a /30 and a /64 for each region
+                    internet  203.0.113.0/24, 2001:db8:ffff::/48: a /30 and a /64 for each region
                    /        \\
-              router         router            NAT as the region says
+              router         router            NAT as the region asks
                 |              |
-       LAN 198.51.100.0/28   LAN 10.2.0.0/24   public without NAT, else private; IPv6 alike
+       LAN 198.51.100.0/28   LAN 10.2.0.0/24   public without NAT, private with NAT; the same for IPv6
             /      \\           |
        cloud-1   cloud-2    factory-1          nodes, each with a podCIDR: 10.244.N.0/24, fd00:10:244:N::/64,
-                                               or with two blocks of each family out of it, as Calico gives them
+                                               or two blocks of each family out of it with the Calico model
         |   |       |          |
       pods …       pods       pods
 """
@@ -19,27 +19,26 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
-from ravenvpn.overhead import ETHERNET_MTU
-
 
 class Nat(StrEnum):
-    """What a region's router does to IPv4 and IPv6 alike; names as in RFC 3489, which NAT users still speak."""
+    """Kind of NAT that a region's router applies to IPv4 and IPv6 alike. Names are those of RFC 3489, which users
+    of NAT know better than the terms of RFC 4787."""
 
     NONE = "none"
-    FULL_CONE = "full cone"  # anyone may send to a port that was mapped once (UDP)
-    PORT_RESTRICTED = "port restricted"  # one mapping per source, answers only from where it sent to
-    SYMMETRIC = "symmetric"  # another mapping for every destination
+    FULL_CONE = "full cone"  # endpoint-independent mapping and filtering (UDP): any host may send to a mapped port
+    PORT_RESTRICTED = "port restricted"  # endpoint-independent mapping, address- and port-dependent filtering
+    SYMMETRIC = "symmetric"  # address- and port-dependent mapping: another port for every destination
 
 
 class Cni(StrEnum):
-    """How pods hang on their nodes (`lab.cni`)."""
+    """Model of how pods are attached to their node (`lab.cni`)."""
 
-    BRIDGE = "bridge"  # all on one bridge, one podCIDR a node, host-gw routes: flannel in that mode
-    CALICO = "calico"  # each behind a device of its own, several blocks a node, strict reverse paths
+    BRIDGE = "bridge"  # one bridge and one podCIDR a node, host-gw routes: flannel with that backend
+    CALICO = "calico"  # one device a pod, several address blocks a node, strict reverse path filter
 
 
 class Flavour(StrEnum):
-    """In what the CNI and kube-proxy write their packet filter."""
+    """Program with which the CNI and kube-proxy of a region write their packet filter."""
 
     NFT = "nft"
     IPTABLES_NFT = "iptables-nft"
@@ -48,55 +47,62 @@ class Flavour(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LabRegion:
-    """One region: a LAN behind a router. `nodes` hosts, `pods` on each of them."""
+    """Description of one region: a LAN behind a router."""
 
-    name: str
+    name: str  # devices are named after it on the internet's side, so at most 15 characters
     nodes: int = 1
-    pods: int = 1
+    pods: int = 1  # on each node
     nat: Nat = Nat.NONE
-    gateways: int = 1  # how many of the nodes, from the first, may be gateway
-    mtu: int = ETHERNET_MTU  # of the uplink
-    lan_mtu: int = ETHERNET_MTU  # of the LAN; pods think they have 1500 in any case
-    loss: float = 0.0  # share of packets lost on the uplink, in each direction
+    gateways: int = 1  # number of nodes, counted from the first, that are listed as endpoints of the Gateway
+    mtu: int = 1500  # of the uplink
+    lan_mtu: int = 1500  # of the LAN; pods use 1500 in any case
+    loss: float = 0.0  # share of packets lost on the uplink, 0 to 1, in each direction
     delay: float = 0.0  # seconds a packet takes over the uplink, in each direction
     cni: Cni = Cni.BRIDGE
-    masquerade: bool = False  # whether nodes filter and masquerade pod traffic to and from elsewhere, as CNIs do
-    flavour: Flavour = Flavour.NFT  # of those rules
-    lan: IPv4Network | None = None  # a /24 of its own choice behind NAT; several regions may use the same
+    masquerade: bool = False  # whether nodes have the packet filter of a CNI and masquerade pods to other networks
+    flavour: Flavour = Flavour.NFT  # of that packet filter
+    lan: IPv4Network | None = None  # a given /24 behind NAT; regions may have the same one
 
 
-class Pair(NamedTuple):
-    """An address of each family."""
+class AddressPair(NamedTuple):
+    """One address of each family."""
 
     v4: IPv4Address
     v6: IPv6Address
 
 
 class LabNetworks(NamedTuple):
-    """A network of each family."""
+    """One network of each family."""
 
     v4: IPv4Network
     v6: IPv6Network
 
-    def host(self, number: int) -> Pair:
-        return Pair(self.v4[number], self.v6[number])
+    def host(self, number: int) -> AddressPair:
+        """Return the addresses with this host part."""
+        return AddressPair(self.v4[number], self.v6[number])
 
     def interface(self, number: int) -> tuple[IPv4Interface, IPv6Interface]:
-        """As `ip address add` wants it, with the length of the prefix."""
+        """Return the addresses with this host part and the prefix length, as `ip address add` takes them."""
         v4, v6 = self.host(number)
         return IPv4Interface((v4, self.v4.prefixlen)), IPv6Interface((v6, self.v6.prefixlen))
 
 
 @dataclass(frozen=True, slots=True)
 class LabNodePlan:
+    """One node with its networks and the names of its pods."""
+
     name: str
-    number: int  # within the LAN: its host part
+    number: int  # host part of its addresses on the LAN
     pod_cidrs: LabNetworks
-    blocks: tuple[LabNetworks, ...]  # what of them is the node's: all, or with Calico two blocks
+    blocks: tuple[LabNetworks, ...]  # the part of `pod_cidrs` that the node uses: all, or two blocks with Calico
     pods: tuple[str, ...]
 
-    def pod_address(self, index: int) -> Pair:
-        """Of the pod of this index. On a bridge the node itself comes first; blocks are taken in turn."""
+    def pod_address(self, index: int) -> AddressPair:
+        """Return the addresses of the pod with this index, counted from 0.
+
+        With a bridge the node has the first address and pods follow. With blocks, pods are placed in the blocks in
+        turn, so that two pods are enough to use both.
+        """
         if len(self.blocks) == 1:
             return self.pod_cidrs.host(index + 2)
         turn, block = divmod(index, len(self.blocks))
@@ -105,8 +111,11 @@ class LabNodePlan:
 
 @dataclass(frozen=True, slots=True)
 class LabRegionPlan:
-    """A region with its addresses. The internet's side of the uplink is host 1, the router's host 2; on the LAN
-    the router is host 1; on a node's bridge the node is host 1 and pods follow."""
+    """One region with its addresses.
+
+    Host parts: on the uplink the internet has 1 and the router 2; on the LAN the router has 1 and nodes follow; on a
+    node's bridge the node has 1 and pods follow.
+    """
 
     region: LabRegion
     uplink: LabNetworks
@@ -114,47 +123,56 @@ class LabRegionPlan:
     nodes: tuple[LabNodePlan, ...] = field(default=())
 
 
-MAX_REGIONS = 63  # /30 networks in 203.0.113.0/24, the first one left out
-MAX_PUBLIC_NODES = 13  # in a /28, beside the router
+MAX_REGIONS = 63  # /30 networks in 203.0.113.0/24 without the first one
+MAX_NODES = 254  # third octet of their podCIDRs in 10.244.0.0/16
+MAX_PUBLIC_REGIONS = 16  # /28 networks in 198.51.100.0/24
+MAX_PUBLIC_NODES = 13  # hosts in a /28 beside the router
 
 
-def lay_out(regions: tuple[LabRegion, ...]) -> tuple[LabRegionPlan, ...]:
-    """Addresses for everything, the same for the same regions. ValueError if they can't be had."""
+def assign_addresses(regions: tuple[LabRegion, ...]) -> tuple[LabRegionPlan, ...]:
+    """Return a plan for each region. Equal regions get equal addresses.
+
+    ValueError if two regions have one name or if addresses do not suffice.
+    """
     names = [region.name for region in regions]
     if len(set(names)) != len(names):
-        raise ValueError(f"two regions of one name: {', '.join(names)}")
+        raise ValueError(f"two regions have the same name: {', '.join(names)}")
     if len(regions) > MAX_REGIONS:
-        raise ValueError(f"{len(regions)} regions, and addresses for {MAX_REGIONS}")
-    if sum(region.nodes for region in regions) > 254:
-        raise ValueError("pod networks are given to at most 254 nodes")
-    # RFC 5737 and RFC 3849: ranges for documentation.
+        raise ValueError(f"{len(regions)} regions; there are addresses for {MAX_REGIONS}")
+    if sum(region.nodes for region in regions) > MAX_NODES:
+        raise ValueError(f"{sum(region.nodes for region in regions)} nodes; there are podCIDRs for {MAX_NODES}")
+    # Ranges for documentation, RFC 5737 and RFC 3849: they exist nowhere outside, and are not private to anybody.
     uplinks = tuple(IPv4Network("203.0.113.0/24").subnets(new_prefix=30))
     public_lans = IPv4Network("198.51.100.0/24").subnets(new_prefix=28)
     plans = []
-    numbers = iter(range(1, 255))  # of nodes, in all regions together
+    numbers = iter(range(1, MAX_NODES + 1))  # of nodes, in all regions together
     for index, region in enumerate(regions, 1):
         if region.nat is Nat.NONE:
             if region.nodes > MAX_PUBLIC_NODES:
-                raise ValueError(f"{region.name}: {region.nodes} nodes, and {MAX_PUBLIC_NODES} public addresses")
+                raise ValueError(
+                    f"{region.name}: {region.nodes} nodes; there are {MAX_PUBLIC_NODES} public addresses"
+                )
             lan4 = next(public_lans, None)
             if lan4 is None:
-                raise ValueError("public addresses are there for 16 regions without NAT")
+                raise ValueError(f"there are public addresses for {MAX_PUBLIC_REGIONS} regions without NAT")
             lan6 = IPv6Network(f"2001:db8:{index:x}::/64")
         else:
             lan4 = region.lan or IPv4Network(f"10.{index}.0.0/24")
             lan6 = IPv6Network(f"fd00:{index:x}::/64")
-        nodes = tuple(_node(region, number, next(numbers)) for number in range(1, region.nodes + 1))
+        nodes = tuple(_plan_node(region, number, next(numbers)) for number in range(1, region.nodes + 1))
         uplink = LabNetworks(uplinks[index], IPv6Network(f"2001:db8:ffff:{index:x}::/64"))
         plans.append(LabRegionPlan(region, uplink, LabNetworks(lan4, lan6), nodes))
     return tuple(plans)
 
 
-def _node(region: LabRegion, number: int, of_all: int) -> LabNodePlan:
+def _plan_node(region: LabRegion, number: int, lab_number: int) -> LabNodePlan:
+    """Return the plan of a node: `number` counts in its region, `lab_number` in the whole lab, both from 1."""
     name = f"{region.name}-{number}"
-    cidrs = LabNetworks(IPv4Network(f"10.244.{of_all}.0/24"), IPv6Network(f"fd00:10:244:{of_all:x}::/64"))
+    cidrs = LabNetworks(IPv4Network(f"10.244.{lab_number}.0/24"), IPv6Network(f"fd00:10:244:{lab_number:x}::/64"))
     blocks: tuple[LabNetworks, ...] = (cidrs,)
     if region.cni is Cni.CALICO:
-        # Its defaults, /26 and /122; the second is no neighbour of the first, so that no prefix holds just both.
+        # Calico's default block sizes, /26 and /122. The second block does not adjoin the first, so that no shorter
+        # prefix covers exactly both.
         v4, v6 = list(cidrs.v4.subnets(new_prefix=26)), cidrs.v6.network_address
         blocks = tuple(LabNetworks(v4[i], IPv6Network((int(v6) + 64 * i, 122))) for i in (0, 2))
     pods = tuple(f"{name}-pod-{pod}" for pod in range(1, region.pods + 1))

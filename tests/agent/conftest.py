@@ -28,5 +28,5 @@ def standing_mesh() -> Iterator[Mesh]:
 
 @pytest.fixture
 def mesh(standing_mesh: Mesh) -> Mesh:
-    standing_mesh.well()
+    standing_mesh.wait_until_healthy()
     return dataclasses.replace(standing_mesh)

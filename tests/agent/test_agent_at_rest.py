@@ -86,7 +86,7 @@ def test_a_thousand_peers(single: tuple[Lab, Agents], measured: Measured) -> Non
     for _ in range(4):  # what else the machine does only ever adds
         if processor <= THOUSAND_START_BAR:
             break
-        agents.end(node)
+        agents.stop(node)
         node.path(LOG).unlink()
         pid, seconds, processor = start(agents, node)
     measured("start, s", seconds)

@@ -184,7 +184,7 @@ class Editor:
 def everything_as_before(mesh: Mesh) -> Iterator[None]:
     before = {node.name: dump(node) for node in mesh.lab.nodes}
     yield
-    mesh.well()
+    mesh.wait_until_healthy()
     for node in mesh.lab.nodes:
         after = dump(node)
         for command, found in before[node.name].items():

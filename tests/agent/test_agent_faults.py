@@ -29,7 +29,7 @@ NODE = "harbour-1"
 def stopped(mesh: Mesh) -> Iterator[LabNode]:
     """The node without its agent."""
     node = mesh.node(NODE)
-    mesh.agents.end(node)
+    mesh.agents.stop(node)
     try:
         yield node
     finally:
@@ -104,7 +104,7 @@ def test_a_taken_tunnel_port_is_waited_for(mesh: Mesh) -> None:
         assert not mesh.status(NODE).device_up
     finally:
         holder.close()
-    mesh.well(NODE)
+    mesh.wait_until_healthy(NODE)
     assert "ravenvpn0" in node.ip("route show table 9127")
 
 
@@ -119,15 +119,15 @@ def test_without_nft_everything_else_works_and_the_reason_is_told(mesh: Mesh) ->
         assert "ravenvpn0" in node.ip("route show table 9127")
     finally:
         node.run(["umount", program])
-    mesh.well(NODE)
+    mesh.wait_until_healthy(NODE)
     assert "table inet ravenvpn" in node.run(["nft", "list", "tables"]).stdout
 
 
 def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
     node = mesh.node(NODE)
-    mesh.agents.end(node)
+    mesh.agents.stop(node)
     mesh.agents.start(node, "--cleanup-on-exit")
-    mesh.well(NODE)
+    mesh.wait_until_healthy(NODE)
     with stopped(mesh):
         assert dump(node) == mesh.before[NODE]
 
@@ -135,7 +135,7 @@ def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
 def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
     """What an earlier agent closed stays closed until there is a world that says otherwise."""
     node = mesh.node(NODE)
-    mesh.agents.end(node)
+    mesh.agents.stop(node)
     closed = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
     assert len(closed) == 3
     mesh.agents.start(node, "--source", "file:/etc/ravenvpn/nowhere")
@@ -145,7 +145,7 @@ def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
         kept = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
         assert kept == closed
     finally:
-        mesh.agents.end(node)
+        mesh.agents.stop(node)
         mesh.start(NODE)
 
 
@@ -196,5 +196,5 @@ def test_a_node_takes_and_leaves_roles_as_manifests_say(mesh: Mesh) -> None:
     node.write(gateway_file, gateway)
     node.write(node_file, itself)
     is_role("active gateway")
-    mesh.well(NODE)
+    mesh.wait_until_healthy(NODE)
     assert routes("10.244") == 3

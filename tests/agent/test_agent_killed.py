@@ -43,7 +43,7 @@ def test_nothing_leaves_in_clear_after_kill_and_traffic_is_back_within_6_s_of_a_
             for target in (other.v4, other.v6)
         ]
         time.sleep(0.5)
-        agents.end(node, signal.SIGKILL)
+        agents.stop(node, signal.SIGKILL)
         time.sleep(1.5)
         assert not reaches(mesh), "the tunnel is dead, so nothing can have answered"
         agents.start(node)
@@ -69,9 +69,9 @@ def test_a_capture_on_the_uplink_would_see_such_a_packet(mesh: Mesh) -> None:
 def test_a_second_start_duplicates_nothing(mesh: Mesh) -> None:
     node, agents = mesh.node(NODE), mesh.agents
     first = dump(node)
-    agents.end(node, signal.SIGKILL)
+    agents.stop(node, signal.SIGKILL)
     agents.start(node)
-    mesh.well(NODE)
+    mesh.wait_until_healthy(NODE)
     second = dump(node)
     for command in ("ip -j -4 route show table all", "ip -j -6 route show table all", "ip -j rule", "ip -j -6 rule"):
         lines = Counter(json.dumps(entry, sort_keys=True) for entry in second[command])  # type: ignore[attr-defined]
@@ -82,7 +82,7 @@ def test_a_second_start_duplicates_nothing(mesh: Mesh) -> None:
 
 def test_after_cleanup_the_host_is_as_before_the_first_start(mesh: Mesh) -> None:
     node, agents, before = mesh.node(NODE), mesh.agents, mesh.before[NODE]
-    agents.end(node, signal.SIGKILL)
+    agents.stop(node, signal.SIGKILL)
     assert dump(node) != before, "what a killed agent leaves must show in a dump"
     agents.cli(node, "cleanup")
     assert dump(node) == before

@@ -55,7 +55,7 @@ def test_a_gateway_that_is_killed_and_started_carries_again_within_6_s(
     far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
     with Traffic([(far, near), (near, far)], rate=50) as traffic:
         time.sleep(1.5)  # where peers were seen is saved once a second
-        mesh.agents.end(mesh.node(restarted), signal.SIGKILL)
+        mesh.agents.stop(mesh.node(restarted), signal.SIGKILL)
         time.sleep(1)
         started = time.monotonic()
         mesh.start(restarted)
@@ -70,9 +70,9 @@ def test_a_gateway_that_is_killed_and_started_carries_again_within_6_s(
 def test_a_public_gateway_that_restarts_calls_its_natted_peers_where_it_last_saw_them(mesh: Mesh) -> None:
     """Nobody behind NAT sends anything: the gateway has to find them by itself, from its file."""
     node = mesh.node("cloud-1")
-    mesh.agents.end(node, signal.SIGKILL)
+    mesh.agents.stop(node, signal.SIGKILL)
     seen = node.read("/var/lib/ravenvpn/endpoints")
     assert str(mesh.lab.router("factory").v4) in seen
     mesh.start("cloud-1")
-    mesh.well("cloud-1")
+    mesh.wait_until_healthy("cloud-1")
     assert "session with factory-1 is up" in mesh.agents.log(node, 12)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from ravenvpn.lab import Lab, LabRegion, Nat
-from ravenvpn.lab.agents import Agents, answers, wait_until
+from ravenvpn.lab.agents import Agents, prints_output, wait_until
 from ravenvpn.lab.echo import PORT
 from ravenvpn.lab.host import LabHost
 
@@ -35,9 +35,9 @@ class Mesh:
 
     def restart(self, name: str, *, forward_node_ip: bool) -> None:
         node = self.lab.node(name)
-        self.agents.end(node)
+        self.agents.stop(node)
         self.agents.start(node, "--forward-node-ip" if forward_node_ip else "--no-forward-node-ip")
-        self.agents.wait_until_well([node], PATIENCE)
+        self.agents.wait_until_healthy([node], PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def mesh() -> Iterator[Mesh]:
         hosts: list[LabHost] = [*lab.pods, *lab.nodes]
         for host in hosts:
             host.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        agents.wait_until_well(patience=PATIENCE)
+        agents.wait_until_healthy(timeout=PATIENCE)
         for host in hosts:
             listens = ["ss", "-Hltn", "sport", "=", str(PORT)]
-            wait_until(lambda host=host, listens=listens: answers(host, listens), f"{host.name} serves")
+            wait_until(lambda host=host, listens=listens: prints_output(host, listens), f"{host.name} serves")
         yield Mesh(lab, agents)
 
 

@@ -72,7 +72,7 @@ def test_a_tun_that_was_deleted_is_made_anew(mesh: Mesh) -> None:
     node.ip("link delete ravenvpn0")
     wait_until(lambda: "device ravenvpn0 was deleted" in mesh.agents.log(node, 12), "the log says so")
     wait_until(lambda: ready(node), "it is ready again")
-    mesh.well("harbour-1")
+    mesh.wait_until_healthy("harbour-1")
     assert "ravenvpn0" in node.ip("route show table 9127")
 
 

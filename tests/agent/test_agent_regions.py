@@ -19,7 +19,7 @@ from agent_mesh import Measured
 from agent_traffic import Traffic
 
 from ravenvpn.lab import Lab, LabRegion, Nat
-from ravenvpn.lab.agents import WORLD, Agents, answers, wait_until
+from ravenvpn.lab.agents import WORLD, Agents, prints_output, wait_until
 from ravenvpn.lab.echo import PORT
 from ravenvpn.lab.host import LabHost, LabNode, Pod
 
@@ -49,7 +49,7 @@ class Mesh:
         return self.lab.node(name)
 
     def well(self, *names: str) -> None:
-        self.agents.wait_until_well([self.node(name) for name in names], PATIENCE)
+        self.agents.wait_until_healthy([self.node(name) for name in names], PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,11 @@ def mesh() -> Iterator[Mesh]:
         agents.start_all()
         for pod in lab.pods:
             pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        agents.wait_until_well(patience=PATIENCE)
+        agents.wait_until_healthy(timeout=PATIENCE)
         for pod in lab.pods:
-            wait_until(lambda pod=pod: answers(pod, ["ss", "-Hltn", "sport", "=", str(PORT)]), f"{pod.name} serves")
+            wait_until(
+                lambda pod=pod: prints_output(pod, ["ss", "-Hltn", "sport", "=", str(PORT)]), f"{pod.name} serves"
+            )
         yield Mesh(lab, agents, before)
 
 
@@ -166,7 +168,7 @@ def test_a_region_that_loses_ipv4_on_its_own_network_goes_on_over_ipv6(mesh: Mes
             node.write(name, text)
     wait_until(lambda: carried_by(lambda mate: mate.v4), "IPv4 carries the VXLAN again")
     wait_until(lambda: reached(pod, far) and reached(far, pod), "pods reach each other as before")
-    mesh.well()
+    mesh.wait_until_healthy()
 
 
 def _without_ipv4_node(manifest: dict) -> dict:
@@ -210,7 +212,7 @@ def test_a_role_that_moves_loses_no_session_and_next_to_no_packet(mesh: Mesh, me
     for node in mesh.lab.nodes:
         _make_active(node, "factory", "factory-1")
     wait_until(lambda: mesh.agents.status(mesh.node("factory-1"))["role"] == "active gateway", "it has moved back")
-    mesh.well()
+    mesh.wait_until_healthy()
 
 
 def _make_active(node: LabNode, region: str, name: str) -> None:
@@ -233,9 +235,9 @@ def test_killed_agents_of_a_plain_node_and_of_its_gateway_leak_nothing(mesh: Mes
             for pod in pods
             for address in (far.v4, far.v6)
         ]
-        mesh.agents.end(nodes[2], signal.SIGKILL)
+        mesh.agents.stop(nodes[2], signal.SIGKILL)
         assert reached(pods[2], far)
-        mesh.agents.end(nodes[0], signal.SIGKILL)
+        mesh.agents.stop(nodes[0], signal.SIGKILL)
         time.sleep(0.5)
         assert not reached(pods[2], far)
         mesh.agents.start(nodes[0])
@@ -245,13 +247,13 @@ def test_killed_agents_of_a_plain_node_and_of_its_gateway_leak_nothing(mesh: Mes
             ping.kill()
             ping.wait()
     assert [uplink.count() for uplink in uplinks] == [0, 0, 0]
-    mesh.well()
+    mesh.wait_until_healthy()
 
 
 @pytest.mark.parametrize("name", ["factory-3", "factory-1"])
 def test_after_cleanup_the_host_is_as_before_the_first_start(mesh: Mesh, name: str) -> None:
     node = mesh.node(name)
-    mesh.agents.end(node)
+    mesh.agents.stop(node)
     assert dump(node) != mesh.before[name], "what an agent leaves must show in a dump"
     mesh.agents.cli(node, "cleanup")
     assert dump(node) == mesh.before[name]

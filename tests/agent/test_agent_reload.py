@@ -45,7 +45,7 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
         mesh.node(end).write(KEY_FILE, f"{mesh.preshared_key}\n", mode=0o600)
         configure(mesh, end)
         reload(mesh, end)
-    mesh.well()
+    mesh.wait_until_healthy()
 
 
 def configure(mesh: Mesh, end: str, **settings: Any) -> None:
@@ -149,13 +149,13 @@ def test_a_configuration_that_does_not_parse_changes_nothing(mesh: Mesh) -> None
 
 def test_flags_and_variables_keep_precedence_over_the_file(mesh: Mesh) -> None:
     node = mesh.node("harbour-1")
-    mesh.agents.end(node)
+    mesh.agents.stop(node)
     mesh.agents.start(node, "--log-level", "warning", env={"RAVENVPN_PROBE_INTERVAL": "3"})
-    mesh.well("harbour-1")
+    mesh.wait_until_healthy("harbour-1")
     try:
         configure(mesh, "harbour-1", log_level="debug", probe_interval=0.5, probe_interval_idle=1.0)
         assert reload(mesh, "harbour-1").changed == ("probe_interval_idle",)
     finally:
         configure(mesh, "harbour-1")
-        mesh.agents.end(node)
+        mesh.agents.stop(node)
         mesh.start("harbour-1")

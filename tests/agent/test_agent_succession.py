@@ -30,7 +30,7 @@ def mesh() -> Iterator[tuple[Lab, Agents]]:
         agents = Agents(lab)
         agents.prepare()
         agents.start_all()
-        agents.wait_until_well(patience=60.0)
+        agents.wait_until_healthy(timeout=60.0)
         yield lab, agents
 
 
@@ -53,7 +53,7 @@ def test_a_standby_stands_in_within_3_s_with_the_sessions_it_has(
     with Traffic(ways, rate=50) as traffic:
         time.sleep(2)
         killed = time.monotonic()
-        agents.end(lab.node("factory-1"), signal.SIGKILL)
+        agents.stop(lab.node("factory-1"), signal.SIGKILL)
         wait_until(lambda: role("factory-2") == "active gateway", "the standby stands in")
         time.sleep(3)
         since = handshakes()

@@ -92,7 +92,7 @@ def mesh(request: pytest.FixtureRequest) -> Mesh:
     version and kube-proxy; Gateways are applied, and every pod reaches every pod."""
     standing = request.config.stash.setdefault(_STANDING, Standing())
     mesh = standing.mesh(*getattr(request, "param", MESHES[0]))
-    mesh.well()
+    mesh.wait_until_healthy()
     return mesh
 
 

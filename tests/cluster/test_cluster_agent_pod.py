@@ -134,7 +134,7 @@ def scene(regions: tuple[Lab, Agents]) -> Iterator[Scene]:
 def test_the_agent_needs_no_more_than_its_pod_gives(scene: Scene) -> None:
     process = scene.start()
     try:
-        scene.agents.wait_until_well(patience=40)
+        scene.agents.wait_until_healthy(timeout=40)
     except Exception as error:
         raise AssertionError(scene.said()) from error
 

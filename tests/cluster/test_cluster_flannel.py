@@ -56,7 +56,7 @@ def beside() -> Iterator[Beside]:
         agents.prepare()
         agents.start_all()
         beside = Beside(cluster, agents, before)
-        beside.mesh.well()
+        beside.mesh.wait_until_healthy()
         yield beside
 
 
@@ -117,12 +117,12 @@ def test_flannel_keeps_its_own_while_agents_run(beside: Beside) -> None:
 @pytest.mark.parametrize("name", ["factory-1", "factory-2", "factory-3"], ids=["gateway", "standby", "plain"])
 def test_after_cleanup_the_host_is_as_before_the_first_start(beside: Beside, name: str) -> None:
     node: LabNode = beside.cluster.node(name)
-    beside.agents.end(node)
+    beside.agents.stop(node)
     assert dump(node) != beside.before[name], "what an agent leaves must show in a dump"
     beside.agents.cli(node, "cleanup")
     assert dump(node) == beside.before[name]
     beside.agents.start(node)
-    beside.mesh.well(name)
+    beside.mesh.wait_until_healthy(name)
 
 
 def test_flannel_started_anew_without_masquerade_is_as_good(beside: Beside) -> None:

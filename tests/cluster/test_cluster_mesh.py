@@ -42,7 +42,7 @@ def test_three_gateways_applied_and_all_pairs_meet_within_ten_seconds(mesh: Mesh
 
 
 @ON_BOTH
-def test_kubectl_shows_who_is_active_how_many_nodes_and_that_all_is_well(mesh: Mesh) -> None:
+def test_kubectl_shows_who_is_active_how_many_nodes_and_that_all_is_healthy(mesh: Mesh) -> None:
     wait_until(lambda: all("True" in line for line in rows(mesh)[1:]), "all Gateways are Ready")
     heading, *lines = (line.split() for line in rows(mesh))
     assert heading == ["NAME", "ACTIVE", "NODES", "READY", "AGE"]

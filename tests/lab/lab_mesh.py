@@ -47,7 +47,7 @@ class LabMesh:
     def start_all(self) -> None:
         """All agents, and until all are well."""
         self.agents.start_all()
-        self.well()
+        self.wait_until_healthy()
 
     def node(self, name: str) -> LabNode:
         return self.lab.node(name)
@@ -59,7 +59,7 @@ class LabMesh:
         except AgentUnreachableError as error:
             raise HostError(str(error)) from error
 
-    def complaint(self, name: str) -> str:
+    def fault(self, name: str) -> str:
         """Everything that is wrong with a node, or why it does not say; empty when it is well and all are met."""
         try:
             report = self.status(name)
@@ -69,14 +69,14 @@ class LabMesh:
             return f"{report.sessions_up} of {report.sessions_wanted} sessions are up"
         return " ".join(report.reasons)
 
-    def is_well(self, name: str) -> bool:
-        return not self.complaint(name)
+    def is_healthy(self, name: str) -> bool:
+        return not self.fault(name)
 
-    def well(self, *names: str) -> None:
+    def wait_until_healthy(self, *names: str) -> None:
         """Wait until these nodes, or all, are well; HostError with what is wrong and the end of the log if not."""
         for name in names or [node.name for node in self.lab.nodes]:
             try:
-                wait_until(functools.partial(self.is_well, name), f"{name} is well", self.PATIENCE)
+                wait_until(functools.partial(self.is_healthy, name), f"{name} is well", self.PATIENCE)
             except HostError as error:
                 log = self.agents.log(self.node(name))
-                raise HostError(f"{error}: {self.complaint(name)}\n{log}") from error
+                raise HostError(f"{error}: {self.fault(name)}\n{log}") from error

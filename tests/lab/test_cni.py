@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from ravenvpn.lab import Lab, LabRegion, Nat
-from ravenvpn.lab.cni import device_of
-from ravenvpn.lab.topology import Cni, Flavour, lay_out
+from ravenvpn.lab.cni import host_device
+from ravenvpn.lab.topology import Cni, Flavour, assign_addresses
 
 TOOLS = [f"{ip}tables-{kind}-restore" for ip in ("ip", "ip6") for kind in ("nft", "legacy")]
 # By the name of its region, which is short since devices are named after it.
@@ -30,7 +30,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_a_calico_node_has_two_blocks_of_each_family_and_pods_in_both():
-    (plan,) = lay_out((LabRegion("factory", pods=3, cni=Cni.CALICO),))
+    (plan,) = assign_addresses((LabRegion("factory", pods=3, cni=Cni.CALICO),))
 
     node = plan.nodes[0]
     assert [[str(cidr) for cidr in block] for block in node.blocks] == [
@@ -86,7 +86,7 @@ def test_the_rules_are_written_in_the_flavour_asked_for(lab: Lab, region: str):
 @pytest.mark.needs(*TOOLS)
 def test_calico_checks_reverse_paths_and_keeps_the_rest_of_its_blocks_to_itself(lab: Lab):
     pod = lab.pod("calico0-1-pod-1")
-    node, device = pod.node, device_of(pod)
+    node, device = pod.node, host_device(pod)
     assert node.run(["sysctl", "-n", f"net.ipv4.conf.{device}.rp_filter"]).stdout == "1\n"
     assert f"blackhole {node.blocks[0].v4}" in node.ip("route show")
     nobody = pod.run(["ping", "-c", "1", "-W", "0.2", str(node.blocks[0].v4[9])], check=False)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ravenvpn.errors import HostError
-from ravenvpn.lab import Lab, LabRegion, Nat, kept, sweep
+from ravenvpn.lab import Lab, LabRegion, Nat, kept_labs, sweep
 
 pytestmark = pytest.mark.root
 
@@ -153,7 +153,7 @@ def test_a_capture_that_cannot_start_says_why(lab: Lab):
 def test_what_fails_in_a_host_is_named(lab: Lab):
     with pytest.raises(HostError, match=r"cloud-1: ls /no/such/place: .*No such file"):
         lab.node("cloud-1").run(["ls", "/no/such/place"])
-    with pytest.raises(HostError, match=r"cloud-1: sleep 60: no end within 0.1 s"):
+    with pytest.raises(HostError, match=r"cloud-1: sleep 60: did not end within 0.1 s"):
         lab.node("cloud-1").run(["sleep", "60"], timeout=0.1)
 
 
@@ -201,8 +201,8 @@ def test_a_lab_whose_user_fails_goes_too():
 
 ABANDONED = """
 import sys, time
-from ravenvpn.lab import Lab, Region
-with Lab(Region("one")) as lab:
+from ravenvpn.lab import Lab, LabRegion
+with Lab(LabRegion("one")) as lab:
     process = lab.node("one-1").popen(["sleep", "1000"])
     if "keep" in sys.argv:
         lab.keep()
@@ -237,7 +237,7 @@ def test_a_kept_lab_outlives_its_owner_until_someone_asks():
     owner, prefix, pids = other_owner("keep")
     assert owner.wait(10) == 0
     assert prefix not in sweep()
-    assert prefix in kept()
+    assert prefix in kept_labs()
     assert all(is_running(pid) for pid in pids)
 
     assert prefix in sweep(also=[prefix])
@@ -246,7 +246,7 @@ def test_a_kept_lab_outlives_its_owner_until_someone_asks():
 
 
 def test_without_root_it_says_what_it_needs():
-    script = "import os; from ravenvpn.lab import Lab, Region; os.setuid(65534); Lab(Region('one')).__enter__()"
+    script = "import os; from ravenvpn.lab import Lab, LabRegion; os.setuid(65534); Lab(LabRegion('one')).__enter__()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "HostError: a lab is made of network namespaces, and only root can make those" in done.stderr

@@ -6,19 +6,21 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from ravenvpn.lab.topology import LabRegion, Nat, Pair, lay_out
+from ravenvpn.lab.topology import AddressPair, LabRegion, Nat, assign_addresses
 
 
 def test_a_public_region_has_a_public_lan_and_a_natted_one_a_private_lan():
-    cloud, factory = lay_out((LabRegion("cloud"), LabRegion("factory", nat=Nat.SYMMETRIC)))
+    cloud, factory = assign_addresses((LabRegion("cloud"), LabRegion("factory", nat=Nat.SYMMETRIC)))
 
     assert cloud.lan == (IPv4Network("198.51.100.0/28"), IPv6Network("2001:db8:1::/64"))
     assert factory.lan == (IPv4Network("10.2.0.0/24"), IPv6Network("fd00:2::/64"))
-    assert factory.uplink.host(2) == Pair(IPv4Address("203.0.113.10"), IPv6Address("2001:db8:ffff:2::2"))
+    assert factory.uplink.host(2) == AddressPair(IPv4Address("203.0.113.10"), IPv6Address("2001:db8:ffff:2::2"))
 
 
 def test_every_node_of_the_cluster_has_pod_networks_of_its_own():
-    cloud, factory = lay_out((LabRegion("cloud", nodes=2, pods=1), LabRegion("factory", pods=2, nat=Nat.FULL_CONE)))
+    cloud, factory = assign_addresses(
+        (LabRegion("cloud", nodes=2, pods=1), LabRegion("factory", pods=2, nat=Nat.FULL_CONE))
+    )
 
     nodes = cloud.nodes + factory.nodes
     assert [node.name for node in nodes] == ["cloud-1", "cloud-2", "factory-1"]
@@ -29,7 +31,7 @@ def test_every_node_of_the_cluster_has_pod_networks_of_its_own():
 
 def test_two_homes_may_use_the_same_private_lan():
     home = IPv4Network("192.168.1.0/24")
-    one, two = lay_out(tuple(LabRegion(name, nat=Nat.PORT_RESTRICTED, lan=home) for name in ("one", "two")))
+    one, two = assign_addresses(tuple(LabRegion(name, nat=Nat.PORT_RESTRICTED, lan=home) for name in ("one", "two")))
 
     assert one.lan.v4 == two.lan.v4 == home
     assert one.uplink != two.uplink
@@ -47,4 +49,4 @@ def test_two_homes_may_use_the_same_private_lan():
 )
 def test_what_has_no_addresses_is_refused(regions: tuple[LabRegion, ...], complaint: str):
     with pytest.raises(ValueError, match=complaint):
-        lay_out(regions)
+        assign_addresses(regions)

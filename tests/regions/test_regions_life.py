@@ -82,7 +82,7 @@ def test_flows_that_lived_before_the_agents_come_right_by_themselves(mesh: Mesh)
             node = flow.sender.node
             assert f"dst={node.v4 if flow.version == 4 else node.v6} " in bound, "translated to the node's address"
         mesh.agents.start_all()
-        mesh.well()
+        mesh.wait_until_healthy()
         well = time.monotonic()
         for flow in flowing.flows:
             wait_until(functools.partial(arrives, flow), f"{flow} arrives")
@@ -124,7 +124,7 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
             wait_until(functools.partial(arrives, flow), f"{flow} arrives", PATIENCE)
         # Killed where they work: a plain node's, the gateway's, then the standby's too, so that nobody is left.
         for name in ("factory-3", "factory-1", "factory-2", "cloud-2"):
-            agents.end(node(name), signal.SIGKILL)
+            agents.stop(node(name), signal.SIGKILL)
             time.sleep(0.5)
         # Killed while they start, at whichever moment.
         for _ in range(3):
@@ -132,7 +132,7 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
                 agents.start(node(name))
             time.sleep(dice.uniform(0.2, 2.5))
             for name in ("factory-1", "factory-3", "factory-2"):
-                agents.end(node(name), signal.SIGKILL)
+                agents.stop(node(name), signal.SIGKILL)
         # The gateway comes without the standby: that one is not ready.
         agents.start(node("factory-1"))
         first = flowing.flow("factory-1-pod-1", "ship-3-pod-1")
@@ -145,7 +145,7 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
             router.ip("link set node1 up")
         for name in ("factory-2", "factory-3", "cloud-2"):
             agents.start(node(name))
-        mesh.well()
+        mesh.wait_until_healthy()
         for flow in flowing.flows:
             wait_until(functools.partial(arrives, flow), f"{flow} arrives again", PATIENCE)
         # The positive control: what looks like it but is no region's leaves in clear, and is seen.

@@ -195,9 +195,9 @@ def test_with_forward_node_ip_every_node_is_reached_as_pods_are(mesh: Mesh):
         node.write("/etc/ravenvpn/config.yaml", "forward_node_ip: true\n")
         mesh.agents.process(node).terminate()
     for node in mesh.lab.nodes:
-        mesh.agents.end(node)
+        mesh.agents.stop(node)
     mesh.agents.start_all()
-    mesh.well()
+    mesh.wait_until_healthy()
     asked = [pair for pair in pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.nodes) if pair.crosses]
     expected = {pair: own(pair.sender, pair) for pair in asked}
     assert wrong(run(mesh, datagrams(asked), *mesh.lab.nodes), expected) == []

@@ -71,13 +71,13 @@ class Move:
         self.tell()
         self.mesh.agents.start(self.mesh.node(name))
         if name == GATEWAY:
-            wait_until(lambda: "port 4500 is in use" in self.mesh.complaint(name), "ours waits for the port", 60)
+            wait_until(lambda: "port 4500 is in use" in self.mesh.fault(name), "ours waits for the port", 60)
             self.upstream[name].disconnect()
         wait_until(functools.partial(takes_part, self.mesh, name), f"{name} takes part", 60)
 
     def to_upstream(self, name: str) -> None:
         node, upstream = self.mesh.node(name), self.upstream[name]
-        self.mesh.agents.end(node)
+        self.mesh.agents.stop(node)
         left = upstream.entries()
         self.mesh.agents.cli(node, "cleanup")
         # With our raven0 the routes over it go, by the kernel's hand.
@@ -108,7 +108,7 @@ def move() -> Iterator[Move]:
         move.connect_upstream()
         for node in mesh.region("cloud"):
             mesh.agents.start(node)
-        mesh.well("cloud-1", "cloud-2")
+        mesh.wait_until_healthy("cloud-1", "cloud-2")
         yield move
 
 
@@ -182,7 +182,7 @@ def test_a_region_is_moved_node_by_node_and_back(move: Move, measured: Callable[
         assert said.regions[0].why == "not known: our gateway factory-1 has no Peer, as where upstream's agent runs"
         switch("factory-2", move.to_ours)
         switch(GATEWAY, move.to_ours)
-        move.mesh.well()
+        move.mesh.wait_until_healthy()
         switch("factory-2", move.to_upstream)  # and one of upstream's behind ours
         switch(GATEWAY, move.to_upstream)
 

@@ -1,11 +1,15 @@
-"""What routers do to packets, as nft tables: translate by the kind of NAT, lose some."""
+"""Rules of a region's router as nft tables: NAT of each kind, and random loss.
+
+Every function returns a whole table that replaces the one of that name in one transaction of `nft -f`.
+"""
 
 from __future__ import annotations
 
 from ravenvpn.lab.topology import LabRegion, Nat
 
 _PRIVATE = """
-  # Packets nobody asked for get no answer, and leave no conntrack entry that would take the port from its owner.
+  # Unsolicited packets are dropped before conntrack keeps an entry for them: it would occupy the port, and the next
+  # mapping of the host behind NAT would get another one.
   chain input {{
     type filter hook input priority filter;
     iifname "uplink" meta l4proto {{ tcp, udp }} ct state new drop;
@@ -17,8 +21,9 @@ _PRIVATE = """
   }}
 """
 
-# RFC 4787 speaks of endpoint-independent filtering. The port that conntrack chose is known only after its hook; there
-# the way back is written down for strangers. Two maps, since nft 1.0.6 crashes on updates with concatenated data.
+# Endpoint-independent filtering (RFC 4787 section 5): packets from any host to a mapped port are forwarded. The port
+# that conntrack chose is known only after its own hook, so chain `learn` runs after it and records host and port for
+# chain `admit`. There are two maps because nft 1.0.6 crashes on an update with concatenated data.
 _CONE = """
   map host4 { type inet_service : ipv4_addr; flags dynamic, timeout; timeout 5m; }
   map host6 { type inet_service : ipv6_addr; flags dynamic, timeout; timeout 5m; }
@@ -40,16 +45,22 @@ _CONE = """
   }
 """
 
-PORTS_PER_BINDING = 1000
+PORTS_PER_BINDING = 1000  # size of each range
+FIRST_PORT = 20_000  # of the first range
+BINDINGS = 40  # ranges before the first one is used again: the last ends at port 59,999
 
 
-def translation(region: LabRegion, binding: int = 0) -> str:
-    """The router's NAT, for `nft -f`, replacing what was there. Each `binding` above 0 maps to ports of its own."""
+def nat_table(region: LabRegion, binding: int = 0) -> str:
+    """Return table `nat` for the region's kind of NAT.
+
+    `binding` 0 keeps the source port where it is free. Each value above 0 maps to another range of ports, so that a
+    new mapping never has the port of an old one.
+    """
     if region.nat is Nat.SYMMETRIC:
-        # Random in this sense also keeps conntrack from reusing the mapping it has for the same source.
+        # `fully-random` also keeps conntrack from reusing the mapping that the same source has already.
         translate = "masquerade random,fully-random"
     elif binding:
-        first = 20_000 + (binding - 1) % 40 * PORTS_PER_BINDING
+        first = FIRST_PORT + (binding - 1) % BINDINGS * PORTS_PER_BINDING
         translate = f"masquerade to :{first}-{first + PORTS_PER_BINDING - 1}"
     else:
         translate = "masquerade"
@@ -59,8 +70,11 @@ def translation(region: LabRegion, binding: int = 0) -> str:
     return _table("nat", chains)
 
 
-def loss(share: float) -> str:
-    """Packets lost on the uplink in each direction, for `nft -f`, replacing what was there."""
+def loss_table(share: float) -> str:
+    """Return table `loss`, which drops this share of packets on the uplink in each direction.
+
+    `share` is from 0 (an empty table) to 1, in steps of 0.0001.
+    """
     chance = f"numgen random mod 10000 < {round(share * 10_000)} " if share < 1 else ""
     chain = f"""
   chain lose {{
@@ -73,5 +87,6 @@ def loss(share: float) -> str:
 
 
 def _table(name: str, chains: str) -> str:
-    # Declared before it is deleted, since deleting what is not there is an error.
+    # The table is declared before it is deleted: deleting a table that does not exist is an error.
+
     return f"table inet {name}\ndelete table inet {name}\ntable inet {name} {{{chains}}}\n"

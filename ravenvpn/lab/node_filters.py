@@ -1,9 +1,14 @@
-"""The packet filter of a node: what its CNI and kube-proxy write, in each of the ways they write it.
+"""Packet filter of a node: a model of the rules that its CNI and kube-proxy write, for nft and both iptables.
 
-They are the rules that others' packets suffer from, and little else: established flows are accepted before later
-rules see them (openyurtio/raven #136), what conntrack takes for invalid is dropped, pods are masqueraded towards what
-the CNI takes for the outside, with flannel also in the other direction (#184), and what carries kube-proxy's mark is
-masqueraded whoever it is for. Chains are named as theirs are.
+The model has the rules that affect packets of other programs, and little else:
+
+* packets of established flows are accepted before later rules see them (openyurtio/raven #136);
+* packets that conntrack marks invalid are dropped;
+* packets from pods to addresses outside of the CNI's range are masqueraded, with flannel also packets from outside to
+  pods (openyurtio/raven #184);
+* packets with kube-proxy's mark are masqueraded, whatever their destination.
+
+Chains have the names that flannel, Calico and kube-proxy give them.
 """
 
 from __future__ import annotations
@@ -13,22 +18,25 @@ from collections.abc import Sequence
 from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.topology import Cni, Flavour
 
-_MARK = "0x4000/0x4000"  # kube-proxy's: "masquerade this later"
+_MARK = "0x4000/0x4000"  # kube-proxy's mark for packets that are to be masqueraded in POSTROUTING
 
 
 def programs(flavour: Flavour) -> tuple[str, ...]:
-    """What a machine needs for it."""
+    """Return the programs that load the rules: one for both families with nft, one for each family with iptables."""
     if flavour is Flavour.NFT:
         return ("nft",)
     return tuple(f"{ip}tables-{_kind(flavour)}-restore" for ip in ("ip", "ip6"))
 
 
-def load(node: LabNode, mates: Sequence[LabNode]) -> None:
-    """Write the node's rules. `mates` are the nodes of its region, itself among them: their pods are the inside."""
+def install(node: LabNode, region_nodes: Sequence[LabNode]) -> None:
+    """Load a node's rules. `region_nodes` are all nodes of its region, itself included.
+
+    The CNI's range, which is not masqueraded, are the pod networks of these nodes: a CNI knows no other region.
+    """
     flavour, is_calico = node.region.flavour, node.region.cni is Cni.CALICO
     inside = {
-        "ip": [str(block.v4) for mate in mates for block in mate.blocks],
-        "ip6": [str(block.v6) for mate in mates for block in mate.blocks],
+        "ip": [str(block.v4) for member in region_nodes for block in member.blocks],
+        "ip6": [str(block.v6) for member in region_nodes for block in member.blocks],
     }
     if flavour is Flavour.NFT:
         node.run(["nft", "-f", "-"], input=_nft(inside, is_calico))
@@ -42,7 +50,8 @@ def _kind(flavour: Flavour) -> str:
 
 
 def _iptables(inside: Sequence[str], is_calico: bool) -> str:
-    """For iptables-restore and ip6tables-restore alike."""
+    """Return the input of iptables-restore or ip6tables-restore; `inside` are prefixes of that family."""
+    # By table: its own chains, and its rules in the order in which they are appended.
     own = "cali-" if is_calico else "FLANNEL-"
     established = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
     tables: dict[str, tuple[list[str], list[str]]] = {
@@ -90,7 +99,7 @@ def _iptables(inside: Sequence[str], is_calico: bool) -> str:
         tables["filter"][1].extend(
             f"FLANNEL-FORWARD {way} {prefix} -j ACCEPT" for prefix in inside for way in ["-s", "-d"]
         )
-        # What comes from elsewhere; the pods' own was accepted above.
+        # Packets from outside to pods; packets between pods are accepted above.
         tables["nat"][1].extend(f"FLANNEL-POSTROUTING -d {prefix} -j MASQUERADE --random-fully" for prefix in inside)
     lines = []
     for table, (chains, rules) in tables.items():
@@ -105,12 +114,14 @@ def _iptables(inside: Sequence[str], is_calico: bool) -> str:
 
 
 def _nft(inside: dict[str, list[str]], is_calico: bool) -> str:
+    """Return the same rules as one nft table; `inside` are prefixes by family, "ip" and "ip6"."""
     post = []
     for family, prefixes in inside.items():
         pods = f"{{ {', '.join(prefixes)} }}"
         post.append(f"{family} saddr {pods} {family} daddr != {pods} masquerade fully-random")
         if not is_calico:
             post.append(f"{family} saddr != {pods} {family} daddr {pods} masquerade fully-random")
+    # Calico's reverse path check: a packet from a pod whose source has no route back to that device is dropped.
     check = (
         'chain check { type filter hook prerouting priority raw; iifname "cali*" fib saddr . iif oif missing drop; }'
     )
