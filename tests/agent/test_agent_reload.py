@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 import secrets
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +41,9 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
     before = {path: path.read_text() for path in gateways}
     for path, text in before.items():
         path.write_text(text.replace("port: 4500", "port: 0"))
+    set_priority(mesh, -15)
     yield mesh
+    set_priority(mesh, 0)
     for path, text in before.items():
         path.write_text(text)
     for end in ENDS:
@@ -46,6 +51,13 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
         configure(mesh, end)
         reload(mesh, end)
     mesh.wait_until_healthy()
+
+
+def set_priority(mesh: Mesh, nice: int) -> None:
+    """Set the scheduling priority of both agents: one that gets no processor for 0.3 s loses packets, too."""
+    for end in ENDS:
+        for task in Path(f"/proc/{mesh.agents.process(mesh.node(end)).pid}/task").iterdir():
+            os.setpriority(os.PRIO_PROCESS, int(task.name), nice)
 
 
 def configure(mesh: Mesh, end: str, **settings: Any) -> None:
@@ -83,22 +95,31 @@ def test_every_setting_changes_under_traffic_without_a_lost_packet(ends: Mesh) -
     for end in ENDS:
         ends.node(end).write(OTHER_KEY_FILE, f"{ends.preshared_key}\n", mode=0o600)
     made: dict[str, Any] = {}
+    phases = [(0.0, "begin")]
     with Traffic([(there, back), (back, there)], rate=RATE) as traffic:
         time.sleep(PAUSE)
         for name, value in changes.items():
             made[name] = value
             for end in ENDS:
+                phases.append((time.monotonic(), f"{name} at {end}"))
                 configure(ends, end, **made)
                 assert reload(ends, end).changed == (name,)
                 time.sleep(PAUSE)
         for end in ENDS:  # the same file with another key in it
+            phases.append((time.monotonic(), f"another preshared key at {end}"))
             ends.node(end).write(OTHER_KEY_FILE, f"{other_key}\n", mode=0o600)
             assert reload(ends, end).changed == ("preshared_key_file",)
             time.sleep(PAUSE)
+        phases.append((time.monotonic(), "new sessions"))
         changed = time.time()
         wait_until(lambda: all(handshake(ends, end) > changed for end in ENDS), "sessions are new", REKEY)
         time.sleep(PAUSE)
-    assert {str(flow): len(flow.lost()) for flow in traffic.flows} == dict.fromkeys(map(str, traffic.flows), 0)
+    lost = Counter(
+        f"{flow}: {max(phase for phase in phases if phase[0] <= at)[1]}"
+        for flow in traffic.flows
+        for at in flow.lost()
+    )
+    assert lost == {}
     for end in ENDS:
         status = ends.status(end)
         assert status.listen_port == 4600
