@@ -11,8 +11,8 @@ from ravenvpn.mesh.conflict import Conflict, ConflictKind
 from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.model import NodeInfo, PeerObject
 from ravenvpn.mesh.nodeplan import NodeRole
-from ravenvpn.mesh.own_region import own_sources
 from ravenvpn.mesh.situation import Situation
+from ravenvpn.mesh.sources import preferred_sources
 from ravenvpn.mesh.tunnel_port import listen_port
 from ravenvpn.node.discovery import LocalAddress
 
@@ -38,7 +38,7 @@ def peer_content(
         node_addresses=_lan_addresses(info, present),
         suites=tuple(sorted(situation.intent.suites, key=lambda suite: suite.value)),
     )
-    sources, _ = own_sources(info, described, situation.facts, situation.intent.forward_node_ip)
+    sources = preferred_sources(info, described, situation.facts)
     described = replace(described, sources=tuple(sources[family] for family in sorted(sources)))
     return PeerContent(described, region, role.label)
 

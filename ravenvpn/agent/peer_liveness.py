@@ -204,7 +204,7 @@ class PeerLiveness:
         asked = schedule.facts(watched.peer).asked_since
         session = status.session_age is not None
         wanted = self._idle if session or (watched.plan.warm and status.endpoint is not None) else None
-        busy = watched.plan.prompt or now < watched.busy_until
+        busy = watched.plan.carries_our_traffic or now < watched.busy_until
         if wanted is not None and (busy or (asked is not None and now - asked > OPEN_QUESTION)):
             wanted = min(self._busy, wanted)
         if wanted != watched.interval:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -34,26 +33,6 @@ class Announced(NamedTuple):
     def reason(self, code: ReasonCode, *more: object) -> Reason:
         """Return the reason of a route to this prefix; `more` are arguments beyond kind, owner and field."""
         return Reason(code, self.node, (self.kind, self.owner, self.field, *more))
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSet:
-    """Prefixes of either family, to be asked which address lies in one of them."""
-
-    prefixes: frozenset[Prefix] = frozenset()
-    _cuts: Mapping[int, Mapping[int, Set[int]]] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        cuts: dict[int, dict[int, set[int]]] = {4: {}, 6: {}}  # family → bits of the host part → what is before it
-        for prefix in self.prefixes:
-            host = prefix.max_prefixlen - prefix.prefixlen
-            cuts[prefix.version].setdefault(host, set()).add(int(prefix.network_address) >> host)
-        object.__setattr__(self, "_cuts", cuts)
-
-    def hold(self, address: Prefix) -> bool:
-        """Whether this single address is in one of the prefixes."""
-        number = int(address.network_address)
-        return any(number >> host in starts for host, starts in self._cuts[address.version].items())
 
 
 def claims(gateway: Gateway, peers: Mapping[str, PeerObject], *, forward_node_ip: bool = False) -> list[Announced]:

@@ -16,7 +16,7 @@ from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import Gateway, PeerObject, World
 from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled, overlap
 from ravenvpn.mesh.ownership import Derive, KeyOwners, NodeOwners
-from ravenvpn.mesh.vxlan_members import basis
+from ravenvpn.mesh.vxlan_members import ipv4_of
 
 
 class ConflictIndex:
@@ -259,7 +259,7 @@ def _vxlan_clashes(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[st
     holders: dict[str, str] = {}
     found: dict[str, Conflict] = {}
     for i, info in sorted(enumerate(gateway.status.nodes), key=lambda item: item[1].node):
-        v4 = basis(info, peers.get(info.node))
+        v4 = ipv4_of(info, peers.get(info.node))
         mac = identity.vxlan_mac(info.node, v4)
         holder = holders.setdefault(mac, info.node)
         if holder != info.node:

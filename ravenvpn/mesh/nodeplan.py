@@ -1,7 +1,6 @@
-"""What one node has to do: the values planning ends in, and the difference between two of them.
+"""`NodePlan`, the result of planning, and `PlanDelta`, the difference of two of them.
 
-`tunnel` is for the agent to hand to the tunnel, `host` for `ravenvpn.node` to bring about. Reasons are words for
-people and no part of equality.
+`ravenvpn.tunnel` applies `tunnel`, `ravenvpn.node` applies `host`. Reasons are no part of equality.
 """
 
 from __future__ import annotations
@@ -40,77 +39,70 @@ class NodeRole(StrEnum):
 
 
 class PeerKind(StrEnum):
-    """What a peer is to its own region."""
+    """The role of a peer in its own region."""
 
     ACTIVE = "active"
     STANDBY = "standby"
-    PLAIN = "plain"
+    PLAIN = "plain"  # only of our own region: plain nodes hold no session with other regions
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Where a peer may be tried. `host` is an address or a DNS name (to be resolved, both families tried)."""
+    """A socket address at which a peer may be dialled."""
 
-    host: str
-    port: int
+    host: str  # address literal or DNS name; of a name, addresses of both families are tried
+    port: int  # UDP
 
 
 @dataclass(frozen=True, slots=True)
 class PeerPlan:
-    """One session this node may hold.
+    """One session this node may hold."""
 
-    `warm` sessions are handshaken without waiting for traffic and kept; the others are configured and wait.
-    `keepalive` in seconds, None for none: the side behind NAT keeps the path open. `candidates` may be empty: then
-    only the peer can call (or be called where it was last seen).
-    """
-
-    name: str
+    name: str  # node name
     region: str
     kind: PeerKind
-    public_keys: tuple[bytes, ...]
-    candidates: tuple[Candidate, ...]
-    keepalive: int | None
-    warm: bool
-    suites: tuple[Suite, ...]
-    tunnel_address: IPv6Address
-    roaming: bool = True
-    prompt: bool = False  # to be judged as promptly as one with traffic: what we send elsewhere goes by it
+    public_keys: tuple[bytes, ...]  # 32 bytes each; the second one is announced for rotation
+    candidates: tuple[Candidate, ...]  # best first; empty: only the peer can start, or where it was last seen
+    keepalive: int | None  # seconds; only on the side behind NAT, which keeps the path open
+    warm: bool  # the handshake is made without waiting for traffic, and the session kept; False: on demand
+    suites: tuple[Suite, ...]  # that the peer announces
+    tunnel_address: IPv6Address  # of the peer, where probes are sent
+    roaming: bool = True  # replies go to where its last authenticated packet came from
+    carries_our_traffic: bool = False  # probe it as often as a peer with traffic: our packets to other regions use it
     reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelPlan:
-    """The tunnel of this node. `device` False: sessions and probes only, no TUN.
+    """The tunnel of this node: cryptokey routing in both directions, sessions, and the TUN device's settings."""
 
-    `peers` sorted by name; `routes` map a prefix to the peers that carry it, the first one does; `accepts` list
-    for each peer the prefixes inner packets from it may come from.
-    """
-
-    listen_port: int = DEFAULT_TUNNEL_PORT
-    mtu: int = tunnel_mtu(ETHERNET_MTU)
-    own_address: IPv6Address | None = None
-    device: bool = False
-    peers: tuple[PeerPlan, ...] = ()
-    routes: tuple[tuple[Prefix, tuple[str, ...]], ...] = ()
-    accepts: tuple[tuple[str, tuple[Prefix, ...]], ...] = ()
+    listen_port: int = DEFAULT_TUNNEL_PORT  # UDP
+    mtu: int = tunnel_mtu(ETHERNET_MTU)  # of the TUN device, bytes
+    own_address: IPv6Address | None = None  # this node's tunnel address; None: the node is in no region
+    device: bool = False  # False: sessions and probes only, no TUN device
+    peers: tuple[PeerPlan, ...] = ()  # sorted by name
+    routes: tuple[tuple[Prefix, tuple[str, ...]], ...] = ()  # prefix → peers; the first one carries it
+    accepts: tuple[tuple[str, tuple[Prefix, ...]], ...] = ()  # peer → prefixes that inner sources may lie in
 
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """Everything one node has to do, for one world. Equal inputs make equal plans."""
+    """Everything planned for one node. Equal situations make equal plans."""
 
     node: str
     role: NodeRole = NodeRole.NONE
     region: str = ""
     tunnel: TunnelPlan = field(default_factory=TunnelPlan)
     host: HostState = field(default_factory=HostState)
-    relays: tuple[tuple[str, str], ...] = ()  # (far region, hub region) for every region met through a hub
+    relays: tuple[tuple[str, str], ...] = ()  # (far region, hub region) of every region reached through a hub
     conflicts: tuple[Conflict, ...] = ()
     notes: tuple[Reason, ...] = ()  # for the operator: regions that are not reached and why, missing objects
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptChange:
+    """Prefixes to add to and to remove from a peer's permitted inner sources."""
+
     peer: str
     add: tuple[Prefix, ...] = ()
     remove: tuple[Prefix, ...] = ()
@@ -118,29 +110,26 @@ class AcceptChange:
 
 @dataclass(frozen=True, slots=True)
 class TunnelDelta:
-    """What turns one TunnelPlan into the next, in this order: peers set, accepts, routes, peers removed.
+    """The difference of two TunnelPlans. Apply it in this order: peers set, accepts, routes, peers removed."""
 
-    `settings` holds the new listen port, MTU, own address and device in a TunnelPlan without peers, or None where
-    those stayed. A removed peer takes its routes and acceptances with it; they are not listed again. An empty tuple
-    of peers removes a route.
-    """
-
-    settings: TunnelPlan | None = None
-    peers_set: tuple[PeerPlan, ...] = ()
-    peers_removed: tuple[str, ...] = ()
-    routes: tuple[tuple[Prefix, tuple[str, ...]], ...] = ()
+    settings: TunnelPlan | None = None  # the new one without peers and prefixes; None: these settings stayed
+    peers_set: tuple[PeerPlan, ...] = ()  # new or changed
+    peers_removed: tuple[str, ...] = ()  # routes and accepted prefixes of these go too, and are not listed
+    routes: tuple[tuple[Prefix, tuple[str, ...]], ...] = ()  # new or changed; without peers: removed
     accepts: tuple[AcceptChange, ...] = ()
 
     def __bool__(self) -> bool:
+        """Return whether anything differs."""
         return self != TunnelDelta()
 
 
 @dataclass(frozen=True, slots=True)
 class PlanDelta:
-    """What one update changed. Both parts are empty (false) when nothing did."""
+    """The difference of two plans; both parts are false if nothing differs."""
 
     tunnel: TunnelDelta = field(default_factory=TunnelDelta)
     host: HostDelta = field(default_factory=HostDelta)
 
     def __bool__(self) -> bool:
+        """Return whether anything differs."""
         return bool(self.tunnel) or bool(self.host)

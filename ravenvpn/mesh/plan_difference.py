@@ -1,10 +1,10 @@
-"""The difference of two plans, gathered piece by piece from the pieces that changed.
+"""The difference of two plans, computed from the parts that changed.
 
-A change often moves a thing from one piece to another: a node changes its region, a hub takes over. What one piece
-gives up and another takes must cancel out, and a move must never pass through "gone".
+A change often moves an item from one part to another: a node joins another region, or another hub serves one. An item
+that one part loses and another gains is no difference, and a moved item must not be removed in between.
 
-Hashing an ipaddress prefix runs Python code, and a first plan has tens of thousands: sets are built only where there
-is something on both sides to compare.
+Hashing an ipaddress prefix runs Python code, and a first plan has tens of thousands of prefixes: sets are built only
+where both sides have items to compare.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Protocol, TypeVar
 from ravenvpn.mesh.hoststate import HostDelta, HostState, PacketFilter, Prefix, Route
 from ravenvpn.mesh.nodeplan import AcceptChange, PeerPlan, TunnelDelta, TunnelPlan
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
-class Piece(Protocol):
-    """What the own part and a fragment have in common."""
+class PlanPart(Protocol):
+    """The fields that the plans of the own region and of a remote region share."""
 
     @property
     def peers(self) -> Mapping[str, PeerPlan]: ...
@@ -33,12 +33,17 @@ class Piece(Protocol):
 
 
 class PrefixOrder:
-    """Sort key of prefixes: family, network, length. Remembers by identity: drop it before the prefixes go."""
+    """Sort key of prefixes: family, network, length.
+
+    One prefix object appears in many lists, so its key is kept by object identity. An instance must not live longer
+    than the prefixes it has seen, or another object could get the same identity.
+    """
 
     def __init__(self) -> None:
-        self._keys: dict[int, int] = {}
+        self._keys: dict[int, int] = {}  # id(prefix) → key
 
     def __call__(self, prefix: Prefix) -> int:
+        """Return the key; smaller sorts first."""
         key = self._keys.get(id(prefix))
         if key is None:
             key = prefix.version << 140 | int(prefix.network_address) << 8 | prefix.prefixlen
@@ -46,22 +51,23 @@ class PrefixOrder:
         return key
 
 
-class Differences:
-    """Gathers `before` → `after` of any number of pieces. Every piece is named at most once, in a fixed order."""
+class PlanDifference:
+    """Collects the changes of any number of parts, then gives the difference. Each part is added at most once."""
 
     def __init__(self) -> None:
         self._peers_set: dict[str, PeerPlan] = {}
         self._peers_gone: dict[str, PeerPlan] = {}
         self._routes_set: dict[Prefix, tuple[str, ...]] = {}
         self._routes_gone: dict[Prefix, tuple[str, ...]] = {}
-        self._accepts_added: dict[str, list[Prefix]] = {}
+        self._accepts_added: dict[str, list[Prefix]] = {}  # by peer
         self._accepts_gone: dict[str, list[Prefix]] = {}
         self._host_added: list[Route] = []
         self._host_gone: list[Route] = []
-        self._remote_added: set[Prefix] = set()
+        self._remote_added: set[Prefix] = set()  # elements of the packet filter
         self._remote_gone: set[Prefix] = set()
 
-    def piece(self, before: Piece, after: Piece) -> None:
+    def add_part(self, before: PlanPart, after: PlanPart) -> None:
+        """Add the change of one part from `before` to `after`."""
         if before is after:
             return
         for name, peer in after.peers.items():
@@ -83,18 +89,19 @@ class Differences:
         self._host_added += without(after.host_routes, before.host_routes)
         self._host_gone += without(before.host_routes, after.host_routes)
 
-    def remote(self, before: frozenset[Prefix], after: frozenset[Prefix]) -> None:
+    def add_remote(self, before: frozenset[Prefix], after: frozenset[Prefix]) -> None:
+        """Add the change of one remote region's elements of the packet filter."""
         self._remote_added |= after - before
         self._remote_gone |= before - after
 
-    def move_remote(self, remote: set[Prefix]) -> None:
-        """Bring a set of all remote prefixes from before to after."""
+    def apply_to_remote(self, remote: set[Prefix]) -> None:
+        """Change `remote`, all remote elements of the packet filter before the update, to those after it."""
         remote -= self._remote_gone
         remote |= self._remote_added
 
     def tunnel(self, before: TunnelPlan, after: TunnelPlan) -> TunnelDelta:
-        """`before` and `after` are the settings, without peers, routes and acceptances."""
-        # A peer that left one piece as it entered another has stayed; if it is unchanged there is nothing to say.
+        """Return the tunnel's difference; `before` and `after` hold the settings, without peers and prefixes."""
+        # A peer that left one part and entered another one has stayed; if it is equal, there is no difference.
         gone = self._peers_gone.keys() - self._peers_set.keys()
         peers = [p for name, p in self._peers_set.items() if self._peers_gone.get(name) != p]
         routes = dict(self._routes_set)
@@ -118,8 +125,11 @@ class Differences:
         )
 
     def host(self, before: HostState, after: HostState, remote: set[Prefix]) -> HostDelta:
-        """`before` and `after` hold everything but the pieces' routes and the filter's remote prefixes; `remote`
-        are the latter as they are now."""
+        """Return the host's difference.
+
+        `before` and `after` hold everything but routes of parts and remote elements of the packet filter; `remote`
+        are these elements after the update (see `apply_to_remote`).
+        """
         old, new = before.packet_filter, after.packet_filter
         replaced = _frame(old) != _frame(new)
         fresh, lapsed = self._remote_added - self._remote_gone, self._remote_gone - self._remote_added
@@ -138,8 +148,8 @@ class Differences:
         )
 
 
-def without(these: Sequence[Thing], others: Sequence[Thing]) -> tuple[Thing, ...]:
-    """`these`, in their order, less what is among `others`."""
+def without(these: Sequence[Item], others: Sequence[Item]) -> tuple[Item, ...]:
+    """Return `these`, in their order, except those that are among `others`."""
     known = set(others) if these else None
     return tuple(one for one in these if one not in known) if known else tuple(these)
 
@@ -149,18 +159,19 @@ def _sorted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
 
 
 def _frame(packet_filter: PacketFilter | None) -> tuple[Any, ...] | None:
-    """A filter without its elements: if that changed, the elements alone do not tell the difference."""
+    """Return a filter's fields without the elements of its sets: if they changed, the table is written anew."""
     return None if packet_filter is None else (packet_filter.relays, tuple(packet_filter.own_sources))
 
 
 def _elements(frame: PacketFilter, local: tuple[Prefix, ...], remote: set[Prefix]) -> PacketFilter | None:
+    """Return the filter with these elements alone, None if there are none."""
     return replace(frame, local=local, remote=_sorted(remote)) if local or remote else None
 
 
 def _partial(
     this: HostState, other: HostState, routes: tuple[Route, ...], packet_filter: PacketFilter | None
 ) -> HostState:
-    """What `this` has and `other` has not."""
+    """Return the items of `this` that are not in `other`, with routes and filter as given."""
     return HostState(
         tun=this.tun if this.tun != other.tun else None,
         vxlan=this.vxlan if this.vxlan != other.vxlan else None,

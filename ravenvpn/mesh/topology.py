@@ -1,9 +1,9 @@
-"""Who can call whom, and through whom the others meet.
+"""Regions resolved for planning: which gateway nodes can call each other, and which hub joins the others.
 
 A gateway node is *dialable* when it is not behind NAT and an address or name of it is known. Two gateway nodes hold a
 session when at least one is dialable. Regions that cannot, meet through a hub: a region with a dialable active
-gateway, chosen by rendezvous hash over (pair, hub), so both ends agree without talking and little moves when hubs
-come and go (Thaler & Ravishankar, "Using name-based mappings to increase hit rates", 1998).
+gateway, chosen by rendezvous hash over (pair, hub), so that both ends agree without a message and few pairs move when
+a hub comes or goes (Thaler & Ravishankar, "Using name-based mappings to increase hit rates", 1998).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ravenvpn.crypto.aead import Suite
+from ravenvpn.crypto.keys import KEY_BYTES
 from ravenvpn.mesh.claims import Announced, claims
 from ravenvpn.mesh.conflict import RefusedClaims
 from ravenvpn.mesh.hoststate import Prefix
@@ -26,73 +27,76 @@ from ravenvpn.mesh.nodeplan import Candidate
 from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.tunnel_port import port_of_address, tunnel_port
 
-# Ours. A NATed node keeps a warm session to every hub it may need, and agreement needs no more than a few: beyond
-# this many dialable regions, those whose names hash lowest serve as hubs. One leaving lets the next one in.
+# Our choice. A node behind NAT keeps a warm session to every hub it may need, and a few hubs suffice for agreement:
+# beyond this many dialable regions, those whose names have the lowest hash serve. If one leaves, the next one serves.
 MAX_HUBS = 16
 
-# config key by which upstream's WireGuard driver publishes its key (raven's convention, on the endpoint)
+# Key of an endpoint's `config` under which OpenYurt's WireGuard driver publishes its public key.
 UPSTREAM_KEY = "publicKey"
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayNode:
-    """A node that is, or may become, the gateway of its region, with everything needed to hold a session with it."""
+    """A node that is the gateway of its region or may become it, with everything a session with it needs."""
 
     node: str
-    active: bool
+    active: bool  # elected; the others are standbys
     under_nat: bool
-    public_keys: tuple[bytes, ...]
-    candidates: tuple[Candidate, ...]
+    public_keys: tuple[bytes, ...]  # 32 bytes each; the second one is announced for rotation
+    candidates: tuple[Candidate, ...]  # where other regions dial it, best first
     suites: tuple[Suite, ...]
-    # Called only at IPv6 addresses that are themselves routed into the tunnel (forwardNodeIP). The kernel books what
-    # it learns of the path to a destination without regard to ports, so that is lost to our outer packets.
-    unlearned: bool = False
+    # Every candidate is an IPv6 address that is itself routed into the tunnel (forwardNodeIP). Linux keeps path MTU
+    # exceptions per destination, without regard to ports, so our outer packets do not see what discovery finds.
+    no_pmtu_discovery: bool = False
 
     @property
     def dialable(self) -> bool:
+        """Whether other regions can start a handshake with it."""
         return not self.under_nat and bool(self.candidates)
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A Gateway digested: conflicts resolved, keys and candidates gathered. The same on every node of the mesh."""
+    """A Gateway with its conflicts resolved and its nodes' keys and candidates joined in. Equal on every node."""
 
     name: str
     gateways: tuple[GatewayNode, ...]  # active ones first, each part sorted by name
     announced: tuple[Announced, ...]  # accepted prefixes, each once
     notes: tuple[Reason, ...] = ()
-    torn: bool = False  # lost prefixes to others, which its nodes therefore leave to their own network
-    succession: tuple[str, ...] = ()  # its gateway nodes in the order of the spec, in which places are given
+    lost_prefixes: bool = False  # another region won some of its prefixes; its nodes leave those to their own network
+    succession: tuple[str, ...] = ()  # its gateway nodes in the order of spec.endpoints: the order of take-over
 
     @property
     def active(self) -> tuple[GatewayNode, ...]:
+        """Its active gateways, sorted by name."""
         return tuple(g for g in self.gateways if g.active)
 
     @property
     def serves_as_hub(self) -> bool:
-        """A torn region relays nothing: some of what it would have to pass on it takes for its own."""
-        return not self.torn and any(g.active and g.dialable for g in self.gateways)
+        """Whether it may relay. Without some of its prefixes it may not: it would deliver relayed packets locally."""
+        return not self.lost_prefixes and any(g.active and g.dialable for g in self.gateways)
 
 
 class Hub(NamedTuple):
-    """A region that relays: its dialable active gateway nodes, and all whose packets may be relayed ones."""
+    """A region that relays between others."""
 
     region: str
-    active: tuple[str, ...]
-    nodes: tuple[str, ...]
-    hosts: tuple[str, ...]  # where the active ones are tried
-    unlearned: bool = False  # see GatewayNode; of the active ones
+    active: tuple[str, ...]  # dialable active gateway nodes
+    nodes: tuple[str, ...]  # all dialable gateway nodes: packets of any of them may be relayed ones
+    hosts: tuple[str, ...]  # addresses and names at which the active ones are dialled
+    no_pmtu_discovery: bool = False  # of an active one, see GatewayNode
 
 
-def acting(region: Region, liveness: Liveness, me: str) -> Region:
-    """The region as `me` has to treat it: where every active gateway is proven dead, others stand in.
+def with_takeover(region: Region, liveness: Liveness, me: str) -> Region:
+    """Return the region as node `me` treats it: if every active gateway is proven dead, standbys take over.
 
-    As many as there were, by the order of the spec, as `mesh.status.elect` would choose; those proven alive first. It
-    holds for as long as the proof does, and nobody has to agree: a standby puts what arrives into its own tunnel,
-    and the far ends accept the region's prefixes from all its gateways. The controller makes it final, or the active
-    one comes back.
+    As many take over as were active, in the order of the spec, as `mesh.status.elect` would choose; those proven
+    alive come first. This lasts as long as the proof and needs no agreement: a standby puts the packets that reach it
+    into its own tunnel, and the far ends accept the region's prefixes from all its gateways. The controller then
+    makes the new role final, or the active gateway comes back.
     """
     active = region.active
+    # A node never believes itself dead: its own verdict would come from others' probes.
     if not active or not all(liveness.dead(g.node) and g.node != me for g in active):
         return region
     able = [n for n in region.succession if n == me or not liveness.dead(n)]
@@ -108,16 +112,20 @@ def acting(region: Region, liveness: Liveness, me: str) -> Region:
 
 
 def upstream_key(endpoint: GatewayEndpoint) -> bytes | None:
-    """The key upstream's WireGuard driver left on the endpoint, or None where there is none that is one."""
+    """Return the public key that OpenYurt's WireGuard driver left on the endpoint; None if absent or malformed."""
     try:
         key = base64.b64decode(endpoint.config.get(UPSTREAM_KEY, ""), validate=True)
     except (binascii.Error, ValueError):
         return None
-    return key if len(key) == 32 else None
+    return key if len(key) == KEY_BYTES else None
 
 
 def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[Candidate, ...]:
-    """Where a gateway node may be tried from other regions, best first; behind NAT only what it says itself."""
+    """Return where other regions dial a gateway node, best first.
+
+    The endpoint's publicIP comes first, unless the node is behind NAT: then it names the NAT device, which forwards
+    nothing, and only addresses that the node announces itself count (a forwarded port, for example).
+    """
     found: dict[tuple[str, int], Candidate] = {}
     if endpoint.public_ip and not endpoint.under_nat:
         port = endpoint.public_port or tunnel_port(endpoint, peer)
@@ -129,40 +137,18 @@ def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[C
     return tuple(found.values())
 
 
-def digest(
+def resolve_region(
     gateway: Gateway, peers: Mapping[str, PeerObject], refused: RefusedClaims, *, forward_node_ip: bool = False
 ) -> Region:
-    """A Gateway and the Peers of its nodes as one Region, without what lost a conflict."""
+    """Return a Gateway joined with the Peers of its nodes, without what it lost in conflicts (`refused`)."""
     announced = _announced(gateway, peers, refused, forward_node_ip)
-    inside = {str(a.prefix.network_address) for a in announced if a.dialled and a.prefix.version == 6}
-    notes: list[Reason] = []
-    members = {info.node for info in gateway.status.nodes} - refused.nodes
-    nodes: list[GatewayNode] = []
-    seen: set[str] = set()
-    active = [
-        (e, True, f"Gateway {gateway.name}, status.activeEndpoints[{i}]") for i, e in enumerate(gateway.status.active)
+    routed = frozenset(str(a.prefix.network_address) for a in announced if a.dialled and a.prefix.version == 6)
+    found = [
+        _gateway_node(gateway, endpoint, peers, refused, active=active, where=where, routed=routed)
+        for endpoint, active, where in _endpoints(gateway)
     ]
-    spare = [(e, False, f"Gateway {gateway.name}, spec.endpoints[{i}]") for i, e in enumerate(gateway.endpoints)]
-    for endpoint, is_active, where in active + spare:
-        if endpoint.type is not EndpointType.TUNNEL or endpoint.node in seen:
-            continue
-        seen.add(endpoint.node)
-        if endpoint.node in refused.nodes:
-            continue  # the conflict says so
-        if endpoint.node not in members:
-            notes.append(Reason(ReasonCode.ENDPOINT_NO_MEMBER, gateway.name, (where, endpoint.node)))
-            continue
-        peer = None if endpoint.node in refused.keys else peers.get(endpoint.node)
-        key = upstream_key(endpoint) if peer is None and endpoint.node not in refused.keys else None
-        keys = peer.public_keys if peer else (key,) if key else ()
-        if not keys:
-            if endpoint.node not in refused.keys:
-                notes.append(Reason(ReasonCode.ENDPOINT_WITHOUT_KEY, gateway.name, (where, endpoint.node)))
-            continue
-        suites = peer.suites if peer else (Suite.CHACHA20POLY1305,)
-        candidates = candidates_of(endpoint, peer)
-        unlearned = bool(candidates) and all(c.host in inside for c in candidates)
-        nodes.append(GatewayNode(endpoint.node, is_active, endpoint.under_nat, keys, candidates, suites, unlearned))
+    nodes = [one for one in found if isinstance(one, GatewayNode)]
+    notes = [one for one in found if isinstance(one, Reason)]
     if not any(n.active for n in nodes):
         notes.append(Reason(ReasonCode.NO_ACTIVE_ENDPOINT, gateway.name))
     order = {e.node: i for i, e in reversed([*enumerate(gateway.endpoints)]) if e.type is EndpointType.TUNNEL}
@@ -173,17 +159,69 @@ def digest(
         tuple(nodes),
         announced,
         tuple(notes),
-        torn=bool(refused.shadowed),
+        lost_prefixes=bool(refused.shadowed),
         succession=succession,
+    )
+
+
+def _endpoints(gateway: Gateway) -> Iterable[tuple[GatewayEndpoint, bool, str]]:
+    """Yield (endpoint, active, field) of the region's tunnel endpoints, each node once and as active if it is."""
+    seen: set[str] = set()
+    for part, active, endpoints in (
+        ("status.activeEndpoints", True, gateway.status.active),
+        ("spec.endpoints", False, gateway.endpoints),
+    ):
+        for i, endpoint in enumerate(endpoints):
+            if endpoint.type is EndpointType.TUNNEL and endpoint.node not in seen:
+                seen.add(endpoint.node)
+                yield endpoint, active, f"Gateway {gateway.name}, {part}[{i}]"
+
+
+def _gateway_node(
+    gateway: Gateway,
+    endpoint: GatewayEndpoint,
+    peers: Mapping[str, PeerObject],
+    refused: RefusedClaims,
+    *,
+    active: bool,
+    where: str,
+    routed: frozenset[str],
+) -> GatewayNode | Reason | None:
+    """Return the gateway node of one endpoint, or the reason why it is left out, `where` in its sentence.
+
+    None: it is left out for a conflict, which is reported already. `routed` are node addresses that are reached
+    through the tunnel.
+    """
+    node = endpoint.node
+    if node in refused.nodes:
+        return None
+    if all(info.node != node for info in gateway.status.nodes):
+        return Reason(ReasonCode.ENDPOINT_NO_MEMBER, gateway.name, (where, node))
+    lost_key = node in refused.keys
+    peer = None if lost_key else peers.get(node)
+    key = upstream_key(endpoint) if peer is None and not lost_key else None
+    keys = peer.public_keys if peer else (key,) if key else ()
+    if not keys:
+        return None if lost_key else Reason(ReasonCode.ENDPOINT_WITHOUT_KEY, gateway.name, (where, node))
+    candidates = candidates_of(endpoint, peer)
+    return GatewayNode(
+        node,
+        active,
+        endpoint.under_nat,
+        keys,
+        candidates,
+        peer.suites if peer else (Suite.CHACHA20POLY1305,),
+        no_pmtu_discovery=bool(candidates) and all(c.host in routed for c in candidates),
     )
 
 
 def _announced(
     gateway: Gateway, peers: Mapping[str, PeerObject], refused: RefusedClaims, forward_node_ip: bool
 ) -> tuple[Announced, ...]:
+    """Return the region's claims that no other region won, each prefix once."""
     found: dict[Prefix, Announced] = {}
     for claim in claims(gateway, peers, forward_node_ip=forward_node_ip):
-        # (an empty set would still hash the prefix, and that is Python code)
+        # An empty set would still hash the prefix, and that runs Python code.
         if claim.node not in refused.nodes and not (refused.prefixes and claim.prefix in refused.prefixes):
             found.setdefault(claim.prefix, claim)
     return tuple(found.values())
@@ -191,43 +229,48 @@ def _announced(
 
 @lru_cache(maxsize=1 << 16)
 def hub_rank(region: str) -> int:
-    """The lower, the sooner a dialable region serves as a hub. Any hash will do, as long as all use the same."""
+    """Return the region's place in the order in which dialable regions serve as hubs, lowest first.
+
+    Any hash would do, as long as every node uses the same one.
+    """
     return int.from_bytes(hashlib.sha256(b"hub\0" + region.encode()).digest()[:8], "big")
 
 
 def as_hub(region: Region) -> Hub:
+    """Return the region in its role as a hub."""
     return Hub(
         region.name,
         tuple(g.node for g in region.gateways if g.active and g.dialable),
         tuple(g.node for g in region.gateways if g.dialable),
         tuple(c.host for g in region.gateways if g.active and g.dialable for c in g.candidates),
-        any(g.active and g.dialable and g.unlearned for g in region.gateways),
+        any(g.active and g.dialable and g.no_pmtu_discovery for g in region.gateways),
     )
 
 
 def rendezvous(one: str, other: str, hub: str) -> int:
-    """The weight of a hub for a pair of regions, the same from both ends. The highest wins."""
+    """Return the weight of a hub for a pair of regions, the same from both ends. The highest weight wins."""
     first, second = sorted((one, other))
     return int.from_bytes(hashlib.sha256(f"{first}\0{second}\0{hub}".encode()).digest()[:8], "big")
 
 
 def carrier_order(me: str, nodes: Iterable[str], liveness: Liveness) -> tuple[str, ...]:
-    """Gateway nodes, best first for `me`: those not proven dead, then by a hash that spreads the senders."""
+    """Return gateway nodes, best first for `me`: those not proven dead, then by a hash that spreads the senders."""
     return tuple(sorted(nodes, key=lambda n: (liveness.dead(n), -rendezvous(me, n, "carrier"), n)))
 
 
 def hub_order(one: str, other: str, hubs: Iterable[Hub]) -> list[Hub]:
-    """The hubs two regions may meet through, best first, before anybody is known to be dead."""
+    """Return the hubs for a pair of regions, best first, without regard to liveness."""
     return sorted(hubs, key=lambda h: (-rendezvous(one, other, h.region), h.region))
 
 
 def choose_hub(one: str, other: Region, hubs: Iterable[Hub], liveness: Liveness) -> Hub | None:
-    """The hub that carries between our region `one` and `other` now.
+    """Return the hub that carries between our region `one` and `other` now; None without hubs.
 
-    The first in rendezvous order that carries to an active gateway of the other end: one that is proven alive before
-    one that nothing is known of, or a hub whose manifest came before its agent would cut the pairs it is to serve. If
-    none carries, the first whose gateway lives; if none lives, the first at all, so that the path is the agreed one
-    when it comes back.
+    1. The first in rendezvous order that reaches an active gateway of the other end. Among these, one that is proven
+       alive comes before one of unknown state: otherwise a new hub whose Gateway exists before its agent runs would
+       interrupt the pairs it is to serve.
+    2. If none reaches the other end, the first whose gateway is not dead.
+    3. If all are dead, the first at all, so that both ends are on the same path when it comes back.
     """
     order = hub_order(one, other.name, hubs)
     far = [g.node for g in other.gateways if g.active]

@@ -1,11 +1,11 @@
-"""What a node's part in its region's VXLAN asks of the host (docs/architecture/host-network.md).
+"""The host's part of a region's VXLAN: device, addresses, neighbours, FDB entries and routes (docs/architecture).
 
-The way to other regions: from a plain node or a standby to the active gateway, and into the tunnel there. The way
-back: out of the tunnel to the node it is meant for. Traffic inside the region stays the CNI's.
+Packets to other regions go from a plain node or a standby to the active gateway and into the tunnel there. Packets
+out of the tunnel go from the gateway to the node they are meant for. Traffic inside the region stays with the CNI.
 
-A role moves while packets are under way, and nodes learn of it at different instants. So what arrives on a gateway
-node by one of our devices never goes back to another gateway: a standby puts it into its own tunnel (table 9129),
-which the far ends accept. That leaves nothing to loop, and nothing to wait for.
+A role moves while packets are under way, and nodes learn of it at different instants. So a packet that arrives on a
+gateway node by one of our devices never goes to another gateway: a standby puts it into its own tunnel (table 9129),
+and the far ends accept it. Nothing can loop, and nothing has to wait for an agreement.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.vxlan_members import VxlanMember
 from ravenvpn.overhead import MIN_IPV6_MTU, vxlan_mtu
 
-VNI = 200  # upstream's, so that a region can be moved node by node
-PORT = 4472  # upstream's too; not IANA's 4789, which flannel and others have
+VNI = 200  # OpenYurt's, so that a region can be moved to this agent node by node
+PORT = 4472  # OpenYurt's as well; IANA's 4789 is in use by flannel and others
 
 
 def mtu(context: Context) -> int:
-    """No more than the tunnel carries, or than the region's own network does; never below IPv6's minimum."""
+    """Return the MTU of the VXLAN device: what the tunnel and the region's own network carry, at least 1280."""
     assert context.overlay is not None
-    hosts = tuple(str(seat.underlay) for seat in context.overlay.others)
+    hosts = tuple(str(member.underlay) for member in context.overlay.others)
     lan = vxlan_mtu(context.facts.path_mtu(hosts), context.overlay.own.underlay.version)
     return max(min(context.facts.tunnel_mtu(), lan), MIN_IPV6_MTU)
 
 
 def device(context: Context) -> VxlanDevice | None:
+    """Return the VXLAN device; None on a node that is no member."""
     overlay = context.overlay
     if overlay is None or context.region is None:
         return None
@@ -59,7 +60,7 @@ def device(context: Context) -> VxlanDevice | None:
 
 
 def addresses(context: Context) -> Iterable[DeviceAddress]:
-    """Wide prefixes, so that every next hop on the VXLAN is on-link by them as well."""
+    """Yield the device's addresses, with prefixes that make every next hop on the VXLAN on-link."""
     if context.overlay is None:
         return
     own, reason = context.overlay.own, Reason(ReasonCode.VXLAN_ADDRESS, context.node)
@@ -70,46 +71,49 @@ def addresses(context: Context) -> Iterable[DeviceAddress]:
 
 
 def neighbours(context: Context) -> Iterable[Neighbour]:
-    for seat in context.overlay.others if context.overlay else ():
-        reason = Reason(ReasonCode.VXLAN_MEMBER, seat.node)
-        if seat.v4 is not None:
-            yield Neighbour(VXLAN_DEVICE, seat.v4, seat.mac, reason)
+    """Yield the MAC of each VXLAN address this node sends to: nothing is resolved by ARP or ND."""
+    for member in context.overlay.others if context.overlay else ():
+        reason = Reason(ReasonCode.VXLAN_MEMBER, member.node)
+        if member.v4 is not None:
+            yield Neighbour(VXLAN_DEVICE, member.v4, member.mac, reason)
         if context.facts.ipv6:
-            yield Neighbour(VXLAN_DEVICE, seat.v6, seat.mac, reason)
+            yield Neighbour(VXLAN_DEVICE, member.v6, member.mac, reason)
 
 
 def forwarding(context: Context) -> Iterable[ForwardingEntry]:
-    for seat in context.overlay.others if context.overlay else ():
-        yield ForwardingEntry(VXLAN_DEVICE, seat.mac, seat.underlay, Reason(ReasonCode.VXLAN_MEMBER, seat.node))
+    """Yield the outer destination of each MAC: nothing is learned or flooded."""
+    for member in context.overlay.others if context.overlay else ():
+        yield ForwardingEntry(VXLAN_DEVICE, member.mac, member.underlay, Reason(ReasonCode.VXLAN_MEMBER, member.node))
 
 
 def local_routes(context: Context) -> Iterable[Route]:
-    """On gateways and standbys: what leaves the tunnel for another node of the region goes there by the VXLAN.
+    """Yield, on gateways and standbys, the routes of packets out of the tunnel to other nodes of the region.
 
-    A prefix that holds one of our own would take what is ours; such nesting is left to the CNI, which made it.
+    A prefix that contains one of this node's own is left out: its route would also take packets for this node. Such
+    nesting comes from the CNI, which then routes it.
     """
     overlay, region = context.overlay, context.region
     if overlay is None or region is None or not context.is_gateway:
         return
     own = [a.prefix for a in region.announced if a.node == context.node]
-    everybody, allowed = {seat.node: seat for seat in overlay.others}, mtu(context)
+    members, limit = {member.node: member for member in overlay.others}, mtu(context)
     for announced in region.announced:
-        seat = everybody.get(announced.node)
-        if seat is not None and not any(_holds(announced.prefix, one) for one in own):
-            via = next_hop(seat, announced.prefix, context)
+        member = members.get(announced.node)
+        if member is not None and not any(_contains(announced.prefix, one) for one in own):
+            via = next_hop(member, announced.prefix, context)
             if via is not None:
                 yield Route(
                     announced.prefix,
                     TABLE_LOCAL,
                     device=VXLAN_DEVICE,
                     via=via,
-                    mtu=allowed,
+                    mtu=limit,
                     reason=announced.reason(ReasonCode.OWN_PREFIX_OUT_OF_TUNNEL),
                 )
 
 
 def remote_route(announced: Announced, context: Context, mtu: int) -> Route | None:
-    """From a node that is no active gateway to another region; None where no gateway can be sent to."""
+    """Return the route to another region from a node that is not active; None if no active gateway is a member."""
     uplink = context.overlay.uplink if context.overlay else None
     via = next_hop(uplink, announced.prefix, context) if uplink else None
     if uplink is None or via is None:
@@ -125,12 +129,16 @@ def remote_route(announced: Announced, context: Context, mtu: int) -> Route | No
     )
 
 
-def next_hop(seat: VxlanMember, prefix: Prefix, context: Context) -> Address | None:
-    """Of the prefix's own family, else IPv6 for IPv4 (as RFC 8950 has it): a node may have no IPv4 address at all."""
-    if prefix.version == 4 and seat.v4 is not None and context.overlay and context.overlay.own.v4 is not None:
-        return seat.v4
-    return seat.v6 if context.facts.ipv6 else None
+def next_hop(member: VxlanMember, prefix: Prefix, context: Context) -> Address | None:
+    """Return the next hop for a prefix, None if there is none.
+
+    It has the prefix's own family if both ends have IPv4, else IPv6 also for IPv4 prefixes (RFC 8950): a node may
+    have no IPv4 address at all.
+    """
+    if prefix.version == 4 and member.v4 is not None and context.overlay and context.overlay.own.v4 is not None:
+        return member.v4
+    return member.v6 if context.facts.ipv6 else None
 
 
-def _holds(prefix: Prefix, inner: Prefix) -> bool:
+def _contains(prefix: Prefix, inner: Prefix) -> bool:
     return prefix.version == inner.version and prefix.prefixlen <= inner.prefixlen and inner.network_address in prefix

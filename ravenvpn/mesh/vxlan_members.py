@@ -1,8 +1,8 @@
-"""Where each node of a region sits on the region's VXLAN, and whom a node talks to there.
+"""Members of a region's VXLAN, and the part one node plays in it.
 
-Derived from the Gateway and the Peers alone, so that every node of the region arrives at the same: nobody hands
-anything out. A node has no seat where its addresses are another's (`mesh.conflict_index`) or where it has none of the
-family that carries the VXLAN; it keeps its fail-closed routes and whatever the CNI does.
+Derived from the Gateway and the Peers alone, so that every node of the region derives the same members without an
+allocator. A node is no member if its derived addresses are another's (`mesh.conflict_index`), or if it has no address
+of the family that carries the VXLAN; it keeps its fail-closed routes and the routes of the CNI.
 """
 
 from __future__ import annotations
@@ -21,54 +21,53 @@ from ravenvpn.mesh.topology import Region, carrier_order
 
 @dataclass(frozen=True, slots=True)
 class VxlanMember:
-    """One node on the VXLAN: `underlay` is where its frames are sent, `v4` its address there if it has one."""
+    """One node on the VXLAN."""
 
     node: str
-    underlay: Address
+    underlay: Address  # outer destination of frames to it
     mac: str
-    v4: IPv4Address | None
+    v4: IPv4Address | None  # its address on the VXLAN; None: no InternalIP of that family to derive it from
     v6: IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """The VXLAN as one node has to know it.
-
-    `others` are those it has entries for: every node for a gateway, the gateways alone for a plain node, standbys
-    among them, so that a role moves without a new entry. `uplink` is the active gateway that takes what this node
-    sends to other regions; None on an active gateway, and where there is none.
-    """
+    """The VXLAN as one node uses it."""
 
     own: VxlanMember
-    others: tuple[VxlanMember, ...]  # sorted by node
-    uplink: VxlanMember | None
+    # Nodes it has neighbour and FDB entries for, sorted by name: all members on a gateway or standby; gateways and
+    # standbys on a plain node, so that a role moves without a new entry.
+    others: tuple[VxlanMember, ...]
+    uplink: (
+        VxlanMember | None
+    )  # the active gateway for our packets to other regions; None: we are active, or no one is
 
 
-def basis(info: NodeInfo, peer: PeerObject | None) -> IPv4Address | None:
-    """The IPv4 address that a node's place on the VXLAN is derived from; None: from its name."""
+def ipv4_of(info: NodeInfo, peer: PeerObject | None) -> IPv4Address | None:
+    """Return the IPv4 address from which a node's VXLAN addresses are derived; None: from its name."""
     return next((a for a in lan_addresses(info, peer) if isinstance(a, IPv4Address)), None)
 
 
-def seats(
+def vxlan_members(
     gateway: Gateway, peers: Mapping[str, PeerObject], mesh: str, refused: RefusedClaims
 ) -> dict[str, VxlanMember]:
-    """Every node that has a seat, sorted by name.
+    """Return every member by node name, sorted.
 
-    A VXLAN device sends over one family, so one carries the whole region: IPv4, unless every node has IPv6 and some
-    have no IPv4.
+    A VXLAN device sends over one family, so one family carries the whole region: IPv4, unless every node has IPv6
+    and some have no IPv4.
     """
-    members = {i.node: i for i in gateway.status.nodes if i.node not in refused.nodes | refused.vxlan}
-    addresses = {node: lan_addresses(info, peers.get(node)) for node, info in members.items()}
+    nodes = {i.node: i for i in gateway.status.nodes if i.node not in refused.nodes | refused.vxlan}
+    addresses = {node: lan_addresses(info, peers.get(node)) for node, info in nodes.items()}
 
-    def everybody_has(version: int) -> bool:
+    def all_have(version: int) -> bool:
         return all(any(a.version == version for a in some) for some in addresses.values())
 
-    version = 6 if everybody_has(6) and not everybody_has(4) else 4
+    version = 6 if all_have(6) and not all_have(4) else 4
     found: dict[str, VxlanMember] = {}
-    for node, info in sorted(members.items()):
+    for node, info in sorted(nodes.items()):
         underlay = next((a for a in addresses[node] if a.version == version), None)
         if underlay is not None:
-            v4 = basis(info, peers.get(node))
+            v4 = ipv4_of(info, peers.get(node))
             found[node] = VxlanMember(
                 node,
                 underlay,
@@ -79,22 +78,21 @@ def seats(
     return found
 
 
-def overlay(
-    me: str, region: Region, everybody: Mapping[str, VxlanMember], present: Set[Address] | None, liveness: Liveness
+def overlay_of(
+    me: str, region: Region, members: Mapping[str, VxlanMember], present: Set[Address] | None, liveness: Liveness
 ) -> Overlay | None:
-    """How `me` takes part; None where it has no seat, or nobody else has.
+    """Return the VXLAN as `me` uses it; None if it is no member, or the only one.
 
-    Its frames leave with the address the others send to; it has no seat where that is not `present` on this host
-    (None: nobody looked), as behind a cloud's address translation.
+    Its frames must leave with the address the others send to. If that one is not `present` on this host (None: the
+    addresses were not read), the node takes no part: it is behind a cloud's address translation, for example.
     """
-    own = everybody.get(me)
-    if own is None or len(everybody) < 2 or not (present is None or own.underlay in present):
+    own = members.get(me)
+    if own is None or len(members) < 2 or not (present is None or own.underlay in present):
         return None
     able = {g.node for g in region.gateways}
     active = {g.node for g in region.active}
-    others = tuple(seat for node, seat in everybody.items() if node != me and (me in able or node in able))
+    others = tuple(member for node, member in members.items() if node != me and (me in able or node in able))
     uplink = None
     if me not in active:
-        seated = [node for node in active if node in everybody]
-        uplink = next(iter(carrier_order(me, seated, liveness)), None)
-    return Overlay(own, others, None if uplink is None else everybody[uplink])
+        uplink = next(iter(carrier_order(me, [node for node in active if node in members], liveness)), None)
+    return Overlay(own, others, None if uplink is None else members[uplink])

@@ -101,7 +101,9 @@ def test_the_stand_in_keeps_the_sessions_it_has() -> None:
     for me in ("edge-3", "cloud-1"):
         before, after = plan(Situation(WORLD), me).tunnel, plan(Situation(WORLD, FIRST_DEAD), me).tunnel
         assert after.accepts == before.accepts
-        strip = [[replace(p, kind=PeerKind.PLAIN, prompt=False) for p in t.peers] for t in (before, after)]
+        strip = [
+            [replace(p, kind=PeerKind.PLAIN, carries_our_traffic=False) for p in t.peers] for t in (before, after)
+        ]
         assert strip[0] == strip[1]
         assert {p.name: p.warm for p in after.peers}[{"edge-3": "cloud-1", "cloud-1": "edge-3"}[me]]
 
@@ -150,8 +152,8 @@ def test_a_hub_that_stands_in_relays() -> None:
 def test_plain_nodes_and_standbys_watch_the_active_one_closely() -> None:
     for me in ("edge-2", "edge-3", "edge-4"):
         peers = plan(Situation(WORLD), me).tunnel.peers
-        assert {p.name for p in peers if p.prompt} == {"edge-1"}
-    assert not any(p.prompt for p in plan(Situation(WORLD), "edge-1").tunnel.peers)
+        assert {p.name for p in peers if p.carries_our_traffic} == {"edge-1"}
+    assert not any(p.carries_our_traffic for p in plan(Situation(WORLD), "edge-1").tunnel.peers)
 
 
 def test_a_far_region_that_is_met_through_a_hub_is_followed_as_well() -> None:
