@@ -36,7 +36,9 @@ def run(main: Coroutine[Any, Any, None], what: str, *, allocations: int) -> None
             first = next(_leaves(group))
             if isinstance(first, RavenError):
                 raise first from group
-            log.critical("a defect ends this %s: %s: %s", what, type(first).__name__, first, exc_info=first)
+            log.critical(
+                "this %s ends by an unexpected exception, %s: %s", what, type(first).__name__, first, exc_info=first
+            )
             raise SystemExit(1) from group
 
 

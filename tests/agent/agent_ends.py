@@ -1,4 +1,4 @@
-"""Nodes in memory that probe: a Probing each, over a tunnel that is a list of packets."""
+"""Nodes in memory that probe each other: a PeerLiveness each, over a tunnel that is a list of packets."""
 
 from __future__ import annotations
 

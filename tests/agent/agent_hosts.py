@@ -1,4 +1,4 @@
-"""What an agent may change on a host, as dumps that can be compared; what a process costs; what it tells probes."""
+"""Dumps of a host's network that can be compared, memory and processor time of a process, and HTTP requests to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mesh that the tests of this folder share, and what they ask of it.
+"""The mesh that the tests of this folder share.
 
 Two public regions, so that there is a second hub, and two behind NAT that meet through one of them.
 """

@@ -1,4 +1,4 @@
-"""Reports with harmless values, for tests that care about one field of them."""
+"""Reports with unremarkable values, for tests that set one field."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def peer(name: str = "cloud-1", **changes: Any) -> PeerReport:
     return PeerReport(**{"name": name, "region": "cloud", "state": PeerCondition.UP, **changes})
 
 
-class Told:
-    """A subject for the control socket and the health server that says what it was made with."""
+class FakeAgent:
+    """An agent for the control socket and the health server, with fixed reports; it counts reloads."""
 
     def __init__(self, report: StatusReport | None = None, peers: tuple[PeerReport, ...] = (), **vital: Any) -> None:
         self._report, self._peers, self._vital = report or status(), list(peers), vital

@@ -1,4 +1,4 @@
-"""When routes come and go, as the kernel tells it."""
+"""The instants at which routes appear and disappear, from rtnetlink notifications."""
 
 from __future__ import annotations
 

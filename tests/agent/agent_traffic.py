@@ -1,4 +1,4 @@
-"""Traffic between pods, packet by packet: what was sent when, and what of it arrived when and from whom.
+"""UDP traffic between pods: for each packet when it was sent, when it arrived, and its source address.
 
 Sockets of pods live in the test's own process, so both ends share one clock. One thread sends for all flows and takes
 in what comes.

@@ -1,4 +1,4 @@
-"""One mesh for the tests of this folder: what they do to it they undo, and each begins with it well."""
+"""One mesh for all tests of this folder. Each test starts with a healthy mesh and undoes its changes."""
 
 from __future__ import annotations
 

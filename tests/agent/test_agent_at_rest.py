@@ -1,4 +1,4 @@
-"""What an agent costs when nothing happens: memory, processor, and the time it takes to begin."""
+"""Costs of an idle agent: memory, processor time, start time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_an_idle_agent_with_three_peers(mesh: Mesh, measured: Measured) -> None:
 
 
 def start(agents: Agents, node: LabNode) -> tuple[int, float, float]:
-    """Start until the whole plan is in force, which the log says: pid, seconds, CPU seconds."""
+    """Start an agent and wait until the log reports the whole plan in force; return pid, seconds, CPU seconds."""
     begin = time.monotonic()
     pid = agents.start(node).pid
     wait_until(lambda: "host: add " in agents.log(node, 30), "the plan is in force", PATIENCE)
@@ -54,7 +54,7 @@ def start(agents: Agents, node: LabNode) -> tuple[int, float, float]:
 
 
 def until_at_rest(pid: int) -> float:
-    """Wait until a second passes with little work, and return how many that took."""
+    """Wait for a second with little processor time; return the seconds waited."""
     begin = time.monotonic()
     spent = cpu_seconds(pid)
     while time.monotonic() - begin < PATIENCE:

@@ -1,5 +1,5 @@
 # ruff: noqa: ASYNC240
-"""The control socket: who may ask, who may change, and what a rude client gets; and the CLI's exit codes over it."""
+"""The control socket: permissions, malformed requests, and the CLI's exit codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from agent_reports import Told, peer, status
+from agent_reports import FakeAgent, peer, status
 
 from ravenvpn.control import ControlSocket
 from ravenvpn.errors import HostError
@@ -29,20 +29,20 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told(peers=(peer("cloud-1"), peer("harbour-1")))
+def agent() -> FakeAgent:
+    return FakeAgent(peers=(peer("cloud-1"), peer("harbour-1")))
 
 
 @pytest.fixture
-async def control(told: Told, path: Path) -> AsyncIterator[ControlSocket]:
-    control = ControlSocket(told, path)
+async def control(agent: FakeAgent, path: Path) -> AsyncIterator[ControlSocket]:
+    control = ControlSocket(agent, path)
     await control.start()
     yield control
     await control.stop()
 
 
 async def ask(path: Path, request: str) -> tuple[int, object]:
-    """Status and JSON of one raw request."""
+    """Return status and JSON of one raw request."""
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(f"{request} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n".encode())
     head, _, body = (await reader.read()).partition(b"\r\n\r\n")
@@ -52,7 +52,7 @@ async def ask(path: Path, request: str) -> tuple[int, object]:
 
 
 @pytest.mark.usefixtures("control")
-async def test_what_can_be_read(path: Path) -> None:
+async def test_status_peers_and_plan_can_be_read(path: Path) -> None:
     code, report = await ask(path, "GET /v1/status")
     assert (code, report["node"]) == (200, "edge-1")  # type: ignore[index]
     code, peers = await ask(path, "GET /v1/peers")
@@ -67,30 +67,30 @@ async def test_what_can_be_read(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("control")
-async def test_what_is_not_there_is_said_in_json(path: Path) -> None:
+async def test_an_unknown_resource_is_an_error_in_json(path: Path) -> None:
     assert await ask(path, "GET /v1/peers/atlantis") == (404, {"error": "no peer named 'atlantis'"})
     assert await ask(path, "GET /v2/status") == (404, {"error": "GET /v2/status: Not Found"})
     assert await ask(path, "DELETE /v1/status") == (405, {"error": "DELETE /v1/status: Method Not Allowed"})
 
 
 @pytest.mark.usefixtures("control")
-async def test_the_socket_is_for_owner_and_group_alone(path: Path) -> None:
+async def test_the_socket_is_accessible_to_owner_and_group_only(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o007 == 0
 
 
 @pytest.mark.usefixtures("control")
-async def test_the_owner_may_reload(path: Path, told: Told) -> None:
+async def test_the_owner_may_reload(path: Path, agent: FakeAgent) -> None:
     answer = {"reloaded": True, "changed": ["log_level"], "restart": ["node"], "remedy": "restart"}
     assert await ask(path, "POST /v1/reload") == (200, answer)
-    assert told.reloads == 1
+    assert agent.reloads == 1
 
 
 @pytest.mark.root
 @pytest.mark.needs("curl")
 @pytest.mark.usefixtures("control")
-async def test_others_may_read_but_not_change_whatever_their_headers_say(path: Path, told: Told) -> None:
-    """SO_PEERCRED, not the request, tells who calls."""
+async def test_other_users_may_read_but_not_change_anything(path: Path, agent: FakeAgent) -> None:
+    """The caller is identified by SO_PEERCRED, whatever the headers contain."""
     for folder in (path.parent, path.parent.parent, path.parent.parent.parent, path.parent.parent.parent.parent):
         folder.chmod(0o755)
     path.chmod(0o666)
@@ -112,53 +112,55 @@ async def test_others_may_read_but_not_change_whatever_their_headers_say(path: P
     refused = await asyncio.to_thread(as_nobody, "-XPOST", "-HX-Remote-User: root", "http://root/v1/reload")
     assert " 403 " in refused
     assert "only root may change something" in refused
-    assert told.reloads == 0
+    assert agent.reloads == 0
 
 
-async def test_a_socket_of_a_dead_agent_is_replaced(told: Told, path: Path) -> None:
+async def test_a_socket_of_a_dead_agent_is_replaced(agent: FakeAgent, path: Path) -> None:
     path.parent.mkdir()
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
     stale.close()
-    control = ControlSocket(told, path)
+    control = ControlSocket(agent, path)
     await control.start()
     assert (await ask(path, "GET /v1/status"))[0] == 200
     await control.stop()
     assert not path.exists()
 
 
-async def test_a_second_agent_is_refused_and_the_first_goes_on(
-    told: Told, control: ControlSocket, path: Path
+async def test_a_second_agent_is_refused_and_the_first_keeps_running(
+    agent: FakeAgent, control: ControlSocket, path: Path
 ) -> None:
     assert control is not None
     with pytest.raises(HostError, match="another agent is listening"):
-        await ControlSocket(told, path).start()
+        await ControlSocket(agent, path).start()
     assert (await ask(path, "GET /v1/status"))[0] == 200
 
 
-async def test_what_is_no_socket_is_left_alone(told: Told, path: Path) -> None:
+async def test_a_file_in_place_of_the_socket_is_left_alone(agent: FakeAgent, path: Path) -> None:
     path.parent.mkdir()
     path.write_text("somebody's file")
     with pytest.raises(HostError, match="is not a socket"):
-        await ControlSocket(told, path).start()
+        await ControlSocket(agent, path).start()
     assert path.read_text() == "somebody's file"
 
 
-async def test_a_run_directory_that_cannot_be_made(told: Told, tmp_path: Path) -> None:
+async def test_a_run_directory_that_cannot_be_created_is_an_error(agent: FakeAgent, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostError, match=r"File exists|Not a directory"):
-        await ControlSocket(told, tmp_path / "file" / "agent.sock").start()
+        await ControlSocket(agent, tmp_path / "file" / "agent.sock").start()
 
 
 @pytest.mark.usefixtures("control")
 @pytest.mark.parametrize("length", ["Content-Length: 99999999999", "Transfer-Encoding: chunked"])
-async def test_a_request_with_a_body_is_refused_before_the_body_is_read(path: Path, told: Told, length: str) -> None:
+async def test_a_request_with_a_body_is_refused_before_the_body_is_read(
+    path: Path, agent: FakeAgent, length: str
+) -> None:
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(f"POST /v1/reload HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n".encode())
     assert b" 413 " in await asyncio.wait_for(reader.readline(), 5)
     writer.close()
     await writer.wait_closed()
-    assert told.reloads == 0
+    assert agent.reloads == 0
 
 
 @pytest.mark.usefixtures("control")
@@ -172,7 +174,7 @@ async def test_a_header_without_end_is_refused(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("control")
-async def test_clients_that_say_nothing_keep_nobody_waiting(path: Path) -> None:
+async def test_idle_clients_delay_no_other_client(path: Path) -> None:
     idle = [await asyncio.open_unix_connection(path) for _ in range(20)]
     idle[0][1].write(b"GET /v1/sta")
     assert (await asyncio.wait_for(ask(path, "GET /v1/status"), 2))[0] == 200
@@ -181,8 +183,8 @@ async def test_clients_that_say_nothing_keep_nobody_waiting(path: Path) -> None:
         await writer.wait_closed()
 
 
-async def test_stopping_does_not_wait_for_them(told: Told, path: Path) -> None:
-    control = ControlSocket(told, path)
+async def test_stop_does_not_wait_for_idle_clients(agent: FakeAgent, path: Path) -> None:
+    control = ControlSocket(agent, path)
     await control.start()
     _, writer = await asyncio.open_unix_connection(path)
     writer.write(b"GET /v1/sta")
@@ -205,13 +207,13 @@ def raven_vpn(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
 
 
 async def test_exit_codes_of_status(path: Path) -> None:
-    """0 well, 1 not well and the reason first, 2 wrong usage, 3 nobody answers."""
-    control = ControlSocket(Told(), path)
+    """0 healthy, 1 not healthy with the reason first, 2 wrong usage, 3 no agent answers."""
+    control = ControlSocket(FakeAgent(), path)
     await control.start()
     well = await asyncio.to_thread(raven_vpn, "status", path=path)
     await control.stop()
     ill = status(healthy=False, reasons=("the tunnel device is missing or down",))
-    control = ControlSocket(Told(ill), path)
+    control = ControlSocket(FakeAgent(ill), path)
     await control.start()
     unwell = await asyncio.to_thread(raven_vpn, "status", path=path)
     await control.stop()

@@ -1,4 +1,4 @@
-"""Manifests are edited under traffic: what an edit leaves alone loses nothing, the rest is in the kernel soon."""
+"""Manifests are edited under traffic: unaffected flows lose nothing, changes reach the kernel in time."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def edit_under_traffic(mesh: Mesh, edits: int, measured: Measured, bar_share: fl
 
 
 def test_40_edits_under_traffic(mesh: Mesh, measured: Measured) -> None:
-    """Of so few edits the median says more about us than about who else runs on this machine."""
+    """The median is tested, since with so few edits a busy machine decides the 99th percentile."""
     edit_under_traffic(mesh, 40, measured, 0.5)
 
 

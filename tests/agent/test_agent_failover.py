@@ -1,4 +1,4 @@
-"""A hub dies under the traffic of a pair that meets through it, and comes back."""
+"""A hub that carries the traffic of two regions dies and comes back."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"),
 BAR = 3.0  # seconds without the hub
 
 
-def test_traffic_goes_through_the_other_hub_within_3_s_and_comes_back_without_loss(
-    mesh: Mesh, measured: Measured
-) -> None:
+def test_traffic_moves_to_the_other_hub_within_3_s_and_back_without_loss(mesh: Mesh, measured: Measured) -> None:
     hub = mesh.hub()
     other = "harbour-1" if hub == "cloud-1" else "cloud-1"
     one, two = mesh.lab.pod("factory-1-pod-1"), mesh.lab.pod("ship-1-pod-1")

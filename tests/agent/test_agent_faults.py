@@ -1,4 +1,4 @@
-"""What keeps an agent from starting, or ends it: one clear line, an exit code, and never a half-dead process."""
+"""Faults that prevent the start of an agent or end it: one line, an exit code, and no process left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODE = "harbour-1"
 
 @contextmanager
 def stopped(mesh: Mesh) -> Iterator[LabNode]:
-    """The node without its agent."""
+    """Return the node after its agent was ended."""
     node = mesh.node(NODE)
     mesh.agents.stop(node)
     try:
@@ -43,14 +43,14 @@ def agent(node: LabNode, *arguments: str, before: tuple[str, ...] = ()) -> subpr
 
 
 def complaints(mesh: Mesh) -> str:
-    """Everything the node says is wrong; empty while it says nothing at all."""
+    """Return all reasons why the node is not healthy; empty while no agent answers."""
     try:
         return " ".join(mesh.status(NODE).reasons)
     except HostError:
         return ""
 
 
-def test_a_taken_http_port(mesh: Mesh) -> None:
+def test_a_taken_http_port_ends_the_start(mesh: Mesh) -> None:
     with stopped(mesh) as node, node.socket() as _:
         holder = node.popen(
             [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "10275"],
@@ -67,7 +67,7 @@ def test_a_taken_http_port(mesh: Mesh) -> None:
     assert told.endswith(" (choose another --http-address)")
 
 
-def test_without_the_capability(mesh: Mesh) -> None:
+def test_a_missing_capability_ends_the_start(mesh: Mesh) -> None:
     with stopped(mesh) as node:
         done = agent(node, before=("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"))
     assert done.returncode == 1
@@ -76,14 +76,14 @@ def test_without_the_capability(mesh: Mesh) -> None:
     assert "CAP_NET_ADMIN" in last
 
 
-def test_a_run_directory_that_cannot_be_written(mesh: Mesh) -> None:
+def test_a_read_only_run_directory_ends_the_start(mesh: Mesh) -> None:
     with stopped(mesh) as node:
         done = agent(node, "--run-dir", "/sys/ravenvpn")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("raven-vpn: /sys/ravenvpn/agent.sock: ")
 
 
-def test_a_private_key_that_others_may_read(mesh: Mesh) -> None:
+def test_a_private_key_with_wrong_mode_ends_the_start(mesh: Mesh) -> None:
     with stopped(mesh) as node:
         key = node.path("/var/lib/ravenvpn/private.key")
         key.chmod(0o644)
@@ -93,8 +93,8 @@ def test_a_private_key_that_others_may_read(mesh: Mesh) -> None:
     assert "chmod" in done.stderr.splitlines()[-1]
 
 
-def test_a_taken_tunnel_port_is_waited_for(mesh: Mesh) -> None:
-    """Somebody else's socket may go away; the agent says what is wrong meanwhile, and heals."""
+def test_a_taken_tunnel_port_is_retried_until_it_is_free(mesh: Mesh) -> None:
+    """Another program holds the port for a while; the agent reports that, and recovers."""
     with stopped(mesh) as node:
         holder = node.socket()
         wait_until(lambda: ":4500" not in node.run(["ss", "-Hlun"]).stdout, "the port is free")
@@ -108,7 +108,7 @@ def test_a_taken_tunnel_port_is_waited_for(mesh: Mesh) -> None:
     assert "ravenvpn0" in node.ip("route show table 9127")
 
 
-def test_without_nft_everything_else_works_and_the_reason_is_told(mesh: Mesh) -> None:
+def test_without_nft_everything_else_works_and_the_reason_is_reported(mesh: Mesh) -> None:
     node = mesh.node(NODE)
     program = str(Path(shutil.which("nft") or "").resolve())
     with stopped(mesh):
@@ -132,8 +132,8 @@ def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
         assert dump(node) == mesh.before[NODE]
 
 
-def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
-    """What an earlier agent closed stays closed until there is a world that says otherwise."""
+def test_a_restart_without_its_source_keeps_the_unreachable_routes(mesh: Mesh) -> None:
+    """The unreachable routes of an earlier agent stay until a world was read."""
     node = mesh.node(NODE)
     mesh.agents.stop(node)
     closed = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
@@ -149,8 +149,8 @@ def test_a_restart_without_its_source_opens_no_hole(mesh: Mesh) -> None:
         mesh.start(NODE)
 
 
-def test_a_defect_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh) -> None:
-    """A task that dies must not leave the others pretending: systemd starts all of it anew."""
+def test_an_unexpected_exception_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh) -> None:
+    """A task that died must not leave the others running; systemd starts the agent again."""
     defect = (
         "import sys; from ravenvpn.agent.peer_liveness import PeerLiveness;"
         "PeerLiveness.observe = lambda *_: 1 // 0;"
@@ -163,12 +163,14 @@ def test_a_defect_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh
     assert done.returncode == 1
     last = yaml.safe_load(done.stderr.splitlines()[-1])
     assert last["level"] == "critical"
-    assert last["message"] == ("a defect ends this agent: ZeroDivisionError: integer division or modulo by zero")
+    assert last["message"] == (
+        "this agent ends by an unexpected exception, ZeroDivisionError: integer division or modulo by zero"
+    )
     assert "Traceback" in last["exception"]
 
 
-def test_a_node_takes_and_leaves_roles_as_manifests_say(mesh: Mesh) -> None:
-    """Gateway, plain node, no region at all, and gateway again; what a role needs comes and goes with it."""
+def test_a_node_changes_its_role_with_the_manifests(mesh: Mesh) -> None:
+    """Gateway, plain node, no region, and gateway again; devices and routes of a role come and go with it."""
     node = mesh.node(NODE)
     gateway_file, node_file = f"{WORLD}/gateway-harbour.yaml", f"{WORLD}/node-{NODE}.yaml"
     gateway, itself = node.read(gateway_file), node.read(node_file)

@@ -1,4 +1,4 @@
-"""An agent killed at any moment leaves a host that leaks nothing; the next start finds all in its place."""
+"""An agent that is killed leaves a host that leaks nothing; the next start finds everything in place."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reaches(mesh: Mesh, version: int = 4) -> bool:
     return pod.run(["ping", "-c", "1", "-W", "1", str(target)], check=False).returncode == 0
 
 
-def test_nothing_leaves_in_clear_after_kill_and_traffic_is_back_within_6_s_of_a_start(
+def test_nothing_leaves_unencrypted_after_kill_and_traffic_is_back_within_6_s_of_a_start(
     mesh: Mesh, measured: Measured
 ) -> None:
     lab, agents = mesh.lab, mesh.agents
@@ -66,7 +66,7 @@ def test_a_capture_on_the_uplink_would_see_such_a_packet(mesh: Mesh) -> None:
     assert uplink.count() >= 1
 
 
-def test_a_second_start_duplicates_nothing(mesh: Mesh) -> None:
+def test_a_second_start_adds_nothing_to_the_host(mesh: Mesh) -> None:
     node, agents = mesh.node(NODE), mesh.agents
     first = dump(node)
     agents.stop(node, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""NATs forget, gateways restart: who finds whom again, and how soon."""
+"""Sessions after a NAT lost its mappings and after a gateway restarted: how soon they work again."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def test_a_new_mapping_is_followed_at_once_when_the_near_side_sends(mesh: Mesh, 
 
 
 @pytest.mark.parametrize("restarted", ["cloud-1", "factory-1"])
-def test_a_gateway_that_is_killed_and_started_carries_again_within_6_s(
+def test_a_gateway_that_was_killed_carries_traffic_within_6_s_of_its_start(
     mesh: Mesh, restarted: str, measured: Measured
 ) -> None:
-    """From the start of the new agent; only the side sends that cannot be called."""
+    """Measured from the start of the new agent; only the side behind NAT sends."""
     far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
     with Traffic([(far, near), (near, far)], rate=50) as traffic:
         time.sleep(1.5)  # where peers were seen is saved once a second
@@ -67,8 +67,8 @@ def test_a_gateway_that_is_killed_and_started_carries_again_within_6_s(
         assert took <= RESTART_BAR, flow
 
 
-def test_a_public_gateway_that_restarts_calls_its_natted_peers_where_it_last_saw_them(mesh: Mesh) -> None:
-    """Nobody behind NAT sends anything: the gateway has to find them by itself, from its file."""
+def test_a_restarted_public_gateway_calls_its_natted_peers_at_their_last_endpoints(mesh: Mesh) -> None:
+    """No peer behind NAT sends anything: the gateway has to call them, at the endpoints in its file."""
     node = mesh.node("cloud-1")
     mesh.agents.stop(node, signal.SIGKILL)
     seen = node.read("/var/lib/ravenvpn/endpoints")

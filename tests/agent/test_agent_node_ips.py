@@ -59,14 +59,14 @@ def mesh() -> Iterator[Mesh]:
 
 
 def ask(host: LabHost, addresses: list[str]) -> dict[str, str]:
-    """By address asked: the source that was seen there, or why there was no answer."""
+    """Return by address the source that was seen there, or why there was no answer."""
     done = host.run([*ECHO, "ask", "-", *addresses], timeout=90, check=False)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     return {answer["host"]: answer["source"] if answer["ok"] else answer["error"] for answer in answers}
 
 
 def addresses(lab: Lab, region: str) -> list[str]:
-    """Of the nodes of the other regions."""
+    """Return the addresses of the nodes of the other regions."""
     return [str(a) for node in lab.nodes if node.region.name != region for a in (node.v4, node.v6)]
 
 
@@ -78,7 +78,7 @@ def test_every_pod_reaches_every_node_of_other_regions_with_its_own_source(mesh:
 
 
 def test_every_node_reaches_every_node_of_other_regions(mesh: Mesh) -> None:
-    """With the source it announces, as it reaches their pods."""
+    """The source is the one the node announces, as towards pods."""
     for node in mesh.lab.nodes:
         own, seen = node.bridge_addresses, ask(node, addresses(mesh.lab, node.region.name))
         assert seen == {host: str(own.v6 if ":" in host else own.v4) for host in seen}, node.name
@@ -93,16 +93,16 @@ print(connection.getresponse().read().decode().split()[0])
 """
 
 
-def test_a_node_may_speak_as_its_own_address(mesh: Mesh) -> None:
-    """As a kubelet or an exporter that is bound to the InternalIP does."""
+def test_a_node_may_use_its_node_address_as_source(mesh: Mesh) -> None:
+    """A kubelet or an exporter that is bound to the InternalIP does so."""
     plain, far = mesh.lab.node("factory-2"), mesh.lab.node("cloud-2")
     for own, there in ((plain.v4, far.v4), (plain.v6, far.v6)):
         done = plain.run([sys.executable, "-c", SPEAK_AS, str(own), str(there), str(PORT)], timeout=30)
         assert done.stdout.strip() == str(own)
 
 
-def test_agents_at_odds_leave_pods_alone_and_send_nothing_in_clear(mesh: Mesh) -> None:
-    """The factory's gateway has it off for a while; its plain node has it on and is refused there."""
+def test_agents_with_different_settings_keep_pod_traffic_and_send_nothing_unencrypted(mesh: Mesh) -> None:
+    """The factory's gateway has the setting off for a while; its plain node has it on and is refused there."""
     lab = mesh.lab
     plain, far = lab.node("factory-2"), lab.node("cloud-2")
     uplink = lab.node("factory-1")

@@ -1,4 +1,4 @@
-"""What programs read of an agent: metrics, probes, log lines; and files it keeps between two lives."""
+"""Outputs for programs: metrics, probes, log lines, sd_notify; and the file of endpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from agent_ends import end
-from agent_reports import Told, peer, status
+from agent_reports import FakeAgent, peer, status
 from prometheus_client.parser import text_string_to_metric_families
 
 from ravenvpn import logs, metrics
@@ -38,7 +38,7 @@ def samples(*args: object) -> dict[tuple[str, tuple[tuple[str, str], ...]], floa
     }
 
 
-def test_metrics_say_what_the_reports_say() -> None:
+def test_metrics_have_the_values_of_the_reports() -> None:
     found = samples(
         peer(rtt=0.02, loss=0.25, rx_bytes=7, last_handshake=9.0), peer("ship-1", state=PeerCondition.DOWN)
     )
@@ -54,8 +54,8 @@ def test_metrics_say_what_the_reports_say() -> None:
     assert found["ravenvpn_healthy", ()] == 1.0
 
 
-def test_labels_are_of_a_bounded_kind() -> None:
-    """No address, no key, no free text: what is different for every packet or person has no series of its own."""
+def test_labels_have_a_bounded_number_of_values() -> None:
+    """No address, key or free text is a label: each value would make a time series."""
     names = {label for _, labels in samples(peer()) for label, _ in labels}
     agent = {"version", "node", "region", "role", "data_plane"}
     assert names <= agent | {"peer", "cause", "offload"}
@@ -73,7 +73,7 @@ def test_names_with_quotes_stay_parsable() -> None:
 async def port() -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         number = int(free.getsockname()[1])
-    server = HealthServer(Told(peers=(peer(),), device_up=False), "127.0.0.1", number)
+    server = HealthServer(FakeAgent(peers=(peer(),), device_up=False), "127.0.0.1", number)
     await server.start()
     yield number
     await server.stop()
@@ -88,7 +88,7 @@ async def get(port: int, path: str) -> tuple[int, str]:
     return int(head.split()[1]), body.decode()
 
 
-async def test_an_unready_node_is_live_and_says_why_it_is_unready(port: int) -> None:
+async def test_an_unready_node_is_live_and_readyz_lists_the_reasons(port: int) -> None:
     assert await get(port, "/livez") == (200, "ok\n")
     assert await get(port, "/readyz") == (503, "the tunnel device is missing or down\n")
     code, text = await get(port, "/metrics")
@@ -97,9 +97,9 @@ async def test_an_unready_node_is_live_and_says_why_it_is_unready(port: int) -> 
     assert (await get(port, "/"))[0] == 404
 
 
-async def test_a_taken_port_is_told_in_one_line(port: int) -> None:
+async def test_a_taken_port_is_reported_in_one_line(port: int) -> None:
     with pytest.raises(HostError, match=rf"cannot listen on 127.0.0.1, TCP port {port}: .*http-address"):
-        await HealthServer(Told(), "127.0.0.1", port).start()
+        await HealthServer(FakeAgent(), "127.0.0.1", port).start()
 
 
 # Logs.
@@ -134,7 +134,7 @@ def test_each_log_line_is_one_json_object() -> None:
 
 
 @pytest.mark.usefixtures("root_logger")
-def test_a_person_reads_time_level_and_message() -> None:
+def test_the_human_format_has_time_level_and_message() -> None:
     stream = io.StringIO()
     logs.set_up("warning", "human", stream)
     logging.getLogger("x").warning("look here")
@@ -172,7 +172,7 @@ def test_a_status_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # Where peers were last seen.
 
 
-def test_endpoints_survive_the_process(tmp_path: Path) -> None:
+def test_endpoints_are_read_back_from_the_file(tmp_path: Path) -> None:
     edge = end("edge", "hub")
     seen = LastSeen(tmp_path / "endpoints")
     seen.observe([edge.status("hub")])
@@ -183,7 +183,7 @@ def test_endpoints_survive_the_process(tmp_path: Path) -> None:
     assert LastSeen(tmp_path / "endpoints") == {"hub": Endpoint("192.0.2.1", 4500)}
 
 
-def test_peers_without_session_teach_nothing_and_strangers_are_forgotten(tmp_path: Path) -> None:
+def test_peers_without_session_are_not_recorded_and_unplanned_peers_are_dropped(tmp_path: Path) -> None:
     edge = end("edge", "hub")
     seen = LastSeen(tmp_path / "endpoints")
     seen.observe([edge.status("hub", session=False)])
@@ -203,7 +203,7 @@ def test_peers_without_session_teach_nothing_and_strangers_are_forgotten(tmp_pat
         '{"version": 1, "peers": {"a": {"host": "192.0.2.1", "port": 1, "key": "x"}}}',
     ],
 )
-def test_a_broken_file_is_set_aside(tmp_path: Path, content: str) -> None:
+def test_a_malformed_file_is_renamed(tmp_path: Path, content: str) -> None:
     path = tmp_path / "endpoints"
     path.write_text(content)
     assert LastSeen(path) == {}
@@ -211,7 +211,7 @@ def test_a_broken_file_is_set_aside(tmp_path: Path, content: str) -> None:
     assert (tmp_path / "endpoints.broken").read_text() == content
 
 
-def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_write_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     seen = LastSeen(tmp_path / "absent" / "endpoints")
     seen["hub"] = Endpoint("192.0.2.1", 4500)
     seen.save()
@@ -223,7 +223,9 @@ def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.L
 # Names.
 
 
-async def test_a_literal_needs_no_resolver_and_a_bad_name_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_literal_address_needs_no_resolver_and_a_bad_name_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     resolved = asyncio.Event()
     resolver = Resolver(resolved.set, retry=60)
     resolver.set_names(["192.0.2.1", "localhost", "no-such-name.invalid"])

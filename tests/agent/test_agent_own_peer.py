@@ -1,4 +1,4 @@
-"""What a node says about itself in its Peer, and what is made of the API server's absence. Pure."""
+"""Content and status of a node's own Peer object, and reports about a lost API server. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def world(*peers: PeerObject, private_ip: str = "10.0.0.5") -> World:
 
 
 def present(*texts: str) -> tuple[LocalAddress, ...]:
-    """Such as "eth0 10.0.0.5/24"."""
+    """Parse addresses such as "eth0 10.0.0.5/24"."""
     pairs = (text.split() for text in texts)
     return tuple(LocalAddress(device, ipaddress.ip_interface(address)) for device, address in pairs)
 
@@ -59,26 +59,26 @@ HERE = present(
 )
 
 
-def test_its_addresses_on_the_lan_are_those_of_the_device_with_its_internal_ip() -> None:
+def test_lan_addresses_are_those_of_the_device_with_the_internal_ip() -> None:
     peer = announce(world(), NodeRole.PLAIN, HERE).peer
     assert peer.node_addresses == (IP("10.0.0.5"), IP("fd00:10::5"))
 
 
-def test_its_source_is_an_address_among_its_pods_else_its_internal_ip() -> None:
+def test_the_source_is_an_address_of_the_pod_network_else_the_internal_ip() -> None:
     assert announce(world(), NodeRole.PLAIN, HERE).peer.sources == (IP("10.244.3.1"), IP("fd00:10::5"))
     without_cni = HERE[1:]
     assert announce(world(), NodeRole.PLAIN, without_cni).peer.sources == (IP("10.0.0.5"), IP("fd00:10::5"))
 
 
-def test_what_it_said_before_is_not_what_makes_it_say_so_again() -> None:
-    """Once a port was wanted by the Gateway, and before the CNI was up the source was the InternalIP."""
+def test_the_present_peer_object_does_not_influence_the_next() -> None:
+    """Here its port comes from a former Gateway, and its source from before the CNI was up."""
     before = PeerObject("f1", KEY.public.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
     peer = announce(world(before), NodeRole.PLAIN, HERE).peer
     assert peer.listen_port == 4500
     assert peer.sources[0] == IP("10.244.3.1")
 
 
-def test_who_is_active_makes_no_difference_to_it() -> None:
+def test_active_and_standby_gateways_announce_the_same() -> None:
     active, standby = (announce(world(), role, HERE) for role in (NodeRole.ACTIVE, NodeRole.STANDBY))
     assert active == standby
     assert active.role == "gateway"
@@ -86,7 +86,7 @@ def test_who_is_active_makes_no_difference_to_it() -> None:
     assert announce(world(), NodeRole.NONE, HERE).role == "none"
 
 
-def test_only_the_operator_says_where_others_may_try_it() -> None:
+def test_only_configured_addresses_are_announced() -> None:
     public = (*HERE, *present("eth2 198.51.100.7/24"))
     assert announce(world(), NodeRole.ACTIVE, public).peer.addresses == ()
     said = config.build({"addresses": "vpn.example.org, [2001:db8::7]:4600"}).announced_addresses
@@ -94,14 +94,14 @@ def test_only_the_operator_says_where_others_may_try_it() -> None:
     assert announce(world(), NodeRole.ACTIVE, public, addresses=said).peer.addresses == said
 
 
-def test_what_is_written_is_what_is_read_back() -> None:
-    """Or the agent would write it again and again."""
+def test_the_written_object_is_read_back_unchanged() -> None:
+    """A difference would make the agent write the object again and again."""
     wanted = announce(world(), NodeRole.ACTIVE, HERE, addresses=(HostPort("2001:db8::7", 4600),))
     assert crd.parse(wanted.document()).value == wanted.peer
 
 
 @pytest.mark.parametrize(("key", "text"), [("source", "cluster:"), ("source", "file:"), ("addresses", "1.2.3.999")])
-def test_settings_that_are_none(key: str, text: str) -> None:
+def test_a_setting_that_does_not_parse_is_refused(key: str, text: str) -> None:
     with pytest.raises(ConfigError, match=key):
         config.build({key: text})
 
@@ -148,7 +148,7 @@ def api(
     )
 
 
-def test_a_node_without_the_api_server_is_ready_and_says_that_it_is_away() -> None:
+def test_a_lost_api_server_makes_a_node_unhealthy_but_not_unready() -> None:
     assert unready_reasons(vitals(api(3600.0))) == []
     assert unhealthy_reasons(vitals(api(3600.0)), ()) == [
         "the API server has been away for 3600 s (connection refused); traffic goes on by the last world it sent"
@@ -156,18 +156,18 @@ def test_a_node_without_the_api_server_is_ready_and_says_that_it_is_away() -> No
     assert "by the saved world" in unhealthy_reasons(vitals(api(60.0, saved_at=1.0)), ())[0]
 
 
-def test_a_moment_without_it_is_nothing() -> None:
+def test_a_short_loss_of_the_api_server_is_not_reported() -> None:
     assert unhealthy_reasons(vitals(api(5.0)), ()) == []
     assert unhealthy_reasons(vitals(api(None)), ()) == []
 
 
-def test_a_node_that_never_had_a_world_is_not_ready_and_says_why() -> None:
+def test_a_node_without_a_world_is_unready_with_the_cause() -> None:
     reasons = unready_reasons(vitals(api(5.0), world_at=None))
     assert "no world has been read yet" in reasons[0]
     assert "connection refused" in reasons[1]
 
 
-def test_another_cluster_behind_the_address_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_cluster_behind_the_address_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert unready_reasons(vitals(api(None, cluster="there"))) == []
     (reason,) = unhealthy_reasons(vitals(api(None, cluster="there")), ())
     assert reason.startswith(
@@ -178,13 +178,13 @@ def test_another_cluster_behind_the_address_is_told(capsys: pytest.CaptureFixtur
     assert "OF ANOTHER CLUSTER" in capsys.readouterr().out
 
 
-def test_a_peer_that_cannot_be_written_is_told() -> None:
+def test_a_peer_object_that_cannot_be_written_is_reported() -> None:
     assert unhealthy_reasons(vitals(api(None, announce_error="forbidden")), ()) == [
         "our Peer object cannot be written: forbidden; others keep what it had before"
     ]
 
 
-def test_a_key_that_two_have_is_a_condition_of_both() -> None:
+def test_a_duplicate_key_is_a_condition_of_both_peers() -> None:
     shared = Conflict(ConflictKind.DUPLICATE_KEY, "k", "Peer b", "spec.publicKey", "Peer a", "run keygen")
     assert key_conflicts("a", [shared]) == key_conflicts("b", [shared]) == [shared]
     assert key_conflicts("c", [shared]) == []
@@ -194,7 +194,7 @@ def test_a_key_that_two_have_is_a_condition_of_both() -> None:
     assert conditions == {"Ready": False, "KeyIsOurs": True}
 
 
-def test_scrapers_see_how_it_stands() -> None:
+def test_metrics_of_the_api_server_exist_only_in_a_cluster() -> None:
     text = metrics.exposition(lambda: (status(api=api(60.0, saved_at=1.0)), [])).decode()
     assert "ravenvpn_api_connected 0.0" in text
     assert "ravenvpn_api_saved_world 1.0" in text
@@ -202,7 +202,7 @@ def test_scrapers_see_how_it_stands() -> None:
     assert "ravenvpn_api" not in metrics.exposition(lambda: (status(), [])).decode()
 
 
-def test_a_person_sees_that_the_world_is_a_saved_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_a_saved_world_and_a_lost_server(capsys: pytest.CaptureFixture[str]) -> None:
     _screen(status(api=api(3600.0, saved_at=time.time() - 60)))
     screen = capsys.readouterr().out
     assert "SAVED ONE" in screen

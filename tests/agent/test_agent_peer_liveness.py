@@ -1,4 +1,4 @@
-"""Two ends that probe each other in memory, on a clock that is moved: verdicts, pace, what a hub says of others."""
+"""Two ends that probe each other in memory with a simulated clock: verdicts, intervals, verdicts of hubs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ravenvpn.mesh.liveness import LivenessVerdict
 
 
 def carry(ends: dict[str, End], now: float, arrives: Callable[[str, str], bool] = lambda *_: True) -> int:
-    """Deliver what was sent, answers included; returns how many packets that were."""
+    """Deliver all packets that were sent, answers included; return their number."""
     count = 0
     while any(one.sent for one in ends.values()):
         for one in ends.values():
@@ -26,7 +26,7 @@ def carry(ends: dict[str, End], now: float, arrives: Callable[[str, str], bool] 
 def run(
     ends: dict[str, End], begin: float, until: float, arrives: Callable[[str, str], bool] = lambda *_: True
 ) -> list[float]:
-    """Tenths of a second pass; returns when the first end of `ends` asked or answered."""
+    """Advance the clock in steps of 0.1 s; return when the first end of `ends` sent something."""
     asked = []
     first = next(iter(ends.values()))
     now = begin
@@ -46,13 +46,13 @@ def pair() -> dict[str, End]:
     return {"edge": end("edge", "hub"), "hub": end("hub", "edge")}
 
 
-def test_who_answers_is_alive_and_its_round_trip_is_known(pair: dict[str, End]) -> None:
+def test_a_peer_that_answers_is_alive_and_its_loss_is_measured(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.ALIVE
     assert pair["edge"].probing.quality()["hub"].loss == 0.0
 
 
-def test_who_falls_silent_is_dead_within_3_s_and_planning_is_told_once(pair: dict[str, End]) -> None:
+def test_a_silent_peer_is_dead_within_3_s_and_reported_once(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
     before = pair["edge"].changes
     edge = {"edge": pair["edge"], "hub": pair["hub"]}
@@ -64,7 +64,7 @@ def test_who_falls_silent_is_dead_within_3_s_and_planning_is_told_once(pair: dic
     assert pair["edge"].changes == before + 1
 
 
-def test_one_answer_does_not_raise_the_dead_several_do(pair: dict[str, End]) -> None:
+def test_a_dead_peer_is_alive_after_several_answers_not_after_one(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
     run(pair, 105.0, 111.0, arrives=lambda *_: False)
     edge = pair["edge"].probing
@@ -84,7 +84,7 @@ def test_one_answer_does_not_raise_the_dead_several_do(pair: dict[str, End]) -> 
     assert verdicts[answers_needed:] == [LivenessVerdict.ALIVE] * (len(verdicts) - answers_needed)
 
 
-def test_an_idle_peer_is_asked_every_two_seconds_one_with_traffic_every_second(pair: dict[str, End]) -> None:
+def test_an_idle_peer_is_probed_every_2_s_and_a_busy_one_every_second(pair: dict[str, End]) -> None:
     edge, hub = pair["edge"], pair["hub"]
     hub.probing.set_peers({}, 100.0)
 
@@ -109,7 +109,7 @@ def test_an_idle_peer_is_asked_every_two_seconds_one_with_traffic_every_second(p
     assert asked(lambda now: int(now * 1000)) in (19, 20, 21)
 
 
-def test_a_cold_peer_without_session_is_left_in_peace() -> None:
+def test_a_cold_peer_without_session_is_not_probed() -> None:
     edge = end("edge", "hub", warm=False)
     for tenth in range(100):
         edge.probing.observe([edge.status("hub", session=False)], 100.0 + tenth / 10)
@@ -118,7 +118,7 @@ def test_a_cold_peer_without_session_is_left_in_peace() -> None:
     assert edge.probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
 
 
-def test_both_ends_learn_from_a_hub_whom_it_does_not_reach() -> None:
+def test_a_hub_reports_the_nodes_it_does_not_reach() -> None:
     ends = {"edge": end("edge", "hub"), "hub": end("hub", "edge", "island"), "island": end("island", "hub")}
     run(ends, 100.0, 105.0)
     assert ends["edge"].probing.liveness.carries("hub", "island")
@@ -129,13 +129,13 @@ def test_both_ends_learn_from_a_hub_whom_it_does_not_reach() -> None:
     assert ends["edge"].probing.liveness.carries("hub", "island")
 
 
-def test_a_handshake_given_up_is_proof_enough(pair: dict[str, End]) -> None:
+def test_a_handshake_that_was_given_up_makes_the_peer_dead(pair: dict[str, End]) -> None:
     pair["edge"].probing.handshake_failed("hub", 101.0)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.DEAD
 
 
-def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
-    """A cold peer is not asked, so a verdict of death could never be taken back."""
+def test_the_end_of_a_cold_session_resets_the_verdict() -> None:
+    """A cold peer is not probed, so a verdict of death could never be revoked."""
     edge = end("edge", "hub", warm=False)
     run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 105.0)
     run({"edge": edge, "hub": end("hub", "edge")}, 105.0, 110.0, arrives=lambda *_: False)
@@ -148,15 +148,15 @@ def test_a_session_nobody_wants_any_more_leaves_no_verdict_behind() -> None:
     assert edge.sent == []
 
 
-def test_another_tunnel_begins_with_no_verdicts(pair: dict[str, End]) -> None:
+def test_another_tunnel_starts_without_verdicts(pair: dict[str, End]) -> None:
     run(pair, 100.0, 105.0)
     pair["edge"].probing.attach(None, None)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.UNKNOWN
     assert pair["edge"].probing.tick(106.0) is None
 
 
-def test_a_tick_costs_nothing_for_peers_with_nothing_due() -> None:
-    """A thousand peers are looked at only when something of theirs is due."""
+def test_tick_returns_the_next_deadline() -> None:
+    """The caller need not call again before it."""
     edge = end("edge", "hub")
     run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 103.0)
     due = edge.probing.tick(103.0)

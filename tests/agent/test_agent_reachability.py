@@ -1,4 +1,4 @@
-"""From facts to words: states of peers, ways to regions, rates, and the verdict on a node."""
+"""States of peers, paths to regions, rates, and the judgement of a node."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def world(*regions: str) -> World:
         (False, LivenessVerdict.UNKNOWN, False, (PeerCondition.COLD, "")),
     ],
 )
-def test_how_a_session_is(
+def test_the_state_of_a_session(
     session: bool, verdict: LivenessVerdict, warm: bool, expected: tuple[PeerCondition, str]
 ) -> None:
     state, why = peer_state(plan("hub", warm=warm), EDGE.status("hub", session=session), verdict)
     assert (state, explain(why)) == expected
 
 
-def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
+def test_a_region_behind_a_hub_is_as_reachable_as_the_hub() -> None:
     dead = Liveness({"hub": LivenessVerdict.DEAD})
     for liveness, ok in ((Liveness(), True), (dead, False)):
         reached = reach_directly(
@@ -60,7 +60,7 @@ def test_a_region_met_through_a_hub_is_as_well_as_the_hub() -> None:
         }
 
 
-def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -> None:
+def test_a_plain_node_reaches_the_other_regions_while_its_gateway_is_up() -> None:
     def reached(
         gateway: str, verdict: LivenessVerdict = LivenessVerdict.ALIVE, *, session: bool = True, has_peer: bool = True
     ) -> dict[str, tuple[str, bool, str]]:
@@ -89,7 +89,9 @@ def test_a_plain_node_reaches_what_its_gateway_reaches_as_long_as_that_lives() -
     assert reached("")["ship"] == ("none", False, alone)
 
 
-def test_a_person_sees_what_a_node_behind_upstreams_gateway_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_that_the_reach_through_upstreams_gateway_is_unknown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     unknown = "not known: our gateway old-1 has no Peer, as where upstream's agent runs"
     ship = RegionReport(name="ship", gateway="ship-1", path="via old-1", ok=True, why=unknown)
     _screen(judged(status(role="plain node", sessions_wanted=0, sessions_up=0, regions=(ship,)), vitals()))
@@ -99,7 +101,7 @@ def test_a_person_sees_what_a_node_behind_upstreams_gateway_does_not_know(capsys
     assert f"via old-1  {unknown}" in screen
 
 
-def test_a_region_without_way_says_why() -> None:
+def test_a_region_without_path_has_a_reason() -> None:
     nobody = World().with_gateway(Gateway(name="empty"))
     reached = reach_directly({}, {}, nobody, own_region="edge", relays={}, liveness=Liveness())
     assert reached["empty"].path == "none"
@@ -119,7 +121,7 @@ def test_rates_are_means_over_the_window() -> None:
     assert rates.of("hub") == (0.0, 0.0)
 
 
-def test_a_block_of_the_loop_is_held_against_us_for_five_seconds() -> None:
+def test_a_blocked_loop_counts_for_five_seconds() -> None:
     lag = LoopLag()
     lag.record(1.0, 1.01)
     lag.record(1.5, 4.5)
@@ -146,7 +148,7 @@ def test_a_block_of_the_loop_is_held_against_us_for_five_seconds() -> None:
         ),
     ],
 )
-def test_what_makes_a_node_unready(cause: dict[str, object], reason: str) -> None:
+def test_each_fault_that_makes_a_node_unready(cause: dict[str, object], reason: str) -> None:
     assert unready_reasons(vitals()) == []
     assert unready_reasons(vitals(**cause)) == [reason]
 
@@ -161,14 +163,14 @@ def test_a_node_alone_in_its_mesh_is_ready() -> None:
     assert unready_reasons(vitals(regions=0)) == []
 
 
-def test_many_unreachable_regions_are_told_in_one_line() -> None:
+def test_many_unreachable_regions_are_one_line() -> None:
     dead = tuple((f"r{number}", "down") for number in range(9))
     assert unready_reasons(vitals(regions=9, unreachable=dead)) == [
         "no other region can be reached (r0: down; r1: down; r2: down; 6 more)"
     ]
 
 
-def test_the_worst_comes_first_and_problems_are_counted() -> None:
+def test_the_most_important_reason_comes_first_and_problems_are_counted() -> None:
     problem = ProblemReport(kind="manifest", where="a.yaml:3", message="no name")
     report = judged(status(problems=(problem, problem)), vitals(device_up=False))
     assert not report.healthy

@@ -1,4 +1,4 @@
-"""/readyz tells the truth about the data path within 5 s, /livez about the loop; both mend when the cause does."""
+"""/readyz reports a broken data path within 5 s, /livez a blocked loop; both recover with the cause."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def test_a_tun_that_is_kept_down(mesh: Mesh, measured: Measured) -> None:
         vandal.wait()
 
 
-def test_a_tun_that_was_set_down_once_is_put_up_again_and_said_so(mesh: Mesh) -> None:
+def test_a_tun_that_was_set_down_once_is_set_up_again_with_a_log_line(mesh: Mesh) -> None:
     node = mesh.node("harbour-1")
     node.ip("link set ravenvpn0 down")
     wait_until(lambda: "restored what was changed" in mesh.agents.log(node, 5), "the log says so")
     wait_until(lambda: ready(node), "it is ready again")
 
 
-def test_a_tun_that_was_deleted_is_made_anew(mesh: Mesh) -> None:
+def test_a_deleted_tun_is_replaced(mesh: Mesh) -> None:
     node = mesh.node("harbour-1")
     node.ip("link delete ravenvpn0")
     wait_until(lambda: "device ravenvpn0 was deleted" in mesh.agents.log(node, 12), "the log says so")
@@ -113,7 +113,7 @@ def test_a_source_that_is_no_directory(mesh: Mesh, measured: Measured) -> None:
         world.with_name("elsewhere").rename(world)
 
 
-def test_a_loop_that_stands_still_answers_nobody_and_says_so_afterwards(mesh: Mesh, measured: Measured) -> None:
+def test_a_blocked_loop_answers_no_probe_and_is_reported_afterwards(mesh: Mesh, measured: Measured) -> None:
     node = mesh.node("harbour-1")
     with unready(mesh, "harbour-1", "the event loop was blocked", measured) as shows:
         mesh.agents.process(node).send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Regions of several nodes: plain nodes reach the others through their gateway; inside a region nothing changes."""
+"""Regions of several nodes: plain nodes use their gateway, and traffic inside a region is not touched."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def others(lab: Lab, here: LabNode) -> list[Pod]:
 
 
 def ask(host: LabHost, pods: list[Pod]) -> dict[str, object]:
-    """By address asked: the source that was seen there, or why there was no answer."""
+    """Return by address the source that was seen there, or why there was no answer."""
     done = host.run([*ECHO, "ask", "-", *(str(a) for pod in pods for a in (pod.v4, pod.v6))], timeout=60)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     return {answer["host"]: answer["source"] if answer["ok"] else answer["error"] for answer in answers}
@@ -99,7 +99,7 @@ def test_every_node_reaches_every_pod_of_other_regions_with_the_source_it_announ
         assert seen == {host: str(own.v6 if ":" in host else own.v4) for host in seen}
 
 
-def test_plain_nodes_say_through_whom_they_reach_the_others(mesh: Mesh) -> None:
+def test_plain_nodes_report_the_gateway_as_their_path(mesh: Mesh) -> None:
     def paths(name: str) -> dict[str, tuple[str, bool]]:
         return {r["name"]: (r["path"], r["ok"]) for r in mesh.agents.status(mesh.node(name))["regions"]}
 
@@ -130,7 +130,7 @@ def test_traffic_inside_a_region_touches_none_of_our_devices(mesh: Mesh) -> None
     assert ours["factory-1", "ravenvpn0"].count(cloud.v6.packed) >= 2
 
 
-def test_a_packet_too_big_is_answered_with_the_mtu_and_one_that_fits_arrives(mesh: Mesh) -> None:
+def test_a_packet_that_is_too_big_is_answered_with_the_mtu(mesh: Mesh) -> None:
     plain, far = mesh.lab.pod("factory-3-pod-1"), mesh.lab.pod("cloud-2-pod-1")
     for one, other in ((plain, far), (far, plain)):
         for target, headers in ((other.v4, 28), (other.v6, 48)):
@@ -144,7 +144,7 @@ def test_a_packet_too_big_is_answered_with_the_mtu_and_one_that_fits_arrives(mes
             assert "mtu = 1420" in big.stdout.replace("mtu=", "mtu = "), big.stdout
 
 
-def test_a_region_that_loses_ipv4_on_its_own_network_goes_on_over_ipv6(mesh: Mesh) -> None:
+def test_a_region_that_loses_ipv4_on_its_lan_continues_over_ipv6(mesh: Mesh) -> None:
     """Pods keep both families; IPv4 packets take IPv6 next hops. And back again."""
     mates = [node for node in mesh.lab.nodes if node.region.name == "factory"]
     pod, far = mesh.lab.pod("factory-3-pod-1"), mesh.lab.pod("cloud-2-pod-1")

@@ -1,4 +1,4 @@
-"""Keys stay where they are: nothing an agent says, writes or is started with holds one."""
+"""No output, file, argument or variable of an agent contains a secret key."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", 
 
 
 def forms(secret: str) -> set[bytes]:
-    """A key as base64, in both cases of hex, raw, and as Python would print its bytes."""
+    """Return a key as base64, as hex in both cases, raw, and as the repr of its bytes."""
     raw = base64.b64decode(secret)
     return {secret.encode(), secret.rstrip("=").encode(), raw.hex().encode(), raw.hex().upper().encode(), raw,
             repr(raw)[2:-1].encode()}  # fmt: skip
 
 
-def test_no_secret_in_anything_an_agent_says(mesh: Mesh) -> None:
+def test_no_output_of_an_agent_contains_a_secret(mesh: Mesh) -> None:
     node = mesh.node("cloud-1")
     private_key = node.read(f"{STATE}/private.key").strip()
     process = mesh.agents.process(node)
@@ -61,6 +61,6 @@ def test_the_same_search_finds_the_public_key(mesh: Mesh) -> None:
 
 
 def test_the_preshared_key_is_in_force(mesh: Mesh) -> None:
-    """wg(8), which root asks on purpose, is the one that is told."""
+    """`wg show`, run by root, is the one place that shows it."""
     shown = mesh.node("cloud-1").run(["wg", "show", "ravenvpn0", "preshared-keys"]).stdout
     assert shown.count(mesh.preshared_key) == 3

@@ -1,4 +1,4 @@
-"""The active gateway of a region dies, and nobody is there to name another: the standby stands in."""
+"""The active gateway of a region dies while no controller runs: the standby takes over."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def mesh() -> Iterator[tuple[Lab, Agents]]:
         yield lab, agents
 
 
-def test_a_standby_stands_in_within_3_s_with_the_sessions_it_has(
+def test_a_standby_takes_over_within_3_s_with_its_existing_sessions(
     mesh: tuple[Lab, Agents], measured: Measured
 ) -> None:
-    """Flows from and to plain nodes, direct and through a hub; and back to the gateway when it lives again."""
+    """Flows from and to plain nodes, direct and through a hub; they return to the gateway when it is up again."""
     lab, agents = mesh
     plain, far, ship = (lab.pod(f"{name}-pod-1") for name in ("factory-3", "cloud-2", "ship-1"))
 

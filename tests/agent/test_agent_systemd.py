@@ -1,4 +1,4 @@
-"""The agent as systemd sees it: what it says on NOTIFY_SOCKET, and whether its unit is one systemd accepts."""
+"""Notifications to systemd, and the checks of systemd-analyze on the unit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def systemd(mesh: Mesh) -> Iterator[Systemd]:
 @pytest.mark.root
 @pytest.mark.needs("ip", "nft", "nsenter", "ss")
 @pytest.mark.timeout(180)
-def test_what_systemd_hears_from_start_to_stop(mesh: Mesh, systemd: Systemd, measured: Measured) -> None:
+def test_notifications_to_systemd_from_start_to_stop(mesh: Mesh, systemd: Systemd, measured: Measured) -> None:
     node = mesh.node("harbour-1")
     mesh.agents.stop(node)
     variables = {"NOTIFY_SOCKET": NOTIFY_SOCKET, "WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
@@ -114,7 +114,7 @@ def test_an_agent_without_a_world_is_not_ready(mesh: Mesh, systemd: Systemd) -> 
 
 
 def installed(tmp_path: Path) -> Path:
-    """The unit as `make install` would write it, with a program that is there."""
+    """Return the unit as `make install` writes it, with a program that exists."""
     folder = tmp_path / "units"
     folder.mkdir()
     text = UNIT.read_text()

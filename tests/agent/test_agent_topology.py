@@ -1,4 +1,4 @@
-"""The demonstration's claims as a test: every pod reaches every pod, and the agents say by which way."""
+"""The demonstration as a test: every pod reaches every pod, and the agents report the paths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_pod_reaches_every_pod_and_keeps_its_source(mesh: Mesh) -> None:
     assert [str(flow) for flow in traffic.flows if flow.sources != {flow.own_address}] == []
 
 
-def test_two_regions_behind_nat_say_that_they_meet_through_a_hub(mesh: Mesh) -> None:
+def test_two_regions_behind_nat_report_the_hub_between_them(mesh: Mesh) -> None:
     paths = {
         node.name: {region["name"]: (region["path"], region["ok"]) for region in mesh.agents.status(node)["regions"]}
         for node in mesh.lab.nodes
@@ -33,7 +33,7 @@ def test_two_regions_behind_nat_say_that_they_meet_through_a_hub(mesh: Mesh) -> 
     assert {path for name in ("cloud-1", "harbour-1") for path, _ in paths[name].values()} == {"direct"}
 
 
-def test_peers_are_shown_with_round_trip_and_what_they_carry(mesh: Mesh) -> None:
+def test_peers_are_shown_with_round_trip_and_prefixes(mesh: Mesh) -> None:
     node = mesh.node("factory-1")
     peers = {peer["name"]: peer for peer in mesh.agents.peers(node)}
     hub = mesh.hub()

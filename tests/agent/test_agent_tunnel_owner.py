@@ -1,4 +1,4 @@
-"""The tunnel as plans want it, on a plain node, which needs no device and so no root."""
+"""The tunnel follows the plan, on a plain node, which needs no device and so no root."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def owner() -> TunnelOwner:
     return made
 
 
-async def test_another_mesh_has_another_tunnel(owner: TunnelOwner) -> None:
-    """Everybody's address is another one there, so what was measured on the last one proves nothing."""
+async def test_another_mesh_name_opens_another_tunnel(owner: TunnelOwner) -> None:
+    """Every tunnel address depends on the mesh name, so measurements of the tunnel before are void."""
     planner, intent = Planner("edge-9"), Intent(listen_port=free_port())
     before = world("before")
     try:

@@ -1,4 +1,4 @@
-"""When this host has to be looked at again before planning."""
+"""Changes after which this host has to be discovered again before planning."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def known() -> Underlay:
     return underlay
 
 
-def test_one_look_is_enough_for_a_world_that_stays() -> None:
+def test_an_unchanged_world_needs_one_query() -> None:
     underlay = known()
     assert underlay.query(WORLD) is None
     assert underlay.query(WORLD.with_gateway(gateway("cloud", "192.0.2.1", "10.0.9.0/24"))) is None
 
 
-def test_a_change_of_the_host_is_looked_at() -> None:
+def test_a_changed_host_needs_a_query() -> None:
     underlay = known()
     underlay.invalidate()
     assert underlay.query(WORLD) == ASKED
     assert underlay.query(WORLD) is None
 
 
-def test_new_addresses_of_gateways_and_peers_are_looked_at() -> None:
+def test_new_addresses_of_gateways_and_peers_need_a_query() -> None:
     underlay = known()
     later = WORLD.with_gateway(gateway("harbour", "192.0.2.9"))
     query = underlay.query(later)
@@ -62,8 +62,8 @@ def test_new_addresses_of_gateways_and_peers_are_looked_at() -> None:
     assert underlay.query(WORLD) is None, "what is known already needs no look"
 
 
-def test_new_addresses_of_neighbours_are_looked_at_and_those_of_strangers_are_not() -> None:
-    """The VXLAN between the nodes of our region has to fit their network."""
+def test_new_addresses_of_neighbours_need_a_query_and_those_of_other_nodes_do_not() -> None:
+    """The MTU of the VXLAN between the nodes of our region depends on the routes to them."""
     underlay = known()
     mate, stranger = NodeInfo("ship-2", ip_address("10.1.0.2")), NodeInfo("cloud-2", ip_address("10.9.0.2"))
     nodes = (*SHIP.status.nodes, mate)
@@ -78,7 +78,7 @@ def test_new_addresses_of_neighbours_are_looked_at_and_those_of_strangers_are_no
     assert underlay.query(later.with_gateway(cloud)) is None
 
 
-def test_new_pods_of_this_node_are_looked_at() -> None:
+def test_new_pod_prefixes_of_this_node_need_a_query() -> None:
     underlay = known()
     query = underlay.query(WORLD.with_gateway(gateway("ship", "", "10.0.1.0/24", "10.0.7.0/24")))
     assert query is not None

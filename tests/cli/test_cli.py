@@ -1,4 +1,4 @@
-"""The command line as a person meets it: help, errors, exit codes, and what can be had without an agent."""
+"""The command line: help, errors, exit codes, and the verbs that need no agent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def raven_vpn(
     )
 
 
-def test_help_names_every_verb_and_costs_little() -> None:
+def test_help_lists_every_verb_and_is_fast() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = raven_vpn("--help")
     spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
@@ -56,7 +56,7 @@ def test_help_names_every_verb_and_costs_little() -> None:
 
 
 @pytest.mark.parametrize("verb", ["agent", "status", "peers", "plan", "check", "cleanup", "manifest", "tun", "demo"])
-def test_every_verb_explains_itself(verb: str) -> None:
+def test_every_verb_has_a_help_text(verb: str) -> None:
     done = raven_vpn(verb, "--help")
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: raven-vpn")
@@ -76,14 +76,14 @@ def test_without_an_agent_the_exit_code_is_3_and_the_remedy_is_named(verb: list[
     assert "is the agent running?" in done.stderr
 
 
-def test_a_key_on_the_standard_output_is_what_wg_takes() -> None:
+def test_a_printed_key_has_the_format_of_wg() -> None:
     private = raven_vpn("keygen").stdout.strip()
     public = raven_vpn("pubkey", stdin=private).stdout.strip()
     assert len(private) == len(public) == 44
     assert private != public
 
 
-def test_a_key_file_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_key_file_is_created_once_with_mode_0600(tmp_path: Path) -> None:
     path = tmp_path / "private.key"
     first, second = raven_vpn("keygen", str(path)), raven_vpn("keygen", str(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -100,7 +100,7 @@ def test_a_key_that_others_may_read_is_refused_with_the_remedy(tmp_path: Path) -
     assert f"chmod 600 {path}" in done.stderr
 
 
-def test_what_is_no_key_is_refused_without_showing_it() -> None:
+def test_a_malformed_key_is_refused_and_not_shown() -> None:
     done = raven_vpn("pubkey", stdin="secret, but no key\n")
     assert done.returncode == 2
     assert "secret, but no key" not in done.stderr
@@ -171,7 +171,7 @@ def test_a_plan_from_manifests_needs_no_agent_and_gives_every_line_a_reason() ->
     assert "peer cloud-1 at 203.0.113.10:4500, [2001:db8:10::10]:4500, warm, keepalive 25 s" in routes
 
 
-def test_a_plan_says_what_is_wrong_with_a_manifest_and_plans_the_rest(tmp_path: Path) -> None:
+def test_a_plan_reports_a_broken_manifest_and_plans_the_rest(tmp_path: Path) -> None:
     for path in EXAMPLES.glob("*.yaml"):
         (tmp_path / path.name).write_text(path.read_text())
     (tmp_path / "broken.yaml").write_text("apiVersion: v1\nkind: Node\nmetadata: {name: [1]}\n")
@@ -182,7 +182,7 @@ def test_a_plan_says_what_is_wrong_with_a_manifest_and_plans_the_rest(tmp_path: 
 
 @pytest.mark.root
 def test_a_manifest_of_this_node_joins_a_mesh(tmp_path: Path) -> None:
-    """What `raven-vpn manifest` prints, the others plan with; the private key stays where it was made."""
+    """Other nodes plan with the printed manifests, which do not contain the private key."""
     state, world = tmp_path / "state", tmp_path / "world"
     world.mkdir()
     done = raven_vpn(
@@ -202,7 +202,7 @@ def test_a_manifest_of_this_node_joins_a_mesh(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_a_manifest_keeps_every_public_name_of_the_node(tmp_path: Path) -> None:
-    """The Gateway's endpoint has room for one name; the Peer has both, and other nodes try both."""
+    """A Gateway endpoint has one name only; the Peer has both, and other nodes try both."""
     state, world = tmp_path / "state", tmp_path / "world"
     world.mkdir()
     done = raven_vpn(
@@ -220,13 +220,13 @@ def test_a_manifest_keeps_every_public_name_of_the_node(tmp_path: Path) -> None:
     assert "peer laptop at home.example.org:4500, backup.example.net:4500" in plan.stdout
 
 
-def test_a_manifest_with_a_public_address_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_with_a_malformed_public_address_is_refused(tmp_path: Path) -> None:
     done = raven_vpn("manifest", "home", "--public", "1.2.3.4.5", "--state-dir", str(tmp_path))
     assert done.returncode == 2
     assert "--public: '1.2.3.4.5' is not an address" in done.stderr
 
 
-def test_a_manifest_with_a_prefix_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_with_a_malformed_prefix_is_refused(tmp_path: Path) -> None:
     done = raven_vpn("manifest", "home", "--pod-cidr", "10.9.1.0/16", "--state-dir", str(tmp_path))
     assert done.returncode == 2
     assert "--pod-cidr: 10.9.1.0/16 has host bits set (write it as 10.244.1.0/24)" in done.stderr
