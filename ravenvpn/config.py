@@ -116,6 +116,7 @@ class AgentConfig:
     def announced_addresses(self) -> tuple[HostPort, ...]:
         """`addresses`, parsed, without repetitions; port 0 where none is given. Raises ConfigError."""
         report = ProblemCollector("")
+        # Each entry is HOST, HOST:PORT or [IPv6]:PORT, as in Peer.spec.addresses.
         found = [
             read_host_port(report, "addresses", text.strip()) for text in self.addresses.split(",") if text.strip()
         ]
@@ -238,7 +239,9 @@ def _checked(key: str, value: Any, where: str) -> Any:
         raise ConfigError(
             "unknown key", where=where, field=key, remedy=f"did you mean {near[0]}?" if near else "remove it"
         )
+    # The default has the type: bool, int, float or str. YAML 1.1 turns `yes` and `on` into booleans by itself.
     wanted = type(setting.default)
+    # bool is a subclass of int, and neither `aes: 1` nor `listen_port: true` is meant as written.
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not wanted:

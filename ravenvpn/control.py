@@ -86,6 +86,7 @@ class ControlSocket:
     """Serve the API on a path with mode 0660, in the agent's group. A stale socket of a dead agent is replaced."""
 
     def __init__(self, subject: ControlSubject, path: Path) -> None:
+        """`path` is the socket; its folder is created with mode 0750 if it is absent."""
         self._subject, self._path = subject, path
         self._runner: web.AppRunner | None = None
 

@@ -60,6 +60,7 @@ class AgentApi:
     `reload`."""
 
     def __init__(self, agent: Agent, running: RunningConfig, notifier: Notifier) -> None:
+        """`running` is read again at each reload, whose beginning and end are sent to systemd by `notifier`."""
         self._agent, self._running, self._notifier = agent, running, notifier
         self.vitals = agent.introspection.vitals
         self.peers: Callable[[], list[PeerReport]] = agent.introspection.peers
@@ -97,7 +98,11 @@ class AgentApi:
 
 
 async def _serve(config: AgentConfig, reader: ConfigReader | None, state: Path) -> None:
-    """Run everything until a signal asks to stop, then end it in reverse order of its start."""
+    """Run everything until a signal asks to stop, then end it in reverse order of its start.
+
+    The control socket comes first: it refuses to start beside another agent, before anything on the host is touched.
+    The agent ends when its task is cancelled; an exception in one task ends all of them and leaves this function as
+    an exception group, which `process.run` unpacks."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -146,7 +151,9 @@ async def _serve(config: AgentConfig, reader: ConfigReader | None, state: Path) 
 
 
 def _make_agent(running: RunningConfig, state: Path, client: Client | None, peer_writer: PeerWriter | None) -> Agent:
-    """Load the keys and the saved state, and make the agent. ConfigError, HostError."""
+    """Load the keys and the saved state, and make the agent; a missing private key is created.
+
+    Raises ConfigError for a key file with a wrong mode or content, HostError where the host lacks a capability."""
     config = running.config
     key = keyfile.load_or_create(config.private_key_path, os.urandom)
     source: WorldSource
@@ -169,7 +176,9 @@ def _make_agent(running: RunningConfig, state: Path, client: Client | None, peer
 
 
 async def _report_in_peer(agent: Agent, peer_writer: PeerWriter) -> None:
-    """Keep the status of our Peer object current, once the first world is in force."""
+    """Keep the status of our Peer object current, once the first world is in force.
+
+    Before that it would report faults of a start that is still going on."""
     await agent.converged.wait()
     while True:
         vitals = agent.introspection.vitals()

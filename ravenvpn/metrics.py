@@ -19,9 +19,10 @@ __all__ = ["CONTENT_TYPE", "MeshCollector", "exposition"]
 
 
 class MeshCollector(Collector):
-    """Metric families of one agent. `read` is called once a scrape, so that all of them are of the same moment."""
+    """Metric families of one agent."""
 
     def __init__(self, read: Callable[[], tuple[StatusReport, Sequence[PeerReport]]]) -> None:
+        """`read` returns status and peers. It is called once a scrape, so that all families are of one moment."""
         self._read = read
 
     def collect(self) -> Iterable[Metric]:
@@ -56,6 +57,7 @@ class MeshCollector(Collector):
         yield GaugeMetricFamily(
             "ravenvpn_loop_lag_seconds", "Largest delay of the event loop in the last seconds.", status.loop_lag
         )
+        # Families with a label have a series for each value that occurs now, so a removed region leaves no stale one.
         regions = GaugeMetricFamily(
             "ravenvpn_region_up", "1 if no fault is known on the path to the region.", labels=["region"]
         )
@@ -104,7 +106,7 @@ def _api_metrics(api: ApiReport) -> Iterable[Metric]:
 
 def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:
     """Yield the families that have a series a peer; values that are not known have none."""
-    labels = ["peer", "region"]
+    labels = ["peer", "region"]  # node name of the peer, and the region it stands for
     up = GaugeMetricFamily("ravenvpn_peer_up", "1 if the session with the peer is up.", labels=labels)
     received = CounterMetricFamily("ravenvpn_peer_receive_bytes", "Bytes received, as wg(8) counts.", labels=labels)
     sent = CounterMetricFamily("ravenvpn_peer_transmit_bytes", "Bytes sent, as wg(8) counts.", labels=labels)
@@ -128,7 +130,10 @@ def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:
 
 
 def exposition(read: Callable[[], tuple[StatusReport, Sequence[PeerReport]]]) -> bytes:
-    """Return all metrics in the Prometheus text format, version 0.0.4."""
+    """Return all metrics in the Prometheus text format, version 0.0.4.
+
+    The registry is made for each call and holds our families only: the default one adds metrics of the Python
+    process, which cost time at each scrape and belong to another namespace."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(MeshCollector(read))
     return generate_latest(registry)

@@ -185,13 +185,16 @@ class Agent:
             self._work.set()
 
     def _liveness_changed(self) -> None:
+        """Plan with the new verdicts: a dead hub or gateway is replaced."""
         self._replace(replace(self._situation, liveness=self._liveness.liveness))
 
     def _addresses_changed(self) -> None:
+        """Discover the host again before the next plan: sources, LAN addresses and path MTUs can be others."""
         self._underlay.invalidate()
         self._work.set()
 
     def _on_session_event(self, event: SessionUp | SessionLost) -> None:
+        """Log a session that came up or was lost, and pass a failed handshake on to liveness."""
         match event:
             case SessionUp():
                 log.info("session with %s is up, at %s", event.name, event.endpoint)
@@ -224,6 +227,7 @@ class Agent:
             self._probe_timer = asyncio.get_running_loop().call_later(due - now, self._send_probes)
 
     def _on_probe(self, name: str, packet: bytes, _: bool) -> None:
+        """Handle an inner packet for the probe port. The flag is the outer ECN mark (CE), which probes do not use."""
         self._liveness.receive(name, packet, boottime())
 
     def _role_and_epoch(self) -> tuple[int, int]:
@@ -234,6 +238,7 @@ class Agent:
         return self._planner.role.number, max(epochs, default=0)
 
     def _node_of(self, hashed: int) -> str | None:
+        """Return the active gateway node with this hash (docs/protocol.md), None if the present world has none."""
         return self._subjects.lookup(hashed, self._situation.world)
 
     # Planning and applying.

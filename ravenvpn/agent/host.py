@@ -96,7 +96,9 @@ class HostKeeper:
         return found.local()
 
     async def diff(self, wanted: HostState) -> list[PlanLine]:
-        """Return what applying `wanted` would change now, after reading the kernel's state; changes nothing."""
+        """Return what applying `wanted` would change now, after reading the kernel's state; changes nothing.
+
+        Waits for its turn: a change that is being applied ends first."""
         operations = await self._reconciler.look(lambda host: diff(host.observe(wanted), wanted))
         return [
             PlanLine(
@@ -139,6 +141,7 @@ class HostKeeper:
     # Inside.
 
     def _log_result(self, result: ApplyResult, began: float | None = None) -> None:
+        """Log what was changed, in one line with the seconds it took as an extra field, and what was refused."""
         self.applied_at = time.time()
         if result.changed:
             took = {} if began is None else {"seconds": round(time.monotonic() - began, 4)}

@@ -73,6 +73,7 @@ class Introspection:
         host: HostKeeper,
         peer_writer: PeerWriter | None = None,
     ) -> None:
+        """The parts are read when a report is asked for; `peer_writer` is None outside a cluster."""
         self._node, self._source = node, source
         self._planner, self._tunnel_owner, self._liveness, self._host = planner, tunnel_owner, liveness, host
         self._peer_writer = peer_writer
@@ -85,7 +86,10 @@ class Introspection:
         self.lag = LoopLag()
 
     def vitals(self) -> Vitals:
-        """Return the facts on which health and readiness are judged."""
+        """Return the facts on which health and readiness are judged.
+
+        A session counts as wanted if its peer is warm: it is kept up without traffic, so its absence is a fault. A
+        plain node needs no tunnel device, so `device_up` is true there without one."""
         statuses = {status.settings.name: status for status in self._tunnel_owner.statuses()}
         reached = self._reached(statuses)
         plans = self._tunnel_owner.peer_plans()
@@ -112,7 +116,9 @@ class Introspection:
         )
 
     def status(self) -> StatusReport:
-        """Return the whole status, not judged yet."""
+        """Return the whole status; `healthy` and `reasons` are for `health.judged` to fill in.
+
+        Key and port are those of the running tunnel, which can differ from the plan while a port is taken."""
         vitals = self.vitals()
         tunnel = self._tunnel_owner.tunnel
         running = tunnel.status() if tunnel is not None else None
@@ -165,13 +171,19 @@ class Introspection:
         return plan_lines(self._planner.plan())
 
     async def plan_diff(self) -> list[PlanLine]:
-        """Return what the host, read from the kernel now, has different from the plan."""
+        """Return what the host, read from the kernel now, has different from the plan; empty if all is as planned.
+
+        Takes a full dump of routes, rules and addresses, so the caller waits for the kernel, not the loop."""
         return await self._host.diff(self._planner.plan().host)
 
     # Inside.
 
     def _reached(self, statuses: dict[str, PeerStatus]) -> dict[str, Reach]:
-        """Return the path to every other region, derived as this node's role requires."""
+        """Return the path to every other region, derived as this node's role requires.
+
+        A plain node and a standby send their own traffic to the uplink, the active gateway of their region; a standby
+        has sessions of its own besides, for a take-over. Empty before the first world and for a node without
+        region."""
         if self.snapshot is None or self._planner.role is NodeRole.NONE:
             return {}
         uplink = self._planner.uplink
@@ -199,6 +211,9 @@ class Introspection:
         return reach_of_standby(direct, through)
 
     def _api(self) -> ApiReport | None:
+        """Return the state of the API server's connection; None outside a cluster.
+
+        Before the first connection `away` counts from the start of the agent."""
         state, writer = self._source.api, self._peer_writer
         if state is None:
             return None

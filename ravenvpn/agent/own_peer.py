@@ -70,6 +70,7 @@ def peer_status(
     `version` is ravenvpn's, `dataplane` the body that runs, `unready` why the data path does not work (empty: it
     does), `conflicts` those over our public key (`key_conflicts`)."""
     shared = sorted(map(str, conflicts))
+    # Types and reasons are CamelCase words, as the Kubernetes API conventions ask ("Typical status properties").
     conditions = (
         PeerStatusCondition(
             "Ready", not unready, "NotReady" if unready else "DataPathWorks", "; ".join(unready[:_SHOWN])
@@ -82,6 +83,8 @@ def peer_status(
 
 
 def key_conflicts(node: str, conflicts: Iterable[Conflict]) -> list[Conflict]:
-    """Return the conflicts over this node's public key, whether it wins or loses them."""
+    """Return the conflicts over this node's public key, whether it wins or loses them.
+
+    The winner has to know as well: the other node was started with a copy of its key, or of its disk."""
     name = f"Peer {node}"
     return [c for c in conflicts if c.kind is ConflictKind.DUPLICATE_KEY and name in (c.loser, c.winner)]

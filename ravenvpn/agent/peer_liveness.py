@@ -81,7 +81,9 @@ class PeerLiveness:
         self.liveness = Liveness()
 
     def attach(self, tunnel: Tunnel | None, own_address: IPv6Address | None) -> None:
-        """Probe through this tunnel from now on. Another tunnel than before drops everything measured."""
+        """Probe through this tunnel from now on. Another tunnel than before drops everything measured.
+
+        `own_address` is the source of probes; without tunnel or address (a node without region) nothing is probed."""
         if tunnel is self._tunnel:
             return
         self._tunnel = tunnel
@@ -139,7 +141,9 @@ class PeerLiveness:
             self._publish()
 
     def receive(self, name: str, packet: bytes, now: float) -> None:
-        """Handle an inner packet for the probe port that this peer sent; a request is answered at once."""
+        """Handle an inner packet for the probe port that this peer sent; a request is answered at once.
+
+        The packet came through the peer's session, so it is authentic; one that does not parse is ignored."""
         watched, tunnel, schedule = self._peers.get(name), self._tunnel, self._schedule
         if watched is None or tunnel is None or schedule is None:
             return
@@ -171,7 +175,10 @@ class PeerLiveness:
         return min((at for at in (self._judgements.next(), schedule.due()) if at is not None), default=None)
 
     def observe(self, statuses: Sequence[PeerStatus], now: float) -> None:
-        """Read the data plane's counters: which peers have traffic, and from which something was received."""
+        """Read the data plane's counters: which peers have traffic, and from which something was received.
+
+        The counters hold the inner packets of our probes too. A peer has traffic if they grew by more than the probes
+        since the last call. Received bytes count as a sign of life only here, so at the pace of the calls."""
         if self._schedule is None:
             return
         for status in statuses:
@@ -255,7 +262,9 @@ class PeerLiveness:
             self._changed = True
 
     def _publish(self) -> None:
-        """Replace `liveness` if anything of it changed, then update our own announcements and call `on_change`."""
+        """Replace `liveness` if anything of it changed, then update our own announcements and call `on_change`.
+
+        Every change ends here, so that one call of a public method replaces it at most once."""
         if not self._changed:
             return
         self._changed = False

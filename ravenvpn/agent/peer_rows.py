@@ -89,8 +89,13 @@ def peer_reports(
     quality: Mapping[str, PathQuality],
     rates: TransferRates,
 ) -> list[PeerReport]:
-    """Return one report a peer of the tunnel, sorted by region, then name."""
+    """Return one report a peer of the tunnel, sorted by region, then name.
+
+    `statuses` are the tunnel's, so a peer that is planned but was refused is missing, and one that is no longer
+    planned but not removed yet is listed with an empty region. Prefixes are listed with the peer that carries them
+    now, which is the first one of a route; the peers behind it are for a take-over and carry nothing."""
     planned = {peer.name: peer for peer in plan.tunnel.peers}
+    # Indexed once: a look-up in the plan for each peer would cost peers × prefixes.
     carried: dict[str, list[Prefix]] = {}
     for prefix, names in plan.tunnel.routes:
         if names:

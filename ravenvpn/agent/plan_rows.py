@@ -25,8 +25,14 @@ _HostThing = (
 
 
 def plan_lines(plan: NodePlan) -> list[PlanLine]:
-    """Return a line for each peer, then for each thing on the host, in the order in which they are put in place."""
+    """Return a line for each peer, then for each thing on the host, in the order in which they are put in place.
+
+    A peer's line has its endpoints in the order in which they are tried, whether a session is kept up without traffic
+    (warm) or comes up with the first packet (cold), and the persistent keepalive, which only the side behind NAT
+    sends. Things on the host are written as ip(8) and nft(8) print them, so that they can be searched in their
+    output."""
     lines = []
+    # A peer without endpoint can only call us: it is behind NAT and has not been seen yet.
     for peer in plan.tunnel.peers:
         candidates = [str(Endpoint(candidate.host, candidate.port)) for candidate in peer.candidates]
         where = ", ".join(candidates) or "wherever it calls from"

@@ -46,6 +46,7 @@ def reach_directly(
 
     `plans` and `statuses` are by peer name; `relays` maps a region that is reached through a hub to the hub's region.
     Costs a step a peer and a region, none a prefix."""
+    # The peer that carries a region's traffic is its active gateway; of several the first by name.
     carriers: dict[str, str] = {}
     for plan in plans.values():
         if plan.kind is PeerKind.ACTIVE and plan.region != own_region:

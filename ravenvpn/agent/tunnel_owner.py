@@ -155,6 +155,7 @@ class TunnelOwner:
     # Inside.
 
     def _on_resolved(self) -> None:
+        """Note that endpoints are out of date. They are set by `apply_additions`, so that it never runs beside it."""
         self._names_changed = True
         self._on_stale()
 
@@ -184,6 +185,7 @@ class TunnelOwner:
         log.info("tunnel open on UDP port %d, %d peers", tunnel.listen_port, len(self._plans))
 
     def _make_tunnel(self, settings: TunnelPlan) -> Tunnel:
+        """Return a tunnel that is not started, with a TUN device if the role needs one. HostError."""
         tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
         try:
             if tun is not None:
@@ -256,6 +258,7 @@ class TunnelOwner:
         self.tunnel.route(prefix, known)
 
     def _watch_names(self) -> None:
+        """Resolve the DNS names of exactly the present peers' endpoints."""
         self._resolver.set_names({candidate.host for peer in self._plans.values() for candidate in peer.candidates})
 
 

@@ -58,11 +58,13 @@ class Underlay:
         return DiscoveryQuery(tuple(sorted(self._destinations, key=lambda a: (a.version, int(a)))), self._pods)
 
     def _is_own(self, world: World, gateway: str) -> bool:
-        """Return whether this node is a member of that Gateway's region in this world."""
+        """Return whether this node is a member of that Gateway's region in this world. A Gateway can be absent there,
+        since the changes of two worlds name those that were removed as well."""
         found = world.gateways.get(gateway)
         return found is not None and any(info.node == self._node for info in found.status.nodes)
 
     def _pods_in(self, world: World) -> tuple[Prefix, ...]:
+        """Return the pod prefixes of this node, in the order of the Gateways' status."""
         own = (
             info for gateway in world.gateways.values() for info in gateway.status.nodes if info.node == self._node
         )
