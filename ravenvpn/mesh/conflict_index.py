@@ -1,7 +1,8 @@
-"""Which of two objects that cannot both be right wins, the same on every node of the mesh.
+"""Which of two objects that contradict each other wins. The decision is the same on every node of the mesh.
 
-Nothing is ever applied by half: a prefix that lost is neither routed nor accepted anywhere, a node that lost is in no
-region of the loser's, a Peer that lost its key has none. Every loss names both objects, the field, and the remedy.
+No object is applied in part: a prefix that lost is neither routed nor accepted anywhere, a node that lost is in none
+of the loser's regions, a Peer that lost one of its keys has none. Every conflict names both objects, the field and
+the remedy.
 """
 
 from __future__ import annotations
@@ -14,57 +15,62 @@ from ravenvpn.mesh.claims import Announced, ClaimKind, claims, outer_addresses
 from ravenvpn.mesh.conflict import NOTHING_REFUSED, Conflict, ConflictKind, RefusedClaims
 from ravenvpn.mesh.hoststate import Address, Prefix
 from ravenvpn.mesh.model import Gateway, PeerObject, World
-from ravenvpn.mesh.overlap import AddressIndex, Claim, PrefixClaims, Settled, overlap
+from ravenvpn.mesh.overlap import AddressIndex, Claim, LostClaim, PrefixClaims
 from ravenvpn.mesh.ownership import Derive, KeyOwners, NodeOwners
 from ravenvpn.mesh.vxlan_members import ipv4_of
+from ravenvpn.prefixes import overlaps
 
 
 class ConflictIndex:
-    """All claims of the world, and what each Gateway lost. An update costs what changed and what that overlaps.
+    """All conflicts of the world, kept current. An update costs what changed and what overlaps it.
 
-    Three questions in turn, each answered for what the one before left: whose is a node, whose is a key, whose is a
-    prefix. An older creationTimestamp wins, then the name that sorts first (see `ownership.priority_of`).
+    Three decisions in turn, each on what the one before left over: which Gateway has a node, which Peer has a key,
+    which region has a prefix. The older creationTimestamp wins, then the name that sorts first
+    (`ownership.priority_of`).
 
-    Where node addresses are claimed too (`forward_node_ip`), no prefix of pods and no source is won or lost by it: a
+    With `forward_node_ip` node addresses are claimed too. That changes no decision on pod prefixes and sources: a
     prefix that covers another region's node is refused whether or not that node's address is routed. So agents with
-    and without the setting agree on everything else.
+    and without the setting agree on all other prefixes.
     """
 
     def __init__(self, mesh: str, derive: Derive = identity.tunnel_address, *, forward_node_ip: bool = False) -> None:
         self._nodes = NodeOwners(mesh, derive)
         self._keys = KeyOwners()
         self._prefixes = _PrefixOwners(mesh, self._nodes, forward_node_ip)
-        self._vxlan: dict[str, dict[str, Conflict]] = {}  # Gateway → node
-        self._refused: dict[str, RefusedClaims] = {}
+        self._vxlan: dict[str, dict[str, Conflict]] = {}  # Gateway → node → collision on the region's VXLAN
+        self._refused: dict[str, RefusedClaims] = {}  # by Gateway; only those that lost something
 
     def refused(self, gateway: str) -> RefusedClaims:
+        """Return what a Gateway lost."""
         return self._refused.get(gateway, NOTHING_REFUSED)
 
     def conflicts(self) -> tuple[Conflict, ...]:
+        """Return every conflict, sorted by kind, loser, field and subject."""
         found = [*self._nodes.lost.values(), *self._keys.lost.values()]
         found += (conflict for lost in self._prefixes.lost.values() for conflict in lost.values())
-        found += (conflict for clashes in self._vxlan.values() for conflict in clashes.values())
+        found += (conflict for collisions in self._vxlan.values() for conflict in collisions.values())
         return tuple(sorted(found, key=lambda c: (c.kind, c.loser, c.field, c.subject)))
 
     def update(self, gateways: Set[str], peers: Set[str], world: World) -> set[str]:
-        """Take in what changed, by name: Gateways that did or one of whose Peers did, and Peers.
+        """Add, replace or remove what changed in `world`, by name.
 
-        Returns the Gateways that lost something else than before.
+        `gateways` are those that changed or one of whose Peers did, `peers` the Peers that changed. Returns the
+        Gateways that lost or regained something.
         """
         for name in gateways:
             gateway = world.gateways.get(name)
-            clashes = _vxlan_clashes(gateway, world.peers) if gateway else {}
+            collisions = _vxlan_collisions(gateway, world.peers) if gateway else {}
             self._vxlan.pop(name, None)
-            if clashes:
-                self._vxlan[name] = clashes
-        dirty = set(gateways) | self._nodes.update(gateways, world)
-        doubtful = self._keys.update(peers, world)
-        touched = dirty | self._prefixes.update(dirty, world)
-        touched |= {name for peer in doubtful for name in self._nodes.gateways_with(peer)}
-        return {name for name in touched if self._summarise(name)}
+            if collisions:
+                self._vxlan[name] = collisions
+        changed = set(gateways) | self._nodes.update(gateways, world)
+        affected_peers = self._keys.update(peers, world)
+        affected = changed | self._prefixes.update(changed, world)
+        affected |= {name for peer in affected_peers for name in self._nodes.gateways_with(peer)}
+        return {name for name in affected if self._summarise(name)}
 
     def _summarise(self, name: str) -> bool:
-        """Work out what a Gateway lost; returns whether that is something else than before."""
+        """Set `_refused` of one Gateway; returns whether it differs from before."""
         before = self._refused.pop(name, NOTHING_REFUSED)
         members = self._nodes.members(name)
         prefixes, shadowed = self._prefixes.refused(name)
@@ -82,123 +88,110 @@ class ConflictIndex:
 
 @dataclass(slots=True)
 class _OwnedClaims:
-    """What one Gateway brought in, so that it can be taken out again."""
+    """What one Gateway contributes to the indices, so that it can be removed again."""
 
     claims: dict[Prefix, Announced] = field(default_factory=dict)
-    dialled: dict[Address, str] = field(default_factory=dict)  # address → the field that names it
-    lan: dict[Address, str] = field(default_factory=dict)
+    dialled: dict[Address, str] = field(default_factory=dict)  # address at which others dial → field that names it
+    lan: dict[Address, str] = field(default_factory=dict)  # address on the region's own network → field
 
 
 class _PrefixOwners:
-    """Each prefix to one region, and none to a region that would swallow what carries the tunnels."""
+    """Assigns each prefix to one region, and none to a region if it covers addresses that carry the tunnels."""
 
     def __init__(self, mesh: str, nodes: NodeOwners, forward_node_ip: bool) -> None:
         self._forward_node_ip = forward_node_ip
-        # By Gateway, then prefix: most lose nothing, and looking for nothing must not hash twenty thousand prefixes.
+        # Gateway → prefix. Nested, because most Gateways lose nothing: finding that must not hash 20,000 prefixes.
         self.lost: dict[str, dict[Prefix, Conflict]] = {}
         self._mesh = mesh
         self._nodes = nodes
-        self._entries: dict[str, _OwnedClaims] = {}
+        self._owned: dict[str, _OwnedClaims] = {}  # by Gateway
         self._claims = PrefixClaims()
         self._dialled, self._lan = AddressIndex(), AddressIndex()
-        self._overlaps: dict[str, dict[Prefix, tuple[Prefix, ...]]] = {}
-        self._void: dict[str, set[Prefix]] = {}  # refused for what they cover, whoever else claims them
+        self._overlaps: dict[str, dict[Prefix, tuple[Prefix, ...]]] = {}  # Gateway → lost prefix → winners' prefixes
+        # Gateway → prefixes refused for the addresses they cover. They take no part in the decision on overlaps.
+        self._covering: dict[str, set[Prefix]] = {}
 
     def refused(self, gateway: str) -> tuple[frozenset[Prefix], frozenset[Prefix]]:
-        """Prefixes the Gateway lost, and others' prefixes that overlap those."""
-        overlaps = self._overlaps.get(gateway, {}).values()
-        return frozenset(self.lost.get(gateway, ())), frozenset(prefix for some in overlaps for prefix in some)
+        """Return the prefixes a Gateway lost, and the other regions' prefixes that overlap these."""
+        overlapping = self._overlaps.get(gateway, {}).values()
+        return frozenset(self.lost.get(gateway, ())), frozenset(prefix for some in overlapping for prefix in some)
 
-    def update(self, dirty: Set[str], world: World) -> set[str]:
-        """Take in what these Gateways claim and where they are; returns Gateways that may have lost or regained."""
-        changed: list[Prefix] = []
-        moved: set[Address] = set()
-        fresh_claims: list[Claim] = []
-        fresh_dialled: list[tuple[str, Address, str]] = []
-        fresh_lan: list[tuple[str, Address, str]] = []
-        for name in sorted(dirty):
-            before, gateway = self._entries.pop(name, None) or _OwnedClaims(), world.gateways.get(name)
-            after = self._entry(gateway, world.peers) if gateway else _OwnedClaims()
+    def update(self, changed: Set[str], world: World) -> set[str]:
+        """Replace the claims and addresses of these Gateways; returns Gateways whose losses may differ now."""
+        prefixes: list[Prefix] = []
+        addresses: set[Address] = set()
+        new_claims: list[Claim] = []
+        new_dialled: list[tuple[str, Address, str]] = []
+        new_lan: list[tuple[str, Address, str]] = []
+        for name in sorted(changed):
+            before, gateway = self._owned.pop(name, None) or _OwnedClaims(), world.gateways.get(name)
+            after = self._owned_claims(gateway, world.peers) if gateway else _OwnedClaims()
             gone = [prefix for prefix in before.claims if prefix not in after.claims]
             for prefix in gone:
                 self._claims.remove(name, prefix)
-                self._forget(name, prefix)
-            # A priority may have changed as well, and a field may have moved: all of them are settled anew.
-            changed += (*gone, *after.claims)
-            fresh_claims += (Claim(name, announced) for announced in after.claims.values())
-            moved |= self._move(self._dialled, name, before.dialled, after.dialled, fresh_dialled)
-            moved |= self._move(self._lan, name, before.lan, after.lan, fresh_lan)
+                self._clear(name, prefix)
+            # The Gateway's priority or a field's index may have changed too, so all of its claims are resolved anew.
+            prefixes += (*gone, *after.claims)
+            new_claims += (Claim(name, announced) for announced in after.claims.values())
+            addresses |= _changed_addresses(self._dialled, name, before.dialled, after.dialled, new_dialled)
+            addresses |= _changed_addresses(self._lan, name, before.lan, after.lan, new_lan)
             if gateway is not None:
-                self._entries[name] = after
-        self._claims.add(fresh_claims)
-        self._dialled.add(fresh_dialled)
-        self._lan.add(fresh_lan)
-        for address in moved:
-            changed += self._claims.covering(address)
-        return self._settle(changed)
+                self._owned[name] = after
+        self._claims.add(new_claims)
+        self._dialled.add(new_dialled)
+        self._lan.add(new_lan)
+        for address in addresses:
+            prefixes += self._claims.covering(address)
+        return self._resolve(prefixes)
 
-    def _entry(self, gateway: Gateway, peers: Mapping[str, PeerObject]) -> _OwnedClaims:
+    def _owned_claims(self, gateway: Gateway, peers: Mapping[str, PeerObject]) -> _OwnedClaims:
         lost = {info.node for info in gateway.status.nodes if (gateway.name, info.node) in self._nodes.lost}
-        entry = _OwnedClaims(*({}, *_underlay(gateway, peers, lost)))
+        owned = _OwnedClaims({}, *_underlay_addresses(gateway, peers, lost))
         for announced in claims(gateway, peers, forward_node_ip=self._forward_node_ip):
             if announced.node not in lost:
-                entry.claims.setdefault(announced.prefix, announced)
-        return entry
+                owned.claims.setdefault(announced.prefix, announced)
+        return owned
 
-    @staticmethod
-    def _move(
-        index: AddressIndex,
-        name: str,
-        before: Mapping[Address, str],
-        after: Mapping[Address, str],
-        fresh: list[tuple[str, Address, str]],
-    ) -> set[Address]:
-        """Returns addresses that came, went, or are named by another field now."""
-        for address in before.keys() - after.keys():
-            index.remove(name, address)
-        came = [(name, address, where) for address, where in after.items() if before.get(address) != where]
-        fresh += came
-        return {address for _, address, _ in came} | (before.keys() - after.keys())
-
-    def _forget(self, region: str, prefix: Prefix) -> None:
+    def _clear(self, region: str, prefix: Prefix) -> None:
+        """Remove every decision on one claim; entries of regions that lose nothing disappear."""
         for losses in (self.lost, self._overlaps):
             if region in losses:
                 losses[region].pop(prefix, None)
                 if not losses[region]:
                     del losses[region]
-        if region in self._void:
-            self._void[region].discard(prefix)
-            if not self._void[region]:
-                del self._void[region]
+        if region in self._covering:
+            self._covering[region].discard(prefix)
+            if not self._covering[region]:
+                del self._covering[region]
 
-    def _is_void(self, region: str, prefix: Prefix) -> bool:
-        return region in self._void and prefix in self._void[region]
+    def _is_covering(self, region: str, prefix: Prefix) -> bool:
+        return region in self._covering and prefix in self._covering[region]
 
-    def _settle(self, changed: list[Prefix]) -> set[str]:
-        for region, announced in self._claims.claims(changed):
-            self._forget(region, announced.prefix)
-            refusal = self._covers(region, announced)
+    def _resolve(self, prefixes: list[Prefix]) -> set[str]:
+        """Decide on these prefixes and all that overlap them; returns the regions whose claims were considered."""
+        for region, announced in self._claims.claims_of(prefixes):
+            self._clear(region, announced.prefix)
+            refusal = self._covers_underlay(region, announced)
             if refusal is not None:
                 self.lost.setdefault(region, {})[announced.prefix] = refusal
-                self._void.setdefault(region, set()).add(announced.prefix)
-        considered, lost = self._claims.settle(changed, self._nodes.priority, self._is_void)
+                self._covering.setdefault(region, set()).add(announced.prefix)
+        considered, lost = self._claims.resolve(prefixes, self._nodes.priority, self._is_covering)
         for claim in considered:
-            if not self._is_void(claim.region, claim.announced.prefix):
-                self._forget(claim.region, claim.announced.prefix)
-        for settled in lost:
-            region, prefix = settled.claim.region, settled.claim.announced.prefix
-            self.lost.setdefault(region, {})[prefix] = _overlap(settled)
-            if (
-                settled.claim.announced.kind is not ClaimKind.ADDRESS
-            ):  # (a node leaves its own network's to it as it is)
-                self._overlaps.setdefault(region, {})[prefix] = settled.overlaps
+            if not self._is_covering(claim.region, claim.announced.prefix):
+                self._clear(claim.region, claim.announced.prefix)
+        for one in lost:
+            region, announced = one.claim
+            self.lost.setdefault(region, {})[announced.prefix] = _overlap_conflict(one)
+            # A lost node address shadows nothing: it lies in the LAN, which the node reaches without a route of ours.
+            if announced.kind is not ClaimKind.ADDRESS:
+                self._overlaps.setdefault(region, {})[announced.prefix] = one.overlaps
         return {claim.region for claim in considered}
 
-    def _covers(self, region: str, announced: Announced) -> Conflict | None:
-        """Why nobody may route this prefix, whoever claims it: it would swallow what carries the tunnels."""
+    def _covers_underlay(self, region: str, announced: Announced) -> Conflict | None:
+        """Return the conflict of a prefix that no region may have: its route would catch outer packets of tunnels."""
         prefix = announced.prefix
         reserved = identity.mesh_network(self._mesh)
-        if overlap(prefix, reserved):
+        if overlaps(prefix, reserved):
             return Conflict(
                 ConflictKind.RESERVED,
                 str(prefix),
@@ -207,14 +200,14 @@ class _PrefixOwners:
                 f"mesh {self._mesh} ({reserved})",
                 "give the node another prefix, or the mesh another name",
             )
-        # What its own node is called at is that node, inside the tunnel as outside.
+        # The address at which a node is dialled may be routed to that node: it is the same node inside the tunnel.
         own = announced.dialled and announced.kind is not ClaimKind.PODS
-        found = self._dialled.inside(prefix, lambda other: not own or other != region)
+        found = self._dialled.first_inside(prefix, lambda other: not own or other != region)
         if announced.kind is ClaimKind.ADDRESS:
-            # Two nodes with one address are settled as two regions with one prefix are.
+            # Two nodes with one address are an overlap of two regions.
             remedy = "give the node an InternalIP of its own"
         else:
-            found = found or self._lan.inside(prefix, lambda other: other != region)
+            found = found or self._lan.first_inside(prefix, lambda other: other != region)
             remedy = (
                 "pods need addresses apart from those of nodes; for a single source, name one inside the pod prefix"
             )
@@ -231,14 +224,35 @@ class _PrefixOwners:
         )
 
 
-def _underlay(
+def _changed_addresses(
+    index: AddressIndex,
+    name: str,
+    before: Mapping[Address, str],
+    after: Mapping[Address, str],
+    new: list[tuple[str, Address, str]],
+) -> set[Address]:
+    """Remove one Gateway's old addresses from `index` and append its new ones to `new`.
+
+    Returns the addresses that are new, gone, or named by another field now.
+    """
+    gone = before.keys() - after.keys()
+    for address in gone:
+        index.remove(name, address)
+    changed = [(name, address, where) for address, where in after.items() if before.get(address) != where]
+    new += changed
+    return {address for _, address, _ in changed} | gone
+
+
+def _underlay_addresses(
     gateway: Gateway, peers: Mapping[str, PeerObject], lost: set[str]
 ) -> tuple[dict[Address, str], dict[Address, str]]:
-    """Where a region's gateway nodes are called from outside, and where its nodes are on their own network."""
-    outer = outer_addresses(gateway, peers)
+    """Return the addresses at which a region's gateway nodes are dialled, and its nodes' addresses on their LAN.
+
+    Each with the field that names it. Nodes that belong to another Gateway (`lost`) are left out.
+    """
     dialled: dict[Address, str] = {}
     lan: dict[Address, str] = {}
-    for node, addresses in outer.items():
+    for node, addresses in outer_addresses(gateway, peers).items():
         if node not in lost:
             for address, where in addresses.items():
                 dialled.setdefault(address, where)
@@ -253,10 +267,13 @@ def _underlay(
     return dialled, lan
 
 
-def _vxlan_clashes(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[str, Conflict]:
-    """Nodes whose derived place on the VXLAN is another node's of the region: by upstream's rule the last three
-    octets of the IPv4 address, without one 32 bits of the name's hash. The MAC says both."""
-    holders: dict[str, str] = {}
+def _vxlan_collisions(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[str, Conflict]:
+    """Return the nodes whose derived VXLAN addresses are another node's of the region; the first name keeps them.
+
+    OpenYurt derives them from the last three octets of the IPv4 address; without one, 32 bits of the name's hash
+    serve. Both show in the MAC.
+    """
+    holders: dict[str, str] = {}  # MAC → node
     found: dict[str, Conflict] = {}
     for i, info in sorted(enumerate(gateway.status.nodes), key=lambda item: item[1].node):
         v4 = ipv4_of(info, peers.get(info.node))
@@ -274,8 +291,9 @@ def _vxlan_clashes(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[st
     return found
 
 
-def _overlap(settled: Settled) -> Conflict:
-    loser, winner = settled.claim.announced, settled.winner.announced
+def _overlap_conflict(lost: LostClaim) -> Conflict:
+    """Return the conflict of two claims that overlap, in words of node addresses where it is about these."""
+    loser, winner = lost.claim.announced, lost.winner.announced
     held = "" if loser.prefix == winner.prefix else f" ({winner.prefix})"
     between_nodes = loser.kind is ClaimKind.ADDRESS
     return Conflict(
