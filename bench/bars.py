@@ -1,4 +1,7 @@
-"""What ravenvpn has to reach: ratios to another candidate in the same turn, or figures as such, by their median."""
+"""Bars: the figures that ravenvpn has to reach, as the median of its runs.
+
+Most are ratios to another candidate in the same turn, some are absolute.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,22 @@ from typing import Literal
 
 from bench.results import REFERENCE, Outcome
 
-CPU = "core-s/GB"
+CPU = "core-s/GB"  # of both ends of a tunnel together
 AGENTS = "ravenvpn agents"
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
+    """One figure of one candidate in one workload, and the limit it has to keep."""
+
     workload: str
     candidate: str
     figure: str
     relation: Literal["≥", "≤"]
-    ratio: float  # or the figure, with `to` empty
+    ratio: float  # to the same figure of `to`; an absolute limit if `to` is empty
     to: str = REFERENCE
-    beyond: str = ""  # a candidate whose figure is taken off both sides first
-    to_workload: str = ""  # the reference's, if it is another one: then medians are compared, for there are no turns
+    beyond: str = ""  # a candidate whose figure is subtracted from both sides first
+    to_workload: str = ""  # workload of the reference if it is another one; then medians are compared, not turns
 
     def __str__(self) -> str:
         if not self.to:
@@ -59,16 +64,19 @@ BARS = (
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    """A bar with the median that was measured."""
+
     bar: Bar
-    reached: float  # the median
+    reached: float  # a ratio, or the figure itself for an absolute bar
 
     @property
     def met(self) -> bool:
+        """Whether the limit is kept."""
         return self.reached >= self.bar.ratio if self.bar.relation == "≥" else self.reached <= self.bar.ratio
 
 
 def judge(outcomes: Iterable[Outcome]) -> list[Verdict]:
-    """Of those bars for which both sides were measured."""
+    """Return the verdicts on the bars for which both sides were measured."""
     by_name = {outcome.workload.name: outcome for outcome in outcomes}
     reached = ((bar, _reached(bar, by_name)) for bar in BARS)
     return [Verdict(bar, ratio) for bar, ratio in reached if ratio is not None]

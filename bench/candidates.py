@@ -1,4 +1,4 @@
-"""What is compared. Each can be started in a room beside the others; it idles while they are measured."""
+"""Candidates of the comparison. All are started on one pair of machines and are idle while another is measured."""
 
 from __future__ import annotations
 
@@ -12,51 +12,56 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from bench.room import FAR, NEAR, Room
+from bench.machine_pair import FAR, NEAR, MachinePair
 from ravenvpn.errors import HostError
 from ravenvpn.lab.host import Machine
 from ravenvpn.overhead import TUNNEL_OVERHEAD
 
-START = 15.0  # seconds a tunnel may take from its start to its first answered ping
+START_TIMEOUT = 15.0  # seconds from the start of a tunnel to its first answered ping
 
 
 class Candidate(Protocol):
-    name: str
-    device: str
-    far: str  # the address of the far end, inside
-    near: str
+    """One way to get packets from near to far."""
 
-    def start(self, room: Room) -> None:
-        """Until both ends talk. HostError, with what it said, if they do not."""
+    name: str  # in reports and on the command line
+    device: str  # at both ends
+    far: str  # address of the far end, inside of the tunnel
+    near: str  # address of the near end
+
+    def start(self, machines: MachinePair) -> None:
+        """Start both ends and wait until a ping is answered. HostError with their last output otherwise."""
 
     def pids(self) -> list[int]:
-        """The processes whose time counts, both ends."""
+        """Return the pids of both ends, whose processor time is counted."""
 
 
 class PlainVeth:
-    """No tunnel: what the machine can move at all."""
+    """No tunnel: the upper limit of this machine."""
 
     name = "plain veth"
     device = "eth0"
     near, far = NEAR, FAR
 
-    def start(self, room: Room) -> None:
-        pass  # a room has it
+    def start(self, machines: MachinePair) -> None:
+        pass  # the veth pair exists already
 
     def pids(self) -> list[int]:
         return []
 
 
 class End(NamedTuple):
-    """Of a tunnel: its key and its addresses."""
+    """One end of a tunnel."""
 
-    private_key: str
-    inside: str
-    outside: str
+    private_key: str  # base64
+    inside: str  # address in the tunnel
+    outside: str  # address on the veth pair
 
 
 class Tunnel:
-    """Anything that makes a device and is configured by wg(8). `number` keeps devices, ports and networks apart."""
+    """A program that makes a tunnel device and is configured by wg(8).
+
+    `number` is part of device, port and network, so that several tunnels can run on one pair of machines.
+    """
 
     def __init__(self, name: str, number: int, argv: list[str], env: dict[str, str] | None = None) -> None:
         self.name = name
@@ -66,33 +71,33 @@ class Tunnel:
         self._argv, self._env = argv, env or {}
         self._ends: list[tuple[subprocess.Popen[bytes], Path]] = []
 
-    def start(self, room: Room) -> None:
+    def start(self, machines: MachinePair) -> None:
         self._ends = []
         ends = (End(_wg("genkey"), self.near, NEAR), End(_wg("genkey"), self.far, FAR))
-        for machine in room.both:
-            log = room.folder / f"{self.device}-{machine.name}.log"
+        for machine in machines.both:
+            log = machines.folder / f"{self.device}-{machine.name}.log"
             with log.open("wb") as output:
                 process = machine.popen([*self._argv, self.device], env=self._env, stdout=output, stderr=output)
             self._ends.append((process, log))
-        deadline = time.monotonic() + START
+        deadline = time.monotonic() + START_TIMEOUT
         try:
-            for machine in room.both:
+            for machine in machines.both:
                 while not machine.path(f"/run/wireguard/{self.device}.sock").exists():
                     self._check(deadline)
                     time.sleep(0.02)
-            for machine, end, other in zip(room.both, ends, reversed(ends), strict=True):
-                self._configure(machine, end, other, room.mtu - TUNNEL_OVERHEAD)
-            while room.near.run(["ping", "-c", "1", "-W", "1", self.far], check=False).returncode:
+            for machine, end, other in zip(machines.both, ends, reversed(ends), strict=True):
+                self._configure(machine, end, other, machines.mtu - TUNNEL_OVERHEAD)
+            while machines.near.run(["ping", "-c", "1", "-W", "1", self.far], check=False).returncode:
                 self._check(deadline)
         except HostError as error:
             self._stop()
-            raise HostError(f"{self.name} does not start: {self._said() or error}") from None
+            raise HostError(f"{self.name} does not start: {self._last_output() or error}") from None
 
     def _check(self, deadline: float) -> None:
         if time.monotonic() > deadline:
-            raise HostError(f"not within {START:g} s")
+            raise HostError(f"no ping was answered within {START_TIMEOUT:g} s")
         if any(process.poll() is not None for process, _ in self._ends):
-            raise HostError("it ended")
+            raise HostError("a process ended")
 
     def _stop(self) -> None:
         for process, _ in self._ends:
@@ -111,8 +116,8 @@ class Tunnel:
         machine.run(["ip", "address", "add", f"{own.inside}/24", "dev", self.device])
         machine.run(["ip", "link", "set", self.device, "mtu", str(mtu), "up"])
 
-    def _said(self) -> str:
-        """The last line either end wrote."""
+    def _last_output(self) -> str:
+        """Return the last line that each end wrote."""
         lines = [log.read_text(errors="replace").strip().rpartition("\n")[2] for _, log in self._ends]
         return " / ".join(dict.fromkeys(filter(None, lines)))
 
@@ -121,22 +126,22 @@ class Tunnel:
 
 
 class Ravenvpn(Tunnel):
-    """Ours, which can be told what to do without."""
+    """ravenvpn, which can be started without one of its offloads."""
 
     @contextmanager
-    def without(self, room: Room, offload: str) -> Iterator[None]:
-        """Ends it and starts it without that, and back."""
+    def without(self, machines: MachinePair, offload: str) -> Iterator[None]:
+        """Restart both ends without this offload, and restart them as before when the block ends."""
         usual = self._argv
-        self._restart(room, [*usual, "--without", offload])
+        self._restart(machines, [*usual, "--without", offload])
         try:
             yield
         finally:
-            self._restart(room, usual)
+            self._restart(machines, usual)
 
-    def _restart(self, room: Room, argv: list[str]) -> None:
+    def _restart(self, machines: MachinePair, argv: list[str]) -> None:
         self._stop()
         self._argv = argv
-        self.start(room)
+        self.start(machines)
 
 
 def _wg(*argv: str) -> str:
@@ -147,11 +152,15 @@ def _wg(*argv: str) -> str:
 
 
 def wireguard_go(program: Path, number: int) -> Tunnel:
+    """Return wireguard-go as a candidate."""
     return Tunnel("wireguard-go", number, [str(program), "-f"], {"LOG_LEVEL": "error"})
 
 
 def ravenvpn(body: str, suite: str, number: int) -> Ravenvpn:
-    """`body` as RAVENVPN_DATAPLANE takes it, `suite` as `raven-vpn tun --suite`."""
+    """Return ravenvpn as a candidate.
+
+    `body` is a value of RAVENVPN_DATAPLANE, `suite` one of `raven-vpn tun --suite`.
+    """
     short = {"chacha20poly1305": "ChaCha", "aes256gcm": "AES"}[suite]
     beside = Path(sys.executable).with_name("raven-vpn")
     program = str(beside) if beside.exists() else shutil.which("raven-vpn") or "raven-vpn"
@@ -161,7 +170,7 @@ def ravenvpn(body: str, suite: str, number: int) -> Ravenvpn:
 
 
 def all_of(wireguard_go_program: Path | None) -> list[Candidate]:
-    """In the order in which reports show them."""
+    """Return all candidates in the order of the reports."""
     tunnels: list[Candidate] = [PlainVeth()]
     if wireguard_go_program:
         tunnels.append(wireguard_go(wireguard_go_program, 1))

@@ -1,4 +1,4 @@
-"""Who used how much processor time and holds how much memory, from /proc: process trees and the whole machine."""
+"""Processor time and memory of process trees and of the whole machine, from /proc."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TICK = 1 / os.sysconf("SC_CLK_TCK")  # seconds
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Core-seconds since some start; the difference of two is what happened in between."""
+    """Core-seconds since some start. The difference of two values is the usage in between."""
 
-    processes: float  # of the given trees, user and system, ended children included
-    machine: float  # all cores, user, system and interrupts
-    stolen: float  # what the hypervisor gave to others
-    elapsed: float  # seconds
+    processes: float  # of the given process trees, user and system, with children that have ended
+    machine: float  # of all cores: user, system and interrupts
+    stolen: float  # of all cores: given to other machines by the hypervisor
+    elapsed: float  # seconds of time
 
     def __sub__(self, earlier: Usage) -> Usage:
         return Usage(
@@ -30,7 +30,7 @@ class Usage:
 
 
 def now(roots: Iterable[int]) -> Usage:
-    """Of the process trees under `roots`, by pid."""
+    """Return the usage so far of the machine and of the process trees with these pids at their roots."""
     # proc(5): user nice system idle iowait irq softirq steal guest guest_nice; guests are part of user and nice.
     user, nice, system, _, _, irq, softirq, steal, *_ = (
         int(ticks) * TICK for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:]
@@ -40,7 +40,7 @@ def now(roots: Iterable[int]) -> Usage:
 
 
 def resident(pids: Iterable[int]) -> float:
-    """Memory in bytes that these processes hold right now, together."""
+    """Return the resident memory of these processes together, in bytes."""
     page = os.sysconf("SC_PAGE_SIZE")
     return float(sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page for pid in pids))
 
@@ -54,8 +54,8 @@ def _trees(roots: Iterable[int]) -> float:
         try:
             stat = Path(entry.path, "stat").read_text()
         except OSError:
-            continue  # ended meanwhile; its time is its parent's cutime then
-        fields = stat.rpartition(")")[2].split()  # from the state on, field 3 of proc(5)
+            continue  # the process has ended; its time is part of its parent's cutime
+        fields = stat.rpartition(")")[2].split()  # from field 3, the state; proc_pid_stat(5)
         children[int(fields[1])].append(int(entry.name))
         times[int(entry.name)] = sum(int(ticks) for ticks in fields[11:15])  # utime stime cutime cstime
     total, waiting = 0, list(roots)

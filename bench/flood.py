@@ -1,7 +1,8 @@
 """`python -m bench.flood ADDRESS PORT KEY RATE SECONDS`: handshake initiations to a port, from spoofed sources.
 
-Each has a right mac1, so that the responder has to decide what to do about it, and an ephemeral key and sealed fields
-of noise, so that doing the arithmetic would be in vain. Prints how many were sent per second. Needs CAP_NET_RAW.
+Each initiation has a valid mac1, so that the responder has to process it. Its ephemeral key and its encrypted fields
+are random, so that the DH and decryption of the responder fail. Prints the number of packets sent per second. Needs
+CAP_NET_RAW.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.keys import PublicKey
 from ravenvpn.tunnel.handshake.messages import INITIATION_BODY_BYTES, Initiation
 
-SPOOFED = 0xC6120000  # 198.18.0.0/15, for benchmarks (RFC 2544)
-DIFFERENT = 4096
-BURST = 0.001  # seconds
+SPOOFED = 0xC6120000  # 198.18.0.0/15, the range for benchmarks (RFC 2544)
+DIFFERENT = 4096  # packets, each with its own source address; they are sent again and again
+BURST = 0.001  # seconds between two bursts
 
 
 def packets(address: str, port: int, key: PublicKey) -> list[bytes]:
-    """IPv4 packets, header and all; the kernel fills in identification and checksum."""
+    """Return IPv4 packets with their header; the kernel fills in identification and checksum (raw(7))."""
     dice = random.Random(address)
     stamper = CookieStamper(key)
     made = []
@@ -38,6 +39,7 @@ def packets(address: str, port: int, key: PublicKey) -> list[bytes]:
 
 
 def main() -> None:
+    """Send packets at the rate of the command line."""
     address, port, key, rate, seconds = sys.argv[1:]
     waiting = packets(address, int(port), PublicKey.from_base64(key))
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:

@@ -1,4 +1,4 @@
-"""Where figures come from: the machine and the versions, without which they mean nothing."""
+"""Description of the machine and of the versions that were measured, for the head of every report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = ("ravenvpn", "cryptography", "uvloop", "noiseprotocol", "PyNaCl", "py
 
 
 def describe(wireguard_go: Path | None) -> dict[str, str]:
+    """Return processor, memory, kernel and versions by name; "unknown" where one cannot be read."""
     kibibytes = _first(r"MemTotal:\s*(\d+)", Path("/proc/meminfo").read_text())
     facts = {
         "cpu": _first(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()),
@@ -21,11 +22,11 @@ def describe(wireguard_go: Path | None) -> dict[str, str]:
         "memory": f"{int(kibibytes) / 2**20:.0f} GiB",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "iperf3": _first(r"iperf ([0-9.]+)", _said("iperf3", "--version")),
-        "commit": _said("git", "describe", "--always", "--dirty") or "unknown",
+        "iperf3": _first(r"iperf ([0-9.]+)", _output("iperf3", "--version")),
+        "commit": _output("git", "describe", "--always", "--dirty") or "unknown",
     }
     if wireguard_go:
-        # The cache keeps each version in a folder of its name.
+        # The cache has a folder for each version, named after it.
         facts["wireguard-go"] = wireguard_go.parent.name
     for package in PACKAGES:
         try:
@@ -41,7 +42,7 @@ def _first(pattern: str, text: str) -> str:
     return found.group(1).strip() if found else "unknown"
 
 
-def _said(*argv: str) -> str:
+def _output(*argv: str) -> str:
     try:
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10).stdout.strip()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Two regions with an agent each, as a candidate that is measured whole: world, plan, tunnels, host."""
+"""Mesh of two regions with an agent each: measures manifests, planning, tunnels and host network together."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ravenvpn.lab import Lab, LabRegion, Nat
 from ravenvpn.lab.agents import WORLD, Agents, wait_until
 from ravenvpn.lab.host import LabHost, LabNode
 
-HEALTH = ("127.0.0.1", 10275)
+HEALTH = ("127.0.0.1", 10275)  # default listen address of the health endpoints
+HEALTH_TIMEOUT = 1.0  # seconds; a kubelet's default for a probe
 
 
 class Mesh:
-    """`near` and `far` are pods, each behind a gateway whose agent reads its world from files."""
+    """A running mesh. `near` and `far` are pods, each behind a gateway whose agent reads its manifests from files."""
 
     name = "ravenvpn agents"
 
@@ -30,7 +31,7 @@ class Mesh:
             self.agents = Agents(self._lab)
             self.agents.prepare()
             self.agents.start_all()
-            self.until_well()
+            self.wait_until_healthy()
         except BaseException:
             self._lab.remove()
             raise
@@ -43,7 +44,7 @@ class Mesh:
 
     @property
     def internet(self) -> LabHost:
-        """Where strangers are."""
+        """The host between the regions, from which a flood is sent."""
         return self._lab.internet
 
     @property
@@ -53,28 +54,30 @@ class Mesh:
     def pids(self) -> list[int]:
         return [self.agents.process(node).pid for node in self.nodes]
 
-    def until_well(self) -> None:
-        """Both agents are content and what one pod sends arrives at the other."""
+    def wait_until_healthy(self) -> None:
+        """Wait until both agents are healthy and a ping between the pods is answered. HostError otherwise."""
         self.agents.wait_until_healthy(timeout=60)
         ping = ["ping", "-c", "1", "-W", "1", str(self.far.v4)]
-        wait_until(lambda: not self.near.run(ping, check=False).returncode, "one pod hears the other")
+        wait_until(
+            lambda: not self.near.run(ping, check=False).returncode, "a ping from one pod to the other is answered"
+        )
 
-    def worlds(self) -> tuple[Path, Path]:
-        """The folders that the agents watch."""
+    def manifest_folders(self) -> tuple[Path, Path]:
+        """Return the folders of manifests that the agents watch."""
         return self.gateway.path(WORLD), self._caller.path(WORLD)
 
     def health(self) -> float:
-        """Seconds until the gateway's agent has answered what a kubelet asks; a second if it did not."""
+        """Return the seconds until the gateway's agent answers a readiness probe; HEALTH_TIMEOUT if it does not."""
         began = time.monotonic()
         connection = http.client.HTTPConnection(*HEALTH)
         connection.sock = self.gateway.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            connection.sock.settimeout(1)
+            connection.sock.settimeout(HEALTH_TIMEOUT)
             connection.sock.connect(HEALTH)
             connection.request("GET", "/readyz")
             connection.getresponse().read()
         except OSError:
-            return 1.0
+            return HEALTH_TIMEOUT
         finally:
             connection.close()
         return time.monotonic() - began

@@ -1,11 +1,11 @@
-"""What a handshake costs on one core: ours beside the same Noise library used naively, in one run.
+"""Processor time of a handshake on one core: ours beside the same Noise library used as documented, in one run.
 
     python bench/micro_handshake.py [--json FILE]
 
-Naive is `NoiseConnection` as its documentation shows it: the protocol name parsed, every key loaded and every DH
-computed for each handshake. Ours is `ravenvpn.crypto.handshake` with the static key loaded and the static-static
-secret remembered, as in a running tunnel; each figure includes making the ephemeral key. The two take turns, so that
-a busy neighbour slows both; figures are CPU time, the fastest and the median of the rounds.
+"naive" is `NoiseConnection` as its documentation shows it: it parses the protocol name, loads every key and computes
+every DH for each handshake. "ours" is `ravenvpn.crypto.handshake` with the static key loaded and the static-static
+secret cached, as in a running tunnel. Each figure includes the generation of the ephemeral key. The two take turns,
+so that other load slows both. Figures are CPU time: the fastest and the median of the rounds.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from ravenvpn.crypto.handshake import PROLOGUE, initiate, receive_initiation
 from ravenvpn.crypto.keys import PrivateKey
 
 ROUNDS = 30
-CALLS = 100  # a round's
-TIMESTAMP = bytes(12)
+CALLS = 100  # in each round
+TIMESTAMP = bytes(12)  # TAI64N
 
 Step = Callable[[], object]
 
 
 def naive_initiation(ours: bytes, theirs: bytes, name: bytes) -> tuple[NoiseConnection, bytes]:
+    """Return the initiator's connection and its first message."""
     connection = NoiseConnection.from_name(name)
     connection.set_as_initiator()
     connection.set_prologue(PROLOGUE)
@@ -45,6 +46,7 @@ def naive_initiation(ours: bytes, theirs: bytes, name: bytes) -> tuple[NoiseConn
 
 
 def naive_answer(ours: bytes, initiation: bytes, name: bytes) -> bytes:
+    """Return the responder's message."""
     connection = NoiseConnection.from_name(name)
     connection.set_as_responder()
     connection.set_prologue(PROLOGUE)
@@ -56,6 +58,7 @@ def naive_answer(ours: bytes, initiation: bytes, name: bytes) -> bytes:
 
 
 def steps(suite: Suite) -> dict[str, Step]:
+    """Return the operations that are measured, by name."""
     near, far, stranger = (PrivateKey.generate(os.urandom) for _ in range(3))
     name = suite.noise_name
     near_raw, far_raw, far_public = near.raw, far.raw, far.public.raw
@@ -92,20 +95,21 @@ def steps(suite: Suite) -> dict[str, Step]:
 
 
 def measure(measured: dict[str, Step]) -> dict[str, tuple[float, float]]:
-    """Microseconds of this thread's CPU time per call: (fastest round, median round)."""
+    """Return the CPU time of this thread per call in microseconds, by name: (fastest round, median round)."""
     rounds: dict[str, list[float]] = {name: [] for name in measured}
     for _ in range(ROUNDS):
         for name, step in measured.items():
-            begun = time.thread_time()
+            start = time.thread_time()
             for _ in range(CALLS):
                 step()
-            rounds[name].append((time.thread_time() - begun) / CALLS * 1e6)
+            rounds[name].append((time.thread_time() - start) / CALLS * 1e6)
     return {name: (min(taken), statistics.median(taken)) for name, taken in rounds.items()}
 
 
 def main() -> None:
+    """Measure all suites, print the figures, and write them as JSON with `--json`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     results = {suite.value: measure(steps(suite)) for suite in Suite}
     print(f"Python {platform.python_version()}, {platform.machine()}, {ROUNDS} rounds of {CALLS}")

@@ -1,4 +1,4 @@
-"""A table on the terminal, and JSON for machines. The page with plots is in `bench.page`."""
+"""Report as a table on the terminal and as JSON. The page with plots is in `bench.html_page`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from bench.bars import Verdict
 from bench.results import REFERENCE, Outcome, Spread
 
-# In the table; JSON has every figure.
+# Figures in the table, in this order; JSON has every figure.
 SHOWN = (
     "Gbit/s, × closed port",
     "p99, × calm",
@@ -36,16 +36,17 @@ SHOWN = (
 
 
 def number(value: float) -> str:
-    """Three digits that matter."""
+    """Format a value with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def with_spread(spread: Spread) -> str:
+    """Format a spread as `MEDIAN (LOW-HIGH)`."""
     return f"{number(spread.median)} ({number(spread.low)}-{number(spread.high)})"
 
 
 def print_outcome(console: Console, outcome: Outcome, known: Collection[str] = ()) -> None:
-    """`known` are candidates whose failure was told before."""
+    """Print the table of one workload. Failures of candidates in `known` were printed before and are left out."""
     figures = [name for name in SHOWN if name in outcome.names()]
     cost = next((name for name in ("core-s/GB", "core-s/Mpkt", "core-s/1000") if name in figures), None)
     table = Table(title=outcome.workload.title, title_justify="left", box=None, header_style="bold", pad_edge=False)
@@ -72,6 +73,7 @@ def print_outcome(console: Console, outcome: Outcome, known: Collection[str] = (
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
+    """Print a line for each bar that was measured."""
     for verdict in verdicts:
         colour, word = ("green", "met") if verdict.met else ("red", "missed")
         console.print(
@@ -83,6 +85,7 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
 def as_json(
     facts: Mapping[str, str], settings: Mapping[str, Any], outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
+    """Return the whole report as a value for JSON."""
     return {
         "machine": dict(facts),
         "settings": dict(settings),
@@ -122,6 +125,7 @@ def _spread(spread: Spread) -> dict[str, float]:
 
 
 def write_json(folder: Path, stem: str, report: Mapping[str, Any]) -> Path:
+    """Write `STEM.json` and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{stem}.json"
     file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")

@@ -1,6 +1,6 @@
-"""What is measured: one small class each, which moves traffic from near to far and says what came of it.
+"""Workloads: one small class for each, which sends traffic from near to far and returns its figures.
 
-Most need no more of a candidate than the addresses of its ends. Whoever runs them accounts for processor time.
+Most need only the addresses of a candidate's ends. The caller (`bench.__main__`) measures processor time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.candidates import Candidate, Tunnel
-from bench.conditions import USUAL, Condition, Crowd, OffloadsOff, Without, crowd_key
-from bench.room import FAR, Room
+from bench.conditions import DEFAULT, Condition, ManyPeers, OffloadsOff, WithoutOffload, peer_key
+from bench.machine_pair import FAR, MachinePair
 from ravenvpn.crypto import tai64n
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
@@ -27,12 +27,13 @@ from ravenvpn.errors import HostError
 from ravenvpn.lab.host import LabHost
 from ravenvpn.tunnel.handshake.messages import COOKIE_REPLY_BYTES, RESPONSE_BYTES, Initiation
 
-# A run's figures by name. "bytes" and "packets" say what was delivered, for figures per GB and per million packets.
+# Figures of a run by name. "bytes", "packets" and "handshakes" are the amounts delivered, for figures per GB, per
+# million packets and per thousand handshakes.
 Figures = dict[str, float]
 
 
 class Ends(Protocol):
-    """Where clients run, and where servers do."""
+    """The hosts on which clients (near) and servers (far) run."""
 
     @property
     def near(self) -> LabHost: ...
@@ -42,65 +43,70 @@ class Ends(Protocol):
 
 
 class Measured(Protocol):
-    """Whatever a report has a table for."""
+    """A workload as reports see it."""
 
     @property
     def name(self) -> str:
-        """In JSON and on the command line."""
+        """Name in JSON and on the command line."""
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """One line for the table."""
 
     @property
     def headline(self) -> str:
-        """The figure that reports show first."""
+        """The figure that reports show first and form ratios of."""
 
     @property
-    def underlay_mtu(self) -> int: ...
+    def underlay_mtu(self) -> int:
+        """MTU of the veth pair between the machines."""
 
 
 class Workload(Measured, Protocol):
+    """A workload that runs on a pair of machines."""
+
     @property
     def condition(self) -> Condition:
-        """What holds meanwhile."""
+        """The condition that is set during the run."""
 
-    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures: ...
+    def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
+        """Send traffic for about `seconds` and return its figures. HostError if it cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class TcpFlows:
-    """iperf3 with some flows, one way or both ways at once."""
+    """iperf3 with TCP flows, in one direction or in both at the same time."""
 
     name: str
     title: str
     flows: int = 1
     both_ways: bool = False
     underlay_mtu: int = 1500
-    condition: Condition = USUAL
+    condition: Condition = DEFAULT
     headline: str = field(default="Gbit/s", init=False)
 
-    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
+    def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
         options = ["-P", str(self.flows), *(["--bidir"] if self.both_ways else [])]
-        end = iperf(room, candidate.far, seconds, options)
+        end = iperf(machines, candidate.far, seconds, options)
         moved = end["sum_received"]["bytes"] + (end["sum_received_bidir_reverse"]["bytes"] if self.both_ways else 0)
         return {"Gbit/s": moved * 8 / end["sum_received"]["seconds"] / 1e9, "bytes": moved}
 
 
 @dataclass(frozen=True, slots=True)
 class UdpRate:
-    """UDP packets of one size at a fixed offered rate; `offered` 0 is as fast as the sender can."""
+    """UDP packets of one size at a fixed rate; with `offered` 0 as fast as the sender can."""
 
     name: str
     title: str
     size: int  # bytes of UDP payload
     offered: int  # packets per second
     underlay_mtu: int = 1500
-    condition: Condition = USUAL
+    condition: Condition = DEFAULT
     headline: str = field(default="kpps", init=False)
 
-    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
+    def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
         rate = self.offered * self.size * 8
-        end = iperf(room, candidate.far, seconds, ["-u", "-l", str(self.size), "-b", str(rate)])["sum"]
+        end = iperf(machines, candidate.far, seconds, ["-u", "-l", str(self.size), "-b", str(rate)])["sum"]
         delivered = end["packets"] - end["lost_packets"]
         return {
             "kpps": delivered / end["seconds"] / 1e3,
@@ -111,31 +117,31 @@ class UdpRate:
 
 @dataclass(frozen=True, slots=True)
 class PingRtt:
-    """Round-trip times of small pings, in an idle room or beside one bulk TCP flow."""
+    """Round-trip times of small pings, between idle machines or beside one bulk TCP flow."""
 
     name: str
     title: str
     under_bulk: bool = False
     underlay_mtu: int = 1500
-    condition: Condition = USUAL
+    condition: Condition = DEFAULT
     headline: str = field(default="p50 µs", init=False)
 
-    INTERVAL = 0.002  # seconds; ping's shortest for root without flooding
+    INTERVAL = 0.002  # seconds; the shortest that ping allows root without flooding
 
-    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
+    def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
         if not self.under_bulk:
-            return ping(room, candidate.far, seconds, self.INTERVAL)
-        with bulk(room, candidate.far, seconds):
-            return ping(room, candidate.far, seconds, self.INTERVAL)
+            return ping(machines, candidate.far, seconds, self.INTERVAL)
+        with bulk(machines, candidate.far, seconds):
+            return ping(machines, candidate.far, seconds, self.INTERVAL)
 
 
-def ping(room: Ends, far: str, seconds: float, interval: float) -> Figures:
-    """Quantiles of the round-trip times, and how many were lost. HostError if all were."""
+def ping(machines: Ends, far: str, seconds: float, interval: float) -> Figures:
+    """Return quantiles of the round-trip times and the share that was lost. HostError if all pings were lost."""
     count = int(seconds / interval)
-    done = room.near.run(
+    done = machines.near.run(
         ["ping", "-n", "-i", str(interval), "-c", str(count), "-W", "1", far],
         check=False,
-        timeout=seconds * 40 + 20,  # a busy machine lets it wait
+        timeout=seconds * 40 + 20,  # a loaded machine takes longer
     )
     times = sorted(float(ms) * 1e3 for ms in re.findall(r"time=([0-9.]+) ms", done.stdout))
     if not times:
@@ -153,10 +159,10 @@ def ping(room: Ends, far: str, seconds: float, interval: float) -> Figures:
 
 
 @contextmanager
-def bulk(room: Ends, far: str, seconds: float) -> Iterator[None]:
-    """One TCP flow for as long as the block lasts, which is about so many seconds; past slow start when it begins."""
-    with iperf_server(room, far):
-        client = room.near.popen(
+def bulk(machines: Ends, far: str, seconds: float) -> Iterator[None]:
+    """Run one TCP flow while the block runs, about `seconds`. It is past slow start when the block begins."""
+    with iperf_server(machines, far):
+        client = machines.near.popen(
             ["iperf3", "-c", far, "-t", str(int(seconds * 10) + 5)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -170,19 +176,19 @@ def bulk(room: Ends, far: str, seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def iperf_server(room: Ends, address: str) -> Iterator[None]:
-    """One iperf3 server for one test, listening when this yields."""
-    server = room.far.popen(
+def iperf_server(machines: Ends, address: str) -> Iterator[None]:
+    """Run an iperf3 server for one test; it listens when the block begins. HostError if it does not start."""
+    server = machines.far.popen(
         ["iperf3", "-s", "-1", "-B", address, "--forceflush"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    assert server.stdout is not None  # asked for
+    assert server.stdout is not None  # a pipe
     try:
-        said = b""
-        while b"listening" not in said:
+        output = b""
+        while b"listening" not in output:
             line = server.stdout.readline()
             if not line:
-                raise HostError(f"iperf3 does not serve: {said.decode(errors='replace').strip()}")
-            said += line
+                raise HostError(f"the iperf3 server ended: {output.decode(errors='replace').strip()}")
+            output += line
         yield
     finally:
         server.kill()
@@ -190,10 +196,10 @@ def iperf_server(room: Ends, address: str) -> Iterator[None]:
         server.stdout.close()
 
 
-def iperf(room: Ends, far: str, seconds: float, options: list[str]) -> dict[str, Any]:
-    """The `end` of iperf3's JSON, sums of all flows. HostError if it fails."""
-    with iperf_server(room, far):
-        client = room.near.run(
+def iperf(machines: Ends, far: str, seconds: float, options: list[str]) -> dict[str, Any]:
+    """Run one iperf3 test and return `end` of its JSON, the sums of all flows. HostError if it fails."""
+    with iperf_server(machines, far):
+        client = machines.near.run(
             ["iperf3", "-J", "-c", far, "-t", str(int(seconds)), *options], check=False, timeout=seconds + 30
         )
     try:
@@ -208,8 +214,10 @@ def iperf(room: Ends, far: str, seconds: float, options: list[str]) -> dict[str,
 
 @dataclass(frozen=True, slots=True)
 class Handshakes:
-    """How many handshakes a second the far end answers: each from another peer, 32 at a time so that none waits long
-    enough for it to ask for cookies."""
+    """Handshakes per second that the far end answers, each from another peer.
+
+    32 initiations are in flight: few enough that the responder is not under load and sends no cookie replies.
+    """
 
     name: str
     title: str
@@ -219,15 +227,17 @@ class Handshakes:
 
     @property
     def condition(self) -> Condition:
-        return Crowd(self.callers, self.callers)
+        return ManyPeers(self.callers, self.callers)
 
-    def run(self, room: Room, candidate: Candidate, seconds: float) -> Figures:
+    def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
         if not isinstance(candidate, Tunnel):
-            raise HostError("there is nobody to shake hands with")
-        theirs = PublicKey.from_base64(room.far.run(["wg", "show", candidate.device, "public-key"]).stdout.strip())
+            raise HostError("this candidate has no handshake")
+        theirs = PublicKey.from_base64(
+            machines.far.run(["wg", "show", candidate.device, "public-key"]).stdout.strip()
+        )
         waiting = [self._initiation(number, theirs) for number in range(self.callers)]
         answered = refused = 0
-        with room.near.socket() as caller:
+        with machines.near.socket() as caller:
             caller.connect((FAR, candidate.port))
             caller.settimeout(1)
             began = last = time.monotonic()
@@ -237,7 +247,7 @@ class Handshakes:
                 try:
                     answer = caller.recv(2048)
                 except TimeoutError:
-                    break  # lost; what follows would not say how fast it is
+                    break  # a lost message: later ones would measure the timeout
                 last = time.monotonic()
                 answered += len(answer) == RESPONSE_BYTES
                 refused += len(answer) == COOKIE_REPLY_BYTES
@@ -253,22 +263,22 @@ class Handshakes:
 
     @staticmethod
     def _initiation(number: int, theirs: PublicKey) -> bytes:
-        ours = crowd_key(number)
+        ours = peer_key(number)
         timestamp = tai64n.stamp(time.time_ns())
         body, pending = initiate(ours, theirs, Suite.CHACHA20POLY1305, timestamp, PrivateKey.generate(os.urandom))
         pending.wipe()
         return CookieStamper(theirs).stamp(Initiation(number, Suite.CHACHA20POLY1305, body).pack(), 0.0)
 
 
-IN_FLIGHT = 32
+IN_FLIGHT = 32  # initiations without a response
 
 FIRST: tuple[Workload, ...] = (TcpFlows("tcp1", "one TCP flow"),)
 MORE: tuple[Workload, ...] = (
     TcpFlows("tcp16", "16 TCP flows", flows=16),
     TcpFlows("tcp1-both", "one TCP flow each way at once", both_ways=True),
     TcpFlows("tcp1-jumbo", "one TCP flow, underlay MTU 9000", underlay_mtu=9000),
-    TcpFlows("tcp1-100-peers", "one TCP flow, 100 peers with 10,000 prefixes", condition=Crowd(100, 10_000)),
-    TcpFlows("tcp1-1000-peers", "one TCP flow, 1,000 peers with 10,000 prefixes", condition=Crowd(1000, 10_000)),
+    TcpFlows("tcp1-100-peers", "one TCP flow, 100 peers with 10,000 prefixes", condition=ManyPeers(100, 10_000)),
+    TcpFlows("tcp1-1000-peers", "one TCP flow, 1,000 peers with 10,000 prefixes", condition=ManyPeers(1000, 10_000)),
     UdpRate("udp64-10k", "UDP, 64 B at 10 kpps", size=64, offered=10_000),
     UdpRate("udp64-20k", "UDP, 64 B at 20 kpps", size=64, offered=20_000),
     UdpRate("udp64-40k", "UDP, 64 B at 40 kpps", size=64, offered=40_000),
@@ -277,7 +287,7 @@ MORE: tuple[Workload, ...] = (
     UdpRate("udp1372-10k", "UDP, 1372 B at 10 kpps", size=1372, offered=10_000),
     UdpRate("udp1372-40k", "UDP, 1372 B at 40 kpps", size=1372, offered=40_000),
     UdpRate("udp1372-80k", "UDP, 1372 B at 80 kpps", size=1372, offered=80_000),
-    PingRtt("ping-idle", "ping, nothing else moving"),
+    PingRtt("ping-idle", "ping, no other traffic"),
     PingRtt("ping-bulk", "ping beside one TCP flow", under_bulk=True),
     Handshakes("handshakes", "handshakes answered, each of another peer", callers=1000),
     TcpFlows(
@@ -291,7 +301,9 @@ MORE: tuple[Workload, ...] = (
         condition=OffloadsOff(wire=("tx-udp-segmentation", "gro")),
     ),
     *(
-        TcpFlows(f"tcp1-without-{offload}", f"one TCP flow, ravenvpn without {offload}", condition=Without(offload))
+        TcpFlows(
+            f"tcp1-without-{offload}", f"one TCP flow, ravenvpn without {offload}", condition=WithoutOffload(offload)
+        )
         for offload in ("tun_tso", "tun_gro", "tun_batch", "udp_gso", "udp_gro")
     ),
     *(
@@ -300,7 +312,7 @@ MORE: tuple[Workload, ...] = (
             f"UDP, 1372 B at 80 kpps, ravenvpn without {offload}",
             size=1372,
             offered=80_000,
-            condition=Without(offload),
+            condition=WithoutOffload(offload),
         )
         for offload in ("tun_uso", "tun_gro_udp")
     ),

@@ -1,4 +1,4 @@
-"""What a report says follows from the runs: ratios within a turn, medians of them, bars judged by those."""
+"""Reports: ratios within a turn, their medians, and the verdicts on bars."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import page, report
+from bench import html_page, report
+from bench.agent_workloads import HandshakeFlood
 from bench.bars import judge
 from bench.cpu import Usage
 from bench.results import Outcome, Run, Spread, figures_of
-from bench.scenes import HandshakeFlood
 from bench.workloads import PingRtt, TcpFlows
 
 US = "ravenvpn pure ChaCha"
@@ -21,7 +21,7 @@ US = "ravenvpn pure ChaCha"
 
 @pytest.fixture
 def outcome() -> Outcome:
-    """Three turns on a machine that gets slower; ours is half as fast each time, for three times the work."""
+    """Three turns on a machine that gets slower; ravenvpn has half the speed and three times the cost in each."""
     speeds = (4.0, 2.0, 1.0)
     runs = [
         Run(name, turn, {"Gbit/s": share * speed, "core-s/GB": cost})
@@ -31,7 +31,7 @@ def outcome() -> Outcome:
     return Outcome(TcpFlows("tcp1", "one TCP flow"), runs, {"ravenvpn native AES": "not built"})
 
 
-def test_a_ratio_compares_within_a_turn(outcome: Outcome):
+def test_a_ratio_is_formed_within_a_turn(outcome: Outcome):
     assert outcome.spread(US, "Gbit/s") == Spread(median=1.0, low=0.5, high=2.0)
     assert outcome.ratio(US, "Gbit/s") == Spread(median=0.5, low=0.5, high=0.5)
 
@@ -42,7 +42,7 @@ def test_a_turn_without_the_reference_has_no_ratio(outcome: Outcome):
     assert outcome.ratio(US, "Gbit/s", reference="plain veth") is None
 
 
-def test_what_a_tunnel_adds_is_compared_beyond_the_plain_wire():
+def test_the_figure_of_the_plain_veth_is_subtracted_first():
     ping = PingRtt("ping-idle", "")
     times = {"plain veth": 20.0, "wireguard-go": 120.0, "ravenvpn native ChaCha": 70.0}
     outcome = Outcome(ping, [Run(name, 0, {"p50 µs": time}) for name, time in times.items()])
@@ -52,18 +52,18 @@ def test_what_a_tunnel_adds_is_compared_beyond_the_plain_wire():
     assert (verdict.reached, verdict.met) == (0.5, True)
 
 
-def test_a_crowd_is_judged_by_the_same_candidate_alone():
+def test_many_peers_are_compared_with_the_same_candidate_and_one_peer():
     name = "ravenvpn native ChaCha"
     alone = Outcome(TcpFlows("tcp1", ""), [Run(name, 0, {"core-s/GB": 2.0})])
-    crowd = Outcome(TcpFlows("tcp1-1000-peers", ""), [Run(name, 0, {"core-s/GB": 2.2})])
+    many = Outcome(TcpFlows("tcp1-1000-peers", ""), [Run(name, 0, {"core-s/GB": 2.2})])
 
-    (verdict,) = judge([alone, crowd])
+    (verdict,) = judge([alone, many])
     assert verdict.reached == pytest.approx(1.1)
     assert not verdict.met
-    assert judge([crowd]) == []
+    assert judge([many]) == []
 
 
-def test_some_bars_are_figures_as_such():
+def test_some_bars_are_absolute_figures():
     figures = {"Gbit/s, × closed port": 0.9, "lost %": 0.5, "health ms": 120.0}
     outcome = Outcome(HandshakeFlood(), [Run("ravenvpn agents", 0, figures)])
 
@@ -97,7 +97,7 @@ def test_bars_are_judged_where_both_sides_were_measured(outcome: Outcome):
     assert verdicts == {"Gbit/s": True, "core-s/GB": False}
 
 
-def test_reports_hold_every_run_and_need_nothing_else(outcome: Outcome, tmp_path: Path):
+def test_reports_have_every_run_and_are_self_contained(outcome: Outcome, tmp_path: Path):
     written = report.as_json(
         {"cpu": "a <CPU>", "cores": "2"}, {"runs": 3, "seconds": 5.0}, [outcome], judge([outcome])
     )
@@ -107,7 +107,7 @@ def test_reports_hold_every_run_and_need_nothing_else(outcome: Outcome, tmp_path
     assert workload["candidates"][US]["vs wireguard-go"]["Gbit/s"]["median"] == 0.5
     assert workload["not measured"] == {"ravenvpn native AES": "not built"}
 
-    html = page.write(tmp_path, "run", written).read_text()
+    html = html_page.write(tmp_path, "run", written).read_text()
     assert "a &lt;CPU&gt;" in html
     assert not re.search(r"(src|href)=", html)
     plots = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html)]

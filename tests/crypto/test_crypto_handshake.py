@@ -151,7 +151,7 @@ def flipped(message: bytes, position: int) -> bytes:
 
 def test_only_what_is_new_in_a_handshake_costs_elliptic_curve_arithmetic(alice, bob):
     """Loading a private key costs as much as a DH. The static keys are loaded, and their secret known, after the
-    first handshake; `bench/micro_handshake.py` says what that is worth."""
+    first handshake; `bench/micro_handshake.py` measures the gain."""
     ephemerals = [fresh() for _ in range(4)]
     body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, ephemerals[0])
     pending.finish(receive_initiation(bob, body, Suite.CHACHA20POLY1305).respond(None, ephemerals[1])[0])

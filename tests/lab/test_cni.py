@@ -1,4 +1,4 @@
-"""Models of CNIs and their packet filters: pods reach what a CNI lets them reach, and suffer what it does to them."""
+"""Models of CNIs: which addresses pods reach, with which source, and the packet filters on their nodes."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_a_calico_node_has_two_blocks_of_each_family_and_pods_in_both():
 @pytest.mark.root
 @pytest.mark.needs(*TOOLS)
 @EACH_MODEL
-def test_pods_of_a_region_keep_their_addresses_but_towards_other_nodes(lab: Lab, region: str):
-    """A node's own address is outside of what a CNI leaves alone."""
-    one, mate = lab.pod(f"{region}-1-pod-1"), lab.node(f"{region}-2")
-    for other in (lab.pod(f"{region}-1-pod-2"), *mate.pods, mate, one.node):
-        seen_as = one.node if other is mate else one
+def test_pods_keep_their_source_address_inside_the_region_except_towards_other_nodes(lab: Lab, region: str):
+    """A node's own address is outside of the range that a CNI does not masquerade."""
+    one, neighbour = lab.pod(f"{region}-1-pod-1"), lab.node(f"{region}-2")
+    for other in (lab.pod(f"{region}-1-pod-2"), *neighbour.pods, neighbour, one.node):
+        seen_as = one.node if other is neighbour else one
         for target, own in ((other.v4, seen_as.v4), (other.v6, seen_as.v6)):
             with other.socket(_family(target)) as server, one.socket(_family(target)) as client:
                 server.bind((str(target), 7000))
@@ -60,7 +60,7 @@ def test_pods_of_a_region_keep_their_addresses_but_towards_other_nodes(lab: Lab,
 @pytest.mark.root
 @pytest.mark.needs(*TOOLS)
 @EACH_MODEL
-def test_pods_are_masqueraded_towards_everything_else(lab: Lab, region: str):
+def test_pods_are_masqueraded_towards_all_other_addresses(lab: Lab, region: str):
     pod, outside = lab.pod(f"{region}-1-pod-2"), lab.node("outside-1")
     with pod.node.capture(pod.node.DEVICE, "udp port 7001") as seen, pod.socket() as client:
         client.sendto(b"to elsewhere", (str(outside.v4), 7001))
@@ -72,7 +72,7 @@ def test_pods_are_masqueraded_towards_everything_else(lab: Lab, region: str):
 @pytest.mark.root
 @pytest.mark.needs(*TOOLS)
 @EACH_MODEL
-def test_the_rules_are_written_in_the_flavour_asked_for(lab: Lab, region: str):
+def test_the_rules_are_loaded_by_the_program_of_the_flavour(lab: Lab, region: str):
     node, flavour = lab.node(f"{region}-1"), MODELS[region][1]
     found = {
         Flavour.NFT: "table inet cni" in node.run(["nft", "list", "ruleset"]).stdout,
@@ -84,13 +84,13 @@ def test_the_rules_are_written_in_the_flavour_asked_for(lab: Lab, region: str):
 
 @pytest.mark.root
 @pytest.mark.needs(*TOOLS)
-def test_calico_checks_reverse_paths_and_keeps_the_rest_of_its_blocks_to_itself(lab: Lab):
+def test_calico_filters_by_reverse_path_and_has_a_blackhole_for_unused_addresses(lab: Lab):
     pod = lab.pod("calico0-1-pod-1")
     node, device = pod.node, host_device(pod)
     assert node.run(["sysctl", "-n", f"net.ipv4.conf.{device}.rp_filter"]).stdout == "1\n"
     assert f"blackhole {node.blocks[0].v4}" in node.ip("route show")
-    nobody = pod.run(["ping", "-c", "1", "-W", "0.2", str(node.blocks[0].v4[9])], check=False)
-    assert nobody.returncode == 1
+    unused = pod.run(["ping", "-c", "1", "-W", "0.2", str(node.blocks[0].v4[9])], check=False)
+    assert unused.returncode == 1
 
 
 def _family(address: object) -> int:

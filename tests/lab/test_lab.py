@@ -1,4 +1,4 @@
-"""A lab stands quickly, is what its description says, and leaves nothing behind."""
+"""A lab is built within seconds, has the topology it was asked for, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ def lab() -> Iterator[Lab]:
 
 
 def machine() -> tuple[str, ...]:
-    """What the machine's own network looks like, as far as it may not change."""
+    """Return the machine's own devices, addresses, routes and rules, which a lab must not change."""
     commands = ("-o link", "-o address", "-4 route show table all", "-6 route show table all", "rule", "-6 rule")
     outputs = [subprocess.check_output(["ip", *command.split()], text=True) for command in commands]
-    # Times that count down are no change.
+    # Lifetimes count down by themselves.
     return tuple(" ".join(word for word in output.split() if not word.endswith("sec")) for output in outputs)
 
 
 def traces(prefix: str) -> list[str]:
+    """Return the namespaces and records of a lab that exist."""
     namespaces = [str(path) for path in Path("/run/netns").glob(f"{prefix}*")]
     records = [str(path) for path in Path("/run/ravenvpn-lab").glob(f"{prefix}*")]
     return namespaces + records
@@ -55,7 +56,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-# What it is.
+# Topology.
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_pods_of_one_region_reach_each_other(lab: Lab, source: str, target: str)
 
 
 def test_pods_of_different_regions_do_not_reach_each_other(lab: Lab):
-    """That is what the mesh is for."""
+    """A lab has no tunnels: agents make them."""
     for address in (lab.pod("cloud-1-pod-1").v4, lab.pod("cloud-1-pod-1").v6):
         ping = lab.pod("factory-1-pod-1").run(["ping", "-c", "1", "-W", "0.3", str(address)], check=False)
         assert ping.returncode != 0
@@ -83,18 +84,18 @@ def test_nodes_reach_public_regions(lab: Lab):
         lab.node("factory-2").run(["ping", "-c", "1", "-W", "2", str(address)])
 
 
-def test_a_narrow_uplink_says_how_narrow_it_is(lab: Lab):
+def test_a_narrow_uplink_reports_its_mtu(lab: Lab):
     cloud, narrow = lab.node("cloud-1"), lab.node("narrow-1")
     cloud.run(["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1372", str(narrow.v4)])  # 1372 + 28 = 1400
     refused = cloud.run(["ping", "-c", "1", "-W", "2", "-M", "do", "-s", "1373", str(narrow.v4)], check=False)
     assert "mtu = 1400" in refused.stdout
 
 
-def test_a_far_region_is_far_and_carries_bulk(lab: Lab):
+def test_a_delayed_uplink_has_its_delay_and_carries_bulk_tcp(lab: Lab):
     cloud, far = lab.node("cloud-1"), lab.node("far-1")
     for address in (far.v4, far.v6):
-        said = cloud.run(["ping", "-c", "10", "-i", "0.01", "-W", "2", str(address)]).stdout
-        times = [float(ms) for ms in re.findall(r"time=([0-9.]+)", said)]
+        output = cloud.run(["ping", "-c", "10", "-i", "0.01", "-W", "2", str(address)]).stdout
+        times = [float(ms) for ms in re.findall(r"time=([0-9.]+)", output)]
         assert len(times) == 10
         assert min(times) >= 40
         assert min(times) < 80  # a busy machine adds to it
@@ -112,7 +113,7 @@ def test_a_far_region_is_far_and_carries_bulk(lab: Lab):
         sender.join()
 
 
-def test_a_masquerading_cni_hides_its_pods_behind_the_node(lab: Lab):
+def test_a_masquerading_cni_replaces_the_source_of_pods_with_the_node(lab: Lab):
     cloud, masked = lab.node("cloud-1"), lab.node("masked-1")
     with cloud.socket() as server, masked.pods[0].socket() as client:
         server.bind((str(cloud.v4), 7000))
@@ -121,7 +122,7 @@ def test_a_masquerading_cni_hides_its_pods_behind_the_node(lab: Lab):
         assert server.recvfrom(100)[1][0] == str(masked.v4)
 
 
-def test_a_node_has_files_and_a_name_of_its_own(lab: Lab):
+def test_a_node_has_its_own_files_and_host_name(lab: Lab):
     one, two = lab.node("cloud-1"), lab.node("cloud-2")
     for folder in ("/run/ravenvpn", "/var/run/wireguard", "/etc/ravenvpn", "/etc/wireguard", "/var/lib/ravenvpn"):
         one.write(f"{folder}/lab-test", "mine")
@@ -130,10 +131,10 @@ def test_a_node_has_files_and_a_name_of_its_own(lab: Lab):
         assert not two.path(f"{folder}/lab-test").exists()
         assert not Path(folder, "lab-test").exists()
     assert one.run(["hostname"]).stdout == "cloud-1\n"
-    assert "root" in one.run(["cat", "/etc/passwd"]).stdout  # the rest of the machine is still there
+    assert "root" in one.run(["cat", "/etc/passwd"]).stdout  # other files are the machine's
 
 
-def test_a_capture_shows_what_passed_while_it_ran(lab: Lab):
+def test_a_capture_has_the_frames_that_passed_while_it_ran(lab: Lab):
     cloud, factory = lab.node("cloud-1"), lab.node("factory-1")
     with factory.socket() as client:
         client.sendto(b"before the capture", (str(cloud.v4), 7001))
@@ -145,19 +146,19 @@ def test_a_capture_shows_what_passed_while_it_ran(lab: Lab):
     assert seen.count() == 1
 
 
-def test_a_capture_that_cannot_start_says_why(lab: Lab):
+def test_a_capture_that_cannot_start_raises_the_reason(lab: Lab):
     with pytest.raises(HostError, match="no_such_device"), lab.internet.capture("no_such_device"):
         pass
 
 
-def test_what_fails_in_a_host_is_named(lab: Lab):
+def test_the_error_of_a_program_names_host_and_command(lab: Lab):
     with pytest.raises(HostError, match=r"cloud-1: ls /no/such/place: .*No such file"):
         lab.node("cloud-1").run(["ls", "/no/such/place"])
     with pytest.raises(HostError, match=r"cloud-1: sleep 60: did not end within 0.1 s"):
         lab.node("cloud-1").run(["sleep", "60"], timeout=0.1)
 
 
-def test_manifests_fit_the_addresses(lab: Lab, tmp_path: Path):
+def test_manifests_have_the_addresses_of_the_lab(lab: Lab, tmp_path: Path):
     key = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
     lab.write_manifests(tmp_path, {"cloud-1": key}, suites=("chacha20poly1305", "aes256gcm"))
 
@@ -179,10 +180,10 @@ def test_manifests_fit_the_addresses(lab: Lab, tmp_path: Path):
     ]
 
 
-# That it goes.
+# Removal.
 
 
-def test_nothing_is_left_of_a_lab_and_the_machine_is_untouched():
+def test_a_removed_lab_leaves_nothing_and_the_machine_is_unchanged():
     before = machine()
     with Lab(LabRegion("one", nodes=2), LabRegion("two", nat=Nat.FULL_CONE)) as lab:
         process = lab.pod("one-1-pod-1").popen(["sleep", "1000"])
@@ -193,7 +194,7 @@ def test_nothing_is_left_of_a_lab_and_the_machine_is_untouched():
     assert machine() == before
 
 
-def test_a_lab_whose_user_fails_goes_too():
+def test_an_exception_inside_with_removes_the_lab():
     with pytest.raises(ZeroDivisionError), Lab(LabRegion("one")) as lab:
         1 / 0  # noqa: B018
     assert traces(lab.prefix) == []
@@ -219,7 +220,7 @@ def other_owner(*arguments: str) -> tuple[subprocess.Popen[str], str, list[int]]
     return process, prefix, [int(pid) for pid in pids]
 
 
-def test_what_a_killed_owner_left_is_removed_by_the_next_lab():
+def test_the_lab_of_a_killed_owner_is_removed_by_the_next_lab():
     owner, prefix, pids = other_owner()
     with Lab(LabRegion("mine")):
         assert traces(prefix), "the lab of a living owner is not a leftover"
@@ -245,14 +246,14 @@ def test_a_kept_lab_outlives_its_owner_until_someone_asks():
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_without_root_it_says_what_it_needs():
+def test_without_root_the_error_names_root():
     script = "import os; from ravenvpn.lab import Lab, LabRegion; os.setuid(65534); Lab(LabRegion('one')).__enter__()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "HostError: a lab is made of network namespaces, and only root can make those" in done.stderr
+    assert "HostError: a lab consists of network namespaces, and only root can make them" in done.stderr
 
 
-def test_three_regions_with_nine_nodes_and_eighteen_pods_stand_within_ten_seconds():
+def test_nine_nodes_with_eighteen_pods_are_built_within_ten_seconds():
     began = time.monotonic()
     with Lab(
         LabRegion("cloud", nodes=3, pods=2),

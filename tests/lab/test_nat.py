@@ -1,4 +1,4 @@
-"""Routers of a lab translate as their kind of NAT is said to, in both families."""
+"""Routers of a lab translate addresses by their kind of NAT, in both families."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def udp(family: int) -> Iterator[Callable[[LabNode, int], socket.socket]]:
         yield bound
 
 
-def seen(sender: socket.socket, receiver: socket.socket) -> tuple[str, int]:
-    """Under which address and port what `sender` sends arrives."""
+def mapping(sender: socket.socket, receiver: socket.socket) -> tuple[str, int]:
+    """Return the source address and port with which a datagram of `sender` arrives."""
     sender.sendto(b"hello", receiver.getsockname())
     data, source = receiver.recvfrom(100)
     assert data == b"hello"
@@ -56,29 +56,30 @@ def seen(sender: socket.socket, receiver: socket.socket) -> tuple[str, int]:
 
 
 def first_to_arrive(at: socket.socket, *sent: tuple[socket.socket, bytes, tuple[str, int]]) -> bytes:
-    """All of it is sent, in this order over paths that keep it; what was let through first?"""
+    """Send all datagrams, over paths that keep their order, and return the first that arrives."""
     for sender, data, target in sent:
         sender.sendto(data, target)
     return at.recv(100)
 
 
 def outside(lab: Lab, region: str, family: int) -> str:
+    """Return the address of a region's router on the internet."""
     router = lab.router(region)
     return str(router.v4 if family == 4 else router.v6)
 
 
-def test_a_full_cone_lets_strangers_in_where_a_friend_was_called(lab: Lab, udp, family: int):
+def test_a_full_cone_admits_any_host_to_a_mapped_port(lab: Lab, udp, family: int):
     inside, friend, stranger = (udp(lab.node(name)) for name in ("cone-1", "friend-1", "stranger-1"))
-    mapped = seen(inside, friend)
+    mapped = mapping(inside, friend)
     assert mapped[0] == outside(lab, "cone", family)
 
     stranger.sendto(b"from a stranger", mapped)
     assert inside.recv(100) == b"from a stranger"
 
 
-def test_a_full_cone_keeps_two_hosts_with_the_same_port_apart(lab: Lab, udp, family: int):
+def test_a_full_cone_maps_two_hosts_with_the_same_port_to_two_ports(lab: Lab, udp, family: int):
     one, two, friend, stranger = (udp(lab.node(name)) for name in ("cone-1", "cone-2", "friend-1", "stranger-1"))
-    to_one, to_two = seen(one, friend), seen(two, friend)
+    to_one, to_two = mapping(one, friend), mapping(two, friend)
     assert to_one != to_two
 
     stranger.sendto(b"for one", to_one)
@@ -86,9 +87,9 @@ def test_a_full_cone_keeps_two_hosts_with_the_same_port_apart(lab: Lab, udp, fam
     assert (one.recv(100), two.recv(100)) == (b"for one", b"for two")
 
 
-def test_a_port_restricted_nat_maps_alike_for_all_and_lets_in_who_was_called(lab: Lab, udp, family: int):
+def test_a_port_restricted_nat_has_one_mapping_and_admits_only_called_ports(lab: Lab, udp, family: int):
     inside, friend, stranger = (udp(lab.node(name)) for name in ("restricted-1", "friend-1", "stranger-1"))
-    mapped = seen(inside, friend)
+    mapped = mapping(inside, friend)
     assert mapped[0] == outside(lab, "restricted", family)
 
     arrived = first_to_arrive(inside, (stranger, b"from a stranger", mapped), (friend, b"from the friend", mapped))
@@ -100,14 +101,14 @@ def test_a_port_restricted_nat_maps_alike_for_all_and_lets_in_who_was_called(lab
     )
     assert arrived == b"from the friend"
 
-    assert seen(inside, stranger) == mapped, "one mapping, whoever is called, also after the other called first"
+    assert mapping(inside, stranger) == mapped, "one mapping for all destinations, also after an unsolicited packet"
     stranger.sendto(b"welcome now", mapped)
     assert inside.recv(100) == b"welcome now"
 
 
-def test_a_symmetric_nat_maps_anew_for_every_destination(lab: Lab, udp, family: int):
+def test_a_symmetric_nat_has_another_mapping_for_every_destination(lab: Lab, udp, family: int):
     inside, friend, stranger = (udp(lab.node(name)) for name in ("symmetric-1", "friend-1", "stranger-1"))
-    to_friend, to_stranger = seen(inside, friend), seen(inside, stranger)
+    to_friend, to_stranger = mapping(inside, friend), mapping(inside, stranger)
     assert to_friend[0] == to_stranger[0] == outside(lab, "symmetric", family)
     assert to_friend[1] != to_stranger[1]
 
@@ -117,25 +118,25 @@ def test_a_symmetric_nat_maps_anew_for_every_destination(lab: Lab, udp, family: 
     assert arrived == b"by its own"
 
 
-def test_without_nat_a_node_is_seen_as_it_is(lab: Lab, udp):
+def test_without_nat_the_source_address_is_kept(lab: Lab, udp):
     one, two = udp(lab.node("friend-1")), udp(lab.node("stranger-1"))
-    assert seen(one, two) == one.getsockname()[:2]
+    assert mapping(one, two) == one.getsockname()[:2]
 
 
 @pytest.mark.needs("conntrack")
-def test_rebinding_forgets_a_mapping_and_chooses_another(lab: Lab, udp):
+def test_rebinding_deletes_a_mapping_and_makes_one_with_another_port(lab: Lab, udp):
     inside, friend = udp(lab.node("restricted-2")), udp(lab.node("friend-1"))
-    before = seen(inside, friend)
+    before = mapping(inside, friend)
     for binding, ports in ((1, range(20_000, 21_000)), (2, range(21_000, 22_000))):
         lab.rebind("restricted", binding)
-        after = seen(inside, friend)
+        after = mapping(inside, friend)
         assert after[1] in ports
         arrived = first_to_arrive(inside, (friend, b"the old way", before), (friend, b"the new way", after))
         assert arrived == b"the new way"
         before = after
 
 
-def test_an_uplink_loses_the_share_it_is_told_to(lab: Lab, udp):
+def test_an_uplink_loses_the_given_share_of_packets(lab: Lab, udp):
     sender, receiver = udp(lab.node("lossy-1")), udp(lab.node("friend-1"))
     receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
     receiver.setblocking(False)

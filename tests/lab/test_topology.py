@@ -38,15 +38,15 @@ def test_two_homes_may_use_the_same_private_lan():
 
 
 @pytest.mark.parametrize(
-    ("regions", "complaint"),
+    ("regions", "message"),
     [
-        ((LabRegion("a"), LabRegion("a")), "two regions of one name"),
+        ((LabRegion("a"), LabRegion("a")), "two regions have the same name"),
         ((LabRegion("a", nodes=14),), "13 public addresses"),
         (tuple(LabRegion(f"r{number}") for number in range(17)), "16 regions without NAT"),
         (tuple(LabRegion(f"r{number}", nodes=0) for number in range(64)), "addresses for 63"),
-        ((LabRegion("a", nodes=255, nat=Nat.SYMMETRIC),), "at most 254 nodes"),
+        ((LabRegion("a", nodes=255, nat=Nat.SYMMETRIC),), "there are podCIDRs for 254"),
     ],
 )
-def test_what_has_no_addresses_is_refused(regions: tuple[LabRegion, ...], complaint: str):
-    with pytest.raises(ValueError, match=complaint):
+def test_regions_without_enough_addresses_are_refused(regions: tuple[LabRegion, ...], message: str):
+    with pytest.raises(ValueError, match=message):
         assign_addresses(regions)

@@ -1,4 +1,4 @@
-"""What agents are put through while traffic flows: a flood of handshakes, a world that does not come to rest."""
+"""Workloads for a mesh of agents: traffic during a flood of handshakes and in a cluster that changes constantly."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from bench.large_world import large_world
 from bench.mesh import Mesh
 from bench.workloads import Figures, bulk, iperf, ping
-from bench.worlds import world
 from ravenvpn.errors import HostError
 from ravenvpn.lab.manifests import LISTEN_PORT
 
 ROOT = Path(__file__).parents[1]
 
 
-class Scene(Protocol):
-    """As a `Workload`, but in a mesh, which it needs whole."""
+class AgentWorkload(Protocol):
+    """A workload that runs in a mesh instead of a pair of machines, see `bench.workloads.Measured`."""
 
     @property
     def name(self) -> str: ...
@@ -41,16 +41,19 @@ class Scene(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFlood:
-    """Spoofed initiations at ten times what the responder can answer (below 2,000 a second: workload "handshakes"),
-    to the tunnel's port, and for comparison to a closed one of the same node."""
+    """Flood of spoofed initiations, at ten times the rate that a responder can answer.
+
+    That rate is below 2,000 a second (workload "handshakes"). The flood is sent to the port of the tunnel, and for
+    comparison to a closed port of the same node.
+    """
 
     name: str = "agent-flood"
     title: str = "agents, 20,000 spoofed handshakes a second to one of them"
     headline: str = field(default="Gbit/s, × closed port", init=False)
     underlay_mtu: int = field(default=1500, init=False)
 
-    RATE = 20_000
-    CLOSED_PORT = 9
+    RATE = 20_000  # initiations per second
+    CLOSED_PORT = 9  # discard, RFC 863
 
     def run(self, mesh: Mesh, seconds: float) -> Figures:
         closed = self._under(mesh, self.CLOSED_PORT, seconds)
@@ -69,8 +72,8 @@ class HandshakeFlood:
             [sys.executable, "-m", "bench.flood", *argv], env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
         )
         try:
-            time.sleep(1.5)  # until it is under way
-            with _health_watched(mesh) as slowest:
+            time.sleep(1.5)  # until the flood is at its rate
+            with _probed_health(mesh) as durations:
                 tcp = iperf(mesh, str(mesh.far.v4), seconds, [])["sum_received"]
                 udp = iperf(mesh, str(mesh.far.v4), seconds, ["-u", "-l", "200", "-b", str(1000 * 200 * 8)])["sum"]
             sent, _ = flood.communicate(timeout=seconds * 4 + 30)
@@ -80,25 +83,25 @@ class HandshakeFlood:
         return {
             "Gbit/s": tcp["bits_per_second"] / 1e9,
             "lost %": 100 * udp["lost_packets"] / max(1, udp["packets"]),
-            "health ms": max(slowest) * 1e3,
+            "health ms": max(durations) * 1e3,
             "flood kpps": float(sent) / 1e3,
         }
 
 
 @contextmanager
-def _health_watched(mesh: Mesh) -> Iterator[list[float]]:
-    """Ten times a second; yields how long each answer took, in seconds."""
-    took: list[float] = []
+def _probed_health(mesh: Mesh) -> Iterator[list[float]]:
+    """Probe the health endpoint ten times a second. Yields the growing list of durations in seconds."""
+    durations: list[float] = []
     end = threading.Event()
 
     def watch() -> None:
         while not end.wait(0.1):
-            took.append(mesh.health())
+            durations.append(mesh.health())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield took
+        yield durations
     finally:
         end.set()
         watcher.join()
@@ -106,8 +109,10 @@ def _health_watched(mesh: Mesh) -> Iterator[list[float]]:
 
 @dataclass(frozen=True, slots=True)
 class ControlStorm:
-    """The world grows to a thousand Gateways and shrinks again every six seconds, beside one TCP flow and 1,000 pings
-    a second. Both agents read it, on the same cores."""
+    """Cluster that grows by a thousand Gateways and shrinks again every six seconds.
+
+    Meanwhile there are one TCP flow and 1,000 pings a second. Both agents read the manifests, on the same cores.
+    """
 
     name: str = "agent-storm"
     title: str = "agents, the world rewritten to 1,000 gateways and back ten times a minute"
@@ -115,7 +120,7 @@ class ControlStorm:
     underlay_mtu: int = field(default=1500, init=False)
 
     GATEWAYS = 1000
-    HALF = 3.0  # seconds from growing to shrinking, and on to growing again
+    HALF = 3.0  # seconds from growing to shrinking, and from shrinking to growing
     INTERVAL = 0.001  # seconds between pings
 
     def run(self, mesh: Mesh, seconds: float) -> Figures:
@@ -126,8 +131,8 @@ class ControlStorm:
             with self._storm(mesh) as rewritten:
                 stormy = ping(mesh, far, seconds, self.INTERVAL)
         if len(rewritten) < 2:
-            raise HostError("the storm did not begin")
-        mesh.until_well()
+            raise HostError("the manifests were not rewritten during the measurement")
+        mesh.wait_until_healthy()
         return {
             "p99, × calm": stormy["p99 µs"] / calm["p99 µs"],
             **stormy,
@@ -138,36 +143,36 @@ class ControlStorm:
 
     @contextmanager
     def _storm(self, mesh: Mesh) -> Iterator[list[float]]:
-        """Yields when each world was written."""
-        text = world(self.GATEWAYS)
+        """Rewrite the manifests all the time. Yields the growing list of times at which they were written."""
+        text = large_world(self.GATEWAYS)
         written: list[float] = []
         end = threading.Event()
 
-        def blow() -> None:
+        def rewrite() -> None:
             while not end.is_set():
-                for folder in mesh.worlds():
+                for folder in mesh.manifest_folders():
                     self._replace(folder, text)
                 written.append(time.monotonic())
                 end.wait(self.HALF)
-                for folder in mesh.worlds():
+                for folder in mesh.manifest_folders():
                     (folder / "storm.json").unlink()
                 written.append(time.monotonic())
                 end.wait(self.HALF)
 
-        wind = threading.Thread(target=blow)
-        wind.start()
+        writer = threading.Thread(target=rewrite)
+        writer.start()
         try:
             yield written
         finally:
             end.set()
-            wind.join()
+            writer.join()
 
     @staticmethod
     def _replace(folder: Path, text: str) -> None:
-        """A watcher never reads half of it."""
+        """Write the file in one step, so that an agent never reads half of it."""
         scratch = folder / ".storm.json.new"
         scratch.write_text(text)
         scratch.rename(folder / "storm.json")
 
 
-SCENES: tuple[Scene, ...] = (HandshakeFlood(), ControlStorm())
+AGENT_WORKLOADS: tuple[AgentWorkload, ...] = (HandshakeFlood(), ControlStorm())

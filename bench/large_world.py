@@ -1,4 +1,4 @@
-"""Large worlds as manifests, for agents with the file source: regions that nobody answers for."""
+"""Manifests of many regions, for agents that read files. No host of these regions exists."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from ravenvpn.mesh.model import GATEWAY_LABEL
 
 
-def world(regions: int) -> str:
-    """So many regions of one node, each with its Gateway, Node and Peer, as one List in JSON, which is YAML too.
+def large_world(regions: int) -> str:
+    """Return regions of one node each as one List in JSON, which is YAML too: a Gateway, a Node and a Peer for each.
 
-    Every second one is behind NAT. Addresses are of 172.16.0.0/12 and 10.0.0.0/9, pods and nodes one each."""
+    Every second region is behind NAT. Nodes have addresses in 172.16.0.0/12, their only pod one in 10.0.0.0/9.
+    """
     items = [item for number in range(regions) for item in _region(number)]
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
 

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: every run a dot, medians as bars, in inline SVG."""
+"""Report as one self-contained HTML file: every run is a dot and every median a bar, in inline SVG."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from bench.results import REFERENCE
 
 _LABEL, _PLOT, _RATIO, _ROW = 190, 460, 200, 26  # widths and height, in pixels
-_AXIS = 24
-# Beside a workload's headline; JSON has every figure.
+_AXIS = 24  # height of the axis, in pixels
+# Figures that have a plot beside a workload's headline; JSON has every figure.
 _SHOWN = ("p99 µs", "core-s/GB", "core-s/Mpkt", "core-s/1000", "cores, whole machine", "MB, both ends")
 
 _STYLE = """
@@ -32,7 +32,7 @@ svg .soft { fill: var(--soft); } .grid { stroke: var(--line); }
 
 
 def write(folder: Path, stem: str, report: Mapping[str, Any]) -> Path:
-    """`report` as `bench.report.as_json` makes it."""
+    """Write `STEM.html` and return its path. `report` is the value of `bench.report.as_json`."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{stem}.html"
     file.write_text("\n".join(_page(report)) + "\n")
@@ -69,16 +69,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 def _workload(workload: Mapping[str, Any]) -> Iterator[str]:
     yield f"<h2>{escape(workload['title'])}</h2>"
-    shown = [
-        workload["headline"],
-        "p99 µs",
-        "core-s/GB",
-        "core-s/Mpkt",
-        "core-s/1000",
-        "cores, whole machine",
-        "MB, both ends",
-    ]
-    for figure in dict.fromkeys(shown):
+    for figure in dict.fromkeys([workload["headline"], *_SHOWN]):
         if any(figure in candidate["figures"] for candidate in workload["candidates"].values()):
             yield _plot(figure, workload["candidates"])
     for name, reason in workload["not measured"].items():
@@ -125,7 +116,7 @@ def _row(name: str, candidate: Mapping[str, Any], figure: str, scale: float, y: 
 
 
 def _ticks(top: float) -> Sequence[float]:
-    """From zero on, five to eight steps of 1, 2 or 5 times a power of ten, up to `top` at least."""
+    """Return ticks from zero to at least `top`: five to eight steps of 1, 2 or 5 times a power of ten."""
     power = 10 ** floor(log10(top))
     step = next(factor * power for factor in (0.2, 0.5, 1.0, 2.0) if top / (factor * power) <= 8)
     return [round(number * step, 10) for number in range(int(-(-top // step)) + 1)]

@@ -1,4 +1,4 @@
-"""Two machines joined by a veth pair: namespaces of their own, nothing else on the wire."""
+"""Two machines in their own namespaces, joined by a veth pair that nothing else uses."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from ravenvpn.lab.devices import veth
 from ravenvpn.lab.host import Machine
 from ravenvpn.lab.ownership import OwnershipRecord, remove, sweep
 
-NEAR, FAR = "192.0.2.1", "192.0.2.2"  # RFC 5737
+NEAR, FAR = "192.0.2.1", "192.0.2.2"  # addresses on the veth pair, from a range for documentation (RFC 5737)
 
 
-class Room:
-    """`near` is where clients run, `far` where servers do. The wire's MTU is `mtu`."""
+class MachinePair:
+    """The two machines: clients run on `near`, servers on `far`. Built on entering `with`, removed on leaving it."""
 
     def __init__(self, mtu: int = 1500) -> None:
+        """Describe a pair of machines whose veth pair has this MTU."""
         self.mtu = mtu
 
     def __enter__(self) -> Self:
@@ -43,11 +44,12 @@ class Room:
 
     @property
     def folder(self) -> Path:
-        """For files that are to go with the room."""
+        """Folder for files that are removed with the machines."""
         return self._record.folder
 
     @property
     def both(self) -> tuple[Machine, Machine]:
+        """Both machines, `near` first."""
         return self.near, self.far
 
     def __exit__(
