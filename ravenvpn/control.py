@@ -73,6 +73,7 @@ def application(subject: ControlSubject) -> web.Application:
     async def reload(_: web.Request) -> web.Response:
         return _json(await subject.reload())
 
+    # Routes of /v1. Resources are added; what exists keeps its path and its fields.
     app = web.Application(middlewares=[_guard])
     app.router.add_get(f"{API}/status", status)
     app.router.add_get(f"{API}/peers", peers)
@@ -102,6 +103,7 @@ class ControlSocket:
         await self._runner.setup()
         try:
             self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            # A socket without listener: bind(2) would fail with EADDRINUSE.
             self._path.unlink(missing_ok=True)
             await web.UnixSite(self._runner, str(self._path)).start()
             self._path.chmod(0o660)

@@ -139,10 +139,12 @@ async def _serve(config: AgentConfig, reader: ConfigReader | None, state: Path) 
                 spawn(_report_to_systemd(agent, notifier), "sd_notify")
                 if peer_writer is not None:
                     spawn(_report_in_peer(agent, peer_writer), "peer status")
+                # From here on a SIGHUP reloads, even before the first world is in force.
                 loop.add_signal_handler(signal.SIGHUP, lambda: spawn(api.reload_on_signal(), "reload"))
                 await stop.wait()
                 loop.add_signal_handler(signal.SIGHUP, lambda: None)
                 notifier.stopping()
+                # Cancelled one by one, not by an exception: the group then ends without an error.
                 for child in children:
                     child.cancel()
         finally:

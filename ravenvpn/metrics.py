@@ -107,6 +107,7 @@ def _api_metrics(api: ApiReport) -> Iterable[Metric]:
 def _peer_metrics(peers: Sequence[PeerReport]) -> Iterable[Metric]:
     """Yield the families that have a series a peer; values that are not known have none."""
     labels = ["peer", "region"]  # node name of the peer, and the region it stands for
+    # Counters get the suffix _total from prometheus-client.
     up = GaugeMetricFamily("ravenvpn_peer_up", "1 if the session with the peer is up.", labels=labels)
     received = CounterMetricFamily("ravenvpn_peer_receive_bytes", "Bytes received, as wg(8) counts.", labels=labels)
     sent = CounterMetricFamily("ravenvpn_peer_transmit_bytes", "Bytes sent, as wg(8) counts.", labels=labels)

@@ -50,7 +50,7 @@ class RunningConfig:
     def __init__(self, config: AgentConfig, reader: ConfigReader | None = None) -> None:
         self._reader = reader
         self.config = config
-        self.intent = read_intent(config)
+        self.intent = read_intent(config)  # ConfigError ends the start
         self.pending: tuple[str, ...] = ()  # settings whose value on disk takes effect at a restart
         self._problem: ConfigError | HostError | None = None  # why the last reload changed nothing
 
@@ -73,7 +73,7 @@ class RunningConfig:
         if intent.preshared_key != self.intent.preshared_key:
             changed.add("preshared_key_file")  # another key can stand in the same file
         for name in pending:
-            if name not in self.pending:
+            if name not in self.pending:  # logged when it first differs, not at every reload
                 log.warning("setting %s changed, but takes effect at a restart; %s", name, RESTART_REMEDY)
         self.config, self.intent, self.pending, self._problem = config, intent, pending, None
         if changed & {"log_level", "log_format"}:

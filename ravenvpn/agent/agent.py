@@ -102,7 +102,7 @@ class Agent:
         self._liveness = PeerLiveness(
             *intent.probe_intervals, random=os.urandom, on_change=self._liveness_changed, node_of=self._node_of
         )
-        self._probe_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None  # calls `_send_probes` when the next probe is due
         self._underlay = Underlay(node)
         self._subjects = SubjectIndex()
         self._reloads = ReloadWaiters()
@@ -140,6 +140,7 @@ class Agent:
         finally:
             if self._probe_timer is not None:
                 self._probe_timer.cancel()
+            # The host's sockets are closed last, since removing everything needs them.
             self._last_seen.save()
             await self._tunnel_owner.close()
             if leaving:
@@ -217,7 +218,7 @@ class Agent:
         self._send_probes()
 
     def _send_probes(self) -> None:
-        """Send the probes that are due, and set the timer for the next ones."""
+        """Send the probes that are due, and set the timer for the next ones; replaces a timer that is set."""
         if self._probe_timer is not None:
             self._probe_timer.cancel()
             self._probe_timer = None
@@ -252,7 +253,7 @@ class Agent:
             if retry is not None:
                 retry.cancel()
                 retry = None
-            waiters = self._reloads.take()
+            waiters = self._reloads.take()  # before planning: a reload that arrives meanwhile needs another pass
             if self._has_world:
                 await self._converge()
                 if self.introspection.tunnel_problem:
@@ -268,7 +269,7 @@ class Agent:
         await self._discover_host()
         situation = self._situation
         began = time.monotonic()
-        delta = self._planner.update(situation)
+        delta = self._planner.update(situation)  # costs as much as what differs from the situation before
         if self._peer_writer is not None:
             planner, present = self._planner, self._host.addresses
             self._peer_writer.set_content(peer_content(self._node, situation, planner.role, planner.region, present))
@@ -278,12 +279,15 @@ class Agent:
         wanted = WantedState(self._planner.host, self._planner.host_frame)
         await self._host.apply(delta.host, wanted, whole=opened, began=began)
         self._tunnel_owner.apply_removals(delta.tunnel)
+        # Not at every pass: it costs a step a peer.
         if delta.tunnel.peers_removed:
             self._last_seen.retain(self._tunnel_owner.peer_plans())
         self._set_probed()
 
     async def _discover_host(self) -> None:
-        """Bring the situation's facts up to date. Other fields can change while the kernel is asked."""
+        """Bring the situation's facts up to date, if the world or the host changed in what they depend on.
+
+        Other fields of the situation can change while the kernel is asked, so only this one is replaced."""
         query = self._underlay.query(self._situation.world)
         facts = self._situation.facts
         if query is not None:
@@ -307,7 +311,9 @@ class Agent:
         return opened
 
     async def _beat(self) -> None:
-        """Measure the loop's lag at every heartbeat, read the data plane's counters, and save endpoints."""
+        """Measure the loop's lag at every heartbeat, read the data plane's counters, and save endpoints.
+
+        A heartbeat that came late moves the next ones, so that one block of the loop is counted once."""
         loop = asyncio.get_running_loop()
         saved = expected = observe = loop.time()
         while True:
@@ -324,7 +330,9 @@ class Agent:
                 await asyncio.to_thread(self._last_seen.save)
 
     def _observe(self, now: float) -> None:
-        """Read the data plane's counters of all peers: rates, endpoints, traffic; `now` is the loop's clock."""
+        """Read the data plane's counters of all peers: rates, endpoints, traffic.
+
+        `now` is the loop's clock (monotonic); liveness and the tunnel use CLOCK_BOOTTIME, which includes suspend."""
         statuses = self._tunnel_owner.statuses()
         self.introspection.rates.update(statuses, now)
         self._last_seen.observe(statuses)

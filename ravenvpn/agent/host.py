@@ -76,6 +76,7 @@ class HostKeeper:
         `delta` is what the plan changed, `wanted` makes the whole of it. `whole` compares everything with the kernel,
         for when something else changed the host, such as a new TUN device. `began` is when planning started
         (time.monotonic), so that the log shows how long a change took to reach the kernel."""
+        # A difference is applied to the plan before, so the first plan after the start is always applied as a whole.
         if whole or not self._has_plan:
             self._log_result(await self._reconciler.want(wanted), began)
             self._has_plan = True

@@ -186,7 +186,7 @@ class Introspection:
         region."""
         if self.snapshot is None or self._planner.role is NodeRole.NONE:
             return {}
-        uplink = self._planner.uplink
+        uplink = self._planner.uplink  # empty on an active gateway
         through = reach_through_gateway(
             uplink,
             self._tunnel_owner.peer_plans().get(uplink),
@@ -217,6 +217,7 @@ class Introspection:
         state, writer = self._source.api, self._peer_writer
         if state is None:
             return None
+        # A source that never connected has no `lost_since`.
         away = None if state.connected_since is not None else time.time() - (state.lost_since or self._started)
         return ApiReport(
             server=state.server,
@@ -246,6 +247,7 @@ class Introspection:
 
     def _problems(self, plan: NodePlan) -> tuple[ProblemReport, ...]:
         """Return everything an operator should fix: manifests, conflicts, tunnel, DNS, host, in this order."""
+        # `where` of a manifest is FILE:LINE: FIELD, as a compiler writes it, as far as each part is known.
         problems = [
             ProblemReport(
                 kind="manifest",
@@ -281,6 +283,7 @@ def _data_plane(running: TunnelStatus | None) -> DataPlaneReport:
     if running is None:
         return DataPlaneReport(body="none", offloads=(), fallbacks={}, drops={})
     counters = running.counters
+    # Counters are cumulative since the tunnel was opened; zeros are left out, which keeps status and metrics short.
     drops = {cause.name.lower(): count for cause, count in counters.drops.items() if count}
     drops |= {f"handshake_{cause.name.lower()}": count for cause, count in running.handshake_drops.items() if count}
     return DataPlaneReport(

@@ -208,6 +208,7 @@ class PeerLiveness:
 
     def _set_interval(self, schedule: ProbeSchedule, watched: _Watched, status: PeerStatus, now: float) -> None:
         """Choose how often to probe this peer. A peer without endpoint can only call, and is not probed before."""
+        # A warm peer is probed without a session, too: its silence then proves that it is dead.
         asked = schedule.facts(watched.peer).asked_since
         session = status.session_age is not None
         wanted = self._idle if session or (watched.plan.warm and status.endpoint is not None) else None
@@ -281,6 +282,7 @@ class PeerLiveness:
         us."""
         if self._schedule is None:
             return
+        # The header has room for MAX_VERDICTS; with more dead peers than that the rest is announced when some return.
         dead = [watched.plan for watched in self._peers.values() if watched.verdict is LivenessVerdict.DEAD]
         verdicts = [
             ForwardingVerdict(subject(plan.tunnel_address), Forwarding.DOES_NOT) for plan in dead[:MAX_VERDICTS]

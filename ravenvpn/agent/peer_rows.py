@@ -112,6 +112,7 @@ def peer_reports(
         state, why = peer_state(peer, status, liveness.of(name))
         measured = quality.get(name, PathQuality())
         rx_rate, tx_rate = rates.of(name)
+        # Only the active gateway of a hub's region relays; its standbys have the same region and relay nothing.
         is_hub = peer is not None and peer.kind is PeerKind.ACTIVE
         reports.append(
             PeerReport(

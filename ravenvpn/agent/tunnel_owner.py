@@ -69,7 +69,7 @@ class TunnelOwner:
         before, had = self._intent, self._keys
         self._intent, self._keys = intent, keys
         if self.tunnel is None:
-            return
+            return  # `_open` uses them
         if keys.current != had.current:
             self.tunnel.set_private_key(keys.current)
         if intent.preshared_key != before.preshared_key:
@@ -176,6 +176,7 @@ class TunnelOwner:
                 self._set_route(prefix, names)
             tunnel.start()
         except BaseException:
+            # Not kept half open: the next attempt needs the device's name and the port.
             tunnel.stop()
             self.tunnel, self._applied = None, None
             raise

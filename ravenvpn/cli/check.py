@@ -10,6 +10,7 @@ from ravenvpn.cli.output import emit, output_option, print_table
 from ravenvpn.cli.settings import agent_settings, config_of
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 
+# Colour of a finding by its level (node.preflight.FindingLevel).
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -37,6 +38,7 @@ def check(ctx: click.Context, output: str) -> None:
         findings += cluster_check.check(config)
 
     def table() -> None:
+        """Print all findings as a table, then each remedy below its finding."""
         rows = [(finding.verdict.upper(), finding.name, finding.what) for finding in findings]
         print_table(("VERDICT", "CHECK", "FOUND"), rows)
         for finding in findings:

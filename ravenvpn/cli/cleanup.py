@@ -29,6 +29,7 @@ def cleanup(state_dir: Path) -> None:
         click.echo("nothing of ravenvpn is on this host")
     for failure in result.failed:
         click.echo(f"raven-vpn: {failure}", err=True)
+    # Everything that could be removed is gone; the exit code tells that something is left.
     if result.failed:
         raise RavenError(f"{len(result.failed)} things could not be removed")
     sys.exit(0)

@@ -47,6 +47,7 @@ def ask(path: Path, resource: str, kind: type[T] | Any, *, method: str = "GET", 
     where it refuses.
     """
     connection = _UnixConnection(path, timeout)
+    # PermissionError has its own remedy; every other failure to get an answer means that no agent serves the socket.
     try:
         connection.request(method, resource)
         answer = connection.getresponse()

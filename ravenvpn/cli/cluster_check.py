@@ -23,6 +23,10 @@ def check(config: AgentConfig) -> list[Finding]:
 
 
 async def _check(config: AgentConfig) -> list[Finding]:
+    """Return the finding about the server and, if it answers, one for each resource that the agent reads.
+
+    A server that does not answer is a warning: the agent starts from the world it saved. A kubeconfig that does not
+    parse is a failure: the agent does not start."""
     try:
         async with Client.connect(config.kubeconfig, config.context) as client, asyncio.timeout(TIMEOUT):
             try:
@@ -30,6 +34,7 @@ async def _check(config: AgentConfig) -> list[Finding]:
             except ApiError as error:
                 remedy = "until the server answers, an agent uses the world it saved"
                 return [Finding("api server", FindingLevel.WARN, str(error), remedy)]
+            # One request for each resource that the agent's ClusterRole covers.
             found = [Finding("api server", FindingLevel.OK, f"Kubernetes {version} at {client.server}")]
             found += [
                 await _allowed("namespaces", lambda: client.get(NAMESPACES, "kube-system")),

@@ -32,6 +32,7 @@ def show(ctx: click.Context, output: str) -> None:
     }
 
     def table() -> None:
+        """Print one row a setting, in the order of the table in `ravenvpn.config`."""
         rows = [(name, str(entry["value"]), entry["from"], entry["applies"]) for name, entry in merged.items()]
         print_table(("SETTING", "VALUE", "FROM", "APPLIES"), rows)
 

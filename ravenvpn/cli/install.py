@@ -67,7 +67,7 @@ async def _may_define_gateway(client: Client) -> bool:
 
 
 async def _get(client: Client, thing: Object) -> Object | None:
-    """Return the object as the cluster has it, None where it is absent."""
+    """Return the object as the cluster has it, None where it is absent (404). ApiError for every other failure."""
     try:
         return await client.get(bundle.collection(thing), bundle.name_of(thing))
     except ApiError as error:
@@ -77,12 +77,13 @@ async def _get(client: Client, thing: Object) -> Object | None:
 
 
 def _same(before: Object, after: Object) -> bool:
-    """Return whether two versions of an object differ in nothing but bookkeeping."""
+    """Return whether two versions of an object differ in nothing but bookkeeping, so that apply changed nothing."""
     return _meant(before) == _meant(after)
 
 
 def _meant(thing: Object) -> Object:
     """Return the object without status and without the metadata that the API server maintains."""
+    # Server-side apply updates these even where the content is the same.
     bookkeeping = ("managedFields", "resourceVersion", "generation")
     metadata = {key: value for key, value in thing["metadata"].items() if key not in bookkeeping}
     return {**thing, "metadata": metadata, "status": None}

@@ -32,6 +32,7 @@ def keygen(file: Path | None) -> None:
 def pubkey(file: Path | None) -> None:
     """Print the public key of the private key in FILE, or on standard input."""
     if file is None:
+        # 4096: a key is 44 characters; a wrong file on standard input is refused without being read as a whole.
         private = PrivateKey.from_base64(sys.stdin.read(4096).strip())
     else:
         from ravenvpn.crypto.keyfile import load

@@ -17,7 +17,10 @@ output_option = click.option(
 
 
 def emit(value: Any, output: str, table: Callable[[], None]) -> None:
-    """Print `value` in the format `output`; any value that msgspec encodes. `table` prints it for people."""
+    """Print `value` in the format `output`, one of `FORMATS`.
+
+    `value` is anything that msgspec encodes; JSON and YAML have the same content, the one of the control API. `table`
+    prints it for people and is called for "table" alone."""
     if output == "table":
         table()
     elif output == "json":
@@ -27,7 +30,11 @@ def emit(value: Any, output: str, table: Callable[[], None]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table without borders. No cell is cut; off a terminal, lines are as long as they need to be."""
+    """Print a table without borders, so that cells can be taken with awk(1).
+
+    No cell is cut. On a terminal long cells are folded; elsewhere lines are as long as they need to be. Markup is
+    off: a name with brackets is printed as it is."""
+    # Imported here: rich takes tens of milliseconds to import, which JSON output and help need not wait for.
     from rich.console import Console
     from rich.table import Table
 
@@ -57,7 +64,7 @@ def age(seconds: float | None) -> str:
 
 
 def size(amount: float) -> str:
-    """Format a number of bytes in binary units, as `wg show` prints it."""
+    """Format a number of bytes (or bytes per second) in binary units, as `wg show` prints it: 512 B, 1.50 KiB."""
     if amount < 1024:
         return f"{int(amount)} B"
     for unit in ("KiB", "MiB", "GiB"):

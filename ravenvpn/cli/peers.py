@@ -19,7 +19,12 @@ from ravenvpn.cli.output import age, emit, output_option, print_table, size
 @output_option
 @socket_option
 def peers(name: str | None, watch: bool, output: str, socket_path: Path) -> None:
-    """Show the tunnel's peers, or the details of peer NAME."""
+    """Show the tunnel's peers, or the details of peer NAME.
+
+    STATE is up, cold (no session, and none is needed until there is traffic), connecting, or down with the cause.
+    PATH is direct, or "via NAME" through the hub in region NAME. RTT and LOSS are measured by probes inside the
+    tunnel; RX and TX count bytes as `wg show` does; RX/s and TX/s are means over the last seconds.
+    """
     while True:
         if name:
             one = ask(socket_path, f"/v1/peers/{name}", PeerReport)
@@ -31,10 +36,11 @@ def peers(name: str | None, watch: bool, output: str, socket_path: Path) -> None
             emit(several, output, lambda several=several: _table(several))  # type: ignore[misc]
         if not watch:
             return
-        time.sleep(1.0)
+        time.sleep(1.0)  # as often as the agent reads the counters
 
 
 def _table(reports: Sequence[PeerReport]) -> None:
+    """Print one row a peer; RX/s and TX/s are means over the last seconds."""
     if not reports:
         click.echo("no peers: no other region has an active gateway that this node can reach")
         return
@@ -47,6 +53,7 @@ def _table(reports: Sequence[PeerReport]) -> None:
 
 
 def _row(report: PeerReport, now: float) -> tuple[str, ...]:
+    """Return the cells of a peer, in the order of the columns; `-` stands for a value that is not known."""
     return (
         report.name,
         report.region or "-",
@@ -66,14 +73,17 @@ def _row(report: PeerReport, now: float) -> tuple[str, ...]:
 
 
 def _path(report: PeerReport) -> str:
+    """Return the path, and for a hub the regions that are reached through it."""
     return report.path + (f", hub for {', '.join(report.relays)}" if report.relays else "")
 
 
 def _handshake(report: PeerReport, now: float) -> str:
+    """Return the age of the last handshake; `now` is in Unix seconds."""
     return f"{age(now - report.last_handshake)} ago" if report.last_handshake else "never"
 
 
 def _details(report: PeerReport) -> None:
+    """Print everything known of one peer, a line a fact, as `wg show` does."""
     rows = [
         ("region", report.region or "-"),
         ("state", report.state + (f" ({report.why})" if report.why else "")),

@@ -53,6 +53,10 @@ def plan(
 
 
 def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool, diff: bool) -> list[PlanLine]:
+    """Plan for `node` from a directory; problems, conflicts, role and notes go to stderr, so that stdout is the plan.
+
+    Without an agent there are no facts of the host: MTUs, addresses and sysctls are those of `LocalFacts`'
+    defaults."""
     from ravenvpn.agent.plan_rows import plan_lines
     from ravenvpn.k8s.files import FileSource
     from ravenvpn.mesh import plan as planning
@@ -76,6 +80,7 @@ def _from_manifests(directory: Path, node: str, mesh: str, forward_node_ip: bool
 
 
 def _print(lines: list[PlanLine]) -> None:
+    """Print each thing with its reason as a comment, aligned up to 100 columns; longer things stay whole."""
     width = min(100, max((len(line.what) for line in lines), default=0))
     for line in lines:
         change = f"{line.change} " if line.change else ""

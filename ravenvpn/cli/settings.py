@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from ravenvpn.config import CONFIG_FILE, SETTINGS, STATE_DIRECTORY, AgentConfig, ConfigReader, build, read_file
 
+# A click command or the function that becomes one.
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Keys of click's Context.meta.
@@ -41,7 +42,11 @@ def _load_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Pat
 
 
 def agent_settings(command: Command) -> Command:
-    """Decorate a click command with one option for each setting; `config_of` returns their values."""
+    """Decorate a click command with one option for each setting, and --config.
+
+    Each option also reads `RAVENVPN_<NAME>`, and the variable that the setting names besides. The values are not
+    passed to the function but stored in the context, where `config_of` takes them."""
+    # Reversed, since the last decorator applied is the first option in the help text.
     for name, setting in reversed(SETTINGS.items()):
         variables = [f"RAVENVPN_{name.upper()}"]
         if extra := setting.metadata.get("env"):
@@ -50,6 +55,7 @@ def agent_settings(command: Command) -> Command:
         kind: Any = type(setting.default)
         if "choices" in setting.metadata:
             kind = click.Choice(setting.metadata["choices"])
+        # Defaults are shown unless they are empty; the help texts say what empty means.
         command = click.option(
             f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
             name,
@@ -80,12 +86,14 @@ def _collect(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
 
 
 def config_of(ctx: click.Context) -> AgentConfig:
-    """Return the configuration of this context. Raises ConfigError."""
+    """Return the configuration of this context, checked as a whole. Raises ConfigError that names the setting."""
     return build(ctx.meta[CONFIG_KEY])
 
 
 def config_reader(ctx: click.Context) -> ConfigReader:
-    """Return a reader of the same file that keeps the flags and variables of this context."""
+    """Return a reader of the same file that keeps the flags and variables of this context.
+
+    They are fixed for the life of the process, so they keep precedence whatever the file gets later."""
     fixed = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     overrides = {
         name: value for name, value in ctx.meta[CONFIG_KEY].items() if ctx.get_parameter_source(name) in fixed

@@ -19,7 +19,11 @@ from ravenvpn.cli.output import age, emit, output_option, print_table
 def status(output: str, socket_path: Path) -> None:
     """Show the state of this node.
 
-    Exits 0 if it is healthy, 1 with the reasons first if not, 3 if no agent answers.
+    Healthy means that no fault is known. The table has a line for each other region: PATH is direct, "via NAME"
+    through a hub or the own gateway, or none; OK is yes, yes with what is not known, or no with the fault. Notes are
+    facts that are no fault; below "to fix" each problem has its remedy.
+
+    Exits 0 if the node is healthy, 1 with the reasons first if not, 3 if no agent answers.
     """
     report = ask(socket_path, "/v1/status", StatusReport)
     emit(report, output, lambda: _screen(report))
@@ -34,6 +38,7 @@ def _screen(report: StatusReport) -> None:
     for number, reason in enumerate(report.reasons):
         click.secho(("not healthy: " if number == 0 else "         and: ") + reason, fg="red", bold=number == 0)
     plane = report.data_plane
+    # Label and value of each line; lines that do not apply here are left out.
     lines = [
         ("node", f"{report.node}, {report.role}" + (f" of region {report.region}" if report.region else "")),
         ("public key", report.public_key),
@@ -98,4 +103,5 @@ def _api(api: ApiReport, now: float) -> str:
 
 
 def _ago(moment: float | None, now: float) -> str:
+    """Return how long ago this was, from Unix seconds; "never" for None."""
     return "never" if moment is None else f"{age(now - moment)} ago"
