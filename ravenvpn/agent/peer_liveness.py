@@ -117,7 +117,7 @@ class PeerLiveness:
             peer = self._peers.pop(name).peer
             del self._names[peer]
             self._refused_by.pop(name, None)
-            self._judgements.forget(peer)
+            self._judgements.cancel(peer)
             schedule.forget(peer)
             self._changed = True
         for name, plan in plans.items():
@@ -169,10 +169,10 @@ class PeerLiveness:
             watched.probes += 1
             tunnel.send_inner(watched.plan.name, packet)
             self._judge(schedule, watched, now)
-        for peer in self._judgements.take_due(now):
+        for peer in self._judgements.pop_due(now):
             self._judge(schedule, self._peers[self._names[peer]], now)
         self._publish()
-        return min((at for at in (self._judgements.next(), schedule.due()) if at is not None), default=None)
+        return min((at for at in (self._judgements.next_due(), schedule.due()) if at is not None), default=None)
 
     def observe(self, statuses: Sequence[PeerStatus], now: float) -> None:
         """Read the data plane's counters: which peers have traffic, and from which something was received.
@@ -227,7 +227,7 @@ class PeerLiveness:
         Old measurements prove nothing any more, and a verdict of death could not be revoked while no probe is
         sent."""
         schedule.forget(watched.peer)
-        self._judgements.forget(watched.peer)
+        self._judgements.cancel(watched.peer)
         watched.received_at = watched.given_up = 0.0
         if watched.verdict is not LivenessVerdict.UNKNOWN:
             watched.verdict = LivenessVerdict.UNKNOWN
@@ -249,7 +249,7 @@ class PeerLiveness:
             self._changed = True
         silence = next_judgement(facts)
         if silence is not None and silence > now:
-            self._judgements.expect(watched.peer, silence)
+            self._judgements.schedule(watched.peer, silence)
 
     def _apply_verdicts_of(self, hub: str, verdicts: Sequence[ForwardingVerdict]) -> None:
         """Record the nodes that this hub reports as not reachable through it; hashes of unknown nodes are ignored."""

@@ -1,17 +1,18 @@
-"""One end of all tunnels, without I/O: what a driver feeds with events and instants.
+"""One WireGuard device with all its peers, without I/O: fed with data-plane events and instants by a driver.
 
-    device.hear(now, unix_ns)                whenever the data plane has events
-    device.tick(now, unix_ns)                after that, and at `deadline()`
-    arm the one timer at device.deadline()   after any call
+    device.poll(now, unix_ns)                    whenever the data plane has events
+    device.tick(now, unix_ns)                    after that, and at `deadline()`
+    arm the one timer at device.deadline()       after any call
 
-The device speaks through the data plane it was given and returns nothing but reports. It reads no clock and rolls no
-dice: `now` is CLOCK_BOOTTIME in seconds, `unix_ns` the wall clock in nanoseconds, `random(n)` gives n bytes.
-Handshakes cost a millisecond, so they are queued and worked off within a budget per call; while work waits,
-`deadline()` lies in the past, or, once strangers have used up their share of time, in the near future.
+The device acts through the data plane it was given, and returns nothing but events for the driver. It reads no clock
+and draws no random numbers: `now` is CLOCK_BOOTTIME in seconds, `unix_ns` the wall clock in nanoseconds, `random(n)`
+returns n bytes. Handshakes cost a millisecond, so they are queued and worked off a few per call; while work waits,
+`deadline()` lies in the past, or in the near future once others have used up their share of time.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 from ravenvpn.crypto.aead import Suite
@@ -28,29 +29,28 @@ from ravenvpn.dataplane.contract import (
 )
 from ravenvpn.token_bucket import TokenBucket
 from ravenvpn.tunnel import handover
-from ravenvpn.tunnel.admission.load import REFUSAL, handshake_budget
-from ravenvpn.tunnel.admission.queue import AdmissionQueue, AdmissionRefused, HandshakeDrop
+from ravenvpn.tunnel.admission.load import handshake_budget
+from ravenvpn.tunnel.admission.queue import AdmissionQueue, HandshakeDrop
 from ravenvpn.tunnel.admission.unknown_keys import UnknownKeys
 from ravenvpn.tunnel.handshake.exchange import HandshakeExchange
 from ravenvpn.tunnel.handshake.indices import IndexTable
 from ravenvpn.tunnel.handshake.own_keys import OwnKeys
+from ravenvpn.tunnel.handshake_worker import HandshakeWorker
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY, Peer, PeerSettings, PeerStatus, status_of
 from ravenvpn.tunnel.peer_rules import PeerRules
+from ravenvpn.tunnel.peer_schedule import PeerSchedule
 from ravenvpn.tunnel.peer_table import PeerTable
-from ravenvpn.tunnel.session_events import Report, SessionLost, SessionUp
+from ravenvpn.tunnel.session_events import DeviceEvent, SessionLost, SessionUp
 from ravenvpn.tunnel.timers import Timers
 
-__all__ = ["WORK_BUDGET", "Device", "PeerSettings", "PeerStatus", "Report", "SessionLost", "SessionUp"]
-
-# Handshake messages and initiations per call: a millisecond of work or two, so that packets, timers and whoever asks
-# for our health get their turn. A busy machine may make five of it, and a request takes some turns of the loop.
-WORK_BUDGET = 2
-
-DUE_NOW = 0.0  # an instant that has passed on any clock
+__all__ = ["Device", "DeviceEvent", "PeerSettings", "PeerStatus", "SessionLost", "SessionUp"]
 
 
 class Device:
-    """See the module's docstring. Down until `set_up`. Names are PeerSettings.name; unknown ones raise KeyError."""
+    """See the module's docstring. The interface is down until `set_up`.
+
+    Peers are named by PeerSettings.name; an unknown name raises KeyError. Everything runs on one thread.
+    """
 
     def __init__(
         self,
@@ -61,266 +61,230 @@ class Device:
         suites: frozenset[Suite] = WIREGUARD_ONLY,
         budget: TokenBucket | None = None,
     ) -> None:
-        """`budget` limits the handshake work that others may cause; one token is one handshake."""
+        """`suites` is what we offer and accept. `budget` limits the handshake work that others can cause; one token
+        is one handshake."""
         self._dataplane = dataplane
-        self._random = random
         self._timing = timing or Timing()
-        self._identity = OwnKeys(random, self._timing)
-        self._peers = PeerTable()
+        self._jitter = functools.partial(_draw_jitter, random, self._timing)
+        self._own_keys = OwnKeys(random, self._timing)
+        self._schedule = PeerSchedule()
+        self._peers = PeerTable(self._schedule)
         self._indices = IndexTable(random)
-        self._gate = AdmissionQueue(
-            self._identity, self._indices.find, self._send_cookie_reply, dataplane.waiting_initiations
+        self._admission = AdmissionQueue(
+            self._own_keys,
+            self._indices.lookup,
+            lambda reply, to: dataplane.send_datagram(reply, to.endpoint, to.source),
+            dataplane.waiting_initiations,
         )
-        self._budget = budget or handshake_budget()
-        self._paced_until = DUE_NOW
-        self._strangers = UnknownKeys(self._timing.rekey_timeout)
-        self._handshakes = HandshakeExchange(
-            dataplane, self._identity, self._peers, self._indices, self._strangers, random=random, suites=suites
+        self._unknown_keys = UnknownKeys(self._timing.rekey_timeout)
+        self._exchange = HandshakeExchange(
+            dataplane, self._own_keys, self._peers, self._indices, self._unknown_keys, random=random, suites=suites
         )
-        self._sessions = PeerRules(dataplane, self._handshakes)
-        self._sessions_of: PublicKey | None = None  # the key of ours that sessions in force were made with
+        self._rules = PeerRules(dataplane, self._exchange, self._schedule)
+        self.worker = HandshakeWorker(
+            self._admission,
+            self._exchange,
+            self._rules,
+            self._peers,
+            self._schedule,
+            budget=budget or handshake_budget(),
+        )
+        self._sessions_made_with: PublicKey | None = None  # our key that the sessions in force were made with
 
-    # Who we are.
+    # Own keys and suites.
 
     @property
     def public_key(self) -> PublicKey | None:
-        return self._identity.current.public if self._identity.current else None
+        """Our current public key, None without a private key."""
+        return self._own_keys.current.public if self._own_keys.current else None
 
     def set_private_key(self, key: PrivateKey | None, now: float) -> None:
-        """Be this key from now on. Sessions of another key stop sending, as with `wg set private-key`; not so when
-        `key` was the next one, which peers already know. Handshakes in progress start again."""
-        own = self._identity.own(key)
-        if own is self._identity.current:
+        """Set our static key; None removes it. Sessions of another key stop sending, as with `wg set private-key`.
+
+        They go on if `key` was the next key, which the peers know already. Pending handshakes start again.
+        """
+        own = self._own_keys.with_checker(key)
+        if own is self._own_keys.current:
             return
-        known_to_peers = own is not None and own is self._identity.next
+        known_to_peers = own is not None and own is self._own_keys.next
         if known_to_peers:
-            self._identity.next = None
-        self._identity.current = own
+            self._own_keys.next = None
+        self._own_keys.current = own
         public = own.public if own is not None else None
-        expire = self._sessions_of not in (None, public) and not known_to_peers
-        self._sessions_of = public or self._sessions_of
-        self._gate.clear()
-        self._strangers.clear()
-        for peer in self._peers:
-            self._sessions.identity_changed(peer, now, expire=expire)
+        expire = self._sessions_made_with not in (None, public) and not known_to_peers
+        self._sessions_made_with = public or self._sessions_made_with
+        self._admission.clear()
+        self._unknown_keys.clear()
+        for one in self._peers:
+            with self._peers.change(one.id) as peer:
+                self._rules.own_key_changed(peer, now, expire=expire)
 
     def set_next_private_key(self, key: PrivateKey | None) -> None:
-        """Answer initiations to this key too: the one to come, or, after the change, the one that goes."""
-        own = self._identity.own(key)
-        self._identity.next = own if own is not self._identity.current else None
+        """Answer initiations to this key too: the one to come, or, after the change, the previous one.
 
-    # Who the others are.
+        For key rotation; no caller in the agent yet.
+        """
+        own = self._own_keys.with_checker(key)
+        self._own_keys.next = own if own is not self._own_keys.current else None
+
+    def set_suites(self, suites: frozenset[Suite]) -> None:
+        """Set the suites that we offer and accept in new handshakes. Sessions in force and an initiation that waits
+        for its response keep their suite."""
+        self._exchange.suites = suites
+
+    # Peers.
 
     def set_peer(self, settings: PeerSettings, now: float) -> PeerId:
-        """Make or change the peer of that name; the same settings again change nothing.
+        """Add the peer of that name or change its settings; the same settings again change nothing.
 
-        ValueError if another peer has one of its public keys. A peer with our own key is kept, but never spoken to.
+        ValueError if another peer owns one of its public keys. A peer with our own key is kept, but gets no messages.
         """
-        peer = self._peers.named(settings.name)
-        if peer is None:
-            peer = Peer(self._peers.next_id(), settings, self._timing, Timers(self._timing, self._jitter))
-            self._peers.add(peer)
-            self._dataplane.add_peer(peer.id)
+        known = self._peers.lookup_name(settings.name)
+        if known is None:
+            added = Peer(self._peers.new_id(), settings, self._timing, Timers(self._timing, self._jitter))
+            self._peers.add(added)
+            self._dataplane.add_peer(added.id)
             if not settings.roaming:
-                self._dataplane.set_roaming(peer.id, False)
-            self._sessions.configured(peer, None, now)
-        elif peer.settings != settings:
-            before = peer.settings
-            self._peers.change(peer, settings)
-            if before.roaming != settings.roaming:
-                self._dataplane.set_roaming(peer.id, settings.roaming)
-            for key in set(before.public_keys) - set(settings.public_keys):
-                self._identity.forget(key)
-            self._sessions.configured(peer, before, now)
-        for call in self._strangers.take(settings.public_keys, now):
-            self._gate.readmit(call)
-        return peer.id
+                self._dataplane.set_roaming(added.id, False)
+            with self._peers.change(added.id) as peer:
+                self._rules.peer_added(peer, now)
+        elif known.settings != settings:
+            before = known.settings
+            with self._peers.change(known.id) as peer:
+                self._peers.replace_settings(peer, settings)
+                if before.roaming != settings.roaming:
+                    self._dataplane.set_roaming(peer.id, settings.roaming)
+                for key in set(before.public_keys) - set(settings.public_keys):
+                    self._own_keys.clear_shared_secrets(key)
+                self._rules.settings_changed(peer, before, now)
+        for queued in self._unknown_keys.pop(settings.public_keys, now):
+            self._admission.readmit(queued)
+        return self._peers.id_of(settings.name)
 
     def set_endpoint(self, name: str, endpoint: Endpoint) -> None:
-        """An operator's word, as `wg set … endpoint`: the peer is there now, wherever it was heard from before.
+        """Move the peer to this endpoint by configuration, as `wg set … endpoint`, wherever it was seen before.
 
-        ValueError, and no change, if it is no numeric endpoint.
+        ValueError, and no change, if the endpoint is not numeric.
         """
-        peer = self._named(name)
-        self._dataplane.set_endpoint(peer.id, endpoint)
-        peer.where.move_to(endpoint)
+        with self._peers.change(self._peers.id_of(name)) as peer:
+            self._dataplane.set_endpoint(peer.id, endpoint)
+            peer.endpoints.set_current(endpoint)
 
-    def remove_peer(self, name: str, now: float) -> None:
-        peer = self._named(name)
-        self._handshakes.drop_pending(peer)
-        self._peers.remove(peer)
+    def remove_peer(self, name: str) -> None:
+        """Remove the peer with its keys, sessions and prefixes."""
+        with self._peers.change(self._peers.id_of(name)) as peer:
+            self._rules.discard_handshakes(peer)
+        self._peers.remove(peer.id)
         for key in peer.settings.public_keys:
-            self._identity.forget(key)
-        self._sessions.forget(peer)
+            self._own_keys.clear_shared_secrets(key)
         self._dataplane.remove_peer(peer.id)
+
+    def initiate(self, name: str, now: float) -> None:
+        """Start a handshake with the peer as soon as the limit of one per REKEY_TIMEOUT allows."""
+        with self._peers.change(self._peers.id_of(name)) as peer:
+            self._rules.request_handshake(peer, now)
 
     # Up and down.
 
     def set_up(self, now: float) -> None:
-        """Begin to speak and to listen. Peers with a persistent keepalive get one at once, warm ones a handshake."""
-        if not self._sessions.up:
-            self._sessions.up = True
-            for peer in self._peers:
-                self._sessions.interface_up(peer, now)
+        """Start to send and to accept handshakes. Peers with a persistent keepalive get one at once, warm ones a
+        handshake."""
+        if not self._schedule.up:
+            self._schedule.set_up(True)
+            for one in self._peers:
+                with self._peers.change(one.id) as peer:
+                    self._rules.interface_up(peer, now)
 
-    def set_down(self, now: float) -> None:
-        """Fall silent: keys and handshakes are wiped, settings and the newest timestamps kept."""
-        self._sessions.up = False
-        self._gate.clear()
-        self._strangers.clear()
-        for peer in self._peers:
-            self._sessions.interface_down(peer)
+    def set_down(self) -> None:
+        """Stop sending. Keys and handshakes are wiped; settings and the newest timestamps are kept."""
+        self._schedule.set_up(False)
+        self._admission.clear()
+        self._unknown_keys.clear()
+        for one in self._peers:
+            with self._peers.change(one.id) as peer:
+                self._rules.interface_down(peer)
 
-    # What happens.
+    # Events and time.
 
-    def hear(self, now: float, unix_ns: int) -> None:
-        """Take in what the data plane has to report, and of initiations that prove nothing what there is room for."""
-        self.receive(self._dataplane.drain_events(self._gate.room), now, unix_ns)
+    def poll(self, now: float, unix_ns: int) -> None:
+        """Process the data plane's events, and as many initiations without mac2 as there is room for."""
+        self.receive(self._dataplane.drain_events(self._admission.room), now, unix_ns)
 
     def receive(self, events: Sequence[Event], now: float, unix_ns: int) -> None:
-        """Take in these events. Never raises for what a datagram holds; costs a hash for each."""
-        up = self._sessions.up
+        """Process these events. Never raises for the content of a datagram; each costs at most a hash."""
+        accepting = self._schedule.up and self._own_keys.current is not None
         for event in events:
             if isinstance(event, Datagram):
-                if up and self._identity.current is not None:
-                    self._gate.admit(event, now)
+                if accepting:
+                    self._admission.admit(event, now)
                 else:
-                    self._gate.drop(HandshakeDrop.NOT_LISTENING)
+                    self._admission.count_drop(HandshakeDrop.NOT_LISTENING)
             elif isinstance(event, InnerPacket):
-                self._sessions.reports.append(event)
+                self._schedule.add_inner_packet(event)
             else:
                 if isinstance(event, KeypairRetired):
                     self._indices.release(event.local_index, event.peer)
-                peer = self._peers.get(event.peer)
-                if peer is not None:
-                    self._sessions.on_event(peer, event, now, unix_ns)
+                if event.peer in self._peers:
+                    with self._peers.change(event.peer) as peer:
+                        self._rules.on_event(peer, event, now, unix_ns)
 
     def tick(self, now: float, unix_ns: int) -> None:
-        """Do what is due, then a budget of handshake work."""
-        deadlines = self._sessions.deadlines
-        due = deadlines.next()
+        """Act on the deadlines that have come, then do a portion of handshake work."""
+        due = self._schedule.next_due()
         if due is not None and due <= now:
-            # A body reports only what can arm a timer, so before one strikes: the facts as they are now.
-            self.hear(now, unix_ns)
-            for peer_id in deadlines.take_due(now):
-                peer = self._peers.get(peer_id)
-                if peer is not None:
-                    for timer in peer.timers.expired(now):
-                        self._sessions.on_expired(peer, timer, now)
-                    self._sessions.settle(peer)
-            # And after it: with a keepalive that left, what comes next is news to a body again.
-            self.hear(now, unix_ns)
-        self.work(now, unix_ns)
-
-    def work(self, now: float, unix_ns: int, budget: int = WORK_BUDGET) -> bool:
-        """Do up to `budget` handshakes' worth of messages and initiations; says whether more wait.
-
-        Up to half of it goes to calling: a flood of incoming messages cannot keep us from it, nor the reverse. What
-        strangers can cause gets a share of time (`load.handshake_budget`), whatever the budget; answers to our own
-        calls do not wait for that unless we are under load.
-        """
-        calling = self._sessions.to_call
-        calls = min(len(calling), max(1, budget // 2))
-        for _ in range(calls):
-            peer_id = next(iter(calling))
-            del calling[peer_id]
-            peer = self._peers.get(peer_id)
-            if peer is not None:
-                self._sessions.call(peer, now, unix_ns)
-        loaded = self._gate.loaded(now)
-        left = float(max(1, budget - calls))
-        while len(self._gate) and left >= REFUSAL:
-            paced = loaded or not self._gate.proven
-            if paced and self._budget.tokens(now) < REFUSAL:
-                break
-            cost = self._handle_one(now, unix_ns)
-            left -= cost
-            if paced:
-                self._budget.spend(cost)
-        self._paced_until = self._budget.ready_at() if loaded or not self._gate.proven else DUE_NOW
-        return bool(calling) or len(self._gate) > 0
+            # The data plane reports unasked only what can arm a timer, so get the current facts before a timer fires.
+            self.poll(now, unix_ns)
+            for peer_id in self._schedule.pop_due(now):
+                with self._peers.change(peer_id) as peer:
+                    self._rules.on_timers(peer, now)
+            # And again afterwards: after a keepalive was sent, the next packet is news to the data plane again.
+            self.poll(now, unix_ns)
+        self.worker.work(now, unix_ns)
 
     def deadline(self) -> float | None:
-        """When to call `tick` at the latest; in the past while work may be done; None if nothing is expected."""
-        if self._sessions.to_call:
-            return DUE_NOW
-        due = self._sessions.deadlines.next()
-        if len(self._gate):
-            return self._paced_until if due is None else min(due, self._paced_until)
-        # What still waits before the gate is heard in the next turn.
-        return DUE_NOW if self._dataplane.waiting_initiations() else due
+        """Return when to call `tick` at the latest: in the past while work may be done, None if nothing is due."""
+        due = (self._schedule.next_due(), self.worker.due_at(self._dataplane.waiting_initiations()))
+        return min((at for at in due if at is not None), default=None)
 
-    def initiate(self, name: str, now: float) -> None:
-        """Begin a handshake with the peer as soon as the limit of one per REKEY_TIMEOUT lets us."""
-        peer = self._named(name)
-        if self._sessions.up:
-            self._sessions.want_handshake(peer, now)
-            self._sessions.settle(peer)
-
-    # Looking.
+    # Observation.
 
     def peers(self, now: float) -> list[PeerStatus]:
+        """Return the status of all peers, oldest first."""
         counters = self._dataplane.counters().peers
         return [status_of(peer, counters.get(peer.id), self._timing, now) for peer in self._peers]
 
-    def peer(self, name: str, now: float) -> PeerStatus:
-        peer = self._named(name)
-        return status_of(peer, self._dataplane.counters().peers.get(peer.id), self._timing, now)
-
     def drops(self) -> Mapping[HandshakeDrop, int]:
-        """How many handshake messages went no further, by reason."""
-        return dict(self._gate.drops)
+        """Return how many handshake messages were dropped, by reason."""
+        return dict(self._admission.drops)
 
-    def take_reports(self) -> list[Report]:
-        """What is worth a line in a log, and inner packets to the probe port, since the last call."""
-        reports = list(self._sessions.reports)
-        self._sessions.reports.clear()
-        return reports
+    def drain_events(self) -> list[DeviceEvent]:
+        """Return and remove the session events and inner packets to the probe port since the last call."""
+        return self._schedule.drain_events()
 
-    # Hand-over.
+    # For session hand-over on restart; no caller in the agent yet.
 
     def freeze(self, now: float) -> bytes:
-        """What must survive a restart beside the data plane's blob, and is as secret: it holds preshared keys.
-        Handshakes in progress and cookies are not part of it; they are made anew."""
-        return handover.pack(self._peers, self.public_key, self._sessions.up, now)
+        """Return the state that must survive a restart beside the data plane's blob. It holds preshared keys, so it
+        is as secret. Pending handshakes and cookies are not part of it; they are made anew."""
+        return handover.pack(self._peers, self.public_key, self._schedule.up, now)
 
     def thaw(self, blob: bytes, now: float) -> None:
-        """Take over in a fresh device on a thawed data plane, before `set_private_key`. ValueError, and nothing
-        changed, if the blob is not one of ours, of another version, or from the future of this clock."""
+        """Take over the state of a frozen device, in a new device on a thawed data plane, before `set_private_key`.
+
+        ValueError, and no change, if the blob is not one of ours, of another version, or from the future of this
+        clock, or if this device has peers.
+        """
         if len(self._peers):
             raise ValueError("only a device without peers can take over")
         image = handover.parse(blob, now)
-        self._sessions.up = image.up
-        self._sessions_of = PublicKey(image.public_key) if image.public_key else None
-        for peer in image.peers(self._timing, self._jitter):
-            self._peers.add(peer)
-            for index in peer.keypairs:
-                self._indices.adopt(index, peer.id)
-            self._sessions.settle(peer)
+        self._schedule.set_up(image.up)
+        self._sessions_made_with = PublicKey(image.public_key) if image.public_key else None
+        for restored in image.peers(self._timing, self._jitter):
+            self._peers.add(restored)
+            for index in restored.keypairs:
+                self._indices.adopt(index, restored.id)
 
-    # Inside.
 
-    def _handle_one(self, now: float, unix_ns: int) -> float:
-        """Take one message from the gate; what it cost, in handshakes."""
-        try:
-            waiting = self._gate.take(now)
-        except AdmissionRefused as refused:
-            self._gate.drop(refused.reason)
-            return REFUSAL
-        try:
-            self._sessions.settle(self._handshakes.receive(waiting, now, unix_ns))
-        except AdmissionRefused as refused:
-            self._gate.drop(refused.reason)
-        return 1.0
-
-    def _jitter(self) -> float:
-        return int.from_bytes(self._random(2), "little") / 65536 * self._timing.max_jitter
-
-    def _send_cookie_reply(self, reply: bytes, to: Datagram) -> None:
-        self._dataplane.send_datagram(reply, to.endpoint, to.source)
-
-    def _named(self, name: str) -> Peer:
-        peer = self._peers.named(name)
-        if peer is None:
-            raise KeyError(name)
-        return peer
+def _draw_jitter(random: Callable[[int], bytes], timing: Timing) -> float:
+    """Return 0 to `timing.max_jitter` seconds."""
+    return int.from_bytes(random(2), "little") / 65536 * timing.max_jitter

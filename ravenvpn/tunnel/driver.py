@@ -186,7 +186,7 @@ class Tunnel:
         self._pulse.wake()
 
     def remove_peer(self, name: str) -> None:
-        self._device.remove_peer(name, boottime())
+        self._device.remove_peer(name)
         del self.settings[name], self._names[self._ids.pop(name)]
         self.allowed_ips.forget(name)
         self._pulse.wake()
@@ -255,9 +255,9 @@ class Tunnel:
     def _beat(self, now: float) -> float | None:
         """Everything there is to do at this instant; returns when there will be more."""
         unix_ns = time.time_ns()
-        self._device.hear(now, unix_ns)
+        self._device.poll(now, unix_ns)
         self._device.tick(now, unix_ns)
-        for report in self._device.take_reports():
+        for report in self._device.drain_events():
             if not isinstance(report, InnerPacket):
                 self._listeners.on_report(report)
             elif (name := self._names.get(report.peer)) is not None:
@@ -298,5 +298,5 @@ class Tunnel:
             if up:
                 self._device.set_up(boottime())
             else:
-                self._device.set_down(boottime())
+                self._device.set_down()
             self._pulse.wake()

@@ -1,22 +1,25 @@
-"""A peer: what was configured about it, how its handshakes stand, and what a person may see of both.
+"""A peer: its settings, the state of its handshakes, and its status for people and programs.
 
-Values and state only; what acts on them is in `handshakes` and `sessions`.
+Values and state only; `handshake.exchange` and `peer_rules` act on them. A `Peer` is changed only inside
+`PeerTable.change`.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import Protocol
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.handshake import PendingInitiation
 from ravenvpn.crypto.keys import PresharedKey, PublicKey
-from ravenvpn.dataplane.contract import Endpoint, PeerCounters, PeerId, Timing
+from ravenvpn.dataplane.contract import Endpoint, PeerCounters, PeerId, Role, Source, Timing
 from ravenvpn.tunnel.handshake.own_keys import OwnKey
-from ravenvpn.tunnel.handshake.states import HandshakeEvent, HandshakeState, after
+from ravenvpn.tunnel.handshake.states import HandshakeEvent, HandshakeState, next_state
 from ravenvpn.tunnel.roaming import PeerEndpoints
 from ravenvpn.tunnel.timers import NEVER, Timers
 
@@ -25,34 +28,36 @@ WIREGUARD_ONLY = frozenset({Suite.CHACHA20POLY1305})
 
 @dataclass(frozen=True, slots=True)
 class PeerSettings:
-    """What is configured about one peer. `name` is its identity: a node's name, or its key where peers have none."""
+    """The configuration of one peer. `name` identifies it: a node's name, or the key where peers have no name."""
 
     name: str
-    public_keys: tuple[PublicKey, ...]  # the first is called; all are answered; no other peer may have them
-    preshared_key: PresharedKey | None = None
-    endpoints: tuple[Endpoint, ...] = ()  # best first; empty: only the peer can call
+    # Initiations go to the first; those from all of them are answered. A key belongs to one peer only.
+    public_keys: tuple[PublicKey, ...]
+    preshared_key: PresharedKey | None = None  # used from the next handshake on
+    endpoints: tuple[Endpoint, ...] = ()  # best first; empty: only the peer can initiate
     persistent_keepalive: float = 0.0  # seconds, 0 for none
-    suites: frozenset[Suite] = WIREGUARD_ONLY  # what the peer announces
-    roaming: bool = True
+    suites: frozenset[Suite] = WIREGUARD_ONLY  # announced by the peer
+    roaming: bool = True  # follow the peer to any endpoint, not only to those configured
     warm: bool = False  # keep a session up even without traffic
 
     def __post_init__(self) -> None:
+        """Raise ValueError for a field out of range. Endpoints are numeric: there is no name resolution here."""
         if not self.public_keys:
             raise ValueError(f"peer {self.name!r} has no public key")
         if not 0 <= self.persistent_keepalive < math.inf:
-            raise ValueError(f"peer {self.name!r} has no keepalive interval, but {self.persistent_keepalive}")
+            raise ValueError(f"peer {self.name!r}: keepalive interval {self.persistent_keepalive} is out of range")
         for endpoint in self.endpoints:
-            # All of them now: the second one is tried in the middle of a retry, when nobody could be told.
+            # Check all of them now: the second is used in the middle of a retry, where no caller gets an error.
             if not (0 < endpoint.port < 1 << 16 and 0 <= endpoint.scope_id < 1 << 32) or "%" in endpoint.host:
-                raise ValueError(f"peer {self.name!r} has no endpoint, but {endpoint}")
+                raise ValueError(f"peer {self.name!r}: {endpoint} is not a numeric endpoint")
             ip_address(endpoint.host)
 
 
 class HandshakeFailure(enum.Enum):
-    """Why there is no session, as far as we can tell; the value is a line for a person."""
+    """Why there is no session, as far as known; the value is a line for a person."""
 
     NO_ANSWER = "no answer to our initiations"
-    NO_ENDPOINT = "no endpoint is known, only the peer can call"
+    NO_ENDPOINT = "no endpoint is known, only the peer can initiate"
     NO_PRIVATE_KEY = "no private key of our own is set"
     UNUSABLE_KEY = "the peer's public key is a point of low order"
     OWN_KEY = "the peer's public key is our own"
@@ -62,7 +67,8 @@ class HandshakeFailure(enum.Enum):
     COOKIE_DEMANDED = "the peer is under load and asked for a cookie"
 
 
-_ALIVE = {
+# Whether there is a session after an event; events that are missing change nothing.
+_HAS_SESSION_AFTER = {
     HandshakeEvent.RESPONSE_ACCEPTED: True,
     HandshakeEvent.KEY_CONFIRMED: True,
     HandshakeEvent.GIVEN_UP: False,
@@ -72,78 +78,135 @@ _ALIVE = {
 
 
 @dataclass(slots=True, eq=False)
-class Pending:
+class PendingHandshake:
     """An initiation of ours that waits for its response."""
 
-    index: int
-    initiation: PendingInitiation
-    own: OwnKey
-    theirs: PublicKey
+    index: int  # ours, in the IndexTable
+    initiation: PendingInitiation  # the Noise state; wiped when the handshake ends
+    own: OwnKey  # our key that it was made with
+    remote_key: PublicKey  # the peer's key that it was made for
     stamper: CookieStamper
 
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One peer's state. `greatest` holds the newest TAI64N accepted from each of its keys (§5.1)."""
+    """The state of one peer. Owned by `PeerTable`; changed only inside `PeerTable.change`."""
 
     id: PeerId
     settings: PeerSettings
     timing: Timing
     timers: Timers
-    where: PeerEndpoints = field(default_factory=PeerEndpoints)
-    phase: HandshakeState = HandshakeState.IDLE
-    pending: Pending | None = None
-    keypairs: set[int] = field(default_factory=set)  # local indices the data plane holds for it
-    keyed_with: PublicKey | None = None  # its key that the newest session was made with
-    greatest: dict[PublicKey, bytes] = field(default_factory=dict)
-    initiation_accepted: float = NEVER
-    stamped_ns: int = 0  # of our last initiation; the next one is greater, even if the wall clock went back
-    stampers: dict[PublicKey, CookieStamper] = field(default_factory=dict)
-    answered_with: CookieStamper | None = None  # that of our last response
-    last_handshake_ns: int = 0  # Unix time; 0 = never
+    endpoints: PeerEndpoints = field(default_factory=PeerEndpoints)
+    state: HandshakeState = HandshakeState.IDLE
+    pending: PendingHandshake | None = None
+    keypairs: set[int] = field(default_factory=set)  # local indices of its keypairs in the data plane
+    session_key: PublicKey | None = None  # the peer's key that the newest session was made with
+    timestamps: dict[PublicKey, bytes] = field(default_factory=dict)  # newest TAI64N accepted from each key (§5.1)
+    initiation_accepted_at: float = NEVER  # seconds
+    last_timestamp_ns: int = 0  # of our last initiation; the next one is greater, even if the wall clock went back
+    stampers: dict[PublicKey, CookieStamper] = field(default_factory=dict)  # by key of the peer
+    response_stamper: CookieStamper | None = None  # of our last response
+    last_handshake_ns: int = 0  # Unix time of the last completed handshake; 0 = never
     rx_bytes: int = 0  # of handshake messages; the data plane counts the rest
     tx_bytes: int = 0
-    failure: HandshakeFailure | None = None
-    alive: bool = False  # the last handshake that ended, ended well, and its keys are not gone
-    reported_alive: bool = False
+    failure: HandshakeFailure | None = None  # why there is no session
+    has_session: bool = False  # the last handshake that ended was completed, and its keys are not gone
+    session_reported: bool = False  # `has_session` as of the last SessionUp or SessionLost
 
-    def happened(self, what: HandshakeEvent) -> None:
-        """Step through the table of phases; OutOfTurn if it has no such step, and nothing changes then."""
-        self.phase = after(self.phase, what)
-        self.alive = _ALIVE.get(what, self.alive)
+    def transition(self, event: HandshakeEvent) -> None:
+        """Apply an event to the handshake state. Raises UnexpectedEvent, and changes nothing, if it is not
+        possible."""
+        self.state = next_state(self.state, event)
+        self.has_session = _HAS_SESSION_AFTER.get(event, self.has_session)
 
-    def failed(self, why: HandshakeFailure) -> None:
-        """Remember why there is no session. While there is one, nobody's old or foreign messages matter."""
-        if not self.alive:
-            self.failure = why
+    def record_failure(self, failure: HandshakeFailure) -> None:
+        """Record why there is no session. No effect while there is one: late or forged messages do not matter
+        then."""
+        if not self.has_session:
+            self.failure = failure
 
-    def stamper(self, key: PublicKey) -> CookieStamper:
-        """The stamper for messages to one of its keys, kept for the cookies it learns."""
+    def cookie_stamper(self, key: PublicKey) -> CookieStamper:
+        """Return the stamper for messages to this key of the peer; it is kept for the cookies it receives."""
         stamper = self.stampers.get(key)
         if stamper is None:
             stamper = CookieStamper(key, self.timing.cookie_refresh_time, self.timing.cookie_latency)
             self.stampers[key] = stamper
         return stamper
 
-    def forget_key(self, key: PublicKey) -> None:
-        """A key that is no longer the peer's: nothing is kept for it."""
-        self.greatest.pop(key, None)
+    def remove_key(self, key: PublicKey) -> None:
+        """Delete the state kept for a key that is no longer the peer's."""
+        self.timestamps.pop(key, None)
         self.stampers.pop(key, None)
+
+
+class TimersView(Protocol):
+    """The readable part of `Timers`."""
+
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def handshake_sent(self) -> float: ...
+    @property
+    def session(self) -> tuple[Role, float] | None: ...
+
+
+class EndpointsView(Protocol):
+    """The readable part of `PeerEndpoints`."""
+
+    @property
+    def confirmed(self) -> Endpoint | None: ...
+    @property
+    def source(self) -> Source | None: ...
+    def current(self) -> Endpoint | None:
+        """Return the endpoint for the next initiation; None if no endpoint is known."""
+
+
+class PeerView(Protocol):
+    """A `Peer` as `PeerTable` lends it for reading. The type checker refuses every change through it."""
+
+    @property
+    def id(self) -> PeerId: ...
+    @property
+    def settings(self) -> PeerSettings: ...
+    @property
+    def timers(self) -> TimersView: ...
+    @property
+    def endpoints(self) -> EndpointsView: ...
+    @property
+    def state(self) -> HandshakeState: ...
+    @property
+    def keypairs(self) -> Set[int]: ...
+    @property
+    def session_key(self) -> PublicKey | None: ...
+    @property
+    def timestamps(self) -> Mapping[PublicKey, bytes]: ...
+    @property
+    def last_timestamp_ns(self) -> int: ...
+    @property
+    def last_handshake_ns(self) -> int: ...
+    @property
+    def rx_bytes(self) -> int: ...
+    @property
+    def tx_bytes(self) -> int: ...
+    @property
+    def failure(self) -> HandshakeFailure | None: ...
+    @property
+    def has_session(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """A snapshot for people and programs. Bytes include handshake messages, as `wg show` counts them."""
+    """A snapshot of one peer for people and programs. Bytes include handshake messages, as `wg show` counts them."""
 
     id: PeerId
     settings: PeerSettings
-    phase: HandshakeState
-    endpoint: Endpoint | None
+    state: HandshakeState
+    endpoint: Endpoint | None  # in use for data; before the first session the one for the next initiation
     suite: Suite | None  # of the session in use
     session_age: float | None  # seconds; None without a session young enough to use
     last_handshake_ns: int  # Unix time in nanoseconds; 0 = never
-    attempts: int  # initiations sent since the last handshake
-    failure: HandshakeFailure | None
+    attempts: int  # initiations sent since the last completed handshake
+    failure: HandshakeFailure | None  # why there is no session
     rx_bytes: int
     tx_bytes: int
     rx_packets: int  # data only
@@ -151,24 +214,25 @@ class PeerStatus:
     staged: int  # packets that wait for a handshake
 
 
-def status_of(peer: Peer, counters: PeerCounters | None, timing: Timing, now: float) -> PeerStatus:
-    """The peer as it is, with what the data plane counted (None if it does not know the peer)."""
-    seen = counters or PeerCounters()
-    age = now - seen.keypair_birth
-    usable = seen.keypair_birth > 0 and age < timing.reject_after_time
+def status_of(peer: PeerView, counters: PeerCounters | None, timing: Timing, now: float) -> PeerStatus:
+    """Return the status of a peer from its state and the data plane's counters (None if it does not know the
+    peer)."""
+    counted = counters or PeerCounters()
+    age = now - counted.keypair_birth
+    usable = counted.keypair_birth > 0 and age < timing.reject_after_time
     return PeerStatus(
         id=peer.id,
         settings=peer.settings,
-        phase=peer.phase,
-        endpoint=seen.endpoint or peer.where.current(),
-        suite=seen.suite if usable else None,
+        state=peer.state,
+        endpoint=counted.endpoint or peer.endpoints.current(),
+        suite=counted.suite if usable else None,
         session_age=age if usable else None,
         last_handshake_ns=peer.last_handshake_ns,
         attempts=peer.timers.attempts,
         failure=peer.failure,
-        rx_bytes=seen.rx_bytes + peer.rx_bytes,
-        tx_bytes=seen.tx_bytes + peer.tx_bytes,
-        rx_packets=seen.rx_packets,
-        tx_packets=seen.tx_packets,
-        staged=seen.staged,
+        rx_bytes=counted.rx_bytes + peer.rx_bytes,
+        tx_bytes=counted.tx_bytes + peer.tx_bytes,
+        rx_packets=counted.rx_packets,
+        tx_packets=counted.tx_packets,
+        staged=counted.staged,
     )

@@ -55,7 +55,7 @@ class End:
         return PeerStatus(
             id=self.id_of(name),  # type: ignore[arg-type]
             settings=PeerSettings(name, (PublicKey(bytes(31) + b"\1"),)),
-            phase=HandshakeState.IDLE,
+            state=HandshakeState.IDLE,
             endpoint=Endpoint("192.0.2.1", 4500),
             suite=None,
             session_age=1.0 if session else None,

@@ -85,7 +85,7 @@ def test_an_index_in_use_is_not_given_again(world: World) -> None:
     world.run(1.0)
     (index,) = alice.dataplane.sessions
     hand_over(alice, world)
-    assert alice.device._indices.find(index) is not None
+    assert alice.device._indices.lookup(index) is not None
     for _ in range(3):
         alice.device.initiate("bob", world.now)
         world.run(6.0)
@@ -102,7 +102,7 @@ def test_a_pending_handshake_is_made_anew(world: World) -> None:
     bob.device.set_up(world.now)
     alice.device.set_peer(bob.settings(warm=True), world.now)
     world.run(6.0)
-    assert bob.status(alice).phase is HandshakeState.ESTABLISHED
+    assert bob.status(alice).state is HandshakeState.ESTABLISHED
 
 
 def test_sessions_do_not_outlive_a_change_of_our_key(world: World) -> None:

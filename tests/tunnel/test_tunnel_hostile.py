@@ -63,7 +63,7 @@ def attack(world: World, alice: Node, bob: Node, attacker: Attacker, count: int)
         bob.device.receive(
             [Datagram(attacker.datagram(), source, None) for _ in range(100)], world.now, world.unix_ns
         )
-        while bob.device.work(world.now, world.unix_ns):
+        while bob.device.worker.work(world.now, world.unix_ns):
             pass
 
 
@@ -136,7 +136,7 @@ def test_events_about_peers_that_are_gone_are_ignored(world: World) -> None:
     late = bob.dataplane.drain_events()
     bob.sends(b"x", alice)
     identity = bob.status(alice).id
-    bob.device.remove_peer("alice", world.now)
+    bob.device.remove_peer("alice")
     late += bob.dataplane.drain_events()
     bob.device.receive(late, world.now, world.unix_ns)
     assert identity not in {status.id for status in bob.device.peers(world.now)}

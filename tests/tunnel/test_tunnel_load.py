@@ -8,10 +8,10 @@ from tunnel_world import Flight, Node, World, drops, the
 
 from ravenvpn.crypto.cookie import CookieStamper, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint, Timing
-from ravenvpn.tunnel.admission.queue import MAX_PROVEN, ROOM
-from ravenvpn.tunnel.device import WORK_BUDGET
+from ravenvpn.tunnel.admission.queue import MAX_INITIATIONS, MAX_VALIDATED
 from ravenvpn.tunnel.handshake import messages
 from ravenvpn.tunnel.handshake.states import HandshakeState
+from ravenvpn.tunnel.handshake_worker import WORK_PER_CALL
 from ravenvpn.tunnel.peer import HandshakeFailure
 
 noise = deterministic_random("flood")
@@ -39,20 +39,20 @@ def arrive(bob: Node, datagrams: list[Datagram]) -> None:
 
 
 def work_off(bob: Node, world: World) -> None:
-    while bob.device.work(world.now, world.unix_ns):
+    while bob.device.worker.work(world.now, world.unix_ns):
         world.now = max(world.now, bob.device.deadline() or 0.0)
 
 
 def test_messages_are_worked_off_within_a_budget(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, 100))
-    assert bob.device.work(world.now, world.unix_ns, budget=10)
+    assert bob.device.worker.work(world.now, world.unix_ns, limit=10)
     assert drops(bob) == {"NOT_AUTHENTIC": 10}
     deadline = bob.device.deadline()
     assert deadline is not None
     assert deadline <= world.now  # come back at once
     bob.device.tick(world.now, world.unix_ns)
-    assert drops(bob) == {"NOT_AUTHENTIC": 10 + WORK_BUDGET}
+    assert drops(bob) == {"NOT_AUTHENTIC": 10 + WORK_PER_CALL}
 
 
 def test_they_wait_in_a_queue_that_has_an_end(world: World) -> None:
@@ -65,7 +65,7 @@ def test_before_the_gate_the_data_plane_keeps_what_there_is_no_room_for(world: W
     bob = world.node("bob")
     arrive(bob, flood(bob, 600))
     bob.turn()
-    assert bob.dataplane.waiting_initiations() == 600 - ROOM
+    assert bob.dataplane.waiting_initiations() == 600 - MAX_INITIATIONS
     assert set(drops(bob)) == {"COOKIE_SENT"}, "what waits there is load too"
     deadline = bob.device.deadline()
     assert deadline is not None
@@ -77,11 +77,13 @@ def test_before_the_gate_the_data_plane_keeps_what_there_is_no_room_for(world: W
 
 def test_what_is_turned_away_at_once_makes_room_at_once(world: World) -> None:
     bob = world.node("bob")
-    arrive(bob, [one._replace(data=one.data[:116] + b"\1" * 16 + bytes(16)) for one in flood(bob, 3 * ROOM)])
+    arrive(
+        bob, [one._replace(data=one.data[:116] + b"\1" * 16 + bytes(16)) for one in flood(bob, 3 * MAX_INITIATIONS)]
+    )
     for turn in (1, 2, 3):
         assert bob.dataplane.has_news
         bob.turn()
-        assert drops(bob) == {"BAD_MAC1": turn * ROOM}
+        assert drops(bob) == {"BAD_MAC1": turn * MAX_INITIATIONS}
         if turn < 3:
             deadline = bob.device.deadline()
             assert deadline is not None
@@ -100,7 +102,7 @@ def test_under_load_a_message_without_a_cookie_gets_one_and_nothing_else(world: 
     bob = world.node("bob")
     datagrams = flood(bob, 600)
     receive(bob, world, datagrams)
-    bob.device.work(world.now, world.unix_ns, budget=1)
+    bob.device.worker.work(world.now, world.unix_ns, limit=1)
     # Eight replies count as much as one handshake does.
     assert drops(bob) == {"COOKIE_SENT": 8}
     reply = world.sent[0]
@@ -151,7 +153,7 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
     for node in (alice, carol):
         node.knows(bob)
         bob.knows(node)
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     proven = []
     for node, count in ((alice, 8), (carol, 1)):
         stamper = CookieStamper(bob.key.public)
@@ -164,7 +166,7 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
             message = stamper.stamp(message[:116], world.now)
             proven.append(Datagram(message, node.address, None))
     receive(bob, world, proven + flood(bob, 600))
-    bob.device.work(world.now, world.unix_ns, budget=len(proven))
+    bob.device.worker.work(world.now, world.unix_ns, limit=len(proven))
     assert drops(bob)["NOT_AUTHENTIC"] == 5 + 1
     assert drops(bob)["RATE_LIMITED"] == 3
 
@@ -172,7 +174,7 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
 def test_not_under_load_a_proven_source_has_no_limit(world: World) -> None:
     bob = world.node("bob")
     address = Endpoint("192.0.2.77", 51820)
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     stamper = CookieStamper(bob.key.public)
     proven = []
     for datagram in flood(bob, 8):
@@ -193,7 +195,7 @@ def test_a_cookie_is_a_ticket_past_a_full_queue(world: World) -> None:
     message = the("initiation", world).data
     receive(bob, world, [Datagram(message, alice.address, None)])
     assert drops(bob) == {"QUEUE_FULL": 1}
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     reply = checker.reply(message, packed_source(alice.address.host, alice.address.port), world.now)
     receive(alice, world, [Datagram(reply, bob.address, None)])
     work_off(alice, world)
@@ -203,16 +205,16 @@ def test_a_cookie_is_a_ticket_past_a_full_queue(world: World) -> None:
     receive(bob, world, [Datagram(message[:-1] + b"x", alice.address, None)])
     assert drops(bob) == {"QUEUE_FULL": 2}
     receive(bob, world, [Datagram(message, alice.address, None)])
-    bob.device.work(world.now, world.unix_ns, budget=1)
+    bob.device.worker.work(world.now, world.unix_ns, limit=1)
     assert world.kinds(sender=bob) == ["response"]
 
 
 def test_the_queue_of_proven_sources_has_an_end_too(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, MAX_DATAGRAMS))
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     proven = []
-    for number, datagram in enumerate(flood(bob, MAX_PROVEN + 3)):
+    for number, datagram in enumerate(flood(bob, MAX_VALIDATED + 3)):
         endpoint = Endpoint(f"10.0.{number // 250}.{number % 250}", 51820)
         stamper = CookieStamper(bob.key.public)
         message = stamper.stamp(datagram.data[:116], world.now)
@@ -264,7 +266,7 @@ def test_answers_to_our_own_calls_need_no_share(world: World) -> None:
         one.knows(alice)
         alice.knows(one, warm=True)
     world.run(0.1)
-    assert all(alice.status(one).phase is HandshakeState.ESTABLISHED for one in crowd)
+    assert all(alice.status(one).state is HandshakeState.ESTABLISHED for one in crowd)
 
 
 def test_a_response_we_wait_for_passes_a_full_queue(world: World) -> None:
@@ -300,7 +302,7 @@ def test_a_cookie_reply_does_not_move_the_endpoint(world: World) -> None:
     alice.sends(b"hello", bob)
     message = the("initiation", world).data
     world.flights.clear()
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     eve = Endpoint("198.51.100.66", 666)
     world.put(checker.reply(message, bytes(6), world.now), eve, alice.address)
     world.run(1.0)
@@ -316,7 +318,7 @@ def test_a_forged_cookie_reply_is_counted_and_forgotten(world: World, forgery: s
     alice.sends(b"hello", bob)
     message = the("initiation", world).data
     world.flights.clear()
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     reply = bytearray(checker.reply(message, bytes(6), world.now))
     if forgery == "to no index of ours":
         reply[4] ^= 1
@@ -334,7 +336,7 @@ def test_a_cookie_grows_old_after_115_seconds(world: World) -> None:
     world.path = lambda _: []
     alice.sends(b"hello", bob)
     message = the("initiation", world).data
-    checker = bob.device._identity.current.checker  # type: ignore[union-attr]
+    checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     receive(alice, world, [Datagram(checker.reply(message, bytes(6), world.now), bob.address, None)])
     work_off(alice, world)
     carried = []
@@ -378,5 +380,5 @@ def test_many_calls_do_not_keep_us_from_answering(world: World) -> None:
     bob.dataplane.receive(the("initiation", world).data, alice.address, None)
     bob.turn()
     assert "response" in world.kinds(sender=bob)
-    assert world.kinds(sender=bob).count("initiation") == WORK_BUDGET // 2
-    assert bob.status(alice).phase is HandshakeState.RESPONDED
+    assert world.kinds(sender=bob).count("initiation") == WORK_PER_CALL // 2
+    assert bob.status(alice).state is HandshakeState.RESPONDED

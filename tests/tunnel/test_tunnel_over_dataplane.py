@@ -14,11 +14,12 @@ import pytest
 from dataplane.packets import udp
 from dataplane.rig import BODIES, Clock, End, settle
 from fake_dataplane import deterministic_random
+from tunnel_world import peer_status
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane.contract import Endpoint, InnerPacket, PeerId
-from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, Report, SessionUp
+from ravenvpn.tunnel.device import Device, DeviceEvent, PeerSettings, PeerStatus, SessionUp
 from ravenvpn.tunnel.handshake.states import HandshakeState
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 from ravenvpn.tunnel.probing.frame import PORT
@@ -36,7 +37,7 @@ class Whole:
     def __init__(self, name: str, body: str, clock: Clock, suites: frozenset[Suite]) -> None:
         self.name, self.clock, self.body, self.suites = name, clock, body, suites
         self.key = PrivateKey.generate(deterministic_random(f"key of {name}"))
-        self.reports: list[Report] = []
+        self.reports: list[DeviceEvent] = []
         self.inner: list[InnerPacket] = []
         self.begin()
 
@@ -74,7 +75,7 @@ class Whole:
         return [packet[28:].decode() for packet in self.end.packets()]
 
     def status(self, other: Whole) -> PeerStatus:
-        return self.device.peer(other.name, self.clock())
+        return peer_status(self.device, other.name, self.clock())
 
     def turn(self) -> bool:
         """What a driver does, when it is woken or its timer comes; says whether anything happened."""
@@ -89,7 +90,7 @@ class Whole:
             return False
         self.device.receive(events, now, EPOCH + int(now * 1e9))
         self.device.tick(now, EPOCH + int(now * 1e9))
-        for report in self.device.take_reports():
+        for report in self.device.drain_events():
             (self.inner if isinstance(report, InnerPacket) else self.reports).append(report)  # type: ignore[arg-type]
         return True
 
@@ -149,7 +150,7 @@ async def test_packets_that_waited_for_the_handshake_arrive_in_order(body: str, 
         assert alice.received() == ["answer"]
         expected = Suite.AES256GCM if len(suites) == 2 else Suite.CHACHA20POLY1305
         for one, other in ((alice, bob), (bob, alice)):
-            assert one.status(other).phase is HandshakeState.ESTABLISHED
+            assert one.status(other).state is HandshakeState.ESTABLISHED
             assert one.status(other).suite is expected
             assert one.reports == [SessionUp(other.name, other.end.endpoint())]
 
@@ -221,7 +222,7 @@ async def test_a_removed_peer_leaves_no_index_behind(body: str) -> None:
         assert len(alice.device._indices) == 1
         alice.device.initiate("bob", scene.clock())
         await scene.run(5.0)
-        alice.device.remove_peer("bob", scene.clock())
+        alice.device.remove_peer("bob")
         await scene.settle()
         assert len(alice.device._indices) == 0
 
@@ -317,7 +318,7 @@ async def test_a_persistent_keepalive_opens_the_way_and_keeps_it_open(body: str)
     async with two(body, persistent_keepalive=25.0) as scene:
         alice, bob = scene.alice, scene.bob
         await scene.run(100.0)
-        assert alice.status(bob).phase is HandshakeState.ESTABLISHED
+        assert alice.status(bob).state is HandshakeState.ESTABLISHED
         assert alice.end.plane.counters().peers[alice.status(bob).id].tx_packets in (2, 3, 4, 5)
         assert bob.status(alice).rx_bytes >= 92
 

@@ -147,47 +147,47 @@ def test_an_operators_word_moves_a_peer_that_has_roamed(world: World) -> None:
 
 
 def heard(candidates: tuple[Endpoint, ...], at: Endpoint) -> PeerEndpoints:
-    where = PeerEndpoints()
-    where.configure(candidates)
-    where.heard_from(at, None, roaming=True)
-    return where
+    endpoints = PeerEndpoints()
+    endpoints.configure(candidates)
+    endpoints.observe(at, None, roaming=True)
+    return endpoints
 
 
 def test_new_candidates_leave_a_peer_where_it_was_heard_from() -> None:
-    where = heard((A, B), ELSEWHERE)
-    assert not where.configure((A, C))
-    assert where.current() == ELSEWHERE
+    endpoints = heard((A, B), ELSEWHERE)
+    assert not endpoints.configure((A, C))
+    assert endpoints.current() == ELSEWHERE
 
 
 def test_a_withdrawn_candidate_is_left() -> None:
-    where = heard((A, B), B)
-    assert where.configure((A, C))
-    assert where.current() == A
+    endpoints = heard((A, B), B)
+    assert endpoints.configure((A, C))
+    assert endpoints.current() == A
 
 
 def test_a_new_best_candidate_is_taken_at_once() -> None:
-    where = heard((A,), ELSEWHERE)
-    assert where.configure((B,))
-    assert where.current() == B
+    endpoints = heard((A,), ELSEWHERE)
+    assert endpoints.configure((B,))
+    assert endpoints.current() == B
 
 
 def test_a_candidate_that_becomes_the_best_but_is_confirmed_already_changes_nothing() -> None:
-    where = heard((A, B), B)
-    assert not where.configure((B, A))
-    assert where.current() == B
+    endpoints = heard((A, B), B)
+    assert not endpoints.configure((B, A))
+    assert endpoints.current() == B
 
 
 def test_losing_all_candidates_does_not_lose_a_peer_that_was_heard_from() -> None:
-    where = heard((A,), ELSEWHERE)
-    assert not where.configure(())
-    assert where.current() == ELSEWHERE
+    endpoints = heard((A,), ELSEWHERE)
+    assert not endpoints.configure(())
+    assert endpoints.current() == ELSEWHERE
 
 
 def test_without_roaming_only_candidates_count_or_anything_while_nothing_is_known() -> None:
-    where = PeerEndpoints()
-    assert where.heard_from(ELSEWHERE, None, roaming=False)
-    where = PeerEndpoints()
-    where.configure((A, B))
-    assert not where.heard_from(ELSEWHERE, None, roaming=False)
-    assert where.heard_from(B, None, roaming=False)
-    assert where.current() == B
+    endpoints = PeerEndpoints()
+    assert endpoints.observe(ELSEWHERE, None, roaming=False)
+    endpoints = PeerEndpoints()
+    endpoints.configure((A, B))
+    assert not endpoints.observe(ELSEWHERE, None, roaming=False)
+    assert endpoints.observe(B, None, roaming=False)
+    assert endpoints.current() == B

@@ -61,7 +61,7 @@ def test_they_share_one_structure_of_deadlines_however_busy_they_are(world: Worl
     introduce(alice, world, peers)
     world.path = lambda _: []
     world.run(6.0)
-    deadlines = alice.device._sessions.deadlines
+    deadlines = alice.device._schedule._deadlines
     assert len(deadlines) == PEERS
     assert len(deadlines._heap) <= 2 * PEERS + 64
 

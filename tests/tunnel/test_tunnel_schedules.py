@@ -136,8 +136,8 @@ class Schedule:
         """Every index is one of a session in its slot or of the one handshake that waits."""
         held = set(end.dataplane.sessions)
         (status,) = end.device.peers(self.world.now)
-        assert len(end.device._indices) - len(held) == (1 if status.phase.pending else 0)
-        assert all(end.device._indices.find(index) is not None for index in held)
+        assert len(end.device._indices) - len(held) == (1 if status.state.pending else 0)
+        assert all(end.device._indices.lookup(index) is not None for index in held)
 
 
 def run(steps: list[Step], talking: tuple[int, ...], **settings: object) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.dataplane.contract import PeerId
-from ravenvpn.tunnel.admission.load import UnderLoad
+from ravenvpn.tunnel.admission.load import LoadMonitor
 from ravenvpn.tunnel.admission.source_limit import SourceLimiter
 from ravenvpn.tunnel.deadlines import Deadlines
 from ravenvpn.tunnel.handshake.indices import IndexTable
@@ -24,25 +24,25 @@ def test_deadlines_agree_with_a_table_that_is_searched(steps: list[tuple[str, in
     for what, peer, at in steps:
         match what:
             case "expect":
-                deadlines.expect(PeerId(peer), float(at))
+                deadlines.schedule(PeerId(peer), float(at))
                 table[peer] = min(at, table.get(peer, at))
             case "forget":
-                deadlines.forget(PeerId(peer))
+                deadlines.cancel(PeerId(peer))
                 table.pop(peer, None)
             case "take":
                 due = {one for one, when in table.items() if when <= at}
-                assert set(deadlines.take_due(float(at))) == due
+                assert set(deadlines.pop_due(float(at))) == due
                 table = {one: when for one, when in table.items() if one not in due}
-        assert deadlines.next() == min(table.values(), default=None)
+        assert deadlines.next_due() == min(table.values(), default=None)
 
 
 def test_deadlines_do_not_grow_with_the_times_they_are_moved() -> None:
     deadlines = Deadlines()
-    deadlines.expect(BOB, 1e8)  # what lies behind him is not reached
+    deadlines.schedule(BOB, 1e8)  # what lies behind him is not reached
     for second in range(20_000):
-        deadlines.expect(ALICE, 1e9)
-        deadlines.expect(ALICE, second + 0.5)
-        deadlines.take_due(second + 1.0)
+        deadlines.schedule(ALICE, 1e9)
+        deadlines.schedule(ALICE, second + 0.5)
+        deadlines.pop_due(second + 1.0)
     assert len(deadlines._heap) <= 68
 
 
@@ -57,9 +57,9 @@ def test_an_index_is_released_only_by_the_peer_that_holds_it() -> None:
     indices = IndexTable(lambda _: b"\7\0\0\0")
     index = indices.allocate(ALICE)
     assert not indices.release(index, BOB)
-    assert indices.find(index) is not None
+    assert indices.lookup(index) is not None
     assert indices.release(index, ALICE)
-    assert indices.find(index) is None
+    assert indices.lookup(index) is None
 
 
 def test_a_source_has_five_at_once_and_twenty_a_second() -> None:
@@ -87,7 +87,7 @@ def test_the_table_of_sources_is_bounded_and_forgets_after_a_second() -> None:
 
 
 def test_load_begins_at_an_eighth_of_the_queue_and_stays_for_a_second() -> None:
-    load = UnderLoad()
+    load = LoadMonitor()
     assert not load.observe(511, 100.0)
     assert load.observe(512, 100.0)
     assert load.observe(0, 100.99)

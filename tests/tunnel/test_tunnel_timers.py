@@ -64,7 +64,7 @@ def test_it_is_given_up_after_ninety_seconds_and_what_waited_is_dropped(world: W
     world.run(60.0)
     assert moments(world, "initiation") == [5.0 * n for n in range(18)]
     status = alice.status(bob)
-    assert (status.phase, status.attempts, status.staged) == (HandshakeState.IDLE, 0, 0)
+    assert (status.state, status.attempts, status.staged) == (HandshakeState.IDLE, 0, 0)
     assert status.failure is HandshakeFailure.NO_ANSWER
     assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 1
 
@@ -87,7 +87,7 @@ def test_new_data_starts_the_ninety_seconds_afresh(world: World) -> None:
     for _ in range(200):
         alice.sends(b"hello", bob)
         world.run(1.0)
-    assert alice.status(bob).phase is HandshakeState.INITIATED
+    assert alice.status(bob).state is HandshakeState.INITIATED
     assert moments(world, "initiation")[-1] > 190.0
     assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 0
 
@@ -99,7 +99,7 @@ def test_losing_a_peer_for_good_is_reported_once(world: World) -> None:
     world.path = lost
     alice.sends(b"lost", bob)
     world.run(600.0)
-    assert alice.device.take_reports() == [
+    assert alice.device.drain_events() == [
         SessionUp("bob", bob.address),
         SessionLost("bob", HandshakeFailure.NO_ANSWER),
     ]
@@ -285,7 +285,7 @@ def test_a_persistent_keepalive_keeps_calling_a_peer_that_is_away(world: World) 
     world.run(400.0)
     bob.device.set_up(world.now)
     world.run(35.0)
-    assert bob.status(alice).phase is HandshakeState.ESTABLISHED
+    assert bob.status(alice).state is HandshakeState.ESTABLISHED
 
 
 # Keys do not stay (§6.3).
@@ -299,7 +299,7 @@ def test_keys_are_wiped_nine_minutes_after_the_last_session(world: World) -> Non
     world.run(1.0)
     assert alice.dataplane.sessions == {} == bob.dataplane.sessions
     assert len(alice.device._indices) == 0
-    assert alice.status(bob).phase is HandshakeState.IDLE
+    assert alice.status(bob).state is HandshakeState.IDLE
     assert alice.device.deadline() is None
 
 
@@ -320,9 +320,9 @@ def test_a_body_may_retire_old_keys_by_itself(world: World) -> None:
     world.run(1.0)
     alice.dataplane.drop_keypairs(alice.status(bob).id)
     alice.turn()
-    assert alice.status(bob).phase is HandshakeState.IDLE
+    assert alice.status(bob).state is HandshakeState.IDLE
     assert len(alice.device._indices) == 0
-    assert alice.device.take_reports()[-1] == SessionLost("bob", None)
+    assert alice.device.drain_events()[-1] == SessionLost("bob", None)
 
 
 # Warm sessions (ours).
@@ -349,7 +349,7 @@ def test_a_warm_peer_that_is_away_is_called_until_it_is_back(world: World) -> No
     world.run(1000.0)
     bob.device.set_up(world.now)
     world.run(5.5)
-    assert alice.status(bob).phase is HandshakeState.ESTABLISHED
+    assert alice.status(bob).state is HandshakeState.ESTABLISHED
     gaps = [
         later - earlier
         for earlier, later in zip(moments(world, "initiation"), moments(world, "initiation")[1:], strict=False)
@@ -432,51 +432,51 @@ def no_jitter() -> float:
 @pytest.mark.parametrize("answered_at", [100.1, 107.0, 114.9])
 def test_a_handshake_message_answers_what_was_sent_before_it(answered_at: float) -> None:
     timers = Timers(Timing(), no_jitter)
-    timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
-    assert timers.at(Timer.NEW_HANDSHAKE) == 115.25
+    timers.traffic_reported(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
+    assert timers.deadline(Timer.NEW_HANDSHAKE) == 115.25
     timers.response_received(answered_at)
-    assert timers.at(Timer.NEW_HANDSHAKE) is None
+    assert timers.deadline(Timer.NEW_HANDSHAKE) is None
     # The data plane still says so: it does not see handshake messages.
-    timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
-    assert timers.at(Timer.NEW_HANDSHAKE) is None
-    timers.traffic(facts(data_sent=120.0, any_sent=120.0, unanswered_since=100.0))
-    assert timers.at(Timer.NEW_HANDSHAKE) == answered_at + 15.25
+    timers.traffic_reported(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
+    assert timers.deadline(Timer.NEW_HANDSHAKE) is None
+    timers.traffic_reported(facts(data_sent=120.0, any_sent=120.0, unanswered_since=100.0))
+    assert timers.deadline(Timer.NEW_HANDSHAKE) == answered_at + 15.25
 
 
 def test_what_shares_an_instant_with_a_handshake_message_counts_as_later() -> None:
     timers = Timers(Timing(), no_jitter)
     timers.response_received(100.0)
-    timers.traffic(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
-    assert timers.at(Timer.NEW_HANDSHAKE) == 115.25
+    timers.traffic_reported(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
+    assert timers.deadline(Timer.NEW_HANDSHAKE) == 115.25
     timers.handshake_answered(200.0)
-    timers.traffic(facts(data_received=200.0, any_received=200.0, unacknowledged_since=200.0))
-    assert timers.at(Timer.SEND_KEEPALIVE) == 210.0
+    timers.traffic_reported(facts(data_received=200.0, any_received=200.0, unacknowledged_since=200.0))
+    assert timers.deadline(Timer.SEND_KEEPALIVE) == 210.0
 
 
 def test_a_handshake_message_acknowledges_what_was_received_before_it() -> None:
     timers = Timers(Timing(), no_jitter)
-    timers.traffic(facts(data_received=100.0, any_received=100.0, unacknowledged_since=100.0))
-    assert timers.at(Timer.SEND_KEEPALIVE) == 110.0
+    timers.traffic_reported(facts(data_received=100.0, any_received=100.0, unacknowledged_since=100.0))
+    assert timers.deadline(Timer.SEND_KEEPALIVE) == 110.0
     timers.handshake_initiated(105.0)
-    assert timers.at(Timer.SEND_KEEPALIVE) is None
-    timers.traffic(facts(data_received=106.0, any_received=106.0, unacknowledged_since=100.0))
-    assert timers.at(Timer.SEND_KEEPALIVE) == 115.0
+    assert timers.deadline(Timer.SEND_KEEPALIVE) is None
+    timers.traffic_reported(facts(data_received=106.0, any_received=106.0, unacknowledged_since=100.0))
+    assert timers.deadline(Timer.SEND_KEEPALIVE) == 115.0
 
 
 def test_an_expired_timer_is_disarmed_until_something_new_happens() -> None:
     timers = Timers(Timing(), no_jitter)
     report = facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0)
-    timers.traffic(report)
-    assert timers.expired(115.3) == [Timer.NEW_HANDSHAKE]
-    timers.traffic(report)
-    assert timers.due() is None
+    timers.traffic_reported(report)
+    assert timers.pop_expired(115.3) == [Timer.NEW_HANDSHAKE]
+    timers.traffic_reported(report)
+    assert timers.next_deadline() is None
 
 
 def test_timers_that_expire_together_come_in_the_order_of_their_deadlines() -> None:
     timers = Timers(Timing(), no_jitter)
     timers.session_derived(Role.INITIATOR, 0.0)
-    timers.traffic(facts(data_received=10.0, unacknowledged_since=10.0, data_sent=3.0, unanswered_since=3.0))
-    assert timers.expired(1000.0) == [Timer.NEW_HANDSHAKE, Timer.SEND_KEEPALIVE, Timer.ZERO_KEY_MATERIAL]
+    timers.traffic_reported(facts(data_received=10.0, unacknowledged_since=10.0, data_sent=3.0, unanswered_since=3.0))
+    assert timers.pop_expired(1000.0) == [Timer.NEW_HANDSHAKE, Timer.SEND_KEEPALIVE, Timer.ZERO_KEY_MATERIAL]
 
 
 def test_the_driver_is_called_when_due_and_not_before(world: World) -> None:

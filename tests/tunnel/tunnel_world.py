@@ -72,13 +72,13 @@ class Node:
         self.device.set_peer(other.settings(**changes), self.world.now)
 
     def sends(self, packet: bytes, to: Node) -> None:
-        self.dataplane.send(self.device.peer(to.name, self.world.now).id, packet)
+        self.dataplane.send(self.status(to).id, packet)
         self.wake()
 
     def turn(self) -> None:
         """What a driver does when something happened."""
         now, unix_ns = self.world.now, self.world.unix_ns
-        self.device.hear(now, unix_ns)
+        self.device.poll(now, unix_ns)
         self.device.tick(now, unix_ns)
 
     def wake(self) -> None:
@@ -88,7 +88,7 @@ class Node:
             self.turn()
 
     def status(self, other: Node) -> PeerStatus:
-        return self.device.peer(other.name, self.world.now)
+        return peer_status(self.device, other.name, self.world.now)
 
     @property
     def delivered(self) -> list[bytes]:
@@ -197,6 +197,11 @@ class World:
         self.now = end
         for node in self.nodes:
             node.wake()
+
+
+def peer_status(device: Device, name: str, now: float) -> PeerStatus:
+    """The status of one peer. KeyError if there is none of this name."""
+    return {one.settings.name: one for one in device.peers(now)}[name]
 
 
 def drops(node: Node) -> dict[str, int]:

@@ -29,8 +29,8 @@ def handshake_budget() -> TokenBucket:
     return TokenBucket(HANDSHAKES_PER_SECOND, BURST)
 
 
-class UnderLoad:
-    """Whether this responder is under load: a level with one second of hysteresis."""
+class LoadMonitor:
+    """Decides whether this responder is under load: a threshold with one second of hysteresis."""
 
     def __init__(self) -> None:
         self._until = float("-inf")

@@ -1,9 +1,9 @@
-"""Initiations from keys that are nobody's yet.
+"""Initiations from static keys that no peer has yet.
 
-A node that joins a mesh calls as soon as it knows whom, which is often a moment before the others have heard of it.
-Its call is kept until it would be repeated anyway, so that it is answered the instant its peer is configured instead
-of REKEY_TIMEOUT later. An initiation proves that its sender holds the key it names (Noise IK: es and ss come before
-the timestamp), so nobody can push aside another's.
+A node that joins a mesh initiates as soon as it knows its peers, which is often a moment before they know the node.
+Its initiation is kept until it would be repeated anyway, so that it is answered in the instant at which its peer is
+configured, not REKEY_TIMEOUT later. An initiation proves that its sender holds the key it names (Noise IK: es and ss
+come before the timestamp), so nobody can replace the initiation of another key.
 """
 
 from __future__ import annotations
@@ -12,37 +12,40 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ravenvpn.crypto.keys import PublicKey
-from ravenvpn.tunnel.admission.queue import Waiting
+from ravenvpn.tunnel.admission.queue import QueuedMessage
 
-MOST = 64  # of them; whoever makes up keys pushes out the oldest
+MAX_UNKNOWN_KEYS = 64  # initiations kept; a sender with many made-up keys pushes out the oldest
 
 
-class _Call(NamedTuple):
-    waiting: Waiting
-    stamp: bytes
-    since: float
+class _StoredInitiation(NamedTuple):
+    message: QueuedMessage
+    timestamp: bytes  # TAI64N, compared as bytes
+    stored_at: float  # seconds
 
 
 class UnknownKeys:
-    def __init__(self, patience: float) -> None:
-        """`patience` in seconds: how long a caller waits for an answer before it calls again."""
-        self._patience = patience
-        self._calls: dict[PublicKey, _Call] = {}  # oldest first
+    """The newest initiation of each unknown key, at most MAX_UNKNOWN_KEYS of them."""
 
-    def keep(self, static: PublicKey, stamp: bytes, waiting: Waiting, now: float) -> None:
-        """The newest call of each key, by its own timestamp: an old one may have been recorded and sent again."""
-        before = self._calls.get(static)
-        if before is not None and stamp <= before.stamp:
+    def __init__(self, lifetime: float) -> None:
+        """`lifetime` in seconds: how long an initiator waits for the response before it sends another initiation."""
+        self._lifetime = lifetime
+        self._initiations: dict[PublicKey, _StoredInitiation] = {}  # oldest first
+
+    def store(self, static: PublicKey, timestamp: bytes, message: QueuedMessage, now: float) -> None:
+        """Keep this initiation unless a newer one of the key is kept: an older one may be a replay."""
+        before = self._initiations.get(static)
+        if before is not None and timestamp <= before.timestamp:
             return
-        self._calls.pop(static, None)
-        if len(self._calls) >= MOST:
-            del self._calls[next(iter(self._calls))]
-        self._calls[static] = _Call(waiting, stamp, now)
+        self._initiations.pop(static, None)
+        if len(self._initiations) >= MAX_UNKNOWN_KEYS:
+            del self._initiations[next(iter(self._initiations))]
+        self._initiations[static] = _StoredInitiation(message, timestamp, now)
 
-    def take(self, keys: Iterable[PublicKey], now: float) -> list[Waiting]:
-        """Calls made with one of these keys that are still waited for; they are kept no longer."""
-        found = [self._calls.pop(key) for key in keys if key in self._calls]
-        return [call.waiting for call in found if now < call.since + self._patience]
+    def pop(self, keys: Iterable[PublicKey], now: float) -> list[QueuedMessage]:
+        """Remove the initiations of these keys; return those whose sender still waits for the response."""
+        found = [self._initiations.pop(key) for key in keys if key in self._initiations]
+        return [stored.message for stored in found if now < stored.stored_at + self._lifetime]
 
     def clear(self) -> None:
-        self._calls.clear()
+        """Remove all: our own key changed, or the interface went down."""
+        self._initiations.clear()

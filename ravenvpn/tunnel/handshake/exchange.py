@@ -1,7 +1,7 @@
-"""The handshake itself (whitepaper §5.4): making, answering and finishing it, and what each step leaves behind.
+"""The handshake of all peers (whitepaper §5.4): send, answer and complete it, and install what it derived.
 
-Every message arrives here with a valid mac1. A message that does not fit is refused with
-its reason and changes nothing.
+Every received message arrives here with a valid mac1. A message that fails a check is refused with AdmissionRefused,
+whose reason is counted; it changes nothing but the peer's `failure`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Final
 
 from ravenvpn.crypto import tai64n
 from ravenvpn.crypto.aead import Suite
-from ravenvpn.crypto.handshake import initiate, receive_initiation
+from ravenvpn.crypto.handshake import ReceivedInitiation, initiate, receive_initiation
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane.contract import Datagram, DataPlane, Endpoint, NewKeypair, Role, Source
 from ravenvpn.errors import ConfigError, MalformedMessage
-from ravenvpn.tunnel.admission.queue import AdmissionRefused, HandshakeDrop, Waiting
+from ravenvpn.tunnel.admission.queue import AdmissionRefused, HandshakeDrop, QueuedMessage
 from ravenvpn.tunnel.admission.unknown_keys import UnknownKeys
 from ravenvpn.tunnel.handshake import messages
 from ravenvpn.tunnel.handshake.indices import IndexTable
 from ravenvpn.tunnel.handshake.own_keys import OwnKey, OwnKeys
-from ravenvpn.tunnel.handshake.states import HandshakeEvent, UnexpectedEvent, after
-from ravenvpn.tunnel.peer import HandshakeFailure, Peer, Pending
+from ravenvpn.tunnel.handshake.states import HandshakeEvent, UnexpectedEvent, next_state
+from ravenvpn.tunnel.peer import HandshakeFailure, Peer, PendingHandshake
 from ravenvpn.tunnel.peer_table import PeerTable
 
-INITIATIONS_PER_SECOND: Final = 50  # accepted per peer, as the reference implementations have it
-STAMP_GRAIN_NS: Final = 1 << 24  # two initiations within one grain carry equal timestamps (crypto.tai64n)
+INITIATIONS_PER_SECOND: Final = 50  # accepted per peer, as in the reference implementations
+TIMESTAMP_GRAIN_NS: Final = 1 << 24  # two initiations within one grain carry equal timestamps (crypto.tai64n)
 
-# What is no longer true once an initiation could be made.
-CURED_BY_CALLING: Final = (
+# Failures that are cured once an initiation could be made.
+CURED_BY_INITIATION: Final = (
     HandshakeFailure.NO_PRIVATE_KEY,
     HandshakeFailure.NO_ENDPOINT,
     HandshakeFailure.OWN_KEY,
@@ -37,191 +37,204 @@ CURED_BY_CALLING: Final = (
 
 
 class HandshakeExchange:
-    """Does handshakes for all peers of a device, with the data plane as its mouth and the keeper of its keys."""
+    """Handshakes of a device's peers. Messages are sent, and keypairs installed, through the data plane.
+
+    `suites` is what we offer as initiator and accept as responder; it may be replaced at any time.
+    """
 
     def __init__(
         self,
         dataplane: DataPlane,
-        identity: OwnKeys,
+        own_keys: OwnKeys,
         peers: PeerTable,
         indices: IndexTable,
-        strangers: UnknownKeys,
+        unknown_keys: UnknownKeys,
         *,
         random: Callable[[int], bytes],
         suites: frozenset[Suite],
     ) -> None:
+        """`random(n)` returns n random bytes, for ephemeral keys."""
         self._dataplane = dataplane
-        self._identity = identity
+        self._own_keys = own_keys
         self._peers = peers
         self._indices = indices
-        self._strangers = strangers
+        self._unknown_keys = unknown_keys
         self._random = random
-        self._suites = suites
+        self.suites = suites
 
-    # The initiator.
+    # Initiator.
 
     def initiate(self, peer: Peer, now: float, unix_ns: int) -> HandshakeFailure | None:
-        """Send an initiation to where the peer may be, replacing one that waits. Says why if it cannot."""
-        own = self._identity.current
+        """Send an initiation to the peer's current endpoint; it replaces a pending one. Return why if none was
+        sent."""
+        own = self._own_keys.current
         if own is None:
             return HandshakeFailure.NO_PRIVATE_KEY
-        theirs = peer.settings.public_keys[0]
-        if self._identity.is_ours(theirs):
+        remote_key = peer.settings.public_keys[0]
+        if self._own_keys.is_own(remote_key):
             return HandshakeFailure.OWN_KEY
-        endpoint = peer.where.current()
+        endpoint = peer.endpoints.current()
         if endpoint is None:
             return HandshakeFailure.NO_ENDPOINT
-        # §5.1: the timestamp must grow, whatever the wall clock does.
-        stamped_ns = max(unix_ns, peer.stamped_ns + STAMP_GRAIN_NS)
-        suite = self._suite_for(peer)
+        # §5.1: the timestamp must grow, even if the wall clock goes back.
+        timestamp_ns = max(unix_ns, peer.last_timestamp_ns + TIMESTAMP_GRAIN_NS)
+        suite = self._choose_suite(peer)
         ephemeral = PrivateKey.generate(self._random)
         try:
-            body, initiation = initiate(own.private, theirs, suite, tai64n.stamp(stamped_ns), ephemeral)
+            body, initiation = initiate(own.private, remote_key, suite, tai64n.stamp(timestamp_ns), ephemeral)
         except ConfigError:
             return HandshakeFailure.UNUSABLE_KEY
         self.drop_pending(peer)
-        peer.stamped_ns = stamped_ns
+        peer.last_timestamp_ns = timestamp_ns
         index = self._indices.allocate(peer.id)
-        stamper = peer.stamper(theirs)
-        peer.pending = Pending(index, initiation, own, theirs, stamper)
-        peer.happened(HandshakeEvent.INITIATION_SENT)
-        if peer.failure in CURED_BY_CALLING:
+        stamper = peer.cookie_stamper(remote_key)
+        peer.pending = PendingHandshake(index, initiation, own, remote_key, stamper)
+        peer.transition(HandshakeEvent.INITIATION_SENT)
+        if peer.failure in CURED_BY_INITIATION:
             peer.failure = None
         peer.timers.handshake_initiated(now)
         message = stamper.stamp(messages.Initiation(index, suite, body).pack(), now)
-        self._send(peer, message, endpoint, peer.where.source)
+        self._send(peer, message, endpoint, peer.endpoints.source)
         return None
 
     def give_up(self, peer: Peer, now: float) -> None:
-        """§6.4: nothing answered for REKEY_ATTEMPT_TIME."""
+        """End a pending initiation that nothing answered for REKEY_ATTEMPT_TIME (§6.4), and drop staged packets."""
         self.drop_pending(peer)
-        peer.happened(HandshakeEvent.GIVEN_UP)
+        peer.transition(HandshakeEvent.GIVEN_UP)
         peer.timers.handshake_given_up(now)
-        peer.failed(peer.failure or HandshakeFailure.NO_ANSWER)
+        peer.record_failure(peer.failure or HandshakeFailure.NO_ANSWER)
         self._dataplane.purge_staged(peer.id)
 
     def drop_pending(self, peer: Peer) -> None:
-        """Wipe the initiation that waits, if one does, and free its index. The phase is the caller's to step."""
+        """Wipe a pending initiation, if there is one, and free its index. The caller applies the state transition."""
         if peer.pending is not None:
             peer.pending.initiation.wipe()
             self._indices.release(peer.pending.index, peer.id)
             peer.pending = None
 
-    # What comes in.
+    # Received messages.
 
-    def receive(self, waiting: Waiting, now: float, unix_ns: int) -> Peer:
-        """Act on one message that passed the gate; the peer it changed. Refused if it may not."""
-        message, own, datagram = waiting
+    def receive(self, queued: QueuedMessage, now: float, unix_ns: int) -> None:
+        """Process one message that passed the admission queue. Raises AdmissionRefused if it fails a check."""
+        message, own, datagram = queued
         if isinstance(message, messages.CookieReply):
-            return self._on_cookie_reply(message, datagram, now)
-        if own is None or not self._identity.has(own):
+            self._on_cookie_reply(message, datagram, now)
+        elif own is None or own not in self._own_keys:
             raise AdmissionRefused(HandshakeDrop.BAD_MAC1)
-        if isinstance(message, messages.Initiation):
-            return self._on_initiation(message, own, waiting, now)
-        return self._on_response(message, own, datagram, now, unix_ns)
+        elif isinstance(message, messages.Initiation):
+            self._on_initiation(message, own, queued, now)
+        else:
+            self._on_response(message, own, datagram, now, unix_ns)
 
-    def _on_initiation(self, message: messages.Initiation, own: OwnKey, waiting: Waiting, now: float) -> Peer:
-        datagram = waiting.datagram
+    def _on_initiation(self, message: messages.Initiation, own: OwnKey, queued: QueuedMessage, now: float) -> None:
         try:
             received = receive_initiation(own.private, message.body, message.suite)
         except MalformedMessage:
             raise AdmissionRefused(HandshakeDrop.NOT_AUTHENTIC) from None
-        if self._identity.is_ours(received.static):
+        if self._own_keys.is_own(received.static):
             raise AdmissionRefused(HandshakeDrop.OWN_STATIC)
-        peer = self._peers.with_key(received.static)
-        if peer is None:
-            self._strangers.keep(received.static, received.timestamp, waiting, now)
+        known = self._peers.lookup_key(received.static)
+        if known is None:
+            self._unknown_keys.store(received.static, received.timestamp, queued, now)
             raise AdmissionRefused(HandshakeDrop.UNKNOWN_STATIC)
-        # §5.1: a timestamp not greater than the last one is a replay.
-        if received.timestamp <= peer.greatest.get(received.static, b""):
-            peer.failed(HandshakeFailure.REPLAYED)
+        with self._peers.change(known.id) as peer:
+            self._respond(peer, message, received, queued.datagram, now)
+
+    def _respond(
+        self, peer: Peer, message: messages.Initiation, received: ReceivedInitiation, datagram: Datagram, now: float
+    ) -> None:
+        # §5.1: a timestamp that is not greater than the last one is a replay.
+        if received.timestamp <= peer.timestamps.get(received.static, b""):
+            peer.record_failure(HandshakeFailure.REPLAYED)
             raise AdmissionRefused(HandshakeDrop.REPLAYED_TIMESTAMP)
-        if now < peer.initiation_accepted + 1 / INITIATIONS_PER_SECOND:
+        if now < peer.initiation_accepted_at + 1 / INITIATIONS_PER_SECOND:
             raise AdmissionRefused(HandshakeDrop.FLOOD)
-        if message.suite not in self._suites or message.suite not in peer.settings.suites:
-            peer.failed(HandshakeFailure.SUITE_REFUSED)
+        if message.suite not in self.suites or message.suite not in peer.settings.suites:
+            peer.record_failure(HandshakeFailure.SUITE_REFUSED)
             raise AdmissionRefused(HandshakeDrop.SUITE_REFUSED)
         try:
             body, keys = received.respond(peer.settings.preshared_key, PrivateKey.generate(self._random))
         except MalformedMessage:
-            peer.failed(HandshakeFailure.UNUSABLE_KEY)
+            peer.record_failure(HandshakeFailure.UNUSABLE_KEY)
             raise AdmissionRefused(HandshakeDrop.UNUSABLE_KEY) from None
-        peer.greatest[received.static] = received.timestamp
-        peer.initiation_accepted = now
+        peer.timestamps[received.static] = received.timestamp
+        peer.initiation_accepted_at = now
         peer.rx_bytes += len(datagram.data)
-        peer.happened(HandshakeEvent.INITIATION_ACCEPTED)
+        peer.transition(HandshakeEvent.INITIATION_ACCEPTED)
         peer.timers.handshake_answered(now)
-        self._heard_from(peer, datagram)
+        self._observe_endpoint(peer, datagram)
         index = self._indices.allocate(peer.id)
         keypair = NewKeypair(message.suite, Role.RESPONDER, index, message.sender, keys.send, keys.receive, birth=now)
         self._install(peer, keypair, received.static)
-        peer.answered_with = peer.stamper(received.static)
-        response = peer.answered_with.stamp(messages.Response(index, message.sender, body).pack(), now)
-        # To where the initiation came from and from where it was sent to, which with roaming off may not be where
-        # we send data.
+        peer.response_stamper = peer.cookie_stamper(received.static)
+        response = peer.response_stamper.stamp(messages.Response(index, message.sender, body).pack(), now)
+        # The response goes to where the initiation came from, and from the address it was sent to. With roaming off
+        # that need not be the endpoint that data is sent to.
         self._send(peer, response, datagram.endpoint, datagram.source)
-        return peer
 
     def _on_response(
         self, message: messages.Response, own: OwnKey, datagram: Datagram, now: float, unix_ns: int
-    ) -> Peer:
-        entry = self._indices.find(message.receiver)
-        peer = self._peers.get(entry.peer) if entry is not None and not entry.keypair else None
-        if peer is None or (pending := peer.pending) is None or pending.index != message.receiver:
+    ) -> None:
+        entry = self._indices.lookup(message.receiver)
+        if entry is None or entry.keypair or entry.peer not in self._peers:
             raise AdmissionRefused(HandshakeDrop.STALE_RESPONSE)
-        try:
-            after(peer.phase, HandshakeEvent.RESPONSE_ACCEPTED)
-        except UnexpectedEvent:
-            raise AdmissionRefused(HandshakeDrop.STALE_RESPONSE) from None
-        if own is not pending.own:
-            raise AdmissionRefused(HandshakeDrop.NOT_AUTHENTIC)
-        try:
-            keys = pending.initiation.finish(message.body, peer.settings.preshared_key)
-        except MalformedMessage:
-            peer.failed(HandshakeFailure.BAD_RESPONSE)
-            raise AdmissionRefused(HandshakeDrop.NOT_AUTHENTIC) from None
-        peer.pending = None
-        peer.rx_bytes += len(datagram.data)
-        peer.happened(HandshakeEvent.RESPONSE_ACCEPTED)
-        peer.timers.response_received(now)
-        peer.timers.handshake_completed()
-        peer.last_handshake_ns = unix_ns
-        peer.failure = None
-        self._heard_from(peer, datagram)
-        suite, index = pending.initiation.suite, pending.index
-        keypair = NewKeypair(suite, Role.INITIATOR, index, message.sender, keys.send, keys.receive, birth=now)
-        self._install(peer, keypair, pending.theirs)
-        return peer
+        with self._peers.change(entry.peer) as peer:
+            pending = peer.pending
+            if pending is None or pending.index != message.receiver:
+                raise AdmissionRefused(HandshakeDrop.STALE_RESPONSE)
+            try:
+                next_state(peer.state, HandshakeEvent.RESPONSE_ACCEPTED)
+            except UnexpectedEvent:
+                raise AdmissionRefused(HandshakeDrop.STALE_RESPONSE) from None
+            if own is not pending.own:
+                raise AdmissionRefused(HandshakeDrop.NOT_AUTHENTIC)
+            try:
+                keys = pending.initiation.finish(message.body, peer.settings.preshared_key)
+            except MalformedMessage:
+                peer.record_failure(HandshakeFailure.BAD_RESPONSE)
+                raise AdmissionRefused(HandshakeDrop.NOT_AUTHENTIC) from None
+            peer.pending = None
+            peer.rx_bytes += len(datagram.data)
+            peer.transition(HandshakeEvent.RESPONSE_ACCEPTED)
+            peer.timers.response_received(now)
+            peer.timers.handshake_completed()
+            peer.last_handshake_ns = unix_ns
+            peer.failure = None
+            self._observe_endpoint(peer, datagram)
+            suite, index = pending.initiation.suite, pending.index
+            keypair = NewKeypair(suite, Role.INITIATOR, index, message.sender, keys.send, keys.receive, birth=now)
+            self._install(peer, keypair, pending.remote_key)
 
-    def _on_cookie_reply(self, message: messages.CookieReply, datagram: Datagram, now: float) -> Peer:
-        # Not authenticated as coming from the peer's address, so it must not move the endpoint (§6.6 sends nothing
-        # at once either: the retransmission carries mac2).
-        entry = self._indices.find(message.receiver)
-        peer = self._peers.get(entry.peer) if entry is not None else None
-        if peer is None or entry is None:
+    def _on_cookie_reply(self, message: messages.CookieReply, datagram: Datagram, now: float) -> None:
+        """Store the cookie for the next message. A cookie reply does not prove the peer's address, so it moves no
+        endpoint, and §6.6 sends nothing at once: the retransmission carries mac2."""
+        entry = self._indices.lookup(message.receiver)
+        if entry is None or entry.peer not in self._peers:
             raise AdmissionRefused(HandshakeDrop.BAD_COOKIE)
-        ours = peer.answered_with if entry.keypair else peer.pending
-        stamper = ours.stamper if isinstance(ours, Pending) else ours
-        if stamper is None:
-            raise AdmissionRefused(HandshakeDrop.BAD_COOKIE)
-        try:
-            stamper.receive_reply(datagram.data, now)
-        except MalformedMessage:
-            raise AdmissionRefused(HandshakeDrop.BAD_COOKIE) from None
-        peer.failed(HandshakeFailure.COOKIE_DEMANDED)
-        return peer
+        with self._peers.change(entry.peer) as peer:
+            if entry.keypair:
+                stamper = peer.response_stamper
+            else:
+                stamper = peer.pending.stamper if peer.pending is not None else None
+            if stamper is None:
+                raise AdmissionRefused(HandshakeDrop.BAD_COOKIE)
+            try:
+                stamper.receive_reply(datagram.data, now)
+            except MalformedMessage:
+                raise AdmissionRefused(HandshakeDrop.BAD_COOKIE) from None
+            peer.record_failure(HandshakeFailure.COOKIE_DEMANDED)
 
-    def _suite_for(self, peer: Peer) -> Suite:
-        """The initiator chooses from what the responder announced: AES where both ends have it."""
-        common = self._suites & peer.settings.suites
+    def _choose_suite(self, peer: Peer) -> Suite:
+        """Return the suite of an initiation: AES-GCM where both ends announce it (docs/protocol.md §1)."""
+        common = self.suites & peer.settings.suites
         return Suite.AES256GCM if Suite.AES256GCM in common else Suite.CHACHA20POLY1305
 
-    def _heard_from(self, peer: Peer, datagram: Datagram) -> None:
-        if peer.where.heard_from(datagram.endpoint, datagram.source, peer.settings.roaming):
+    def _observe_endpoint(self, peer: Peer, datagram: Datagram) -> None:
+        if peer.endpoints.observe(datagram.endpoint, datagram.source, peer.settings.roaming):
             self._dataplane.set_endpoint(peer.id, datagram.endpoint, datagram.source)
 
-    def _install(self, peer: Peer, keypair: NewKeypair, theirs: PublicKey) -> None:
-        peer.keyed_with = theirs
+    def _install(self, peer: Peer, keypair: NewKeypair, remote_key: PublicKey) -> None:
+        peer.session_key = remote_key
         self._indices.promote(keypair.local_index)
         peer.keypairs.add(keypair.local_index)
         peer.timers.session_derived(keypair.role, keypair.birth)

@@ -1,7 +1,7 @@
-"""Indices: the 32-bit names by which a receiver finds the handshake or session a message belongs to.
+"""Table of the 32-bit receiver indices by which a message names a handshake or session of ours.
 
-Whitepaper §5.4: chosen by the receiver, at random (a sequence would tell an observer how many sessions there are),
-unique over handshakes and sessions alike. One table per device.
+Whitepaper §5.4: the receiver chooses the index at random (a sequence would tell an observer how many sessions there
+are). Indices are unique over handshakes and sessions together. One table per device.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from ravenvpn.dataplane.contract import PeerId
 
 
 class IndexEntry(NamedTuple):
-    """Whose an index is. `keypair` is False while only a handshake holds it."""
+    """The owner of an index."""
 
     peer: PeerId
-    keypair: bool
+    keypair: bool  # False while only a handshake uses the index, True once a session has it
 
 
 class IndexTable:
-    """Index → peer. `random` is asked for four bytes at a time."""
+    """Index → peer. All operations are O(1). `len()` is the number of indices in use."""
 
     def __init__(self, random: Callable[[int], bytes]) -> None:
+        """`random(n)` returns n random bytes; it is called with 4."""
         self._random = random
         self._entries: dict[int, IndexEntry] = {}
 
@@ -30,7 +31,7 @@ class IndexTable:
         return len(self._entries)
 
     def allocate(self, peer: PeerId) -> int:
-        """A fresh index for a handshake of this peer."""
+        """Return an unused random index, now in use for a handshake of this peer."""
         index = int.from_bytes(self._random(4), "little")
         while index in self._entries:
             index = int.from_bytes(self._random(4), "little")
@@ -38,20 +39,24 @@ class IndexTable:
         return index
 
     def promote(self, index: int) -> None:
-        """The handshake became a session and keeps its index (swapped in place: nothing can slip in between)."""
+        """Mark the index as used by a session: the handshake completed. Replaced in place, so never free between."""
         self._entries[index] = IndexEntry(self._entries[index].peer, keypair=True)
 
     def adopt(self, index: int, peer: PeerId) -> None:
-        """A session from before a restart. ValueError if the index is taken."""
+        """Enter the index of a session from before a restart. ValueError if the index is in use.
+
+        For session hand-over on restart; no caller in the agent yet.
+        """
         if index in self._entries:
             raise ValueError(f"index {index:#010x} is in use")
         self._entries[index] = IndexEntry(peer, keypair=True)
 
-    def find(self, index: int) -> IndexEntry | None:
+    def lookup(self, index: int) -> IndexEntry | None:
+        """Return the owner of the index, None if it is not in use."""
         return self._entries.get(index)
 
     def release(self, index: int, peer: PeerId) -> bool:
-        """Free it if it is still this peer's; says whether it was."""
+        """Free the index if this peer owns it; return whether it did."""
         entry = self._entries.get(index)
         if entry is None or entry.peer != peer:
             return False

@@ -37,7 +37,7 @@ class ProbeSchedule:
 
     def forget(self, peer: PeerId) -> None:
         del self._probers[peer]
-        self._deadlines.forget(peer)
+        self._deadlines.cancel(peer)
 
     def announce(self, role: int, epoch: int, verdicts: Sequence[ForwardingVerdict] = ()) -> None:
         """What we say about ourselves to every peer from now on."""
@@ -46,12 +46,12 @@ class ProbeSchedule:
             prober.announce(*self._announced)
 
     def due(self) -> float | None:
-        return self._deadlines.next()
+        return self._deadlines.next_due()
 
     def tick(self, now: float) -> list[tuple[PeerId, bytes]]:
         """Inner packets to send now, each to its peer."""
         packets = []
-        for peer in self._deadlines.take_due(now):
+        for peer in self._deadlines.pop_due(now):
             prober = self._probers[peer]
             prober.expire(now)
             if prober.asks(now):
@@ -80,4 +80,4 @@ class ProbeSchedule:
     def _expect(self, peer: PeerId) -> None:
         due = self._probers[peer].due()
         if due is not None:
-            self._deadlines.expect(peer, due)
+            self._deadlines.schedule(peer, due)

@@ -1,4 +1,4 @@
-"""The table of phases is total: each pair either leads somewhere or is a protocol error, and nothing in between."""
+"""The transition table is total: each pair of state and event has a next state or is a protocol error."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.errors import MalformedMessage
-from ravenvpn.tunnel.handshake.states import TRANSITIONS, HandshakeEvent, HandshakeState, UnexpectedEvent, after
+from ravenvpn.tunnel.handshake.states import TRANSITIONS, HandshakeEvent, HandshakeState, UnexpectedEvent, next_state
 
-# What can not happen: a response nobody waits for, giving up what was not begun, confirming keys not given.
+# A response that no initiation waits for, giving up an initiation not sent, confirming keys not responded with.
 IMPOSSIBLE = {
     (HandshakeState.IDLE, HandshakeEvent.RESPONSE_ACCEPTED),
     (HandshakeState.IDLE, HandshakeEvent.KEY_CONFIRMED),
@@ -24,27 +24,27 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize(("phase", "happening"), list(itertools.product(HandshakeState, HandshakeEvent)))
-def test_every_pair_leads_somewhere_or_is_out_of_turn(phase: HandshakeState, happening: HandshakeEvent) -> None:
-    if (phase, happening) in IMPOSSIBLE:
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(HandshakeState, HandshakeEvent)))
+def test_every_pair_has_a_next_state_or_raises(state: HandshakeState, event: HandshakeEvent) -> None:
+    if (state, event) in IMPOSSIBLE:
         with pytest.raises(UnexpectedEvent) as caught:
-            after(phase, happening)
-        assert (caught.value.phase, caught.value.happening) == (phase, happening)
+            next_state(state, event)
+        assert (caught.value.state, caught.value.event) == (state, event)
         assert isinstance(caught.value, MalformedMessage)
     else:
-        assert after(phase, happening) is TRANSITIONS[phase, happening]
+        assert next_state(state, event) is TRANSITIONS[state, event]
 
 
 @given(st.lists(st.sampled_from(HandshakeEvent)))
-def test_any_history_agrees_with_the_facts_it_is_about(history: list[HandshakeEvent]) -> None:
-    """`pending` and having keys, kept by hand, are what the phase says after any sequence of events."""
-    phase, pending, confirmed, answered = HandshakeState.IDLE, False, False, False
-    for happening in history:
+def test_the_state_agrees_with_flags_kept_by_hand(history: list[HandshakeEvent]) -> None:
+    """`pending`, `confirmed` and `answered`, updated by hand, match the state after any sequence of events."""
+    state, pending, confirmed, answered = HandshakeState.IDLE, False, False, False
+    for event in history:
         try:
-            phase = after(phase, happening)
+            state = next_state(state, event)
         except UnexpectedEvent:
             continue
-        match happening:
+        match event:
             case HandshakeEvent.INITIATION_SENT:
                 pending = True
             case HandshakeEvent.INITIATION_ACCEPTED:
@@ -57,6 +57,6 @@ def test_any_history_agrees_with_the_facts_it_is_about(history: list[HandshakeEv
                 confirmed = answered = False
             case HandshakeEvent.WIPED:
                 pending = confirmed = answered = False
-        assert phase.pending is pending
-        assert (phase in (HandshakeState.ESTABLISHED, HandshakeState.REKEYING)) is confirmed
-        assert (phase is HandshakeState.IDLE) is (not pending and not confirmed and not answered)
+        assert state.pending is pending
+        assert (state in (HandshakeState.ESTABLISHED, HandshakeState.REKEYING)) is confirmed
+        assert (state is HandshakeState.IDLE) is (not pending and not confirmed and not answered)

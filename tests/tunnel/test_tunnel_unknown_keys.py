@@ -10,7 +10,7 @@ from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.crypto.tai64n import stamp
-from ravenvpn.tunnel.admission.unknown_keys import MOST
+from ravenvpn.tunnel.admission.unknown_keys import MAX_UNKNOWN_KEYS
 from ravenvpn.tunnel.handshake import messages
 
 LATENCY = 1 / 64
@@ -67,7 +67,7 @@ def test_an_old_call_sent_again_does_not_take_the_place_of_a_newer_one(world: Wo
 def test_made_up_keys_take_no_more_than_their_room(world: World) -> None:
     """The oldest goes first; memory stays bounded."""
     bob = world.node("bob")
-    strangers = [PrivateKey.generate(deterministic_random(f"stranger {i}")) for i in range(MOST + 1)]
+    strangers = [PrivateKey.generate(deterministic_random(f"stranger {i}")) for i in range(MAX_UNKNOWN_KEYS + 1)]
     for stranger in strangers:
         world.put(call(stranger, bob.key.public, 0), EVE, bob.address)
         world.run(0.03)
