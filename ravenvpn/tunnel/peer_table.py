@@ -66,9 +66,9 @@ class PeerTable:
         self._last_id = max(self._last_id, peer.id)
         self._schedule.commit(peer)
 
-    def change(self, peer: PeerId) -> PeerChange:
+    def change(self, peer: PeerId) -> PeerTransaction:
         """Return the context manager that lends the peer of this id for changes. KeyError if there is none."""
-        return PeerChange(self._by_id[peer], self._schedule)
+        return PeerTransaction(self._by_id[peer], self._schedule)
 
     def replace_settings(self, peer: Peer, settings: PeerSettings) -> None:
         """Replace the settings of a peer, which keeps its name. ValueError, and no change, if a key is another's."""
@@ -95,7 +95,7 @@ class PeerTable:
                 )
 
 
-class PeerChange:
+class PeerTransaction:
     """Context manager of `PeerTable.change`. A class because a generator costs three times as much, per event."""
 
     __slots__ = ("_peer", "_schedule")
