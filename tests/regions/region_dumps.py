@@ -1,4 +1,4 @@
-"""What an agent may change on a host, and whatever else is there, as a dump that can be compared."""
+"""Dumps of everything on a host that an agent may change, with all entries of other programs."""
 
 from __future__ import annotations
 
@@ -26,4 +26,5 @@ _COMMANDS = (
 
 
 def dump(node: LabNode) -> Dump:
+    """Return the outputs of these commands on a node."""
     return host_dumps.dump(node, _COMMANDS)

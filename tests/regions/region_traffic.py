@@ -1,8 +1,8 @@
-"""Traffic between hosts of a lab, all of it from this very process: its sockets live in the hosts' namespaces.
+"""Traffic between hosts of a lab, sent and received by this process through sockets in the hosts' namespaces.
 
-A `Station` answers on one host: a datagram with the address it was seen from, however large it was; what comes by TCP
-with its SHA-256 and the address. `datagrams`, `streams` and `echoes` ask many stations at once, and say for each pair
-what came back.
+A `Station` answers on one host: a datagram of any size with its source address, a TCP stream with its source address
+and SHA-256. `datagrams`, `streams` and `echoes` send to many stations at the same time and return an answer for each
+pair of hosts.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from typing import NamedTuple
 from ravenvpn.lab.host import LabHost, LabNode, Pod
 
 Address = IPv4Address | IPv6Address
-PORT = 7777
-TRIES, PATIENCE = 3, 1.0  # a datagram may be lost on a busy machine
-AT_ONCE = 16
+PORT = 7777  # UDP and TCP
+TRIES, TIMEOUT = 3, 1.0  # number, seconds each; a datagram may be lost on a loaded machine
+AT_ONCE = 16  # datagrams without an answer
 
-# linux/in.h, linux/in6.h, linux/errqueue.h; Python's socket module lacks them.
-IP_MTU_DISCOVER, IP_RECVERR, IP_PMTUDISC_PROBE = 10, 11, 3  # PROBE: DF, whatever is known of the path
+# linux/in.h, linux/in6.h, linux/errqueue.h; Python's socket module does not have them.
+IP_MTU_DISCOVER, IP_RECVERR, IP_PMTUDISC_PROBE = 10, 11, 3  # PROBE: set DF, ignore the cached path MTU
 IPV6_MTU_DISCOVER, IPV6_RECVERR, IPV6_DONTFRAG = 23, 25, 62
 MSG_ERRQUEUE = 0x2000
-_ERROR = struct.Struct("=IBBBBII")  # sock_extended_err, the offender's sockaddr behind it
-_HEADERS = {4: 28, 6: 48}  # IP and UDP
+_ERROR = struct.Struct("=IBBBBII")  # sock_extended_err; the sockaddr of the offender follows
+_HEADERS = {4: 28, 6: 48}  # bytes of IP and UDP header
 
 
 def version(address: object) -> int:
@@ -44,7 +44,7 @@ def family(address: object) -> socket.AddressFamily:
 
 
 class Pair(NamedTuple):
-    """Who asks whom at which of its addresses."""
+    """A sender, a receiver, and the receiver's address that is used."""
 
     sender: Pod | LabNode
     receiver: Pod | LabNode
@@ -55,6 +55,7 @@ class Pair(NamedTuple):
 
     @property
     def crosses(self) -> bool:
+        """Whether the hosts are in different regions."""
         return region_of(self.sender) != region_of(self.receiver)
 
 
@@ -63,7 +64,7 @@ def region_of(host: Pod | LabNode) -> str:
 
 
 def pairs(senders: Iterable[Pod | LabNode], receivers: Sequence[Pod | LabNode]) -> list[Pair]:
-    """Every sender to every other host, at both of its addresses."""
+    """Return every sender with every other receiver, at both addresses of the receiver."""
     return [
         Pair(one, other, address)
         for one, other in itertools.product(senders, receivers)
@@ -73,7 +74,7 @@ def pairs(senders: Iterable[Pod | LabNode], receivers: Sequence[Pod | LabNode]) 
 
 
 class Station:
-    """Answers at a host's addresses while the `with` block lasts."""
+    """Answers on the addresses of a host while the `with` block runs."""
 
     def __init__(self, host: Pod | LabNode) -> None:
         self._sockets: list[socket.socket] = []
@@ -111,7 +112,7 @@ class Station:
 
     @staticmethod
     def _echo(sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # an error of an earlier answer; the asker asks again
+        with contextlib.suppress(OSError):  # the error of an earlier answer; the sender repeats
             data, source = sock.recvfrom(65535)
             sock.sendto(data[:8] + ip_address(source[0]).packed, source)
 
@@ -134,6 +135,7 @@ class Station:
 
 @contextlib.asynccontextmanager
 async def stations(hosts: Iterable[Pod | LabNode]):
+    """Run a station on every host while the block runs."""
     async with contextlib.AsyncExitStack() as stack:
         for host in hosts:
             await stack.enter_async_context(Station(host))
@@ -141,6 +143,7 @@ async def stations(hosts: Iterable[Pod | LabNode]):
 
 
 def never_fragment(sock: socket.socket) -> None:
+    """Set DF on every packet, whatever path MTU the kernel has cached."""
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
     else:
@@ -150,17 +153,20 @@ def never_fragment(sock: socket.socket) -> None:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What a too large datagram was answered with: the MTU that fits, and who said so (None: our own host)."""
+    """Answer to a datagram that is too large: the MTU in the ICMP error, and its sender.
+
+    The sender is None if the kernel of the sending host has refused the datagram.
+    """
 
     mtu: int
     offender: Address | None
 
 
-Answer = Address | Refusal | str  # the source that was seen, or a refusal, or what went wrong
+Answer = Address | Refusal | str  # the source address at the receiver, or a refusal, or another error
 
 
-class _Asker:
-    """One host's UDP socket of one family, for as many questions as there are, told apart by a number."""
+class _Sender:
+    """A UDP socket of one host and family. A number in each datagram matches it to its answer."""
 
     def __init__(self, host: LabHost, address: Address) -> None:
         self._sock = host.socket(family(address), socket.SOCK_DGRAM)
@@ -174,7 +180,7 @@ class _Asker:
         self._length = 4 if version(address) == 4 else 16
 
     async def ask(self, target: Address, size: int, number: int) -> Answer:
-        """`size` is of the whole IP packet."""
+        """Send a datagram of `size` bytes, headers included, up to TRIES times, and return the answer."""
         name = struct.pack("!Q", number)
         payload = name + bytes(size - _HEADERS[version(target)] - len(name))
         loop = asyncio.get_running_loop()
@@ -184,13 +190,13 @@ class _Asker:
             self._waiting[name] = future
             self._send(name, payload, target)
             try:
-                return await asyncio.wait_for(future, PATIENCE)
+                return await asyncio.wait_for(future, TIMEOUT)
             except TimeoutError:
                 continue
         return answer
 
     def _send(self, name: bytes, payload: bytes, target: Address) -> None:
-        # What is refused may be an earlier datagram, by an ICMP error that has come in between.
+        # The error may be that of an earlier datagram, whose ICMP error has arrived meanwhile.
         for _ in range(AT_ONCE):
             try:
                 self._sock.sendto(payload, (str(target), PORT))
@@ -200,7 +206,7 @@ class _Asker:
                 if name not in self._waiting:
                     return
 
-    def __enter__(self) -> _Asker:
+    def __enter__(self) -> _Sender:
         asyncio.get_running_loop().add_reader(self._sock, self._readable)
         return self
 
@@ -226,15 +232,15 @@ class _Asker:
                 data, ancillary, _, _ = self._sock.recvmsg(2048, 512, MSG_ERRQUEUE)
             except OSError:
                 return
-            for _, _, blob in ancillary:
-                code, origin, _, _, _, info, _ = _ERROR.unpack_from(blob)
-                offender = _offender(blob[_ERROR.size :]) if origin != 1 else None  # 1: SO_EE_ORIGIN_LOCAL
-                what: Answer = Refusal(info, offender) if code == 90 else f"{os.strerror(code)} from {offender}"
+            for _, _, control in ancillary:
+                code, origin, _, _, _, info, _ = _ERROR.unpack_from(control)
+                offender = _offender(control[_ERROR.size :]) if origin != 1 else None  # 1: SO_EE_ORIGIN_LOCAL
+                answer: Answer = Refusal(info, offender) if code == 90 else f"{os.strerror(code)} from {offender}"
                 if data[:8] in self._waiting:
-                    self._answer(data[:8], what)
-                elif origin == 1:  # a local refusal quotes nothing we could tell it by; only one may be under way
+                    self._answer(data[:8], answer)
+                elif origin == 1:  # a local error quotes no payload; it is meant for all that wait
                     for name in list(self._waiting):
-                        self._answer(name, what)
+                        self._answer(name, answer)
 
     def _answer(self, name: bytes, answer: Answer) -> None:
         future = self._waiting.pop(name, None)
@@ -250,36 +256,36 @@ def _offender(sockaddr: bytes) -> Address | None:
 
 
 async def datagrams(asked: Sequence[Pair], size: int = 100, at_once: int = AT_ONCE) -> dict[Pair, Answer]:
-    """One datagram of `size` bytes (with its headers) for each pair, never to be fragmented, and its short answer."""
+    """Send a datagram of `size` bytes, headers included, for each pair with DF set, and return the answers."""
     answers: dict[Pair, Answer] = {}
     numbers, gate = itertools.count(1), asyncio.Semaphore(at_once)
     with contextlib.ExitStack() as stack:
-        askers: dict[tuple[str, int], _Asker] = {}
+        senders: dict[tuple[str, int], _Sender] = {}
         for pair in asked:
             key = (pair.sender.name, version(pair.target))
-            if key not in askers:
-                askers[key] = stack.enter_context(_Asker(pair.sender, pair.target))
+            if key not in senders:
+                senders[key] = stack.enter_context(_Sender(pair.sender, pair.target))
 
         async def one(pair: Pair) -> None:
             async with gate:
-                asker = askers[pair.sender.name, version(pair.target)]
-                answers[pair] = await asker.ask(pair.target, size, next(numbers))
+                sender = senders[pair.sender.name, version(pair.target)]
+                answers[pair] = await sender.ask(pair.target, size, next(numbers))
 
         await asyncio.gather(*(one(pair) for pair in asked))
     return answers
 
 
-async def streams(asked: Sequence[Pair], octets: int, at_once: int = 6, patience: float = 60.0) -> dict[Pair, Answer]:
-    """A TCP connection for each pair that carries `octets` bytes; the source, once the checksum is right."""
+async def streams(asked: Sequence[Pair], octets: int, at_once: int = 6, limit: float = 60.0) -> dict[Pair, Answer]:
+    """Send `octets` bytes by TCP for each pair, and return the source address if the receiver's checksum is right."""
     block = os.urandom(octets + len(asked))
     answers: dict[Pair, Answer] = {}
     gate = asyncio.Semaphore(at_once)
 
     async def one(pair: Pair, offset: int) -> None:
-        data = memoryview(block)[offset : offset + octets]  # others for each pair
+        data = memoryview(block)[offset : offset + octets]  # another content for each pair
         async with gate:
             try:
-                answers[pair] = await asyncio.wait_for(_send(pair, data), patience)
+                answers[pair] = await asyncio.wait_for(_send(pair, data), limit)
             except (OSError, TimeoutError, ValueError) as error:
                 answers[pair] = f"{type(error).__name__}: {error}"
 
@@ -309,7 +315,7 @@ async def _send(pair: Pair, data: memoryview) -> Answer:
 
 
 async def echoes(asked: Sequence[Pair]) -> dict[Pair, Answer]:
-    """An ICMP echo request for each pair. The answer is the address that replied."""
+    """Send an ICMP echo request for each pair, and return the source addresses of the replies."""
     answers: dict[Pair, Answer] = {}
     waiting: dict[tuple[str, int], asyncio.Future[Answer]] = {}
     loop = asyncio.get_running_loop()
@@ -334,7 +340,7 @@ async def echoes(asked: Sequence[Pair]) -> dict[Pair, Answer]:
                 with contextlib.suppress(OSError):
                     socks[pair.sender.name, ip].sendto(_echo_request(ip, number), (str(pair.target), 0))
                 with contextlib.suppress(TimeoutError):
-                    answers[pair] = await asyncio.wait_for(future, PATIENCE)
+                    answers[pair] = await asyncio.wait_for(future, TIMEOUT)
                     return
             answers[pair] = "no answer"
 
@@ -355,7 +361,7 @@ async def echoes(asked: Sequence[Pair]) -> dict[Pair, Answer]:
 
 def _echo_request(ip: int, number: int) -> bytes:
     if ip == 6:
-        return struct.pack("!BBHI", 128, 0, 0, number)  # the kernel writes the checksum
+        return struct.pack("!BBHI", 128, 0, 0, number)  # the kernel computes the checksum of ICMPv6
     message = struct.pack("!BBHI", 8, 0, 0, number)
     total = sum(struct.unpack("!4H", message))
     total = (total & 0xFFFF) + (total >> 16)

@@ -1,4 +1,4 @@
-"""The dumps by which hosts are compared see whatever an agent could leave behind, of each kind."""
+"""The dumps that compare hosts show every kind of entry that an agent can leave behind."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def node() -> Iterator[LabNode]:
         ),
     ],
 )
-def test_a_dump_shows_it(node: LabNode, shown_by: str, done: str, undone: str):
-    if "tables" in done:  # the first rule of a table makes the table, which stays
+def test_a_dump_shows_an_added_entry(node: LabNode, shown_by: str, done: str, undone: str):
+    if "tables" in done:  # the first rule makes the table, which stays
         node.run(done.split())
         node.run(undone.split())
     before = dump(node)

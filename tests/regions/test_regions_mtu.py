@@ -1,8 +1,7 @@
-"""What is too big for a way is refused with the size that fits, by whoever knows it and in words the sender accepts.
+"""Path MTU: a packet that is too large is refused with an ICMP error that has the right MTU and an accepted source.
 
-Who knows: the sender's own node where its tunnel is narrow; its gateway where the way from there is (`cloud-1` has a
-route to `harbour` with an MTU); the far gateway where its region's own network is (the LAN of `ship`). Pods believe
-in 1500 everywhere.
+The error comes from the sender's own node if its tunnel has the small MTU; from its gateway if the path from there
+has (`cloud-1` has a route to `harbour` with an MTU); from the far gateway if its own LAN has (`ship`). Pods use 1500.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ REGIONS = (
     LabRegion("harbour", 2, 1, masquerade=True),
     LabRegion("ship", 2, 1, Nat.PORT_RESTRICTED, lan_mtu=1400, cni=Cni.CALICO, masquerade=True),
 )
-DEAF = """table inet deaf {
-  chain hear {
+DROP_ICMP_ERRORS = """table inet drop_errors {
+  chain input {
     type filter hook input priority filter;
     icmp type destination-unreachable drop;
     icmpv6 type packet-too-big drop;
@@ -67,7 +66,7 @@ def address(host: Any, pair: Pair) -> Any:
 
 
 def limit(mesh: Mesh, pair: Pair) -> tuple[int, LabNode]:
-    """What fits, and the node that is to say so."""
+    """Return the MTU of the path, and the node that has to send the ICMP error."""
     assert isinstance(pair.sender, Pod)
     assert isinstance(pair.receiver, Pod)
     here, there = pair.sender.node, pair.receiver.node
@@ -75,14 +74,17 @@ def limit(mesh: Mesh, pair: Pair) -> tuple[int, LabNode]:
         return NARROW, here
     if here.region.name == "cloud" and there.region.name == "harbour":
         return NARROW, mesh.node("cloud-1")
-    if there.name == "ship-2":  # behind the LAN that is narrow; the pods of its gateway are before it
+    if there.name == "ship-2":  # behind the LAN with the small MTU; the pods of its gateway are in front of it
         return NARROW, mesh.node("ship-1")
     return WIDE, here
 
 
 def is_right(mesh: Mesh, pair: Pair, answer: Answer) -> bool:
-    """The right figure, from the right node. Another region's node is heard only with the source it announces, one of
-    the sender's own region with any of its addresses."""
+    """Return whether the error has the right MTU and comes from the right node.
+
+    A node of another region is reached only with the source that it announces, one of the sender's region with any of
+    its addresses.
+    """
     mtu, node = limit(mesh, pair)
     if not isinstance(answer, Refusal) or answer.mtu != mtu:
         return False
@@ -100,7 +102,7 @@ def addresses(node: LabNode) -> set[str]:
     return {entry["local"] for link in json.loads(node.ip("-j address")) for entry in link["addr_info"]}
 
 
-def test_each_way_says_what_fits(mesh: Mesh):
+def test_each_path_reports_its_mtu(mesh: Mesh):
     asked = between(mesh)
     for size in (NARROW, WIDE):
         able = [pair for pair in asked if limit(mesh, pair)[0] >= size]
@@ -113,10 +115,10 @@ def test_each_way_says_what_fits(mesh: Mesh):
         assert {str(p): a for p, a in refused.items() if not is_right(mesh, p, a)} == {}
 
 
-def test_tcp_needs_no_such_words(mesh: Mesh):
-    """Its segments are made to fit when a connection begins: it works where pods hear no ICMP at all."""
+def test_tcp_works_without_icmp_errors(mesh: Mesh):
+    """The MSS is clamped when a connection begins, so TCP works where pods receive no ICMP error."""
     for pod in mesh.lab.pods:
-        pod.run(["nft", "-f", "-"], input=DEAF)
+        pod.run(["nft", "-f", "-"], input=DROP_ICMP_ERRORS)
 
     async def everything() -> dict[Pair, Answer]:
         async with stations(mesh.lab.pods):
@@ -134,10 +136,10 @@ def test_tcp_needs_no_such_words(mesh: Mesh):
         ("harbour-2-pod-1", "cloud-2-pod-1", NARROW),
         ("cloud-2-pod-1", "ship-2-pod-1", NARROW),
         ("ship-2-pod-1", "harbour-2-pod-1", NARROW),
-        ("ship-1-pod-1", "ship-2-pod-1", 1500),  # inside a region nothing is ours
+        ("ship-1-pod-1", "ship-2-pod-1", 1500),  # inside a region nothing is changed
     ],
 )
-def test_segments_are_as_large_as_the_narrowest_part_of_the_way(mesh: Mesh, one: str, other: str, mtu: int):
+def test_the_mss_fits_the_smallest_mtu_of_the_path(mesh: Mesh, one: str, other: str, mtu: int):
     server, client = mesh.lab.pod(other), mesh.lab.pod(one)
     for target in (server.v4, server.v6):
         with (
@@ -148,6 +150,6 @@ def test_segments_are_as_large_as_the_narrowest_part_of_the_way(mesh: Mesh, one:
             listener.listen()
             connection.settimeout(5)
             connection.connect((str(target), PORT + 1))
-            # The headers, and 12 for the timestamps that every segment carries.
+            # IP and TCP header, and 12 bytes for the timestamp option in every segment.
             headers = 20 + 20 + 12 if version(target) == 4 else 40 + 20 + 12
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) == mtu - headers

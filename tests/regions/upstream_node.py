@@ -1,7 +1,7 @@
 """A node as OpenYurt's raven-agent leaves it: route driver "vxlan", VPN driver "wireguard", IPv4, as of v0.4.4.
 
-Made with ip, wg and iptables, so that regions can be moved from it and back. Its WireGuard is our own tunnel without
-any mesh, `raven-vpn tun`, since not every machine's kernel has one.
+Its entries are made with ip, wg and iptables, so that regions can be migrated from it and back. Its WireGuard is
+`raven-vpn tun`, since not every kernel has WireGuard.
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ with IPSet() as sets:
 
 
 def vxlan_address(address: IPv4Address) -> str:
+    """Return the address on the VXLAN device: 240 and the last three octets of the node's address."""
     return f"240.{str(address).split('.', 1)[1]}"
 
 
 def mac(address: IPv4Address) -> str:
+    """Return the MAC of the VXLAN device, derived from its address."""
     return "aa:0f:" + ":".join(f"{octet:02x}" for octet in IPv4Address(vxlan_address(address)).packed)
 
 
 @dataclass
 class UpstreamNode:
-    """One node; `gateway` is its region's (maybe itself), `remote` the pods of other regions."""
+    """One node with upstream's agent."""
 
     node: LabNode
-    gateway: LabNode
-    mates: Sequence[LabNode]  # the region's other nodes
-    remote: Sequence[str]
+    gateway: LabNode  # of its region; may be the node itself
+    neighbours: Sequence[LabNode]  # other nodes of the region
+    remote: Sequence[str]  # podCIDRs of other regions
     tables: str = "iptables-legacy"
     _tunnel: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
@@ -50,10 +52,10 @@ class UpstreamNode:
     def is_gateway(self) -> bool:
         return self.node is self.gateway
 
-    def put(self) -> None:
-        """Its route driver: everything from before the first packet to the last rule."""
+    def install(self) -> None:
+        """Make the entries of its route driver: device, routes, rule, sysctls and packet filter."""
         node, gateway = self.node, self.gateway
-        others = list(self.mates) if self.is_gateway else [gateway]
+        others = list(self.neighbours) if self.is_gateway else [gateway]
         kind = "type vxlan id 200 dstport 4472 nolearning ageing 300"
         group = "" if self.is_gateway else f" remote {gateway.v4}"
         lines = [
@@ -85,12 +87,12 @@ class UpstreamNode:
             f"mangle -A RAVEN-MARK-CHAIN -m set --match-set raven-mark-set {way} -j MARK --set-xmark {MARK}/{MARK}",
             "mangle -A PREROUTING -j RAVEN-MARK-CHAIN",
             "mangle -A OUTPUT -j RAVEN-MARK-CHAIN",
-            # It clears the mark by tc, as a filter on the device; not every kernel has that.
+            # Upstream clears the mark with a tc filter on the device, which not every kernel has.
             f"mangle -A POSTROUTING -o {DEVICE} -j MARK --set-xmark 0/0xffffffff",
         )
 
     def entries(self) -> dict[str, str]:
-        """What nobody else may touch, as it is shown."""
+        """Return its entries that no other program may change, by kind."""
         commands = {
             "rules": "ip rule show table 9027",
             "routes": "ip route show table 9027",
@@ -99,7 +101,7 @@ class UpstreamNode:
         return {name: self.node.run(command.split(), check=False).stdout for name, command in commands.items()}
 
     def remove(self) -> None:
-        """As its agent does when it is told to end."""
+        """Remove its entries as its agent does on SIGTERM."""
         self.node.run(
             ["ip", "-batch", "-", "-force"],
             input=f"rule del prio 100 fwmark {MARK} lookup {TABLE}\nroute flush table {TABLE}\n",
@@ -117,12 +119,12 @@ class UpstreamNode:
         self.node.run([sys.executable, "-c", script])
 
     def connect(self, private_key: str, public_key: str, endpoint: str) -> None:
-        """On a gateway: its VPN driver, with one peer."""
+        """Start the VPN driver of a gateway, with one peer."""
         node = self.node
         self._tunnel = node.popen(
             [*RAVEN_VPN, "tun", "--foreground", TUNNEL], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_until(lambda: node.path(f"/run/wireguard/{TUNNEL}.sock").exists(), f"{TUNNEL} is there")
+        wait_until(lambda: node.path(f"/run/wireguard/{TUNNEL}.sock").exists(), f"{TUNNEL} exists")
         setting = f"wg set {TUNNEL} listen-port 4500 private-key /dev/stdin peer {public_key}"
         allowed = ",".join(self.remote)
         node.run(
@@ -133,7 +135,7 @@ class UpstreamNode:
         lines += [f"route add {net} dev {TUNNEL} scope link mtu {MTU} table {TUNNEL_TABLE}" for net in self.remote]
         lines.append(f"rule add prio 101 lookup {TUNNEL_TABLE}")
         node.run(["ip", "-batch", "-"], input="\n".join(lines))
-        local = [str(block.v4) for one in (node, *self.mates) for block in one.blocks]
+        local = [str(block.v4) for one in (node, *self.neighbours) for block in one.blocks]
         self._iptables(
             "nat -N RAVEN-POSTROUTING",
             *(f"nat -A RAVEN-POSTROUTING -s {a} -d {b} -o {TUNNEL} -j ACCEPT" for a in local for b in self.remote),
@@ -142,6 +144,7 @@ class UpstreamNode:
         )
 
     def disconnect(self) -> None:
+        """Stop the VPN driver and remove its entries."""
         assert self._tunnel is not None
         self._tunnel.terminate()
         self._tunnel.wait(timeout=20)

@@ -1,7 +1,7 @@
-"""A region is moved from OpenYurt's raven-agent to ours and back, node by node, under traffic.
+"""Migration of a region from OpenYurt's raven-agent ("upstream") to ravenvpn and back, node by node, under traffic.
 
-The other region's gateway, which is ours from the beginning, holds a session with either: upstream's is a plain
-WireGuard peer that its Gateway names.
+The gateway of the other region runs ravenvpn all the time. It has a session with either kind of gateway: upstream's
+is a plain WireGuard peer whose key stands in the Gateway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WITHIN = [(f"factory-{i}-pod-1", f"factory-{j}-pod-1") for i in (1, 2, 3) for j 
 
 @dataclass
 class Move:
-    """The region `factory` on its way, and what every node is told of it."""
+    """The state of the migration of region `factory`, and the manifests that describe it."""
 
     mesh: Mesh
     upstream: dict[str, UpstreamNode]
@@ -47,8 +47,8 @@ class Move:
     public_key: str
     ours: set[str] = field(default_factory=set)  # nodes of the region that run our agent
 
-    def tell(self) -> None:
-        """Peers are of nodes with our agent; a gateway with upstream's has its key in the Gateway."""
+    def write_manifests(self) -> None:
+        """Write Peers for nodes that run ravenvpn; the key of an upstream gateway goes into the Gateway."""
         lab, agents = self.mesh.lab, self.mesh.agents
         keys = {name: key for name, key in agents.public_keys.items() if name in self.ours or "cloud" in name}
         objects = lab.manifests(keys)
@@ -56,8 +56,8 @@ class Move:
             gateway = next(o for o in objects if o["kind"] == "Gateway" and o["metadata"]["name"] == "factory")
             gateway["spec"]["endpoints"][0]["config"] = {"publicKey": self.public_key}
         for node in lab.nodes:
-            for gone in set(self.upstream) - self.ours:
-                node.path(f"{WORLD}/peer-{gone}.yaml").unlink(missing_ok=True)
+            for absent in set(self.upstream) - self.ours:
+                node.path(f"{WORLD}/peer-{absent}.yaml").unlink(missing_ok=True)
             manifest_files.write(node.path(WORLD), objects)
 
     def connect_upstream(self) -> None:
@@ -66,26 +66,29 @@ class Move:
         self.upstream[GATEWAY].connect(self.private_key, key, f"{cloud.v4}:4500")
 
     def to_ours(self, name: str) -> None:
-        """Upstream's agent is gone, what it set up is not; its tunnel, which has the port, goes while ours waits."""
+        """Start ravenvpn on a node where upstream's agent has ended and left its entries.
+
+        On the gateway upstream's tunnel still has the port. It is removed while ravenvpn waits for the port.
+        """
         self.ours.add(name)
-        self.tell()
+        self.write_manifests()
         self.mesh.agents.start(self.mesh.node(name))
         if name == GATEWAY:
-            wait_until(lambda: "port 4500 is in use" in self.mesh.fault(name), "ours waits for the port", 60)
+            wait_until(lambda: "port 4500 is in use" in self.mesh.fault(name), "ravenvpn waits for the port", 60)
             self.upstream[name].disconnect()
-        wait_until(functools.partial(takes_part, self.mesh, name), f"{name} takes part", 60)
+        wait_until(functools.partial(plan_is_applied, self.mesh, name), f"the plan of {name} is applied", 60)
 
     def to_upstream(self, name: str) -> None:
         node, upstream = self.mesh.node(name), self.upstream[name]
         self.mesh.agents.stop(node)
         left = upstream.entries()
         self.mesh.agents.cli(node, "cleanup")
-        # With our raven0 the routes over it go, by the kernel's hand.
+        # The kernel deletes the routes over raven0 with the device.
         assert {**upstream.entries(), "routes": left["routes"]} == left
         upstream.remove()
-        upstream.put()
+        upstream.install()
         self.ours.discard(name)
-        self.tell()
+        self.write_manifests()
         if name == GATEWAY:
             self.connect_upstream()
 
@@ -102,9 +105,9 @@ def move() -> Iterator[Move]:
             node.name: UpstreamNode(node, gateway, [n for n in nodes if n is not node], remote) for node in nodes
         }
         move = Move(mesh, upstream, private, public)
-        move.tell()
+        move.write_manifests()
         for one in upstream.values():
-            one.put()
+            one.install()
         move.connect_upstream()
         for node in mesh.region("cloud"):
             mesh.agents.start(node)
@@ -113,21 +116,21 @@ def move() -> Iterator[Move]:
 
 
 def arrives(flow: Flow, since: float) -> bool:
-    """A packet that was sent after `since` has arrived."""
+    """Return whether a packet that was sent after `since` has arrived."""
     latest = max(list(flow.arrived)[-1:], default=-1)
     return latest >= 0 and flow.sent[latest] > since
 
 
-def flows_again(traffic: Traffic) -> None:
-    """Wait until every flow arrives."""
+def wait_for_all_flows(traffic: Traffic) -> None:
+    """Wait until every flow arrives again."""
     since = time.monotonic()
     for flow in traffic.flows:
         wait_until(functools.partial(arrives, flow, since), f"{flow} arrives", 30)
     time.sleep(0.5)
 
 
-def takes_part(mesh: Mesh, name: str) -> bool:
-    """Its agent's plan is in force."""
+def plan_is_applied(mesh: Mesh, name: str) -> bool:
+    """Return whether the agent has applied a plan."""
     try:
         return mesh.status(name).applied_at is not None
     except HostError:
@@ -143,47 +146,49 @@ def traffic(move: Move) -> Iterator[Traffic]:
 
 @dataclass(frozen=True)
 class Step:
-    """One node's switch, from when somebody touches it until every flow arrives again. Instants are monotonic."""
+    """The switch of one node, from its begin until every flow arrives again. Times are of CLOCK_MONOTONIC."""
 
     name: str
     begin: float
     end: float
 
-    def may_cost(self, flow: Flow) -> bool:
-        """Whether the flow goes to another region by this node."""
+    def may_interrupt(self, flow: Flow) -> bool:
+        """Return whether the flow goes to another region by this node."""
         names = {flow.sender.node.name, flow.receiver.node.name}
         across = flow.sender.node.region is not flow.receiver.node.region
         return across and (self.name in names or self.name == GATEWAY)
 
     def covers(self, at: float, flow: Flow) -> bool:
-        return self.may_cost(flow) and self.begin <= at <= self.end
+        return self.may_interrupt(flow) and self.begin <= at <= self.end
 
 
 def test_a_region_is_moved_node_by_node_and_back(move: Move, measured: Callable[[str, float], None]):
-    """Traffic inside the region never stops; what goes to another region stops at most while a node on its way is
-    switched. What upstream's agent left in table 9027, its rule and its chain are never touched."""
+    """Traffic inside the region is never interrupted, traffic to another region only while its nodes switch.
+
+    Upstream's entries in table 9027, its rule and its chain are not changed.
+    """
     steps: list[Step] = []
     left = {name: one.entries() for name, one in move.upstream.items()}
     assert all(left[name]["routes"] and left[name]["rules"] and left[name]["chain"] for name in left)
 
     with traffic(move) as flowing:
-        flows_again(flowing)
+        wait_for_all_flows(flowing)
 
         def switch(name: str, how: Callable[[str], None]) -> None:
             begin = time.monotonic()
             how(name)
-            flows_again(flowing)
+            wait_for_all_flows(flowing)
             steps.append(Step(name, begin, time.monotonic()))
             assert {one: move.upstream[one].entries() for one in move.ours} == {one: left[one] for one in move.ours}
 
-        switch("factory-3", move.to_ours)  # a plain node of ours behind upstream's gateway
-        said = move.mesh.status("factory-3")
-        assert (said.healthy, said.sessions_wanted) == (True, 0), said.reasons
-        assert said.regions[0].why == "not known: our gateway factory-1 has no Peer, as where upstream's agent runs"
+        switch("factory-3", move.to_ours)  # a plain node with ravenvpn behind upstream's gateway
+        status = move.mesh.status("factory-3")
+        assert (status.healthy, status.sessions_wanted) == (True, 0), status.reasons
+        assert status.regions[0].why == "not known: our gateway factory-1 has no Peer, as where upstream's agent runs"
         switch("factory-2", move.to_ours)
         switch(GATEWAY, move.to_ours)
         move.mesh.wait_until_healthy()
-        switch("factory-2", move.to_upstream)  # and one of upstream's behind ours
+        switch("factory-2", move.to_upstream)  # a plain node with upstream's agent behind a gateway with ravenvpn
         switch(GATEWAY, move.to_upstream)
 
     started = flowing.flows[0].sent[0]
@@ -193,12 +198,12 @@ def test_a_region_is_moved_node_by_node_and_back(move: Move, measured: Callable[
         )
         for flow in flowing.flows
     }
-    told = [f"{step.name}: {step.begin - started:.1f} to {step.end - started:.1f}" for step in steps]
+    switched = [f"{step.name}: {step.begin - started:.1f} to {step.end - started:.1f}" for step in steps]
     log = move.mesh.agents.log(move.mesh.node("cloud-1"), 40)
-    assert {flow: lost for flow, lost in unexplained.items() if lost} == {}, f"{told}\n{log}"
+    assert {flow: lost for flow, lost in unexplained.items() if lost} == {}, f"{switched}\n{log}"
     assert {str(flow): flow.sources for flow in flowing.flows} == {
         str(flow): {flow.own_address} for flow in flowing.flows
     }
     for step in steps:
-        felt = [flow.outage(step.begin, step.end) for flow in flowing.flows if step.may_cost(flow)]
-        measured(f"longest outage while {step.name} is switched, s", max(felt))
+        outages = [flow.outage(step.begin, step.end) for flow in flowing.flows if step.may_interrupt(flow)]
+        measured(f"longest outage while {step.name} is switched, s", max(outages))

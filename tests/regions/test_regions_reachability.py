@@ -1,4 +1,4 @@
-"""Three regions of three nodes, each with another CNI and another packet filter: who reaches whom, and as whom."""
+"""Reachability and source addresses in three regions of three nodes, each with another CNI or packet filter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REGIONS = (
 )
 TUNNEL_MTU = 1420  # underlay 1500, outer IPv6, UDP and transport header 80
 POD_MTU = 1500
-OURS = ("raven0", "ravenvpn0")
+DEVICES = ("raven0", "ravenvpn0")  # VXLAN and tunnel
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def mesh() -> Iterator[Mesh]:
 
 
 def run(mesh: Mesh, work: Coroutine[Any, Any, dict[Pair, Answer]], *more: LabNode | Pod) -> dict[Pair, Answer]:
-    """With a station in every pod, and on `more`."""
+    """Run `work` with a station in every pod and on the hosts `more`."""
 
     async def everything() -> dict[Pair, Answer]:
         async with stations([*mesh.lab.pods, *more]):
@@ -55,7 +55,7 @@ def run(mesh: Mesh, work: Coroutine[Any, Any, dict[Pair, Answer]], *more: LabNod
 
 
 def own(host: Pod | LabNode, pair: Pair) -> Any:
-    """The source the receiver is to see: a pod's own address, or the one its node announces."""
+    """Return the expected source address: that of the pod, or the one that the node announces."""
     addresses = host if isinstance(host, Pod) else host.source
     return addresses.v4 if version(pair.target) == 4 else addresses.v6
 
@@ -65,13 +65,13 @@ def wrong(answers: dict[Pair, Answer], expected: dict[Pair, object]) -> list[str
     return [f"{pair}: {answers[pair]}, not {right}" for pair, right in expected.items() if answers[pair] != right]
 
 
-def test_every_pod_reaches_every_other_by_datagrams_and_is_seen_with_its_own_address(mesh: Mesh):
+def test_datagrams_between_all_pods_arrive_with_the_pods_own_source(mesh: Mesh):
     asked = pairs(mesh.lab.pods, mesh.lab.pods)
     assert len(asked) == 18 * 17 * 2
     assert wrong(run(mesh, datagrams(asked)), {pair: own(pair.sender, pair) for pair in asked}) == []
 
 
-def test_every_pod_pings_every_other(mesh: Mesh):
+def test_pings_between_all_pods_are_answered(mesh: Mesh):
     asked = pairs(mesh.lab.pods, mesh.lab.pods)
     assert wrong(run(mesh, echoes(asked)), {pair: pair.target for pair in asked}) == []
 
@@ -84,8 +84,8 @@ def unanswered(answers: dict[Pair, Answer]) -> list[str]:
     return [f"{pair}: {answer}" for pair, answer in answers.items() if isinstance(answer, str)]
 
 
-def test_every_node_reaches_every_pod_with_the_source_it_announces(mesh: Mesh):
-    """So do hostNetwork pods, which are in their node's namespace. Inside the region the CNI chooses the source."""
+def test_every_node_reaches_every_pod_with_its_announced_source(mesh: Mesh):
+    """hostNetwork pods are in the namespace of their node. Inside the region the CNI chooses the source."""
     asked = pairs(mesh.lab.nodes, mesh.lab.pods)
     answers = run(mesh, datagrams(asked))
     assert wrong(across(answers), {pair: own(pair.sender, pair) for pair in asked if pair.crosses}) == []
@@ -113,13 +113,13 @@ def test_ten_megabytes_between_any_two_regions(mesh: Mesh):
 @pytest.mark.timeout(3600)
 def test_ten_megabytes_from_every_pod_and_node_to_every_pod(mesh: Mesh):
     asked = pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.pods)
-    answers = run(mesh, streams(asked, 10 << 20, patience=600))
+    answers = run(mesh, streams(asked, 10 << 20, limit=600))
     assert wrong(across(answers), {pair: own(pair.sender, pair) for pair in asked if pair.crosses}) == []
     assert unanswered(answers) == []
 
 
-def test_a_datagram_that_just_fits_arrives_and_one_byte_more_is_refused_with_the_size_that_fits(mesh: Mesh):
-    """Never fragmented, IPv4 and IPv6. Between regions the sender's own node refuses, with an address of its own."""
+def test_one_byte_over_the_mtu_is_refused_with_the_mtu(mesh: Mesh):
+    """DF is set, IPv4 and IPv6. Between regions the sender's own node sends the ICMP error, from its own address."""
     asked = pairs(mesh.lab.pods, mesh.lab.pods)
     between, within = ([pair for pair in asked if pair.crosses is crosses] for crosses in (True, False))
     fits = run(mesh, datagrams(between, TUNNEL_MTU)) | run(mesh, datagrams(within, POD_MTU))
@@ -136,14 +136,14 @@ def first_hop(pair: Pair) -> Any:
     return addresses.v4 if version(pair.target) == 4 else addresses.v6
 
 
-def test_traffic_inside_a_region_never_touches_our_devices(mesh: Mesh):
+def test_traffic_inside_a_region_does_not_pass_our_devices(mesh: Mesh):
     asked = [pair for pair in pairs(mesh.lab.pods, [*mesh.lab.pods, *mesh.lab.nodes]) if not pair.crosses]
     before = counters(mesh)
     answers = run(mesh, datagrams(asked), *mesh.lab.nodes) | run(mesh, streams(asked, 64 << 10), *mesh.lab.nodes)
     assert unanswered(answers) == []
     assert counters(mesh) == before
 
-    # The positive control: one datagram to another region, and its echo.
+    # Positive control: one datagram to another region, and its answer.
     (there,) = run(mesh, datagrams(pairs([mesh.lab.pod("factory-3-pod-1")], [mesh.lab.pod("ship-3-pod-1")])[:1]))
     assert there.crosses
     grown = {key: count - before[key] for key, count in counters(mesh).items() if count != before[key]}
@@ -151,7 +151,7 @@ def test_traffic_inside_a_region_never_touches_our_devices(mesh: Mesh):
         ("factory-3", "raven0"),
         ("factory-1", "raven0"),
         ("factory-1", "ravenvpn0"),
-        ("cloud-1", "ravenvpn0"),  # two regions behind NAT meet here: into it and out again
+        ("cloud-1", "ravenvpn0"),  # the hub of two regions behind NAT: in and out again
         ("ship-1", "ravenvpn0"),
         ("ship-1", "raven0"),
         ("ship-3", "raven0"),
@@ -160,24 +160,26 @@ def test_traffic_inside_a_region_never_touches_our_devices(mesh: Mesh):
 
 
 def counters(mesh: Mesh) -> dict[tuple[str, str], int]:
-    """Packets in and out of each of our devices, by node and device."""
+    """Return the packets received and sent by each of our devices, by node and device."""
     found = {}
     for node in mesh.lab.nodes:
         for link in json.loads(node.ip("-j -s link show")):
-            if link["ifname"] in OURS:
+            if link["ifname"] in DEVICES:
                 found[node.name, link["ifname"]] = sum(link["stats64"][way]["packets"] for way in ("rx", "tx"))
     return found
 
 
-def test_addresses_of_nodes_are_no_business_of_ours_unless_asked_for(mesh: Mesh):
-    """With forwardNodeIP off a node's address is reached as without us. Where it is the source that a node announces,
-    as with Calico, which gives a node no address among its pods, it comes through the tunnel."""
+def test_without_forward_node_ip_node_addresses_are_not_routed(mesh: Mesh):
+    """A node's address is reached as without ravenvpn, unless it is the source that the node announces.
+
+    That is so with Calico, where a node has no address among its pods.
+    """
     asked = [pair for pair in pairs(mesh.lab.pods, mesh.lab.nodes) if pair.crosses]
     answers = run(mesh, datagrams(asked, at_once=64), *mesh.lab.nodes)
     assert {pair for pair, answer in answers.items() if answer == own(pair.sender, pair)} == {
         pair for pair in asked if region_of(pair.receiver) == "factory"
     }
-    # In the clear, through both NATs, to a public address; private ones are nowhere.
+    # A public address is reached in clear, through both NATs; a private one is not reached.
     assert all(
         answers[pair] in uplink(mesh, region_of(pair.sender)) for pair in asked if region_of(pair.receiver) == "cloud"
     )
@@ -189,8 +191,8 @@ def uplink(mesh: Mesh, region: str) -> tuple[Any, ...]:
     return router.v4, router.v6
 
 
-def test_with_forward_node_ip_every_node_is_reached_as_pods_are(mesh: Mesh):
-    """By its own address, through the tunnel, from pods and nodes of other regions: a gateway's public one too."""
+def test_with_forward_node_ip_every_node_is_reached_through_the_tunnel(mesh: Mesh):
+    """From pods and nodes of other regions, also by the public address of a gateway."""
     for node in mesh.lab.nodes:
         node.write("/etc/ravenvpn/config.yaml", "forward_node_ip: true\n")
         mesh.agents.process(node).terminate()
@@ -202,11 +204,11 @@ def test_with_forward_node_ip_every_node_is_reached_as_pods_are(mesh: Mesh):
     expected = {pair: own(pair.sender, pair) for pair in asked}
     assert wrong(run(mesh, datagrams(asked), *mesh.lab.nodes), expected) == []
     assert wrong(run(mesh, streams(asked, 64 << 10), *mesh.lab.nodes), expected) == []
-    # And nothing else is another now.
+    # Pods are reached as before.
     asked = [pair for pair in pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.pods) if pair.crosses]
     assert wrong(run(mesh, datagrams(asked)), {pair: own(pair.sender, pair) for pair in asked}) == []
 
 
 def test_after_cleanup_every_host_is_as_before_the_first_start(mesh: Mesh):
-    """Bridge with nft, Calico with iptables-nft, bridge with iptables-legacy; the others are in test_regions_life."""
+    """Bridge with nft, Calico with iptables-nft, bridge with iptables-legacy; test_regions_failures has others."""
     assert_clean(mesh)

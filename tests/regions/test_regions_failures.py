@@ -1,4 +1,4 @@
-"""What regions of several nodes go through: agents that come late or are killed, gateways that die, and the end."""
+"""Regions of several nodes when agents start late or are killed, when gateways fail, and after cleanup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 from agent.agent_traffic import Flow, Traffic
 from region_dumps import dump
-from region_mesh import IPTABLES, PATIENCE, TOOLS, Mesh, assert_clean
+from region_mesh import IPTABLES, TIMEOUT, TOOLS, Mesh, assert_clean
 
 from ravenvpn.lab import Capture, Lab, LabNode, LabRegion, Nat
 from ravenvpn.lab.agents import wait_until
@@ -33,22 +33,24 @@ FLOWS = [
     for here, there in (("cloud", "factory"), ("factory", "ship"), ("ship", "cloud"))
     for number in (1, 2, 3)
 ]
-STRANGER = ("10.244.250.1", "fd00:10:244:fa::1")  # looks like a pod of another region, and is nobody's
+UNASSIGNED = ("10.244.250.1", "fd00:10:244:fa::1")  # in the range of pods, but of no region
 
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Mesh]:
-    """Without agents: the first test starts them."""
+    """A mesh without agents: the first test starts them."""
     with Lab(*REGIONS) as lab:
         for node in lab.nodes:
             if node.region.name == "factory":
-                translate(lab, node)
+                add_snat(lab, node)
         yield Mesh.prepared(lab, dump)
 
 
-def translate(lab: Lab, node: LabNode) -> None:
-    """An operator's own rule. What MASQUERADE has bound the kernel itself lets go once it leaves by another device;
-    what SNAT has bound, never."""
+def add_snat(lab: Lab, node: LabNode) -> None:
+    """Add an operator's own SNAT rule for packets to another region.
+
+    The kernel deletes a MASQUERADE mapping when the packets leave by another device, but never an SNAT mapping.
+    """
     there = lab.pod("ship-3-pod-1")
     for pod in node.pods:
         for program, source, target, own in (
@@ -64,7 +66,7 @@ def traffic(mesh: Mesh) -> Traffic:
 
 
 def arrives(flow: Flow) -> bool:
-    """One of the packets sent in the last second has arrived."""
+    """Return whether a packet sent in the last second has arrived."""
     return any(at > time.monotonic() - 1 for at in list(flow.arrived.values())[-1:])
 
 
@@ -72,8 +74,8 @@ def conntrack(node: LabNode, *options: str) -> str:
     return node.run(["conntrack", "-L", *options], check=False).stdout
 
 
-def test_flows_that_lived_before_the_agents_come_right_by_themselves(mesh: Mesh):
-    """Until then they are translated, on gateways and on plain nodes, and conntrack would go on doing so."""
+def test_flows_that_began_before_the_agents_lose_their_nat_mapping(mesh: Mesh):
+    """Before, they are translated on gateways and plain nodes, and their conntrack entries would keep that."""
     with traffic(mesh) as flowing:
         time.sleep(1)
         for flow in flowing.flows:
@@ -83,14 +85,12 @@ def test_flows_that_lived_before_the_agents_come_right_by_themselves(mesh: Mesh)
             assert f"dst={node.v4 if flow.version == 4 else node.v6} " in bound, "translated to the node's address"
         mesh.agents.start_all()
         mesh.wait_until_healthy()
-        well = time.monotonic()
+        healthy = time.monotonic()
         for flow in flowing.flows:
             wait_until(functools.partial(arrives, flow), f"{flow} arrives")
-        assert time.monotonic() - well <= 5, "right after the start"
-        for (
-            flow
-        ) in flowing.flows:  # the first packets may still have had a source that is accepted, but not the pod's
-            flow.sources.clear()
+        assert time.monotonic() - healthy <= 5, "right after the start"
+        for flow in flowing.flows:
+            flow.sources.clear()  # the first packets may have had another source that is accepted
         time.sleep(0.5)
     for flow in flowing.flows:
         assert flow.sources == {flow.own_address}, flow
@@ -98,7 +98,7 @@ def test_flows_that_lived_before_the_agents_come_right_by_themselves(mesh: Mesh)
 
 @contextlib.contextmanager
 def captured(mesh: Mesh) -> Iterator[dict[str, Capture]]:
-    """Everything that leaves a node by its uplink and is bound for a pod of another region, or for the stranger."""
+    """Capture packets that leave a node by its uplink in clear, to a pod of another region or to UNASSIGNED."""
     with contextlib.ExitStack() as stack:
         seen = {}
         for node in mesh.lab.nodes:
@@ -108,36 +108,35 @@ def captured(mesh: Mesh) -> Iterator[dict[str, Capture]]:
                 if other.region is not node.region
                 for cidr in other.pod_cidrs
             ]
-            there = " or ".join([*remote, *(f"dst host {address}" for address in STRANGER)])
-            # Of nodes that announce their own address: the outer packets go there too, and those are UDP 4500.
+            there = " or ".join([*remote, *(f"dst host {address}" for address in UNASSIGNED)])
+            # The range of pods only: outer packets go to addresses of nodes.
             seen[node.name] = stack.enter_context(node.capture(node.DEVICE, there))
         yield seen
 
 
-def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
-    """An agent killed at any moment, a gateway dead, a standby not ready: packets for another region are carried by
-    the tunnel or by nobody."""
+def test_no_packet_for_another_region_leaves_in_clear_during_failures(mesh: Mesh):
+    """Agents are killed, gateways fail, a standby is not ready: packets pass the tunnel or are dropped."""
     dice = random.Random(20)
     node, agents = mesh.node, mesh.agents
     with captured(mesh) as seen, traffic(mesh) as flowing:
         for flow in flowing.flows:
-            wait_until(functools.partial(arrives, flow), f"{flow} arrives", PATIENCE)
-        # Killed where they work: a plain node's, the gateway's, then the standby's too, so that nobody is left.
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives", TIMEOUT)
+        # Killed while running: a plain node, the gateway, then its standby, so that the region has no gateway.
         for name in ("factory-3", "factory-1", "factory-2", "cloud-2"):
             agents.stop(node(name), signal.SIGKILL)
             time.sleep(0.5)
-        # Killed while they start, at whichever moment.
+        # Killed at a random moment of their start.
         for _ in range(3):
             for name in ("factory-1", "factory-3", "factory-2"):
                 agents.start(node(name))
             time.sleep(dice.uniform(0.2, 2.5))
             for name in ("factory-1", "factory-3", "factory-2"):
                 agents.stop(node(name), signal.SIGKILL)
-        # The gateway comes without the standby: that one is not ready.
+        # The gateway starts while its standby is not ready.
         agents.start(node("factory-1"))
         first = flowing.flow("factory-1-pod-1", "ship-3-pod-1")
-        wait_until(functools.partial(arrives, first), f"{first} arrives again", PATIENCE)
-        # Gateways that die with their hosts' network, the hub's among them while its standby has no agent.
+        wait_until(functools.partial(arrives, first), f"{first} arrives again", TIMEOUT)
+        # Gateways lose their network, among them the hub, whose standby has no agent.
         for region in ("ship", "cloud"):
             router = mesh.lab.router(region)
             router.ip("link set node1 down")
@@ -147,24 +146,24 @@ def test_nothing_leaves_in_clear_whoever_dies(mesh: Mesh):
             agents.start(node(name))
         mesh.wait_until_healthy()
         for flow in flowing.flows:
-            wait_until(functools.partial(arrives, flow), f"{flow} arrives again", PATIENCE)
-        # The positive control: what looks like it but is no region's leaves in clear, and is seen.
+            wait_until(functools.partial(arrives, flow), f"{flow} arrives again", TIMEOUT)
+        # Positive control: packets to UNASSIGNED leave in clear and are captured.
         for pod in mesh.lab.pods:
-            for address in STRANGER:
+            for address in UNASSIGNED:
                 pod.run(["ping", "-c", "1", "-W", "0.1", address], check=False)
     for name, capture in seen.items():
         frames = list(capture.frames())
-        strangers = [frame for frame in frames if _is_stranger(frame)]
-        assert len(strangers) >= 2, name
-        assert [frame.hex() for frame in frames if not _is_stranger(frame)][:5] == [], name
+        control = [frame for frame in frames if _is_unassigned(frame)]
+        assert len(control) >= 2, name
+        assert [frame.hex() for frame in frames if not _is_unassigned(frame)][:5] == [], name
     lost = {str(flow): round(flow.outage(), 1) for flow in flowing.flows}
-    assert max(lost.values()) > 1, "the deaths were felt"
+    assert max(lost.values()) > 1, "the failures interrupted some flow"
 
 
-def _is_stranger(frame: bytes) -> bool:
+def _is_unassigned(frame: bytes) -> bool:
     return frame[30:34] == bytes((10, 244, 250, 1)) or frame[38:54].startswith(bytes.fromhex("fd000010024400fa"))
 
 
 def test_after_cleanup_every_host_is_as_before_the_first_start(mesh: Mesh):
-    """Bridge with iptables-nft, Calico with iptables-legacy, Calico with nft, after all that."""
+    """Bridge with iptables-nft, Calico with iptables-legacy, Calico with nft, after the failures above."""
     assert_clean(mesh)
