@@ -9,7 +9,7 @@ import pytest
 from agent_hosts import get
 from agent_mesh import Mesh
 
-from ravenvpn.lab.agents import LOG, STATE
+from ravenvpn.lab.agents import LOG, STATE, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "wg"), pytest.mark.timeout(180)]
 
@@ -23,6 +23,7 @@ def forms(secret: str) -> set[bytes]:
 
 def test_no_output_of_an_agent_contains_a_secret(mesh: Mesh) -> None:
     node = mesh.node("cloud-1")
+    wait_until(node.path(f"{STATE}/endpoints").exists, "endpoints are saved", 10)
     private_key = node.read(f"{STATE}/private.key").strip()
     process = mesh.agents.process(node)
     said = {

@@ -43,6 +43,7 @@ def test_peers_are_shown_with_round_trip_and_prefixes(mesh: Mesh) -> None:
         assert 0.0 < peer["rtt"] < 1.0
         assert peer["rx_bytes"] > 0
         assert peer["tx_bytes"] > 0
-    assert "ship" in peers[hub]["path"], peers[hub]
+    assert {peer["path"] for peer in peers.values()} == {"direct"}
+    assert {name: peer["relays"] for name, peer in peers.items() if peer["relays"]} == {hub: ["ship"]}
     beyond = {str(cidr) for cidr in mesh.node("ship-1").pod_cidrs}
     assert beyond <= set(peers[hub]["prefixes"])
