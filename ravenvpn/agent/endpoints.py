@@ -79,8 +79,8 @@ class LastSeen(dict[str, Endpoint]):
             VERSION, {name: _Seen(where.host, where.port) for name, where in sorted(now.items())}
         )
         try:
-            # Not durable: a peer that moves would cost an fsync a second, and after a power loss an old endpoint is as
-            # good as none.
+            # Not durable: a peer that moves would cost an fsync a second, and after a power loss an old endpoint is
+            # as good as none.
             atomic_file.replace(self._path, msgspec.json.encode(content), durable=False)
         except OSError as error:
             if not self._failing:
