@@ -46,8 +46,8 @@ class Parsed:
     problems: tuple[Problem, ...] = ()
 
 
-def parse(document: object, *, by_hand: bool = False) -> Parsed:
-    """One object. `by_hand` is for manifests people write: unknown fields are reported, and a Node without
+def parse(document: object, *, handwritten: bool = False) -> Parsed:
+    """One object. `handwritten` is for manifests people write: unknown fields are reported, and a Node without
     conditions is ready; an API server has checked the former and knows the latter."""
     if not isinstance(document, Mapping):
         message = f"is {_type_of(document)} instead of an object"
@@ -65,19 +65,19 @@ def parse(document: object, *, by_hand: bool = False) -> Parsed:
     metadata = document.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     name = name if isinstance(name, str) else ""
-    report = ProblemCollector(f"{_short(kind)} {_short(name)}" if name else _short(kind))
+    collector = ProblemCollector(f"{_short(kind)} {_short(name)}" if name else _short(kind))
     struct = _WIRE.get((version, kind))
     if struct is None:
-        _report_stranger(version, kind, report)
-        return Parsed(kind, name, problems=tuple(report.problems))
-    wired = _convert(document, struct, report)
+        _report_stranger(version, kind, collector)
+        return Parsed(kind, name, problems=tuple(collector.problems))
+    raw = _convert(document, struct, collector)
     value: Gateway | Node | PeerObject | None = None
-    if wired is not None:
-        if by_hand:
-            _report_unknown(document, struct, "", report)
-        check_name(report, "metadata.name", wired.metadata.name)  # type: ignore[attr-defined]
-        value = _read(wired, report, by_hand)
-    return Parsed(kind, name, None if report.fatal else value, tuple(report.problems))
+    if raw is not None:
+        if handwritten:
+            _report_unknown(document, struct, "", collector)
+        check_name(collector, "metadata.name", raw.metadata.name)  # type: ignore[attr-defined]
+        value = _read(raw, collector, handwritten)
+    return Parsed(kind, name, None if collector.fatal else value, tuple(collector.problems))
 
 
 def _short(text: str) -> str:
@@ -85,22 +85,22 @@ def _short(text: str) -> str:
     return text if len(text) <= 63 and text.isprintable() else shown(text)
 
 
-def _read(wired: msgspec.Struct, report: ProblemCollector, by_hand: bool) -> Gateway | Node | PeerObject:
-    match wired:
+def _read(raw: msgspec.Struct, collector: ProblemCollector, handwritten: bool) -> Gateway | Node | PeerObject:
+    match raw:
         case wire.GatewayV1Beta1():
-            return gateways.read_v1beta1(wired, report)
+            return gateways.read_v1beta1(raw, collector)
         case wire.GatewayV1Alpha1():
-            return gateways.read_v1alpha1(wired, report)
+            return gateways.read_v1alpha1(raw, collector)
         case wire.PeerWire():
-            return peers.read(wired, report)
+            return peers.read(raw, collector)
         case wire.NodeWire():
-            return nodes.read(wired, report, by_hand=by_hand)
-    raise AssertionError(wired)
+            return nodes.read(raw, collector, handwritten=handwritten)
+    raise AssertionError(raw)
 
 
-def _report_stranger(version: str, kind: str, report: ProblemCollector) -> None:
+def _report_stranger(version: str, kind: str, collector: ProblemCollector) -> None:
     if kind in _KINDS and (kind != "Node" or version.partition("/")[0] == "v1"):
-        report.error(
+        collector.error(
             "apiVersion", f"{shown(version)} is not known for a {kind}", f"write {' or '.join(_KINDS[kind])}"
         )
         return
@@ -108,7 +108,7 @@ def _report_stranger(version: str, kind: str, report: ProblemCollector) -> None:
     remedy = (
         f"did you mean {near[0]}?" if near else "Gateways, Nodes and Peers are read, everything else is left alone"
     )
-    report.warn("kind", f"{shown(kind)} of {_short(version)} is not read", remedy)
+    collector.warn("kind", f"{shown(kind)} of {_short(version)} is not read", remedy)
 
 
 # "Expected `int`, got `str` - at `$.spec.endpoints[0].port`"
@@ -119,7 +119,7 @@ _WORDS = {"int": "a whole number", "str": "text", "bool": "true or false", "obje
 
 
 def _convert(
-    document: Mapping[Any, Any], struct: type[msgspec.Struct], report: ProblemCollector
+    document: Mapping[Any, Any], struct: type[msgspec.Struct], collector: ProblemCollector
 ) -> msgspec.Struct | None:
     try:
         return msgspec.convert(document, struct)
@@ -127,7 +127,7 @@ def _convert(
         matched = _MESSAGE.fullmatch(str(error))
         what, path = (matched["what"], matched["path"] or "") if matched else (str(error), "")
     except (RecursionError, OverflowError):
-        report.error("", "is nested too deeply or holds numbers too large", "write it as a plain object")
+        collector.error("", "is nested too deeply or holds numbers too large", "write it as a plain object")
         return None
     field = path.removeprefix("$").removeprefix(".").removesuffix("[...]").removesuffix(".")
     missing = _MISSING.fullmatch(what)
@@ -136,14 +136,14 @@ def _convert(
         where = f"{field}.{name}" if field else name
         near = _near(document, field, name)
         remedy = f"{near!r} is there; it is spelled {name!r}" if near else f"add {name}"
-        report.error(where, "is missing", remedy)
+        collector.error(where, "is missing", remedy)
         return None
     expected = _EXPECTED.fullmatch(what)
     if expected:
         wanted = _spoken(expected["wanted"])
-        report.error(field, f"is {_spoken(expected['got'])} instead of {wanted}", f"write {wanted}")
+        collector.error(field, f"is {_spoken(expected['got'])} instead of {wanted}", f"write {wanted}")
     else:
-        report.error(field, what[:1].lower() + what[1:], "see `kubectl explain` for the type of this field")
+        collector.error(field, what[:1].lower() + what[1:], "see `kubectl explain` for the type of this field")
     return None
 
 
@@ -179,7 +179,7 @@ _OPAQUE = {"metadata", "status", "nodeSelector", "config"}
 
 
 def _report_unknown(
-    document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, report: ProblemCollector
+    document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, collector: ProblemCollector
 ) -> None:
     """Fields nobody reads: in a manifest written by hand they are mistyped more often than meant."""
     fields = _fields(struct)
@@ -189,20 +189,20 @@ def _report_unknown(
             where = f"{at}.{key}" if at else str(key)
             near = difflib.get_close_matches(str(key), fields, 1, 0.6)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
-            report.warn(where, "is not a field of this object and is passed over", remedy)
+            collector.warn(where, "is not a field of this object and is passed over", remedy)
         elif key in fields and key not in _OPAQUE:
             inner = fields[key]
             if inner is not None:
-                _descend(value, inner, f"{at}.{key}" if at else key, report)
+                _descend(value, inner, f"{at}.{key}" if at else key, collector)
 
 
-def _descend(value: object, struct: type[msgspec.Struct], at: str, report: ProblemCollector) -> None:
+def _descend(value: object, struct: type[msgspec.Struct], at: str, collector: ProblemCollector) -> None:
     if isinstance(value, Mapping):
-        _report_unknown(value, struct, at, report)
+        _report_unknown(value, struct, at, collector)
     elif isinstance(value, list):
         for i, one in enumerate(value):
             if isinstance(one, Mapping):
-                _report_unknown(one, struct, f"{at}[{i}]", report)
+                _report_unknown(one, struct, f"{at}[{i}]", collector)
 
 
 @cache

@@ -167,7 +167,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
     nameless = bool(problems)
     for document in loaded.documents:
         for prefix, part in _parts(document):
-            parsed = crd.parse(part, by_hand=True)
+            parsed = crd.parse(part, handwritten=True)
             problems += [
                 replace(p, file=name, field=prefix + p.field, line=document.lines.line_of(prefix + p.field))
                 for p in parsed.problems

@@ -48,11 +48,11 @@ def is_name(text: str) -> bool:
     return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
 
 
-def check_name(report: ProblemCollector, field: str, name: str) -> None:
+def check_name(collector: ProblemCollector, field: str, name: str) -> None:
     if not name:
-        report.error(field, "is empty", "give it a name")
+        collector.error(field, "is empty", "give it a name")
     elif not is_name(name):
-        report.error(
+        collector.error(
             field,
             f"{shown(name)} is not a name Kubernetes knows",
             "at most 253 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit",
@@ -76,21 +76,23 @@ def _prefix(text: str) -> Prefix | str:
     return network
 
 
-def read_prefix(report: ProblemCollector, field: str, text: str) -> Prefix | None:
+def read_prefix(collector: ProblemCollector, field: str, text: str) -> Prefix | None:
     """An IPv4 or IPv6 prefix in CIDR notation that pods or nodes can have."""
     read = _prefix(text)
     if isinstance(read, str):
         if read == "no prefix length":
             length = 128 if ":" in text else 32
-            report.error(field, f"{shown(text)} has no prefix length", f"for a single address append /{length}")
+            collector.error(field, f"{shown(text)} has no prefix length", f"for a single address append /{length}")
         elif read == "no prefix":
-            report.error(field, f"{shown(text)} is not a prefix", "write it like 10.244.1.0/24 or fd00:10:244:1::/64")
+            collector.error(
+                field, f"{shown(text)} is not a prefix", "write it like 10.244.1.0/24 or fd00:10:244:1::/64"
+            )
         else:
-            report.error(field, f"{shown(text)} has {read}", "write the prefix without host bits")
+            collector.error(field, f"{shown(text)} has {read}", "write the prefix without host bits")
         return None
     why = _unusable(read)
     if why:
-        report.error(field, f"{text} is {why}", "name the prefix its pods have")
+        collector.error(field, f"{text} is {why}", "name the prefix its pods have")
         return None
     return read
 
@@ -104,7 +106,7 @@ def _unusable(network: Prefix) -> str:
     return ""
 
 
-def read_address(report: ProblemCollector, field: str, text: str) -> Address | None:
+def read_address(collector: ProblemCollector, field: str, text: str) -> Address | None:
     """An address a node can be reached at."""
     try:
         address = ipaddress.ip_address(text)
@@ -112,30 +114,32 @@ def read_address(report: ProblemCollector, field: str, text: str) -> Address | N
         remedy = (
             "write the address without prefix length" if "/" in text else "write it like 192.0.2.7 or 2001:db8::7"
         )
-        report.error(field, f"{shown(text)} is not an address", remedy)
+        collector.error(field, f"{shown(text)} is not an address", remedy)
         return None
     if "%" in text or address.is_link_local:
-        report.error(field, f"{text} is link-local", "name an address that is reachable from another network segment")
+        collector.error(
+            field, f"{text} is link-local", "name an address that is reachable from another network segment"
+        )
         return None
     for name in ("is_loopback", "is_multicast", "is_unspecified"):
         if getattr(address, name):
-            report.error(field, f"{text} is a {name.removeprefix('is_')} address", "name an address of the node")
+            collector.error(field, f"{text} is a {name.removeprefix('is_')} address", "name an address of the node")
             return None
     return address
 
 
-def read_host(report: ProblemCollector, field: str, text: str) -> str | None:
+def read_host(collector: ProblemCollector, field: str, text: str) -> str | None:
     """An address or a DNS name, in its usual spelling."""
     lowered = text.lower().rstrip(".")
     # All digits and dots is a mistyped address, never a name.
     if is_name(lowered) and not re.fullmatch(r"[0-9.]+", lowered):
         return lowered
     if not re.fullmatch(r"[0-9./]+|[0-9a-fA-F:./%]*:[0-9a-fA-F:./%]*", text):
-        report.error(
+        collector.error(
             field, f"{shown(text)} is neither an address nor a DNS name", "write it like 192.0.2.7 or vpn.example.org"
         )
         return None
-    address = read_address(report, field, text)
+    address = read_address(collector, field, text)
     return None if address is None else str(address)
 
 
@@ -145,46 +149,46 @@ def split_host_port(text: str) -> tuple[str, int] | None:
     return (matched["v6"] or matched["host"], int(matched["port"])) if matched else None
 
 
-def read_host_port(report: ProblemCollector, field: str, text: str) -> HostPort | None:
+def read_host_port(collector: ProblemCollector, field: str, text: str) -> HostPort | None:
     """HOST, HOST:PORT or [IPv6]:PORT; port 0 where none is given."""
     parts = split_host_port(text)
     if parts is None:
-        host = read_host(report, field, text)
+        host = read_host(collector, field, text)
         return None if host is None else HostPort(host)
-    if not check_port(report, field, parts[1]) or parts[1] == 0:
+    if not check_port(collector, field, parts[1]) or parts[1] == 0:
         return None
-    host = read_host(report, field, parts[0])
+    host = read_host(collector, field, parts[0])
     return None if host is None else HostPort(host, parts[1])
 
 
-def check_port(report: ProblemCollector, field: str, port: int) -> bool:
+def check_port(collector: ProblemCollector, field: str, port: int) -> bool:
     if 0 <= port <= 65535:
         return True
-    report.error(field, f"{port} is not a port", "a port is between 1 and 65535")
+    collector.error(field, f"{port} is not a port", "a port is between 1 and 65535")
     return False
 
 
-def read_key(report: ProblemCollector, field: str, text: str) -> bytes | None:
+def read_key(collector: ProblemCollector, field: str, text: str) -> bytes | None:
     """A Curve25519 public key in base64, as `wg pubkey` prints it."""
     remedy = "take what `raven-vpn pubkey` or `wg pubkey` prints: 44 characters, ending in ="
     try:
         key = base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, ValueError):
-        report.error(field, "is not base64", remedy)
+        collector.error(field, "is not base64", remedy)
         return None
     if len(key) != KEY_BYTES:
-        report.error(field, f"holds {len(key)} bytes instead of {KEY_BYTES}", remedy)
+        collector.error(field, f"holds {len(key)} bytes instead of {KEY_BYTES}", remedy)
         return None
     if not any(key):
-        report.error(field, "is all zeros", remedy)
+        collector.error(field, "is all zeros", remedy)
         return None
     return key
 
 
-def read_time(report: ProblemCollector, field: str, text: str) -> float | None:
+def read_time(collector: ProblemCollector, field: str, text: str) -> float | None:
     """RFC 3339, as Kubernetes writes creationTimestamp; seconds since 1970."""
     try:
         return rfc3339.parse(text)
     except ValueError:
-        report.error(field, f"{shown(text)} is not a time", "write it like 2026-01-31T12:00:00Z, or leave it out")
+        collector.error(field, f"{shown(text)} is not a time", "write it like 2026-01-31T12:00:00Z, or leave it out")
         return None

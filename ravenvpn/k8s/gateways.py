@@ -37,76 +37,77 @@ MAX_REPLICAS = 64
 Listed = TypeVar("Listed")
 
 
-def read_v1beta1(wired: wire.GatewayV1Beta1, report: ProblemCollector) -> Gateway:
-    spec = wired.spec or wire.GatewaySpec()
-    status = wired.status or wire.GatewayStatusWire()
+def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gateway:
+    spec = raw.spec or wire.GatewaySpec()
+    status = raw.status or wire.GatewayStatusWire()
     expose = spec.expose_type or ""
     endpoints = tuple(
-        _endpoint(e, f"spec.endpoints[{i}]", report) for i, e in enumerate(_bounded(spec.endpoints or [], report))
+        _endpoint(e, f"spec.endpoints[{i}]", collector)
+        for i, e in enumerate(_bounded(spec.endpoints or [], collector))
     )
     tunnels = spec.tunnel_config.Replicas if spec.tunnel_config else 0
     proxies = spec.proxy_config.Replicas if spec.proxy_config else 0
     proxy = spec.proxy_config or wire.ProxyConfig(0)
     for field, ports in (("proxyHTTPPort", proxy.proxyHTTPPort), ("proxyHTTPSPort", proxy.proxyHTTPSPort)):
-        _check_port_list(f"spec.proxyConfig.{field}", ports or "", report)
-    _check_replicas("spec.tunnelConfig.Replicas", tunnels, report)
-    _check_replicas("spec.proxyConfig.Replicas", proxies, report)
+        _check_port_list(f"spec.proxyConfig.{field}", ports or "", collector)
+    _check_replicas("spec.tunnelConfig.Replicas", tunnels, collector)
+    _check_replicas("spec.proxyConfig.Replicas", proxies, collector)
     if proxies > 1 and proxies > sum(e.type is EndpointType.PROXY for e in endpoints):
-        report.error(
+        collector.error(
             "spec.proxyConfig.Replicas",
             f"wants {proxies} active proxy endpoints",
             "list as many endpoints of type proxy",
         )
-    _check_exposure(expose, endpoints, report)
-    _check_endpoints(endpoints, report)
+    _check_exposure(expose, endpoints, collector)
+    _check_endpoints(endpoints, collector)
     return Gateway(
-        name=wired.metadata.name,
+        name=raw.metadata.name,
         endpoints=endpoints,
         tunnel_replicas=tunnels,
         proxy_replicas=proxies,
         proxy_http_port=proxy.proxyHTTPPort or "",
         proxy_https_port=proxy.proxyHTTPSPort or "",
         expose_type=expose,
-        extra_cidrs=_extra_cidrs(wired.metadata, report),
+        extra_cidrs=_extra_cidrs(raw.metadata, collector),
         status=GatewayStatus(
-            _nodes(status.nodes, report),
+            _nodes(status.nodes, collector),
             tuple(
-                _endpoint(e, f"status.activeEndpoints[{i}]", report)
+                _endpoint(e, f"status.activeEndpoints[{i}]", collector)
                 for i, e in enumerate(status.active_endpoints or ())
             ),
         ),
-        created=_created(wired.metadata, report),
-        generation=wired.metadata.generation or 0,
+        created=_created(raw.metadata, collector),
+        generation=raw.metadata.generation or 0,
     )
 
 
-def read_v1alpha1(wired: wire.GatewayV1Alpha1, report: ProblemCollector) -> Gateway:
+def read_v1alpha1(raw: wire.GatewayV1Alpha1, collector: ProblemCollector) -> Gateway:
     """As upstream converts it: one active endpoint of each type, every endpoint a tunnel's on port 4500."""
-    spec = wired.spec or wire.GatewaySpecV1Alpha1()
-    status = wired.status or wire.GatewayStatusV1Alpha1()
+    spec = raw.spec or wire.GatewaySpecV1Alpha1()
+    status = raw.status or wire.GatewayStatusV1Alpha1()
     expose = spec.expose_type or ""
     endpoints = tuple(
-        _endpoint(_as_v1beta1(e), f"spec.endpoints[{i}]", report)
-        for i, e in enumerate(_bounded(spec.endpoints or [], report))
+        _endpoint(_as_v1beta1(e), f"spec.endpoints[{i}]", collector)
+        for i, e in enumerate(_bounded(spec.endpoints or [], collector))
     )
     if not endpoints:
-        report.error("spec.endpoints", "is empty", "v1alpha1 wants at least one node that can be the gateway")
-    _check_exposure(expose, endpoints, report)
-    _check_endpoints(endpoints, report)
+        collector.error("spec.endpoints", "is empty", "v1alpha1 wants at least one node that can be the gateway")
+    _check_exposure(expose, endpoints, collector)
+    _check_endpoints(endpoints, collector)
     active = status.active_endpoint
     return Gateway(
-        name=wired.metadata.name,
+        name=raw.metadata.name,
         endpoints=endpoints,
         tunnel_replicas=1,
         proxy_replicas=1,
         expose_type=expose,
-        extra_cidrs=_extra_cidrs(wired.metadata, report),
+        extra_cidrs=_extra_cidrs(raw.metadata, collector),
         status=GatewayStatus(
-            _nodes(status.nodes, report),
-            (_endpoint(_as_v1beta1(active), "status.activeEndpoint", report),) if active else (),
+            _nodes(status.nodes, collector),
+            (_endpoint(_as_v1beta1(active), "status.activeEndpoint", collector),) if active else (),
         ),
-        created=_created(wired.metadata, report),
-        generation=wired.metadata.generation or 0,
+        created=_created(raw.metadata, collector),
+        generation=raw.metadata.generation or 0,
     )
 
 
@@ -138,10 +139,10 @@ def _write_endpoint(endpoint: GatewayEndpoint) -> dict[str, Any]:
     return {**written, **{key: value for key, value in optional.items() if value}}
 
 
-def _bounded(endpoints: list[Listed], report: ProblemCollector) -> list[Listed]:
+def _bounded(endpoints: list[Listed], collector: ProblemCollector) -> list[Listed]:
     if len(endpoints) <= MAX_ENDPOINTS:
         return endpoints
-    report.error(
+    collector.error(
         "spec.endpoints",
         f"lists {len(endpoints)} endpoints, {MAX_ENDPOINTS} are taken at most",
         "list the nodes that can be the gateway, not all nodes of the region",
@@ -155,35 +156,35 @@ def _as_v1beta1(old: wire.EndpointV1Alpha1) -> wire.EndpointWire:
     )
 
 
-def _endpoint(wired: wire.EndpointWire, at: str, report: ProblemCollector) -> GatewayEndpoint:
-    check_name(report, f"{at}.nodeName", wired.nodeName)
+def _endpoint(raw: wire.EndpointWire, at: str, collector: ProblemCollector) -> GatewayEndpoint:
+    check_name(collector, f"{at}.nodeName", raw.nodeName)
     kind = EndpointType.TUNNEL
-    if wired.type in ("tunnel", "proxy"):
-        kind = EndpointType(wired.type)
+    if raw.type in ("tunnel", "proxy"):
+        kind = EndpointType(raw.type)
     else:
-        message = "is missing" if not wired.type else f"{shown(wired.type)} is no type of endpoint"
-        report.error(f"{at}.type", message, "write tunnel or proxy; a node that does both is listed twice")
-    check_port(report, f"{at}.port", wired.port or 0)
-    check_port(report, f"{at}.publicPort", wired.publicPort or 0)
-    public = read_host(report, f"{at}.publicIP", wired.publicIP) if wired.publicIP else ""
+        message = "is missing" if not raw.type else f"{shown(raw.type)} is no type of endpoint"
+        collector.error(f"{at}.type", message, "write tunnel or proxy; a node that does both is listed twice")
+    check_port(collector, f"{at}.port", raw.port or 0)
+    check_port(collector, f"{at}.publicPort", raw.publicPort or 0)
+    public = read_host(collector, f"{at}.publicIP", raw.publicIP) if raw.publicIP else ""
     return GatewayEndpoint(
-        node=wired.nodeName,
+        node=raw.nodeName,
         type=kind,
-        port=wired.port or 0,
-        under_nat=bool(wired.underNAT),
-        nat_type=wired.natType or "",
+        port=raw.port or 0,
+        under_nat=bool(raw.underNAT),
+        nat_type=raw.natType or "",
         public_ip=public or "",
-        public_port=wired.publicPort or 0,
-        config=wired.config or EMPTY,
+        public_port=raw.publicPort or 0,
+        config=raw.config or EMPTY,
     )
 
 
-def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], report: ProblemCollector) -> None:
+def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], collector: ProblemCollector) -> None:
     counted = Counter((e.node, e.type) for e in endpoints)
     for i, endpoint in enumerate(endpoints):
         times = counted[endpoint.node, endpoint.type]
         if times > 1:
-            report.warn(
+            collector.warn(
                 f"spec.endpoints[{i}]",
                 f"node {endpoint.node} is listed {times} times with type {endpoint.type}",
                 "list it once; the first entry counts",
@@ -191,22 +192,22 @@ def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], report: ProblemColl
             break
     odd = next((i for i, e in enumerate(endpoints) if e.under_nat is not endpoints[0].under_nat), None)
     if odd is not None:
-        report.error(
+        collector.error(
             f"spec.endpoints[{odd}].underNAT",
             "differs from the first endpoint's",
             "the endpoints of one Gateway share one uplink: all are behind NAT or none is",
         )
 
 
-def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], report: ProblemCollector) -> None:
+def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], collector: ProblemCollector) -> None:
     if expose not in EXPOSE_TYPES:
-        report.error(
+        collector.error(
             "spec.exposeType", f"{shown(expose)} is unknown", "write PublicIP or LoadBalancer, or leave it out"
         )
     elif expose:
         for i, endpoint in enumerate(endpoints):
             if endpoint.under_nat:
-                report.error(
+                collector.error(
                     f"spec.endpoints[{i}].underNAT",
                     f"a Gateway with exposeType {expose} cannot be behind NAT",
                     "set underNAT to false or leave exposeType out",
@@ -214,50 +215,52 @@ def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], report:
                 return
 
 
-def _check_replicas(field: str, replicas: int, report: ProblemCollector) -> None:
+def _check_replicas(field: str, replicas: int, collector: ProblemCollector) -> None:
     if not 0 <= replicas <= MAX_REPLICAS:
-        report.error(field, f"{replicas} is out of range", f"write a number between 0 and {MAX_REPLICAS}; 1 is usual")
+        collector.error(
+            field, f"{replicas} is out of range", f"write a number between 0 and {MAX_REPLICAS}; 1 is usual"
+        )
 
 
-def _check_port_list(field: str, text: str, report: ProblemCollector) -> None:
+def _check_port_list(field: str, text: str, collector: ProblemCollector) -> None:
     for part in (part.strip() for part in text.split(",") if text):
         if not (part.isascii() and part.isdigit() and len(part) <= 5 and 1 <= int(part) <= 65535):
-            report.error(
+            collector.error(
                 field, f"{shown(part)} is not a port", 'write ports with commas between them, like "10255,9445"'
             )
 
 
-def _nodes(wired: list[wire.NodeInfoWire] | None, report: ProblemCollector) -> tuple[NodeInfo, ...]:
+def _nodes(raw: list[wire.NodeInfoWire] | None, collector: ProblemCollector) -> tuple[NodeInfo, ...]:
     found: dict[str, NodeInfo] = {}
-    for i, info in enumerate(wired or ()):
+    for i, info in enumerate(raw or ()):
         at = f"status.nodes[{i}]"
-        check_name(report, f"{at}.nodeName", info.node_name)
-        address = read_address(report, f"{at}.privateIP", info.private_ip) if info.private_ip else None
+        check_name(collector, f"{at}.nodeName", info.node_name)
+        address = read_address(collector, f"{at}.privateIP", info.private_ip) if info.private_ip else None
         subnets: list[Prefix] = []
         for j, text in enumerate(info.subnets or ()):
             field = f"{at}.subnets[{j}]"
             if not text:
                 # upstream's controller writes [""] for a node without podCIDR
-                report.warn(field, "is empty", "the node has no pod CIDR yet; it is passed over")
+                collector.warn(field, "is empty", "the node has no pod CIDR yet; it is passed over")
                 continue
-            prefix = read_prefix(report, field, text)
+            prefix = read_prefix(collector, field, text)
             if prefix is not None:
                 subnets.append(prefix)
         if info.node_name in found:
-            report.warn(f"{at}.nodeName", f"node {info.node_name} is listed twice", "the first entry counts")
+            collector.warn(f"{at}.nodeName", f"node {info.node_name} is listed twice", "the first entry counts")
             continue
         found[info.node_name] = NodeInfo(info.node_name, address, tuple(dict.fromkeys(subnets)))
     return tuple(found.values())
 
 
-def _extra_cidrs(metadata: wire.Metadata, report: ProblemCollector) -> tuple[Prefix, ...]:
+def _extra_cidrs(metadata: wire.Metadata, collector: ProblemCollector) -> tuple[Prefix, ...]:
     annotations: Mapping[str, str] = metadata.annotations or EMPTY
     text = annotations.get(EXTRA_CIDRS, "")
     field = f"metadata.annotations[{EXTRA_CIDRS}]"
-    read = [read_prefix(report, field, part.strip()) for part in text.split(",") if part.strip()]
+    read = [read_prefix(collector, field, part.strip()) for part in text.split(",") if part.strip()]
     return tuple(prefix for prefix in read if prefix is not None)
 
 
-def _created(metadata: wire.Metadata, report: ProblemCollector) -> float | None:
+def _created(metadata: wire.Metadata, collector: ProblemCollector) -> float | None:
     text = metadata.creation_timestamp
-    return read_time(report, "metadata.creationTimestamp", text) if text else None
+    return read_time(collector, "metadata.creationTimestamp", text) if text else None

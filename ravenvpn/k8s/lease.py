@@ -1,9 +1,10 @@
-"""Who of several replicas leads: one Lease of coordination.k8s.io, kept as client-go's leader election keeps it.
+"""Leader election: which of several replicas may write, by a Lease of coordination.k8s.io as client-go keeps it.
 
-`Candidacy` decides and reads no clock; `Election` talks to the API server. Two things are stricter than in client-go.
-A leader's right to write ends `renew` seconds after the *request* of its last renewal that succeeded, before anybody
-else may take the Lease, and each write gets no more time than is left until then: nothing that is still on its way
-when the Lease can be lost belongs to a former leader. And a leader that lost it does not end: it stands again.
+`Candidacy` decides and reads no clock; `Election` sends the requests. Two rules are stricter than client-go's:
+* A leader may write until `renew` seconds after the *request* of its last successful renewal, which is before another
+  replica may take the Lease. Each write gets at most the time that is left until then, so that no write of a former
+  leader is still under way when the Lease changes hands.
+* A leader that lost the Lease does not exit: it becomes a candidate again.
 """
 
 from __future__ import annotations
@@ -26,48 +27,58 @@ from ravenvpn.rfc3339 import format_micro_time
 
 log = logging.getLogger(__name__)
 
-RELEASED_DURATION = 1  # seconds; what client-go leaves in a Lease it gives up
+RELEASED_DURATION = 1  # seconds; leaseDurationSeconds that client-go writes when it releases a Lease
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """The Lease as the API server holds it. `version` is its resourceVersion, "" where there is none."""
+    """The Lease as the API server stores it; the defaults stand for a Lease that does not exist."""
 
-    holder: str = ""
-    duration: float = 0.0
-    acquired: str = ""
+    holder: str = ""  # identity of the leader; "" after a release
+    duration: float = 0.0  # seconds
+    acquired: str = ""  # RFC 3339 with microseconds, like `renewed`
     renewed: str = ""
-    transitions: int = 0
-    version: str = ""
+    transitions: int = 0  # changes of the holder
+    version: str = ""  # resourceVersion
 
 
 class Candidacy:
-    """One replica's view of the Lease. `now` is seconds of a clock that nobody sets; `wall` is the time to write."""
+    """One replica's view of the Lease.
+
+    `now` is seconds of a monotonic clock; `wall` is the current time to write into the Lease, RFC 3339.
+    """
 
     def __init__(self, identity: str, timing: LeaseTiming = DEFAULT_TIMING) -> None:
         self.identity, self.timing = identity, timing
         self._seen: LeaseRecord | None = None
         self._seen_at = 0.0
-        self._renewed_at: float | None = None  # when the request of the last good renewal was made
+        # `now` at which the last successful renewal was sent; None: this replica is not the leader.
+        self._renewed_at: float | None = None
 
     @property
     def holder(self) -> str:
-        """Who held it when it was last seen; "" where nobody did or nothing is known."""
+        """Identity of the leader as last observed; "" without one, or before the first observation."""
         return self._seen.holder if self._seen else ""
 
     @property
     def transitions(self) -> int:
+        """How often the leader changed, as last observed."""
         return self._seen.transitions if self._seen else 0
 
     def observe(self, record: LeaseRecord, now: float) -> None:
-        """What the API server holds. Its times are of another's clock: what counts is when a change was seen here."""
+        """Record the Lease as the API server returned it.
+
+        The times in it come from clocks of other nodes and are not compared with ours: the Lease expires `duration`
+        seconds after this replica saw it change."""
         if record != self._seen:
             self._seen, self._seen_at = record, now
         if record.holder != self.identity:
             self._renewed_at = None
 
     def claim(self, now: float, wall: str) -> LeaseRecord | None:
-        """The Lease to write now, to take it or to keep it; None where another holds it. Call after `observe`."""
+        """Return the Lease to write now, to take or to renew it; None while another replica holds it.
+
+        To be called after `observe`."""
         seen = self._seen
         assert seen is not None
         wanted = replace(seen, holder=self.identity, duration=self.timing.duration, renewed=wall)
@@ -78,21 +89,22 @@ class Candidacy:
         return replace(wanted, acquired=wall, transitions=seen.transitions + bool(seen.version))
 
     def written(self, record: LeaseRecord, asked_at: float, now: float) -> None:
-        """The API server took our claim, which was sent at `asked_at`."""
+        """The API server accepted our claim, which was sent at `asked_at`."""
         self._seen, self._seen_at = record, now
         self._renewed_at = asked_at
 
     def budget(self, now: float) -> float:
-        """Seconds that a write begun now may take; 0 where we may not write at all."""
+        """Return the seconds that a write begun now may take; 0 if this replica may not write."""
         if self._renewed_at is None or now >= self._renewed_at + self.timing.renew:
             return 0.0
         return self._renewed_at + self.timing.duration - MARGIN - now
 
     def leading(self, now: float) -> bool:
+        """Whether this replica may begin a write now."""
         return self.budget(now) > 0
 
     def release(self, wall: str) -> LeaseRecord | None:
-        """The Lease to leave behind when we go, so that the next need not wait; None where it is not ours."""
+        """Stop leading; return the Lease to write so that the next leader need not wait, None if it is not ours."""
         if self._seen is None or self._seen.holder != self.identity:
             return None
         self._renewed_at = None
@@ -118,11 +130,11 @@ class _Lease(msgspec.Struct):
 
 
 def read(document: Mapping[str, Any]) -> LeaseRecord:
-    """A Lease; ClusterError where it is none."""
+    """Convert a Lease of the API. Raises ClusterError if it is malformed."""
     try:
         lease = msgspec.convert(document, _Lease)
     except msgspec.ValidationError as error:
-        raise ClusterError(f"a Lease that cannot be read: {error}") from error
+        raise ClusterError(f"the Lease is malformed: {error}") from error
     spec = lease.spec
     return LeaseRecord(
         holder=spec.holder_identity or "",
@@ -135,7 +147,7 @@ def read(document: Mapping[str, Any]) -> LeaseRecord:
 
 
 def write(record: LeaseRecord, name: str, namespace: str) -> dict[str, Any]:
-    """The Lease as the API server takes it; with its resourceVersion, so that a stale view writes nothing."""
+    """Convert to a Lease of the API. It carries the resourceVersion, so that a write from an old state is refused."""
     metadata = {"name": name, "namespace": namespace, "resourceVersion": record.version}
     spec = {
         "holderIdentity": record.holder,
@@ -153,27 +165,29 @@ def write(record: LeaseRecord, name: str, namespace: str) -> dict[str, Any]:
 
 
 class Leadership(Protocol):
-    """What the one who writes asks."""
+    """Permission to write, as the controller's writer asks for it."""
 
-    def budget(self) -> float: ...
-    def leading(self) -> bool: ...
+    def budget(self) -> float:
+        """Return the seconds that a write begun now may take; 0: none may begin."""
+
+    def leading(self) -> bool:
+        """Whether a write may begin now."""
 
 
 class Alone:
-    """Without leader election: the only replica may always write."""
+    """Leadership without election, for a single replica: it may always write."""
 
     def budget(self) -> float:
+        """Return infinity."""
         return float("inf")
 
     def leading(self) -> bool:
+        """Return True."""
         return True
 
 
 class Election:
-    """Stands for the Lease as long as it runs, and calls `on_change` when leading begins or ends.
-
-    `fit` says whether this replica could do the work; one that could not leaves the Lease to others or lets it lapse.
-    """
+    """Takes and renews the Lease while `run` runs. All methods on one loop."""
 
     def __init__(
         self,
@@ -187,70 +201,73 @@ class Election:
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        """`clock`: seconds that nobody sets; `jitter`: between 0 and 1."""
+        """`on_change` is called when leading begins or ends. `fit` returns whether this replica could do the work; if
+        not, it takes no Lease and lets its own expire. `clock`: monotonic seconds; `jitter`: evenly from 0 to 1."""
         self.candidacy = candidacy
         self._client, self._name, self._namespace = client, name, namespace
         self._resource = LEASES.within(namespace)
         self._on_change, self._fit, self._clock, self._jitter = on_change, fit, clock, jitter
         self._was_leading = False
-        self._nudged = asyncio.Event()
+        self._retry_now = asyncio.Event()
 
-    def nudge(self) -> None:
-        """This replica may have become fit: there is no need to wait for the next try."""
-        self._nudged.set()
+    def retry_now(self) -> None:
+        """End the delay before the next attempt, because this replica may have become fit."""
+        self._retry_now.set()
 
     def budget(self) -> float:
+        """Return the seconds that a write begun now may take; 0: this replica does not lead."""
         return self.candidacy.budget(self._clock())
 
     def leading(self) -> bool:
+        """Whether this replica leads now."""
         return self.candidacy.leading(self._clock())
 
     async def run(self) -> None:
-        """Until cancelled; then the Lease is given up, if it is ours."""
+        """Take and renew the Lease until cancelled; then release it, if it is ours."""
         timing = self.candidacy.timing
         try:
             while True:
                 if self._fit():
-                    # A hung API server must not keep a leader from noticing that its time is over.
+                    # Bounded, so that a leader notices its deadline even if the API server hangs.
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(self._patience()):
-                            await self._try()
-                self._tell()
+                        async with asyncio.timeout(self._attempt_timeout()):
+                            await self._attempt()
+                self._report_change()
                 wait = min(timing.retry * (1 + JITTER * self._jitter()), self._until_over())
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
-                        await self._nudged.wait()
-                self._nudged.clear()
-                self._tell()
+                        await self._retry_now.wait()
+                self._retry_now.clear()
+                self._report_change()
         finally:
             with contextlib.suppress(ClusterError, TimeoutError):
                 async with asyncio.timeout(timing.retry):
                     await self._release()
-            self._tell()
+            self._report_change()
 
-    def _patience(self) -> float:
-        """How long one try may take: until the renew deadline where we lead, its length else."""
+    def _attempt_timeout(self) -> float:
+        """Seconds one attempt may take: until the renew deadline for a leader, else the whole period."""
         return min(self.candidacy.timing.renew, self._until_over())
 
     def _until_over(self) -> float:
+        """Seconds until this replica stops leading; the renew period if it does not lead."""
         left = self.budget() - (self.candidacy.timing.duration - MARGIN - self.candidacy.timing.renew)
         return left if left > 0 else self.candidacy.timing.renew
 
-    def _tell(self) -> None:
+    def _report_change(self) -> None:
         leading = self.leading()
         if leading is not self._was_leading:
             self._was_leading = leading
-            held = self.candidacy.holder
-            log.info(
-                "this replica leads" if leading else f"this replica does not lead any more; {held or 'nobody'} does"
-            )
+            leader = self.candidacy.holder or "not known"
+            log.info("this replica leads" if leading else f"this replica no longer leads; the leader is {leader}")
             self._on_change()
 
-    async def _try(self) -> None:
+    async def _attempt(self) -> None:
+        """Take or renew the Lease, once. Failures are logged."""
         candidacy = self.candidacy
         try:
             if not self.leading():
-                candidacy.observe(await self._look(), self._clock())
+                candidacy.observe(await self._get(), self._clock())
             asked_at = self._clock()
             claim = candidacy.claim(asked_at, format_micro_time(time.time()))
             if claim is None:
@@ -261,15 +278,15 @@ class Election:
             candidacy.written(read(taken), asked_at, self._clock())
         except ApiError as error:
             if error.status == 409:
-                # Somebody else wrote it: look who, at once, so that a loss is noticed now and not at the deadline.
+                # Another replica wrote the Lease. Read it at once, so that a loss is noticed before the deadline.
                 with contextlib.suppress(ClusterError):
-                    candidacy.observe(await self._look(), self._clock())
+                    candidacy.observe(await self._get(), self._clock())
             else:
                 log.warning("Lease %s/%s: %s", self._namespace, self._name, error)
         except ClusterError as error:
             log.warning("Lease %s/%s: %s", self._namespace, self._name, error)
 
-    async def _look(self) -> LeaseRecord:
+    async def _get(self) -> LeaseRecord:
         try:
             return read(await self._client.get(self._resource, self._name))
         except ApiError as error:
@@ -281,4 +298,4 @@ class Election:
         record = self.candidacy.release(format_micro_time(time.time()))
         if record is not None:
             await self._client.replace(self._resource, write(record, self._name, self._namespace))
-            log.info("the Lease %s/%s is given up", self._namespace, self._name)
+            log.info("Lease %s/%s is released", self._namespace, self._name)

@@ -8,42 +8,44 @@ from ravenvpn.mesh.hoststate import Prefix
 from ravenvpn.mesh.model import EMPTY, GATEWAY_LABEL, Node
 
 
-def read(wired: wire.NodeWire, report: ProblemCollector, *, by_hand: bool) -> Node:
-    """A Node. `by_hand`: one that says nothing about conditions is taken as ready, as nobody writes those by hand;
+def read(raw: wire.NodeWire, collector: ProblemCollector, *, handwritten: bool) -> Node:
+    """A Node. `handwritten`: one that says nothing about conditions is taken as ready, as nobody writes those by hand;
     from a cluster, absent means not ready."""
-    spec = wired.spec or wire.NodeSpec()
-    status = wired.status or wire.NodeStatus()
-    labels = wired.metadata.labels or EMPTY
+    spec = raw.spec or wire.NodeSpec()
+    status = raw.status or wire.NodeStatus()
+    labels = raw.metadata.labels or EMPTY
     if labels.get(GATEWAY_LABEL):
-        check_name(report, f"metadata.labels[{GATEWAY_LABEL}]", labels[GATEWAY_LABEL])
+        check_name(collector, f"metadata.labels[{GATEWAY_LABEL}]", labels[GATEWAY_LABEL])
     addresses = [
-        read_address(report, f"status.addresses[{i}].address", entry.address)
+        read_address(collector, f"status.addresses[{i}].address", entry.address)
         for i, entry in enumerate(status.addresses or ())
         if entry.type == "InternalIP"
     ]
     conditions = status.conditions
     ready = any(c.type == "Ready" and c.status == "True" for c in conditions or ())
     return Node(
-        name=wired.metadata.name,
+        name=raw.metadata.name,
         gateway=labels.get(GATEWAY_LABEL, ""),
-        ready=ready or (by_hand and conditions is None),
+        ready=ready or (handwritten and conditions is None),
         internal_ips=tuple(dict.fromkeys(a for a in addresses if a is not None)),
-        pod_cidrs=_pod_cidrs(spec, report),
+        pod_cidrs=_pod_cidrs(spec, collector),
         labels=labels,
     )
 
 
-def _pod_cidrs(spec: wire.NodeSpec, report: ProblemCollector) -> tuple[Prefix, ...]:
+def _pod_cidrs(spec: wire.NodeSpec, collector: ProblemCollector) -> tuple[Prefix, ...]:
     if spec.podCIDRs:
         texts = {f"spec.podCIDRs[{i}]": text for i, text in enumerate(spec.podCIDRs)}
         if spec.podCIDR and spec.podCIDR != spec.podCIDRs[0]:
-            report.error("spec.podCIDR", "differs from spec.podCIDRs[0]", "leave podCIDR out, or make both the same")
+            collector.error(
+                "spec.podCIDR", "differs from spec.podCIDRs[0]", "leave podCIDR out, or make both the same"
+            )
     else:
         texts = {"spec.podCIDR": spec.podCIDR} if spec.podCIDR else {}
     read = []
     for field, text in texts.items():
         if text:
-            read.append(read_prefix(report, field, text))
+            read.append(read_prefix(collector, field, text))
         else:
-            report.error(field, "is empty", "write the pod prefix of the node, or leave the entry out")
+            collector.error(field, "is empty", "write the pod prefix of the node, or leave the entry out")
     return tuple(dict.fromkeys(prefix for prefix in read if prefix is not None))

@@ -22,28 +22,28 @@ from ravenvpn.mesh.model import GATEWAY_LABEL, HostPort, PeerObject
 MAX_ADDRESSES = 32
 
 
-def read(wired: wire.PeerWire, report: ProblemCollector) -> PeerObject:
-    spec = wired.spec
-    key = read_key(report, "spec.publicKey", spec.public_key)
-    following = read_key(report, "spec.nextPublicKey", spec.next_public_key) if spec.next_public_key else None
+def read(raw: wire.PeerWire, collector: ProblemCollector) -> PeerObject:
+    spec = raw.spec
+    key = read_key(collector, "spec.publicKey", spec.public_key)
+    following = read_key(collector, "spec.nextPublicKey", spec.next_public_key) if spec.next_public_key else None
     if key is not None and following == key:
-        report.error("spec.nextPublicKey", "is the present key", "leave it out unless the key is being replaced")
-    check_port(report, "spec.listenPort", spec.listen_port or 0)
+        collector.error("spec.nextPublicKey", "is the present key", "leave it out unless the key is being replaced")
+    check_port(collector, "spec.listenPort", spec.listen_port or 0)
     addresses = [
-        read_host_port(report, f"spec.addresses[{i}]", text)
-        for i, text in enumerate(_bounded("spec.addresses", spec.addresses, report))
+        read_host_port(collector, f"spec.addresses[{i}]", text)
+        for i, text in enumerate(_bounded("spec.addresses", spec.addresses, collector))
     ]
-    created = wired.metadata.creation_timestamp
+    created = raw.metadata.creation_timestamp
     return PeerObject(
-        name=wired.metadata.name,
+        name=raw.metadata.name,
         public_key=key or b"",
         next_public_key=following,
         listen_port=spec.listen_port or 0,
         addresses=tuple(dict.fromkeys(a for a in addresses if a is not None)),
-        node_addresses=_addresses("spec.nodeAddresses", spec.node_addresses, report),
-        sources=_sources(spec.sources, report),
-        suites=_suites(spec.suites, report),
-        created=read_time(report, "metadata.creationTimestamp", created) if created else None,
+        node_addresses=_addresses("spec.nodeAddresses", spec.node_addresses, collector),
+        sources=_sources(spec.sources, collector),
+        suites=_suites(spec.suites, collector),
+        created=read_time(collector, "metadata.creationTimestamp", created) if created else None,
     )
 
 
@@ -73,33 +73,35 @@ def _write_host_port(address: HostPort) -> str:
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
-def _bounded(field: str, listed: list[str] | None, report: ProblemCollector) -> list[str]:
+def _bounded(field: str, listed: list[str] | None, collector: ProblemCollector) -> list[str]:
     if listed and len(listed) > MAX_ADDRESSES:
-        report.error(field, f"lists {len(listed)} addresses", f"list the best ones, {MAX_ADDRESSES} at most")
+        collector.error(field, f"lists {len(listed)} addresses", f"list the best ones, {MAX_ADDRESSES} at most")
         return []
     return listed or []
 
 
-def _addresses(field: str, listed: list[str] | None, report: ProblemCollector) -> tuple[Address, ...]:
-    read = [read_address(report, f"{field}[{i}]", text) for i, text in enumerate(_bounded(field, listed, report))]
+def _addresses(field: str, listed: list[str] | None, collector: ProblemCollector) -> tuple[Address, ...]:
+    read = [
+        read_address(collector, f"{field}[{i}]", text) for i, text in enumerate(_bounded(field, listed, collector))
+    ]
     return tuple(dict.fromkeys(address for address in read if address is not None))
 
 
-def _sources(listed: list[str] | None, report: ProblemCollector) -> tuple[Address, ...]:
-    found = _addresses("spec.sources", listed, report)
+def _sources(listed: list[str] | None, collector: ProblemCollector) -> tuple[Address, ...]:
+    found = _addresses("spec.sources", listed, collector)
     for version in (4, 6):
         if sum(address.version == version for address in found) > 1:
-            report.error("spec.sources", f"names several IPv{version} addresses", "name one address a family")
+            collector.error("spec.sources", f"names several IPv{version} addresses", "name one address a family")
     return found
 
 
-def _suites(listed: list[str] | None, report: ProblemCollector) -> tuple[Suite, ...]:
+def _suites(listed: list[str] | None, collector: ProblemCollector) -> tuple[Suite, ...]:
     if not listed:
         return (Suite.CHACHA20POLY1305,)
     known = {suite.value: suite for suite in Suite}
     for i, name in enumerate(listed):
         if name not in known:
-            report.warn(f"spec.suites[{i}]", f"{shown(name)} is not known here", f"known are {', '.join(known)}")
+            collector.warn(f"spec.suites[{i}]", f"{shown(name)} is not known here", f"known are {', '.join(known)}")
     # Every peer can do WireGuard's own suite, whatever else it says.
     names = dict.fromkeys((*listed, Suite.CHACHA20POLY1305.value))
     return tuple(known[name] for name in sorted(names.keys() & known.keys(), key=list(names).index))

@@ -161,7 +161,7 @@ class Controller:
         """Wake the reconcile loop after a change of the cache or of a connection."""
         healthy = self._informers.healthy()
         if healthy and not self._was_healthy and self._election is not None:
-            self._election.nudge()
+            self._election.retry_now()
         self._was_healthy = healthy
         self._wake.set()
 
