@@ -1,6 +1,7 @@
-"""The objects of deploy/, which the package carries with it, as `kubectl kustomize deploy/` would print them.
+"""The manifests of deploy/, which are part of the package, rendered as `kubectl kustomize deploy/` renders them.
 
-Of kustomize's words those are read that deploy/ uses: `resources` and `images`. A test holds both against each other.
+Only the two fields of kustomize that deploy/ uses are supported, `resources` and `images`; a test compares the result
+with that of kubectl.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.resource import CRDS, Object, Resource
 
 DEPLOY = Path(__file__).parent / "deploy"  # a link in a checkout, files of the package where it is installed
-IMAGE = "ravenvpn"
-GATEWAY_DEFINITION = "gateways.raven.openyurt.io"
-OWNER_LABEL = ("app.kubernetes.io/part-of", "ravenvpn")
-FIELD_MANAGER = "raven-vpn-install"
+IMAGE = "ravenvpn"  # name of the image in the manifests, which `images` of a kustomization or --image replaces
+GATEWAY_DEFINITION = "gateways.raven.openyurt.io"  # OpenYurt brings one of its own
+OWNER_LABEL = ("app.kubernetes.io/part-of", "ravenvpn")  # on every object of deploy/
+FIELD_MANAGER = "raven-vpn-install"  # owner of the applied fields in managedFields
 
 _RBAC = "rbac.authorization.k8s.io"
+# The collection of each kind that deploy/ has.
 _COLLECTIONS = {
     "CustomResourceDefinition": CRDS,
     "ServiceAccount": Resource("", "v1", "serviceaccounts"),
@@ -35,39 +37,42 @@ _COLLECTIONS = {
 
 
 def objects(image: str = "", *, gateway_definition: bool = True) -> list[Object]:
-    """All of them, in an order in which they can be applied: definitions first.
+    """Return all objects in an order in which they can be applied: definitions first.
 
     `image` replaces the one in the manifests. Without `gateway_definition` the definition of Gateway is left out, as
-    deploy/beside-openyurt does. ConfigError where the package was built without its manifests.
+    in deploy/beside-openyurt. Raises ConfigError if the package was built without its manifests.
     """
     if not (DEPLOY / "kustomization.yaml").exists():
-        raise ConfigError("this installation has no manifests", where=str(DEPLOY), remedy="install the package anew")
+        raise ConfigError("this installation has no manifests", where=str(DEPLOY), remedy="install the package again")
     found = list(_read(DEPLOY, image))
-    return [thing for thing in found if gateway_definition or not is_gateway_definition(thing)]
+    return [obj for obj in found if gateway_definition or not is_gateway_definition(obj)]
 
 
-def is_gateway_definition(thing: Object) -> bool:
-    return thing["kind"] == "CustomResourceDefinition" and name_of(thing) == GATEWAY_DEFINITION
+def is_gateway_definition(obj: Object) -> bool:
+    """Whether the object is the definition of Gateway."""
+    return obj["kind"] == "CustomResourceDefinition" and name_of(obj) == GATEWAY_DEFINITION
 
 
-def is_ours(thing: Object) -> bool:
-    """Whether an object of the cluster was put there by these manifests."""
+def is_ours(obj: Object) -> bool:
+    """Whether an object in a cluster comes from these manifests."""
     label, value = OWNER_LABEL
-    return ((thing.get("metadata") or {}).get("labels") or {}).get(label) == value
+    return ((obj.get("metadata") or {}).get("labels") or {}).get(label) == value
 
 
-def collection(thing: Object) -> Resource:
-    """Where in the API it goes."""
-    resource = _COLLECTIONS[thing["kind"]]
-    namespace = thing["metadata"].get("namespace")
+def collection(obj: Object) -> Resource:
+    """Return the collection of the API that the object belongs to."""
+    resource = _COLLECTIONS[obj["kind"]]
+    namespace = obj["metadata"].get("namespace")
     return resource.within(namespace) if namespace else resource
 
 
-def name_of(thing: Object) -> str:
-    return str(thing["metadata"]["name"])
+def name_of(obj: Object) -> str:
+    """Return metadata.name."""
+    return str(obj["metadata"]["name"])
 
 
 def _read(folder: Path, image: str) -> Iterator[Object]:
+    """Objects of a folder with a kustomization.yaml, images replaced; folders among its resources recursively."""
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
     images = {
         entry["name"]: f"{entry.get('newName', entry['name'])}:{entry['newTag']}"
@@ -76,16 +81,16 @@ def _read(folder: Path, image: str) -> Iterator[Object]:
     for entry in kustomization["resources"]:
         path = folder / entry
         if path.is_dir():
-            things = _read(path, image)
+            objs = _read(path, image)
         else:
-            things = (thing for thing in yaml.safe_load_all(path.read_text()) if thing is not None)
-        for thing in things:
-            for container in _containers(thing):
+            objs = (obj for obj in yaml.safe_load_all(path.read_text()) if obj is not None)
+        for obj in objs:
+            for container in _containers(obj):
                 chosen = image if image and container["image"] == IMAGE else images.get(container["image"])
                 container["image"] = chosen or container["image"]
-            yield thing
+            yield obj
 
 
-def _containers(thing: Object) -> list[dict[str, Any]]:
-    pod = (thing.get("spec") or {}).get("template") or {}
+def _containers(obj: Object) -> list[dict[str, Any]]:
+    pod = (obj.get("spec") or {}).get("template") or {}
     return list((pod.get("spec") or {}).get("containers") or ())

@@ -1,7 +1,7 @@
-"""The one place where a Kubernetes object, a dictionary, becomes a value of the model, or a list of problems.
+"""Conversion of Kubernetes objects: JSON dictionaries become values of `ravenvpn.mesh.model`, or a list of problems.
 
-Nothing behind this module sees a dictionary. Nothing that arrives here raises: a malformed object is reported with
-the path of the field and what to do about it, and the caller decides what stays in force instead.
+The only place that does so; other modules see no dictionaries. No input raises: a malformed object is reported with
+the path of the field and a remedy, and the caller decides which version stays in force.
 """
 
 from __future__ import annotations
@@ -23,32 +23,31 @@ from ravenvpn.mesh.model import Gateway, Node, PeerObject
 write_status = gateways.write_status
 write_peer = peers.write
 
-GATEWAY_GROUP = "raven.openyurt.io"
 _WIRE: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("raven.openyurt.io/v1beta1", "Gateway"): wire.GatewayV1Beta1,
     ("raven.openyurt.io/v1alpha1", "Gateway"): wire.GatewayV1Alpha1,
     ("ravenvpn.io/v1alpha1", "Peer"): wire.PeerWire,
     ("v1", "Node"): wire.NodeWire,
 }
+# Kind → the versions of it that are read.
 _KINDS = {kind: sorted(v for v, k in _WIRE if k == kind) for _, kind in _WIRE}
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What came of one object. `value` is None where a problem is fatal, or where the object is none of ours.
+    """Result for one object."""
 
-    `kind` and `name` are known as soon as they can be read, also of a broken object.
-    """
-
-    kind: str = ""
+    kind: str = ""  # also of a malformed object, "" if it cannot be read; the same for `name`
     name: str = ""
-    value: Gateway | Node | PeerObject | None = None
+    value: Gateway | Node | PeerObject | None = None  # None: a problem is fatal, or the kind is not one of ours
     problems: tuple[Problem, ...] = ()
 
 
 def parse(document: object, *, handwritten: bool = False) -> Parsed:
-    """One object. `handwritten` is for manifests people write: unknown fields are reported, and a Node without
-    conditions is ready; an API server has checked the former and knows the latter."""
+    """Convert one object. Never raises because of `document`.
+
+    `handwritten` is for manifests in files: unknown fields are warnings, and a Node without conditions is ready. An
+    API server has dropped unknown fields and always has the conditions."""
     if not isinstance(document, Mapping):
         message = f"is {_type_of(document)} instead of an object"
         return Parsed(problems=(Problem(message, "begin with apiVersion, kind and metadata"),))
@@ -68,7 +67,7 @@ def parse(document: object, *, handwritten: bool = False) -> Parsed:
     collector = ProblemCollector(f"{_short(kind)} {_short(name)}" if name else _short(kind))
     struct = _WIRE.get((version, kind))
     if struct is None:
-        _report_stranger(version, kind, collector)
+        _report_unknown_kind(version, kind, collector)
         return Parsed(kind, name, problems=tuple(collector.problems))
     raw = _convert(document, struct, collector)
     value: Gateway | Node | PeerObject | None = None
@@ -81,7 +80,7 @@ def parse(document: object, *, handwritten: bool = False) -> Parsed:
 
 
 def _short(text: str) -> str:
-    """A kind or name for a message: as it is, unless it is long or no name at all."""
+    """A kind or name for a message: unquoted if it can be one, else quoted and shortened."""
     return text if len(text) <= 63 and text.isprintable() else shown(text)
 
 
@@ -98,19 +97,19 @@ def _read(raw: msgspec.Struct, collector: ProblemCollector, handwritten: bool) -
     raise AssertionError(raw)
 
 
-def _report_stranger(version: str, kind: str, collector: ProblemCollector) -> None:
+def _report_unknown_kind(version: str, kind: str, collector: ProblemCollector) -> None:
+    """An unknown version of our kinds is an error; an object of another kind a warning, since files may hold them."""
     if kind in _KINDS and (kind != "Node" or version.partition("/")[0] == "v1"):
         collector.error(
             "apiVersion", f"{shown(version)} is not known for a {kind}", f"write {' or '.join(_KINDS[kind])}"
         )
         return
     near = difflib.get_close_matches(kind, _KINDS, 1, 0.75)
-    remedy = (
-        f"did you mean {near[0]}?" if near else "Gateways, Nodes and Peers are read, everything else is left alone"
-    )
+    remedy = f"did you mean {near[0]}?" if near else "Gateways, Nodes and Peers are read, other kinds are ignored"
     collector.warn("kind", f"{shown(kind)} of {_short(version)} is not read", remedy)
 
 
+# The message of a msgspec.ValidationError, whose only structure is its text:
 # "Expected `int`, got `str` - at `$.spec.endpoints[0].port`"
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>(?:key in )?\$?.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
@@ -121,6 +120,7 @@ _WORDS = {"int": "a whole number", "str": "text", "bool": "true or false", "obje
 def _convert(
     document: Mapping[Any, Any], struct: type[msgspec.Struct], collector: ProblemCollector
 ) -> msgspec.Struct | None:
+    """Convert to a struct of `wire`; None, and one problem, if a field has the wrong type or is missing."""
     try:
         return msgspec.convert(document, struct)
     except msgspec.ValidationError as error:
@@ -140,19 +140,21 @@ def _convert(
         return None
     expected = _EXPECTED.fullmatch(what)
     if expected:
-        wanted = _spoken(expected["wanted"])
-        collector.error(field, f"is {_spoken(expected['got'])} instead of {wanted}", f"write {wanted}")
+        wanted = _type_names(expected["wanted"])
+        collector.error(field, f"is {_type_names(expected['got'])} instead of {wanted}", f"write {wanted}")
     else:
         collector.error(field, what[:1].lower() + what[1:], "see `kubectl explain` for the type of this field")
     return None
 
 
-def _spoken(names: str) -> str:
+def _type_names(names: str) -> str:
+    """msgspec's "int | null" in words: "a whole number"."""
     parts = [_WORDS.get(part.strip(), part.strip()) for part in names.split("|") if part.strip() != "null"]
     return " or ".join(parts) or "nothing"
 
 
 def _type_of(value: object) -> str:
+    """Type of a JSON value in words, for a message."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -163,7 +165,7 @@ def _type_of(value: object) -> str:
 
 
 def _near(document: Any, field: str, name: str) -> str:
-    """A key beside the missing one that differs in case alone, the usual mistake with upstream's `Replicas`."""
+    """A key beside the missing one that differs only in case, "" if none; common with upstream's `Replicas`."""
     here = document
     for step in path_steps(field):
         try:
@@ -174,22 +176,22 @@ def _near(document: Any, field: str, name: str) -> str:
     return next((key for key in keys if key.lower() == name.lower() and key != name), "")
 
 
-# Below these everything may be said, or nothing is read.
+# Fields below which unknown keys are not reported: free-form maps, or parts that are not read.
 _OPAQUE = {"metadata", "status", "nodeSelector", "config"}
 
 
 def _report_unknown(
     document: Mapping[Any, Any], struct: type[msgspec.Struct], at: str, collector: ProblemCollector
 ) -> None:
-    """Fields nobody reads: in a manifest written by hand they are mistyped more often than meant."""
+    """Warn about fields that are not in `struct`: in a manifest written by hand they are usually mistyped."""
     fields = _fields(struct)
-    strict = struct is not wire.NodeSpec and bool(at)  # a Node's spec holds much that is not for us
+    strict = struct is not wire.NodeSpec and bool(at)  # a Node's spec has many fields that are not read
     for key, value in document.items():
         if not isinstance(key, str) or (key not in fields and strict):
             where = f"{at}.{key}" if at else str(key)
             near = difflib.get_close_matches(str(key), fields, 1, 0.6)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
-            collector.warn(where, "is not a field of this object and is passed over", remedy)
+            collector.warn(where, "is not a field of this object and is ignored", remedy)
         elif key in fields and key not in _OPAQUE:
             inner = fields[key]
             if inner is not None:
@@ -207,7 +209,7 @@ def _descend(value: object, struct: type[msgspec.Struct], at: str, collector: Pr
 
 @cache
 def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
-    """Names on the wire, each with the structure its value (or each item of it) has, if any."""
+    """Field names on the wire; each with the struct of its value, or of the items of a list, if it has one."""
     return {field.encode_name: _structure(field.type) for field in msgspec.structs.fields(struct)}
 
 

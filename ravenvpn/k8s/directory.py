@@ -1,7 +1,8 @@
-"""A directory's manifests as one world: which object comes from which file, and what stays while a file is broken.
+"""The manifests of a directory as one World: which file an object comes from, and which version stays after an error.
 
-Bytes in, world and problems out; reading and watching is `ravenvpn.k8s.files`. Nothing is read twice: a file that did
-not change keeps what came of it, and a Gateway's status is worked out anew only when it or one of its Nodes changed.
+Bytes in, world and problems out; `ravenvpn.k8s.files` reads and watches the directory. The work is incremental: a
+file that did not change is not parsed again, and the status of a Gateway is computed again only if the Gateway or one
+of its Nodes changed.
 """
 
 from __future__ import annotations
@@ -17,45 +18,48 @@ from ravenvpn.mesh.model import DEFAULT_MESH, EndpointType, Gateway, Node, PeerO
 from ravenvpn.mesh.status import Gates, fill
 
 _LISTS = ("List", "GatewayList", "NodeList", "PeerList")
-MAX_PROBLEMS = 100  # of one file; a directory of the wrong files must not fill the log
+MAX_PROBLEMS = 100  # of one file; a directory with the wrong files must not fill the log
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """An object of one file. `stale`: the file, or the object in it, is broken now; this is its last good version."""
+    """An object of one file."""
 
     value: Gateway | Node | PeerObject
-    line: int
-    stale: bool = False
+    line: int  # where it begins
+    stale: bool = False  # the last good version: the file, or the object in it, is malformed now
 
 
 @dataclass(slots=True)
 class _ManifestFile:
+    """Parsed content of one file."""
+
     objects: dict[ObjectKey, _Held] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
 
 
 class Manifests:
-    """What all files of a directory say together. `update` takes what changed; `world`, `problems` are the whole."""
+    """The objects of all files. `update` applies changed files; `world` and `problems` are the result."""
 
     def __init__(self, mesh: str = DEFAULT_MESH, gates: Gates | None = None) -> None:
+        """`mesh`: name of the mesh. `gates`: feature gates that change how a status is computed."""
         self.world = World(mesh=mesh)
         self._gates = gates or Gates()
         self._files: dict[str, _ManifestFile] = {}
-        self._holders: dict[ObjectKey, set[str]] = {}  # files that hold an object
+        self._holders: dict[ObjectKey, set[str]] = {}  # names of the files that contain an object
         self._duplicates: dict[ObjectKey, Problem] = {}
-        self._stated: dict[str, Gateway] = {}  # as the manifest states them; the world has them with their status
-        self._members: dict[str, set[str]] = {}  # Gateway → Nodes with its label
-        self._epochs: dict[str, dict[EndpointType, int]] = {}
+        self._stated: dict[str, Gateway] = {}  # as in the manifest; `world` has them with the computed status
+        self._members: dict[str, set[str]] = {}  # Gateway → names of the Nodes with its label
+        self._epochs: dict[str, dict[EndpointType, int]] = {}  # Gateway → highest epoch of its active endpoints
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """By file and line, then duplicates."""
+        """Problems of all files, in the order of file names, then objects that are in several files."""
         found = [p for name in sorted(self._files) for p in self._files[name].problems]
         return (*found, *(self._duplicates[key] for key in sorted(self._duplicates)))
 
     def update(self, files: Mapping[str, bytes | Problem | None]) -> None:
-        """Take in files that changed: their bytes, why they could not be read, or None for one that is gone."""
+        """Apply changed files, by name: the content, a Problem if it cannot be read, None if the file was removed."""
         touched: set[ObjectKey] = set()
         for name, content in sorted(files.items()):
             before = self._files.get(name, _ManifestFile())
@@ -69,9 +73,10 @@ class Manifests:
                 self._files.pop(name, None)
             else:
                 self._files[name] = after
-        self._settle(touched)
+        self._apply(touched)
 
-    def _settle(self, touched: Iterable[ObjectKey]) -> None:
+    def _apply(self, touched: Iterable[ObjectKey]) -> None:
+        """Update the world for objects that some file added, changed or removed."""
         world = self.world
         gateways: set[str] = set()
         for key in sorted(touched):
@@ -90,25 +95,28 @@ class Manifests:
         self.world = world
 
     def _winner(self, key: ObjectKey) -> Gateway | Node | PeerObject | None:
-        """The object of that name: from a file that is whole before one that is not, then from the first by name."""
+        """The version of an object that counts: a valid one before a stale one, then by file name.
+
+        Records a problem if several files contain a valid one."""
         held = sorted((self._files[name].objects[key].stale, name) for name in self._holders.get(key, ()))
         self._duplicates.pop(key, None)
         if not held:
             self._holders.pop(key, None)
             return None
-        whole = [name for stale, name in held if not stale]
-        if len(whole) > 1:
+        valid = [name for stale, name in held if not stale]
+        if len(valid) > 1:
             self._duplicates[key] = Problem(
-                f"is also in {whole[0]}, which counts",
+                f"is also in {valid[0]}, whose version is used",
                 "keep one of the two, or give it another name",
                 "metadata.name",
                 f"{key.kind} {key.name}",
-                whole[1],
-                self._files[whole[1]].objects[key].line,
+                valid[1],
+                self._files[valid[1]].objects[key].line,
             )
         return self._files[held[0][1]].objects[key].value
 
     def _move_member(self, node: str, before: Node | None, after: Node | None) -> set[str]:
+        """Update the members of Gateways for a changed Node; return the Gateways whose status it changes."""
         touched = set()
         if before is not None and before.gateway:
             self._members.get(before.gateway, set()).discard(node)
@@ -119,14 +127,14 @@ class Manifests:
         return touched
 
     def _state(self, world: World, name: str, stated: Gateway | None) -> World:
-        """A manifest of a Gateway is new, changed or gone."""
+        """Apply a Gateway as its manifest states it; None removes it."""
         if stated is None:
             self._stated.pop(name, None)
             self._epochs.pop(name, None)
             return world.without_gateway(name)
         before, current = self._stated.get(name), world.gateways.get(name)
         self._stated[name] = stated
-        # Who is active now goes on being so, unless the manifest names somebody else than it did before.
+        # The active endpoint keeps its role, unless the manifest names another one than it did before.
         if current is not None and before is not None and before.status.active == stated.status.active:
             active = current.status.active
         else:
@@ -134,12 +142,13 @@ class Manifests:
         return world.with_gateway(replace(stated, status=replace(stated.status, active=active)))
 
     def _fill(self, world: World, name: str) -> World:
+        """Compute the status of a Gateway, as the controller does in a cluster."""
         gateway, stated = world.gateways.get(name), self._stated.get(name)
         if gateway is None or stated is None:
             return world
         nodes = [world.nodes[member] for member in sorted(self._members.get(name, ()))]
         if not nodes:
-            # Without Node manifests the status of the Gateway's own manifest is all that is known of them.
+            # Without manifests of Nodes the nodes are those in the status of the Gateway's own manifest.
             nodes = [
                 Node(info.node, name, True, (info.private_ip,) if info.private_ip else (), info.subnets)
                 for info in stated.status.nodes
@@ -152,7 +161,7 @@ class Manifests:
 
 
 def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _ManifestFile:
-    """What came of one file. What is broken in it keeps the version it had `before`."""
+    """Parse one file. Objects that are malformed now keep the version they had `before`."""
     if isinstance(content, Problem):
         return _ManifestFile(_stale(before.objects, None), (content,))
     if not content.strip():
@@ -177,7 +186,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
                 line = objects[key].line
                 problems.append(
                     Problem(
-                        f"is already on line {line} of this file, which counts",
+                        f"is already on line {line} of this file, which is used",
                         "keep one of the two, or give it another name",
                         f"{prefix}metadata.name",
                         f"{key.kind} {key.name}",
@@ -195,7 +204,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
 
 
 def _same(before: _ManifestFile, key: ObjectKey, value: Gateway | Node | PeerObject, line: int) -> _Held:
-    """Equal content stays the same object, so that nobody looks at it again."""
+    """Return the object held before if the content is equal: the caller compares by identity."""
     held = before.objects.get(key)
     if held is not None and not held.stale and held.value == value:
         return held
@@ -203,7 +212,7 @@ def _same(before: _ManifestFile, key: ObjectKey, value: Gateway | Node | PeerObj
 
 
 def _stale(objects: dict[ObjectKey, _Held], only: set[ObjectKey] | None) -> dict[ObjectKey, _Held]:
-    """Last good versions of all objects, or of those in `only`."""
+    """The objects, or those in `only`, marked as stale."""
     return {
         key: held if held.stale else replace(held, stale=True)
         for key, held in objects.items()
@@ -212,7 +221,7 @@ def _stale(objects: dict[ObjectKey, _Held], only: set[ObjectKey] | None) -> dict
 
 
 def _parts(document: Document) -> list[tuple[str, object]]:
-    """The objects of a document, each with the path that leads to it."""
+    """The objects of a document, each with its field path as prefix: several for a List, as kubectl prints it."""
     value = document.value
     if isinstance(value, dict) and value.get("kind") in _LISTS and isinstance(value.get("items"), list):
         return [(f"items[{i}].", item) for i, item in enumerate(value["items"])]
@@ -222,5 +231,5 @@ def _parts(document: Document) -> list[tuple[str, object]]:
 def _bounded(problems: list[Problem], name: str) -> tuple[Problem, ...]:
     if len(problems) <= MAX_PROBLEMS:
         return tuple(problems)
-    more = Problem(f"has {len(problems) - MAX_PROBLEMS} problems more", "mend the first ones", file=name)
+    more = Problem(f"has {len(problems) - MAX_PROBLEMS} more problems", "correct the first ones", file=name)
     return (*problems[:MAX_PROBLEMS], more)

@@ -1,4 +1,7 @@
-"""Reading single fields, and reporting what is wrong with them. A bad field never raises: it becomes a Problem."""
+"""Readers of single fields: names, prefixes, addresses, ports, keys and times, from untrusted text.
+
+No reader raises. A malformed field is reported to a ProblemCollector with a remedy, and the reader returns None.
+"""
 
 from __future__ import annotations
 
@@ -16,52 +19,58 @@ from ravenvpn.mesh.model import HostPort
 
 # RFC 1123 subdomain, as Kubernetes names nodes and cluster-scoped objects; 253 characters at most.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_MAX_NAME = 253
+_MAX_NAME = 253  # characters, RFC 1123
 _PORTED = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
 
 
 class ProblemCollector:
-    """Gathers what is wrong with one object."""
+    """Collects the problems of one object."""
 
     def __init__(self, subject: str) -> None:
+        """`subject`: kind and name of the object, for messages."""
         self.subject = subject
         self.problems: list[Problem] = []
 
     def error(self, field: str, message: str, remedy: str) -> None:
+        """Add a problem for which the object is not used."""
         self.problems.append(Problem(message, remedy, field, self.subject))
 
     def warn(self, field: str, message: str, remedy: str) -> None:
+        """Add a problem in spite of which the object is used."""
         self.problems.append(Problem(message, remedy, field, self.subject, fatal=False))
 
     @property
     def fatal(self) -> bool:
+        """Whether there is an error, not only warnings."""
         return any(problem.fatal for problem in self.problems)
 
 
 def shown(value: object) -> str:
-    """A value from outside, short and on one line, for a message."""
+    """Return an untrusted value for a message: quoted, on one line, 60 characters of it at most."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
 def is_name(text: str) -> bool:
+    """Whether `text` is an RFC 1123 subdomain, as names of Nodes and of cluster-scoped objects are."""
     return len(text) <= _MAX_NAME and _NAME.fullmatch(text) is not None
 
 
 def check_name(collector: ProblemCollector, field: str, name: str) -> None:
+    """Report a name that is empty or not an RFC 1123 subdomain."""
     if not name:
         collector.error(field, "is empty", "give it a name")
     elif not is_name(name):
         collector.error(
             field,
-            f"{shown(name)} is not a name Kubernetes knows",
+            f"{shown(name)} is not a name that Kubernetes accepts",
             "at most 253 lower-case letters, digits, '-' and '.', beginning and ending with a letter or digit",
         )
 
 
 @lru_cache(maxsize=1 << 17)
 def _prefix(text: str) -> Prefix | str:
-    """The prefix, or what is wrong with it."""
+    """The prefix, or the error as text. Cached: the same prefixes are read again with every change of a status."""
     if "/" not in text:
         return "no prefix length"
     try:
@@ -77,7 +86,7 @@ def _prefix(text: str) -> Prefix | str:
 
 
 def read_prefix(collector: ProblemCollector, field: str, text: str) -> Prefix | None:
-    """An IPv4 or IPv6 prefix in CIDR notation that pods or nodes can have."""
+    """Read an IPv4 or IPv6 prefix in CIDR notation that pods or nodes can have: unicast, not link-local, not /0."""
     read = _prefix(text)
     if isinstance(read, str):
         if read == "no prefix length":
@@ -92,14 +101,15 @@ def read_prefix(collector: ProblemCollector, field: str, text: str) -> Prefix | 
         return None
     why = _unusable(read)
     if why:
-        collector.error(field, f"{text} is {why}", "name the prefix its pods have")
+        collector.error(field, f"{text} is {why}", "write the prefix of its pods")
         return None
     return read
 
 
 def _unusable(network: Prefix) -> str:
+    """Why no pod or node can have an address in this prefix; "" if one can."""
     if network.prefixlen == 0:
-        return "everything, and cannot belong to one region"
+        return "the whole address space, and cannot belong to one region"
     for name in ("is_loopback", "is_multicast", "is_link_local", "is_unspecified"):
         if getattr(network, name):
             return f"a {name.removeprefix('is_').replace('_', '-')} prefix"
@@ -107,7 +117,7 @@ def _unusable(network: Prefix) -> str:
 
 
 def read_address(collector: ProblemCollector, field: str, text: str) -> Address | None:
-    """An address a node can be reached at."""
+    """Read the address of a node: unicast, and neither loopback nor link-local."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -118,20 +128,20 @@ def read_address(collector: ProblemCollector, field: str, text: str) -> Address 
         return None
     if "%" in text or address.is_link_local:
         collector.error(
-            field, f"{text} is link-local", "name an address that is reachable from another network segment"
+            field, f"{text} is link-local", "write an address that is reachable from another network segment"
         )
         return None
     for name in ("is_loopback", "is_multicast", "is_unspecified"):
         if getattr(address, name):
-            collector.error(field, f"{text} is a {name.removeprefix('is_')} address", "name an address of the node")
+            collector.error(field, f"{text} is a {name.removeprefix('is_')} address", "write an address of the node")
             return None
     return address
 
 
 def read_host(collector: ProblemCollector, field: str, text: str) -> str | None:
-    """An address or a DNS name, in its usual spelling."""
+    """Read an address or a DNS name; returns its canonical spelling (RFC 5952; lower case, no trailing dot)."""
     lowered = text.lower().rstrip(".")
-    # All digits and dots is a mistyped address, never a name.
+    # A text of only digits and dots is a mistyped address: no top-level domain is numeric (RFC 3696, section 2).
     if is_name(lowered) and not re.fullmatch(r"[0-9.]+", lowered):
         return lowered
     if not re.fullmatch(r"[0-9./]+|[0-9a-fA-F:./%]*:[0-9a-fA-F:./%]*", text):
@@ -150,7 +160,7 @@ def split_host_port(text: str) -> tuple[str, int] | None:
 
 
 def read_host_port(collector: ProblemCollector, field: str, text: str) -> HostPort | None:
-    """HOST, HOST:PORT or [IPv6]:PORT; port 0 where none is given."""
+    """Read HOST, HOST:PORT or [IPv6]:PORT; port 0 stands for the default port of the peer."""
     parts = split_host_port(text)
     if parts is None:
         host = read_host(collector, field, text)
@@ -162,6 +172,7 @@ def read_host_port(collector: ProblemCollector, field: str, text: str) -> HostPo
 
 
 def check_port(collector: ProblemCollector, field: str, port: int) -> bool:
+    """Report a port outside of 0 to 65535; 0 stands for the default."""
     if 0 <= port <= 65535:
         return True
     collector.error(field, f"{port} is not a port", "a port is between 1 and 65535")
@@ -169,8 +180,8 @@ def check_port(collector: ProblemCollector, field: str, port: int) -> bool:
 
 
 def read_key(collector: ProblemCollector, field: str, text: str) -> bytes | None:
-    """A Curve25519 public key in base64, as `wg pubkey` prints it."""
-    remedy = "take what `raven-vpn pubkey` or `wg pubkey` prints: 44 characters, ending in ="
+    """Read a Curve25519 public key in base64, as `wg pubkey` prints it; returns 32 bytes, not all zero."""
+    remedy = "copy the output of `raven-vpn pubkey` or `wg pubkey`: 44 characters, ending in ="
     try:
         key = base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, ValueError):
@@ -186,7 +197,7 @@ def read_key(collector: ProblemCollector, field: str, text: str) -> bytes | None
 
 
 def read_time(collector: ProblemCollector, field: str, text: str) -> float | None:
-    """RFC 3339, as Kubernetes writes creationTimestamp; seconds since 1970."""
+    """Read an RFC 3339 time; returns seconds since 1970."""
     try:
         return rfc3339.parse(text)
     except ValueError:

@@ -1,9 +1,9 @@
-"""The world from a directory of manifests (`--source file:DIR`), read and watched.
+"""The world from a directory of manifests (`source: file:DIR`): read, watched and read again.
 
-Whatever happens to the directory is a state, never an exception: while it cannot be read the last good world stays in
-force and the snapshot says why. Files are looked at by size, times and inode, so a wake-up reads only what changed.
-The watch is a hint to look; looking is what counts, and it happens every few seconds even where no hint comes (a
-directory replaced by another one, a file system without notification).
+Every failure of the directory is a state, never an exception: while it cannot be read the last good world stays in
+force, and the snapshot has the reason. Size, times and inode of each file are compared, so a scan reads only changed
+files. Notifications (inotify) only make the next scan earlier: a scan also happens every two seconds, for a directory
+that was replaced by another one, or a file system without notifications.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ from ravenvpn.mesh.status import Gates
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILES = 20_000
-DEBOUNCE_MS = 40  # changes this close together are one
-# The library's thread wakes up this often, changes or not: at 10 ms that alone costs 0.5 % of a core.
+DEBOUNCE_MS = 40  # changes within this time are one wake-up
+# Interval at which the thread of watchfiles polls its queue: 10 ms would take 0.5 % of a core.
 STEP_MS = 40
-LOOK_ANYWAY_MS = 2_000
-# A file written again within one tick of the clock it is stamped with looks unchanged; not trusted that young.
+SCAN_INTERVAL_MS = 2_000  # between scans without a notification
+# Nanoseconds. Two writes within one tick of the kernel's clock (up to 10 ms) give a file the same times: a file that
+# changed more recently than this is read again at the next scan.
 _HOT_NS = 50_000_000
 
+# Size, the later of mtime and ctime, mtime, inode, device. Times are nanoseconds. ctime shows a change even if a tool
+# restores mtime.
 _Stamp = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The directory at one instant. `readable` False: it cannot be read now, and `world` is the last good one."""
+    """The world that is in force at one instant."""
 
     world: World
-    problems: tuple[Problem, ...] = ()
-    readable: bool = True
+    problems: tuple[Problem, ...] = ()  # of objects and files as they are now
+    readable: bool = True  # False: the directory cannot be read now, and `world` is the last good one
 
 
 class FileSource:
-    """`load` looks once; `snapshots` goes on looking. One consumer at a time."""
+    """Source of snapshots from a directory: `load` scans once, `snapshots` keeps scanning. One consumer at a time."""
 
     def __init__(
         self,
@@ -56,21 +59,23 @@ class FileSource:
         gates: Gates | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`mesh` and `gates` as in `Manifests`; `now_ns` is Unix time in nanoseconds, the clock of file times."""
         self.directory = Path(directory)
         self._manifests = Manifests(mesh, gates)
-        self._stamps: dict[str, _Stamp | None] = {}  # None: looked at while hot, or not read
+        self._stamps: dict[str, _Stamp | None] = {}  # by file name; None: read while hot, or not readable
         self._trust_stamps = True
         self._now_ns = now_ns
         self._last: Snapshot | None = None
         self._wake = asyncio.Event()
-        self.api: None = None  # there is no server, and so no
+        # A directory has no API server; both attributes are part of what an agent asks of a source.
+        self.api: None = None
         self.endpoints: tuple[()] = ()
 
     def __str__(self) -> str:
         return f"file:{self.directory}"
 
     def load(self) -> Snapshot:
-        """Look at the directory now. Blocking; reads only files that changed since the last look."""
+        """Scan the directory now. Blocks on the disk; reads only files that changed since the last scan."""
         try:
             changed = self._changed()
         except OSError as error:
@@ -84,14 +89,15 @@ class FileSource:
         return Snapshot(self._manifests.world, self._manifests.problems)
 
     def reload(self) -> None:
-        """Look again now and trust no stamp (SIGHUP); a snapshot follows even if nothing differs. To be called on the
-        loop that runs `snapshots`."""
-        self._trust_stamps = False  # a flag, since a look may be under way in its thread
+        """Read all files again now (SIGHUP), and yield a snapshot even if nothing changed.
+
+        To be called on the loop that runs `snapshots`."""
+        self._trust_stamps = False  # a flag, because a scan may be running in its thread
         self._last = None
         self._wake.set()
 
     async def snapshots(self) -> AsyncIterator[Snapshot]:
-        """The directory now, and again whenever something in it has changed."""
+        """Yield the directory as it is now, and again after each change."""
         hints = asyncio.create_task(self._watch(), name="watch manifests")
         try:
             while True:
@@ -101,17 +107,19 @@ class FileSource:
                     self._last = snapshot
                     yield snapshot
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_ANYWAY_MS / 1000):
+                    async with asyncio.timeout(SCAN_INTERVAL_MS / 1000):
                         await self._wake.wait()
         finally:
             hints.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await hints
 
-    # Looking.
+    # Scanning.
 
     def _changed(self) -> dict[str, bytes | Problem | None]:
-        """What differs from the last look, by file name."""
+        """Files that differ from the last scan, by name: content, Problem, or None if removed.
+
+        Raises OSError if the directory cannot be read."""
         names = _names(self.directory)
         trusted, self._trust_stamps = self._trust_stamps, True
         changed: dict[str, bytes | Problem | None] = dict.fromkeys(self._stamps.keys() - names)
@@ -144,13 +152,15 @@ class FileSource:
     # Watching.
 
     async def _watch(self) -> None:
-        """Turns file system events into wake-ups. Starts over whenever the directory becomes another one."""
+        """Set `_wake` after file system events. Starts a new watch whenever the path becomes another directory.
+
+        The parent is watched too, for the moment when the directory is created or replaced."""
         while True:
             identity = _identity(self.directory)
             parent = self.directory.absolute().parent
             paths = [path for path in (self.directory, parent) if path.is_dir()]
             if not paths:
-                await asyncio.sleep(LOOK_ANYWAY_MS / 1000)
+                await asyncio.sleep(SCAN_INTERVAL_MS / 1000)
                 continue
             try:
                 async for changes in watchfiles.awatch(
@@ -158,7 +168,7 @@ class FileSource:
                     watch_filter=None,
                     debounce=DEBOUNCE_MS,
                     step=STEP_MS,
-                    rust_timeout=LOOK_ANYWAY_MS,
+                    rust_timeout=SCAN_INTERVAL_MS,
                     yield_on_timeout=True,
                     recursive=False,
                 ):
@@ -166,13 +176,13 @@ class FileSource:
                         self._wake.set()
                     if _identity(self.directory) != identity:
                         break
-            except (OSError, RuntimeError):  # the library's own error is a RuntimeError
-                await asyncio.sleep(LOOK_ANYWAY_MS / 1000)
+            except (OSError, RuntimeError):  # watchfiles raises a RuntimeError of its own
+                await asyncio.sleep(SCAN_INTERVAL_MS / 1000)
             self._wake.set()
 
 
 def _names(directory: Path) -> set[str]:
-    """Manifests in the directory. What begins with a dot is an editor's or a ConfigMap volume's own."""
+    """Names of the manifests. Names with a leading dot are temporary files or parts of a ConfigMap volume."""
     names: set[str] = set()
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -194,7 +204,7 @@ def _stamp(status: os.stat_result) -> _Stamp:
 
 
 def _read(path: Path) -> tuple[bytes, _Stamp]:
-    """The bytes of a regular file and its stamp; nothing else is opened for long (a FIFO would wait for a writer)."""
+    """Content and stamp of a regular file. O_NONBLOCK: opening a FIFO would otherwise wait for a writer."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         status = os.fstat(descriptor)

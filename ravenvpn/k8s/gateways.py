@@ -1,4 +1,7 @@
-"""Gateway: from the wire to the model and back. Rules beyond types are upstream's webhook's (v1beta1)."""
+"""Gateway: converts the API object to the model, and its status back.
+
+Validation beyond types follows upstream's admission webhook for v1beta1, because a manifest file passes no webhook.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,15 @@ from ravenvpn.mesh.model import (
 
 EXTRA_CIDRS = "raven.openyurt.io/extra-allowed-source-cidrs"
 EXPOSE_TYPES = ("", "PublicIP", "LoadBalancer")
-# Candidates to become gateway, not nodes of the region: beyond this it is a mistake of a script.
+# Endpoints are candidates for the gateway role, not all nodes of a region: more than this is a mistake of a script.
 MAX_ENDPOINTS = 1024
-MAX_REPLICAS = 64
+MAX_REPLICAS = 64  # active endpoints of one type
 
 Listed = TypeVar("Listed")
 
 
 def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gateway:
+    """Convert a v1beta1 Gateway. Malformed fields are reported to `collector` and left out."""
     spec = raw.spec or wire.GatewaySpec()
     status = raw.status or wire.GatewayStatusWire()
     expose = spec.expose_type or ""
@@ -55,7 +59,7 @@ def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gatew
     if proxies > 1 and proxies > sum(e.type is EndpointType.PROXY for e in endpoints):
         collector.error(
             "spec.proxyConfig.Replicas",
-            f"wants {proxies} active proxy endpoints",
+            f"asks for {proxies} active proxy endpoints",
             "list as many endpoints of type proxy",
         )
     _check_exposure(expose, endpoints, collector)
@@ -82,7 +86,9 @@ def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gatew
 
 
 def read_v1alpha1(raw: wire.GatewayV1Alpha1, collector: ProblemCollector) -> Gateway:
-    """As upstream converts it: one active endpoint of each type, every endpoint a tunnel's on port 4500."""
+    """Convert a v1alpha1 Gateway as upstream's conversion webhook does.
+
+    Every endpoint is of type tunnel and on port 4500; one endpoint of each type is active."""
     spec = raw.spec or wire.GatewaySpecV1Alpha1()
     status = raw.status or wire.GatewayStatusV1Alpha1()
     expose = spec.expose_type or ""
@@ -91,7 +97,7 @@ def read_v1alpha1(raw: wire.GatewayV1Alpha1, collector: ProblemCollector) -> Gat
         for i, e in enumerate(_bounded(spec.endpoints or [], collector))
     )
     if not endpoints:
-        collector.error("spec.endpoints", "is empty", "v1alpha1 wants at least one node that can be the gateway")
+        collector.error("spec.endpoints", "is empty", "v1alpha1 needs at least one node that can be the gateway")
     _check_exposure(expose, endpoints, collector)
     _check_endpoints(endpoints, collector)
     active = status.active_endpoint
@@ -112,7 +118,7 @@ def read_v1alpha1(raw: wire.GatewayV1Alpha1, collector: ProblemCollector) -> Gat
 
 
 def write_status(status: GatewayStatus) -> dict[str, Any]:
-    """`status` of v1beta1 as the API server takes it; Go's `omitempty` fields are left out where empty."""
+    """Return `status` of v1beta1 as an object of the API; Go's `omitempty` fields are left out if empty."""
     return {
         "nodes": [
             {
@@ -140,11 +146,12 @@ def _write_endpoint(endpoint: GatewayEndpoint) -> dict[str, Any]:
 
 
 def _bounded(endpoints: list[Listed], collector: ProblemCollector) -> list[Listed]:
+    """The list, or nothing and a problem if it is longer than `MAX_ENDPOINTS`."""
     if len(endpoints) <= MAX_ENDPOINTS:
         return endpoints
     collector.error(
         "spec.endpoints",
-        f"lists {len(endpoints)} endpoints, {MAX_ENDPOINTS} are taken at most",
+        f"lists {len(endpoints)} endpoints, the limit is {MAX_ENDPOINTS}",
         "list the nodes that can be the gateway, not all nodes of the region",
     )
     return []
@@ -157,12 +164,13 @@ def _as_v1beta1(old: wire.EndpointV1Alpha1) -> wire.EndpointWire:
 
 
 def _endpoint(raw: wire.EndpointWire, at: str, collector: ProblemCollector) -> GatewayEndpoint:
+    """Convert the endpoint at the field path `at`."""
     check_name(collector, f"{at}.nodeName", raw.nodeName)
     kind = EndpointType.TUNNEL
     if raw.type in ("tunnel", "proxy"):
         kind = EndpointType(raw.type)
     else:
-        message = "is missing" if not raw.type else f"{shown(raw.type)} is no type of endpoint"
+        message = "is missing" if not raw.type else f"{shown(raw.type)} is not a type of endpoint"
         collector.error(f"{at}.type", message, "write tunnel or proxy; a node that does both is listed twice")
     check_port(collector, f"{at}.port", raw.port or 0)
     check_port(collector, f"{at}.publicPort", raw.publicPort or 0)
@@ -180,6 +188,7 @@ def _endpoint(raw: wire.EndpointWire, at: str, collector: ProblemCollector) -> G
 
 
 def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], collector: ProblemCollector) -> None:
+    """Report the first node that is listed twice, and endpoints of which only some are behind NAT."""
     counted = Counter((e.node, e.type) for e in endpoints)
     for i, endpoint in enumerate(endpoints):
         times = counted[endpoint.node, endpoint.type]
@@ -200,6 +209,7 @@ def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], collector: ProblemC
 
 
 def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], collector: ProblemCollector) -> None:
+    """Report an unknown exposeType, or one for endpoints that others cannot reach."""
     if expose not in EXPOSE_TYPES:
         collector.error(
             "spec.exposeType", f"{shown(expose)} is unknown", "write PublicIP or LoadBalancer, or leave it out"
@@ -223,6 +233,7 @@ def _check_replicas(field: str, replicas: int, collector: ProblemCollector) -> N
 
 
 def _check_port_list(field: str, text: str, collector: ProblemCollector) -> None:
+    """Report a list of proxy ports that is not numbers separated by commas."""
     for part in (part.strip() for part in text.split(",") if text):
         if not (part.isascii() and part.isdigit() and len(part) <= 5 and 1 <= int(part) <= 65535):
             collector.error(
@@ -231,6 +242,7 @@ def _check_port_list(field: str, text: str, collector: ProblemCollector) -> None
 
 
 def _nodes(raw: list[wire.NodeInfoWire] | None, collector: ProblemCollector) -> tuple[NodeInfo, ...]:
+    """status.nodes; malformed entries are left out, and of two entries for one node the second."""
     found: dict[str, NodeInfo] = {}
     for i, info in enumerate(raw or ()):
         at = f"status.nodes[{i}]"
@@ -240,8 +252,8 @@ def _nodes(raw: list[wire.NodeInfoWire] | None, collector: ProblemCollector) -> 
         for j, text in enumerate(info.subnets or ()):
             field = f"{at}.subnets[{j}]"
             if not text:
-                # upstream's controller writes [""] for a node without podCIDR
-                collector.warn(field, "is empty", "the node has no pod CIDR yet; it is passed over")
+                # Upstream's controller writes [""] for a node without podCIDR.
+                collector.warn(field, "is empty", "the node has no pod CIDR yet; the entry is ignored")
                 continue
             prefix = read_prefix(collector, field, text)
             if prefix is not None:
@@ -254,6 +266,7 @@ def _nodes(raw: list[wire.NodeInfoWire] | None, collector: ProblemCollector) -> 
 
 
 def _extra_cidrs(metadata: wire.Metadata, collector: ProblemCollector) -> tuple[Prefix, ...]:
+    """Prefixes of the region beyond those of its pods, from upstream's annotation: CIDRs separated by commas."""
     annotations: Mapping[str, str] = metadata.annotations or EMPTY
     text = annotations.get(EXTRA_CIDRS, "")
     field = f"metadata.annotations[{EXTRA_CIDRS}]"

@@ -207,7 +207,7 @@ class _Converter:
                 raise _RejectedError("merge keys (<<) are not supported", "write the fields out", line)
             if key in values:
                 first = lines.parts[key].line
-                raise _RejectedError(f"{key!r} is there twice, first on line {first}", "keep one of the two", line)
+                raise _RejectedError(f"{key!r} appears twice, first on line {first}", "keep one of the two", line)
             values[key], inner, count = self.convert(child, line)
             # A mapping or list begins on the line after its key; a person looks for the key.
             lines.parts[key] = LineMap(line, inner.parts)

@@ -1,4 +1,4 @@
-"""Node: what `mesh.status` needs of a Kubernetes Node."""
+"""Node: reads the fields of a Kubernetes Node that `mesh.status` needs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from ravenvpn.mesh.model import EMPTY, GATEWAY_LABEL, Node
 
 
 def read(raw: wire.NodeWire, collector: ProblemCollector, *, handwritten: bool) -> Node:
-    """A Node. `handwritten`: one that says nothing about conditions is taken as ready, as nobody writes those by hand;
-    from a cluster, absent means not ready."""
+    """Convert a Node. Malformed fields are reported to `collector` and left out.
+
+    A Node without conditions is not ready, unless it is `handwritten`: manifests written by hand have none."""
     spec = raw.spec or wire.NodeSpec()
     status = raw.status or wire.NodeStatus()
     labels = raw.metadata.labels or EMPTY
@@ -34,6 +35,7 @@ def read(raw: wire.NodeWire, collector: ProblemCollector, *, handwritten: bool) 
 
 
 def _pod_cidrs(spec: wire.NodeSpec, collector: ProblemCollector) -> tuple[Prefix, ...]:
+    """podCIDRs, or podCIDR if that is missing (clusters before dual stack). Both must agree, as in Kubernetes."""
     if spec.podCIDRs:
         texts = {f"spec.podCIDRs[{i}]": text for i, text in enumerate(spec.podCIDRs)}
         if spec.podCIDR and spec.podCIDR != spec.podCIDRs[0]:

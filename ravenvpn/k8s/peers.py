@@ -1,4 +1,4 @@
-"""Peer: from the wire to the model and back."""
+"""Peer: converts the API object to the model and back. `write` is the only writer of Peer objects."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ravenvpn.k8s.fields import (
 from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.model import GATEWAY_LABEL, HostPort, PeerObject
 
-MAX_ADDRESSES = 32
+MAX_ADDRESSES = 32  # of each list; every address is a candidate that other nodes may have to try
 
 
 def read(raw: wire.PeerWire, collector: ProblemCollector) -> PeerObject:
+    """Convert a Peer. Malformed fields are reported to `collector` and left out."""
     spec = raw.spec
     key = read_key(collector, "spec.publicKey", spec.public_key)
     following = read_key(collector, "spec.nextPublicKey", spec.next_public_key) if spec.next_public_key else None
     if key is not None and following == key:
-        collector.error("spec.nextPublicKey", "is the present key", "leave it out unless the key is being replaced")
+        collector.error("spec.nextPublicKey", "is the current key", "leave it out unless the key is being replaced")
     check_port(collector, "spec.listenPort", spec.listen_port or 0)
     addresses = [
         read_host_port(collector, f"spec.addresses[{i}]", text)
@@ -48,7 +49,9 @@ def read(raw: wire.PeerWire, collector: ProblemCollector) -> PeerObject:
 
 
 def write(peer: PeerObject, region: str = "", role: str = "") -> dict[str, Any]:
-    """The Peer as the API server takes it, without status."""
+    """Return the Peer as an object of the API, without status.
+
+    `region` and `role` become labels; "" leaves the label out, as in manifests for files, which need no role."""
     labels = {GATEWAY_LABEL: region, "ravenvpn.io/role": role}
     spec: dict[str, Any] = {
         "publicKey": base64.b64encode(peer.public_key).decode(),
@@ -68,12 +71,14 @@ def write(peer: PeerObject, region: str = "", role: str = "") -> dict[str, Any]:
 
 
 def _write_host_port(address: HostPort) -> str:
+    """HOST, HOST:PORT or [IPv6]:PORT, the inverse of `fields.read_host_port`."""
     if not address.port:
         return address.host
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
 def _bounded(field: str, listed: list[str] | None, collector: ProblemCollector) -> list[str]:
+    """The list, or nothing and a problem if it is longer than `MAX_ADDRESSES`."""
     if listed and len(listed) > MAX_ADDRESSES:
         collector.error(field, f"lists {len(listed)} addresses", f"list the best ones, {MAX_ADDRESSES} at most")
         return []
@@ -88,20 +93,24 @@ def _addresses(field: str, listed: list[str] | None, collector: ProblemCollector
 
 
 def _sources(listed: list[str] | None, collector: ProblemCollector) -> tuple[Address, ...]:
+    """Source addresses of the node's own packets to other regions, at most one for each family."""
     found = _addresses("spec.sources", listed, collector)
     for version in (4, 6):
         if sum(address.version == version for address in found) > 1:
-            collector.error("spec.sources", f"names several IPv{version} addresses", "name one address a family")
+            collector.error(
+                "spec.sources", f"names several IPv{version} addresses", "name one address for each family"
+            )
     return found
 
 
 def _suites(listed: list[str] | None, collector: ProblemCollector) -> tuple[Suite, ...]:
+    """Suites in the order of the list. An unknown name is a warning: a newer node may support more suites."""
     if not listed:
         return (Suite.CHACHA20POLY1305,)
     known = {suite.value: suite for suite in Suite}
     for i, name in enumerate(listed):
         if name not in known:
             collector.warn(f"spec.suites[{i}]", f"{shown(name)} is not known here", f"known are {', '.join(known)}")
-    # Every peer can do WireGuard's own suite, whatever else it says.
+    # WireGuard's own suite is mandatory for every peer, listed or not.
     names = dict.fromkeys((*listed, Suite.CHACHA20POLY1305.value))
     return tuple(known[name] for name in sorted(names.keys() & known.keys(), key=list(names).index))

@@ -1,4 +1,4 @@
-"""What is wrong with an object or a file, as a value a person can act on."""
+"""Problem: an error in an object or a file, with the place and the remedy, for messages and reports."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `fatal`: the object (or file) is not taken; else it is, and this is a warning.
+    """One error or warning. `str` gives `file:line: subject: field: message (remedy)`."""
 
-    `field` is a path as kubectl explain would write it ("spec.endpoints[0].port"), empty for the whole object;
-    `subject` reads "Gateway factory", empty for a whole file; `line` counts from 1, 0 where nobody knows.
-    """
-
-    message: str
-    remedy: str
-    field: str = ""
-    subject: str = ""
-    file: str = ""
-    line: int = 0
-    fatal: bool = True
+    message: str  # continues after the field: "is missing"
+    remedy: str  # imperative: "add publicKey"
+    field: str = ""  # path as in `kubectl explain`: "spec.endpoints[0].port"; "" for the whole object
+    subject: str = ""  # kind and name: "Gateway factory"; "" for a whole file
+    file: str = ""  # name in the directory; "" for objects of a cluster
+    line: int = 0  # counts from 1; 0 if not known
+    fatal: bool = True  # the object or file is not used; False: it is used, and this is a warning
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.file and self.line else self.file
@@ -33,5 +29,5 @@ _STEP = re.compile(r"\[(\d+)\]|\[([^\]]+)\]|([^.\[\]]+)")
 
 
 def path_steps(field: str) -> list[str | int]:
-    """The steps of a field path: "a.b[2]" is "a", "b", 2; a key that holds dots stands in brackets: "a[x.y/z]"."""
+    """Split a field path into keys and indices: "a.b[2]" is "a", "b", 2; keys with dots are in brackets: "a[x.y]"."""
     return [int(index) if index else bracketed or name for index, bracketed, name in _STEP.findall(field)]

@@ -127,5 +127,5 @@ def test_a_gateways_names_are_upstreams() -> None:
 
 
 def test_the_example_has_nothing_to_complain_about() -> None:
-    found = [crd.parse(document, by_hand=True) for document in yaml.safe_load_all(EXAMPLE.read_text())]
+    found = [crd.parse(document, handwritten=True) for document in yaml.safe_load_all(EXAMPLE.read_text())]
     assert [(one.name, one.problems) for one in found] == [("cloud", ()), ("factory", ()), ("ship", ())]

@@ -1,4 +1,4 @@
-"""How a cluster is found, without one."""
+"""Kubeconfigs and credentials, without a cluster."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ assert config.load_kube_config
 """
 
 
-def test_the_generated_classes_are_not_loaded_and_others_may_still_have_them() -> None:
-    """40 MB in each agent."""
+def test_the_generated_classes_are_not_imported_but_remain_importable() -> None:
+    """They would take 40 MB in each agent."""
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=60)
 
 
@@ -56,7 +56,7 @@ def kubeconfig(**changes: str) -> str:
         (kubeconfig(user="{client-certificate-data: '!', client-key-data: '!'}"), "cannot be used"),
     ],
 )
-async def test_a_kubeconfig_that_is_none_is_told_by_name(tmp_path: Path, text: str, complaint: str) -> None:
+async def test_an_unusable_kubeconfig_is_named_in_the_error(tmp_path: Path, text: str, complaint: str) -> None:
     file = tmp_path / "kubeconfig"
     file.write_text(text)
     with pytest.raises(ConfigError, match=complaint) as told:
@@ -66,20 +66,20 @@ async def test_a_kubeconfig_that_is_none_is_told_by_name(tmp_path: Path, text: s
     assert "secret" not in str(told.value)
 
 
-async def test_one_that_is_not_there_is_told(tmp_path: Path) -> None:
+async def test_a_missing_kubeconfig_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         async with Client.connect(str(tmp_path / "nothing")):
             pass
 
 
-def test_without_any_cluster_it_says_what_to_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_any_configuration_the_error_has_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
     with pytest.raises(ConfigError, match="no cluster is configured"):
         Client.connect()
 
 
-async def test_a_token_of_a_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
+async def test_a_token_file_is_read_again_when_it_changes(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("first\n")
     file = tmp_path / "kubeconfig"
@@ -93,4 +93,4 @@ async def test_a_token_of_a_file_is_read_again_when_it_changes(tmp_path: Path) -
 
         file.write_text("half writ")
         await client._access.entry()
-        assert client._access.authorization == "Bearer second, and longer", "what was good goes on"
+        assert client._access.authorization == "Bearer second, and longer", "the last usable credentials stay"

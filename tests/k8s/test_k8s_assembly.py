@@ -1,4 +1,4 @@
-"""Objects of the API, put together to a world."""
+"""Objects of the API, assembled to a world."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def peer(name: str, version: str = "1", key: str = KEY) -> dict[str, Any]:
     }
 
 
-def test_objects_come_change_and_go() -> None:
+def test_objects_are_added_changed_and_removed() -> None:
     assembly = Assembly("mesh")
     assembly.put(Feed.GATEWAYS, gateway("factory"))
     assembly.put(Feed.PEERS, peer("factory-1"))
@@ -46,8 +46,8 @@ def test_objects_come_change_and_go() -> None:
     assert not assembly.objects
 
 
-def test_a_change_that_says_nothing_new_leaves_the_world_the_very_same() -> None:
-    """Such as the status of a Peer: nobody may have to plan for it."""
+def test_a_change_of_a_peer_status_keeps_the_same_world_object() -> None:
+    """An agent plans again only if the world is another object."""
     assembly = Assembly()
     assembly.put(Feed.PEERS, peer("a"))
     world = assembly.world
@@ -69,7 +69,7 @@ def test_a_malformed_object_is_a_problem_and_its_last_good_version_stays() -> No
     assert assembly.problems == ()
 
 
-def test_a_malformed_object_that_goes_takes_its_problem_along() -> None:
+def test_removing_a_malformed_object_removes_its_problem() -> None:
     assembly = Assembly()
     assembly.put(Feed.PEERS, peer("a", key="short"))
     assert assembly.problems
@@ -82,7 +82,7 @@ def test_hostile_objects_raise_nothing() -> None:
     deep: dict[str, Any] = {}
     for _ in range(2000):
         deep = {"a": deep}
-    for thing in (
+    for obj in (
         {},
         {"kind": "Gateway"},
         {"kind": 5, "metadata": None},
@@ -92,17 +92,17 @@ def test_hostile_objects_raise_nothing() -> None:
         {**gateway("d"), "metadata": {"name": "d", "labels": 4}},
         {**gateway("e"), "spec": {"endpoints": [{"nodeName": "x" * 100_000, "type": "tunnel"}]}},
     ):
-        assembly.put(Feed.GATEWAYS, thing)
+        assembly.put(Feed.GATEWAYS, obj)
     assert not assembly.world.gateways
     assert not assembly.objects
     assert len(assembly.problems) >= 6
     assert all(len(str(problem)) < 1000 for problem in assembly.problems)
-    # Fields nobody knows are passed over, or too deep for this Python; either way nothing is raised.
+    # Unknown fields are ignored, or nested too deeply for this Python; nothing is raised in either case.
     assembly.put(Feed.GATEWAYS, {**gateway("b"), "spec": deep})
 
 
 def test_a_peer_that_two_feeds_show_stays_until_neither_does() -> None:
-    """A node of our region becomes a plain one: the selector of gateways drops it, that of our region goes on."""
+    """A gateway of our region becomes a plain node: only the selector of our region still matches it."""
     assembly = Assembly()
     assembly.put(Feed.PEERS, peer("a"))
     assembly.put(Feed.REGION, peer("a"))
@@ -113,7 +113,7 @@ def test_a_peer_that_two_feeds_show_stays_until_neither_does() -> None:
     assert not assembly.world.peers
 
 
-def test_leaving_a_region_drops_what_only_it_showed() -> None:
+def test_a_removed_feed_removes_the_objects_that_only_it_showed() -> None:
     assembly = Assembly()
     assembly.put(Feed.PEERS, peer("gateway"))
     assembly.put(Feed.REGION, peer("gateway"))
@@ -122,7 +122,7 @@ def test_leaving_a_region_drops_what_only_it_showed() -> None:
     assert sorted(assembly.world.peers) == ["gateway"]
 
 
-def test_what_is_kept_rebuilds_the_same_world() -> None:
+def test_saved_objects_restore_the_same_world() -> None:
     assembly = Assembly("mesh")
     assembly.put(Feed.GATEWAYS, gateway("factory", "7", nodes=("factory-1", "factory-2")))
     assembly.put(Feed.PEERS, peer("factory-1", "8"))
@@ -138,7 +138,7 @@ def test_what_is_kept_rebuilds_the_same_world() -> None:
     assert again.regions_of("factory-2") == ["factory"]
 
 
-def test_what_nobody_reads_is_not_kept() -> None:
+def test_fields_that_are_not_read_are_not_saved() -> None:
     thing = peer("a")
     thing["metadata"] |= {
         "managedFields": [{"manager": "kubectl"}],

@@ -1,4 +1,4 @@
-"""What a person can get wrong in a manifest: the report names file, line, field and remedy, the rest runs on."""
+"""Errors in manifests: each is reported with file, line, field and remedy, and other files are not affected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ spec: {tunnelConfig: {Replicas: 1}, endpoints: [{nodeName: good-1, type: tunnel}
 
 
 def gateway(spec: str, name: str = "bad", version: str = "raven.openyurt.io/v1beta1", more: str = "") -> str:
-    """A Gateway whose spec begins on line 5."""
+    """Return a Gateway; the content of its spec begins on line 5."""
     return f"apiVersion: {version}\nkind: Gateway\nmetadata: {{name: {name}}}\nspec:\n{spec}\n{more}"
 
 
@@ -28,12 +28,12 @@ def endpoint(fields: str, more: str = "") -> str:
 
 
 def peer(spec: str) -> str:
-    """A Peer whose spec begins on line 5."""
+    """Return a Peer; the content of its spec begins on line 5."""
     return f"apiVersion: ravenvpn.io/v1alpha1\nkind: Peer\nmetadata: {{name: bad}}\nspec:\n{spec}\n"
 
 
 def node(rest: str) -> str:
-    """A Node whose spec or status begins on line 4."""
+    """Return a Node; its spec or status begins on line 4."""
     labels = "{raven.openyurt.io/gateway: healthy}"
     return f"apiVersion: v1\nkind: Node\nmetadata: {{name: bad, labels: {labels}}}\n{rest}\n"
 
@@ -48,12 +48,12 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 class Bad(NamedTuple):
-    what: str
+    name: str
     text: str | bytes
     line: int
     field: str
-    message: str  # a part of it
-    remedy: str  # a part of it
+    message: str  # part of the message
+    remedy: str  # part of the remedy
     fatal: bool = True
 
 
@@ -65,9 +65,7 @@ KINDS = [
     Bad("an unclosed quote", "a: 'text\n", 2, "", "is not YAML", "correct the syntax"),
     Bad("a tab as indentation", "a:\n\tb: 1\n", 2, "", "is not YAML", "correct the syntax"),
     Bad("bad indentation", "a:\n  b: 1\n c: 2\n", 3, "", "is not YAML", "correct the syntax"),
-    Bad(
-        "a duplicate key", "kind: Gateway\nkind: Peer\n", 2, "", "'kind' is there twice, first on line 1", "keep one"
-    ),
+    Bad("a duplicate key", "kind: Gateway\nkind: Peer\n", 2, "", "'kind' appears twice, first on line 1", "keep one"),
     Bad("a Python tag", "a: !!python/object/apply:os.system [id]\n", 1, "", "tag", "without a tag"),
     Bad("a made-up tag", "a: !secret x\n", 1, "", "tag '!secret' is not supported", "without a tag"),
     Bad("a bomb of aliases", BOMB, 5, "", "aliases repeat more than 50000 values", "write the values out"),
@@ -105,12 +103,12 @@ KINDS = [
         fatal=False,
     ),
     Bad(
-        "a kind of somebody else",
+        "a kind of another API",
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n",
         2,
         "kind",
         "'ConfigMap' of v1 is not read",
-        "everything else is left alone",
+        "other kinds are ignored",
         fatal=False,
     ),
     Bad(
@@ -135,7 +133,7 @@ KINDS = [
         gateway("  {}", name="Cloud"),
         3,
         "metadata.name",
-        "'Cloud' is not a name Kubernetes knows",
+        "'Cloud' is not a name that Kubernetes accepts",
         "lower-case letters",
     ),
     Bad(
@@ -160,7 +158,7 @@ KINDS = [
         "write text",
     ),
     Bad(
-        "a time nobody knows",
+        "a text that is not a time",
         "apiVersion: ravenvpn.io/v1alpha1\nkind: Peer\nmetadata:\n  name: x\n  creationTimestamp: yesterday\n"
         f"spec: {{publicKey: {KEY}}}\n",
         5,
@@ -206,7 +204,7 @@ KINDS = [
         gateway("  proxyConfig: {Replicas: 2}\n  endpoints: [{nodeName: a, type: proxy}]"),
         5,
         "spec.proxyConfig.Replicas",
-        "wants 2 active proxy endpoints",
+        "asks for 2 active proxy endpoints",
         "list as many",
     ),
     Bad(
@@ -278,7 +276,7 @@ KINDS = [
         endpoint("nodeName: a, type: vpn"),
         7,
         "spec.endpoints[0].type",
-        "'vpn' is no type of endpoint",
+        "'vpn' is not a type of endpoint",
         "tunnel or proxy",
     ),
     Bad(
@@ -350,7 +348,7 @@ KINDS = [
         gateway("  endpoints:\n" + "".join(f"  - {{nodeName: n{i}, type: tunnel}}\n" for i in range(10_000))),
         5,
         "spec.endpoints",
-        "lists 10000 endpoints, 1024 are taken at most",
+        "lists 10000 endpoints, the limit is 1024",
         "not all nodes of the region",
     ),
     Bad(
@@ -411,7 +409,7 @@ KINDS = [
         8,
         "status.nodes[0].subnets[0]",
         "is empty",
-        "passed over",
+        "the entry is ignored",
         fatal=False,
     ),
     Bad(
@@ -444,8 +442,8 @@ KINDS = [
         node("spec: {podCIDR: 0.0.0.0/0}"),
         4,
         "spec.podCIDR",
-        "0.0.0.0/0 is everything",
-        "the prefix its pods have",
+        "0.0.0.0/0 is the whole address space",
+        "the prefix of its pods",
     ),
     Bad(
         "a multicast pod prefix",
@@ -453,7 +451,7 @@ KINDS = [
         4,
         "spec.podCIDR",
         "is a multicast prefix",
-        "the prefix its pods have",
+        "the prefix of its pods",
     ),
     Bad(
         "a link-local pod prefix",
@@ -461,7 +459,7 @@ KINDS = [
         4,
         "spec.podCIDR",
         "is a link-local prefix",
-        "the prefix its pods have",
+        "the prefix of its pods",
     ),
     Bad(
         "podCIDR against podCIDRs",
@@ -509,11 +507,11 @@ KINDS = [
     Bad("a key of zeros", peer(f"  publicKey: {'A' * 43}="), 5, "spec.publicKey", "is all zeros", "wg pubkey"),
     Bad("a key in Cyrillic", peer("  publicKey: ключ"), 5, "spec.publicKey", "is not base64", "wg pubkey"),
     Bad(
-        "the present key as the next one",
+        "the current key as the next one",
         peer(f"  publicKey: {KEY}\n  nextPublicKey: {KEY}"),
         6,
         "spec.nextPublicKey",
-        "is the present key",
+        "is the current key",
         "leave it out",
     ),
     Bad(
@@ -554,7 +552,7 @@ KINDS = [
         6,
         "spec.sources",
         "names several IPv4 addresses",
-        "one address a family",
+        "one address for each family",
     ),
     Bad(
         "a link-local node address",
@@ -576,12 +574,12 @@ KINDS = [
 ]
 
 
-def test_there_are_enough_kinds() -> None:
-    assert len({bad.what for bad in KINDS}) == len(KINDS) >= 60
+def test_the_table_has_at_least_60_different_errors() -> None:
+    assert len({bad.name for bad in KINDS}) == len(KINDS) >= 60
 
 
-@pytest.mark.parametrize("bad", KINDS, ids=lambda bad: bad.what)
-def test_a_bad_manifest_is_reported_and_the_rest_runs_on(bad: Bad) -> None:
+@pytest.mark.parametrize("bad", KINDS, ids=lambda bad: bad.name)
+def test_a_malformed_manifest_is_reported_and_does_not_affect_other_files(bad: Bad) -> None:
     manifests = Manifests()
     text = bad.text if isinstance(bad.text, bytes) else bad.text.encode()
 

@@ -1,4 +1,4 @@
-"""A directory of manifests while people work on it: what stays in force, and what it says."""
+"""Manifests of a directory while files change: the resulting world, objects that stay in force, and problems."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_status_of_a_gateway_comes_from_its_nodes(manifests: Manifests) -> N
     assert active(manifests) == [("c1", "1")]
 
 
-def test_a_broken_object_keeps_its_last_good_version_and_its_neighbours_move_on(manifests: Manifests) -> None:
+def test_a_malformed_object_keeps_its_last_good_version_and_others_in_the_file_change(manifests: Manifests) -> None:
     manifests.update(
         {
             "cloud.yaml": documents(
@@ -86,7 +86,7 @@ def test_a_broken_object_keeps_its_last_good_version_and_its_neighbours_move_on(
     ]
 
 
-def test_a_file_with_broken_syntax_keeps_all_it_said(manifests: Manifests) -> None:
+def test_a_file_with_a_syntax_error_keeps_all_its_objects(manifests: Manifests) -> None:
     before = manifests.world
 
     manifests.update({"cloud.yaml": documents(gateway("cloud", "c1", "c2")) + b"---\n{broken"})
@@ -95,7 +95,7 @@ def test_a_file_with_broken_syntax_keeps_all_it_said(manifests: Manifests) -> No
     assert [p.fatal for p in manifests.problems] == [True]
 
 
-def test_mending_a_file_takes_back_what_it_no_longer_says(manifests: Manifests) -> None:
+def test_correcting_a_file_removes_the_objects_it_no_longer_has(manifests: Manifests) -> None:
     manifests.update({"cloud.yaml": b"{broken"})
     manifests.update({"cloud.yaml": documents(gateway("cloud", "c1"), node("c1", "cloud"))})
 
@@ -103,7 +103,7 @@ def test_mending_a_file_takes_back_what_it_no_longer_says(manifests: Manifests) 
     assert manifests.problems == ()
 
 
-def test_an_emptied_file_keeps_what_it_said_and_a_removed_one_does_not(manifests: Manifests) -> None:
+def test_an_emptied_file_keeps_its_objects_and_a_removed_one_does_not(manifests: Manifests) -> None:
     manifests.update({"peers.yaml": b""})
     assert set(manifests.world.peers) == {"c1", "c2"}
     assert str(manifests.problems[0]) == (
@@ -115,7 +115,7 @@ def test_an_emptied_file_keeps_what_it_said_and_a_removed_one_does_not(manifests
     assert manifests.problems == ()
 
 
-def test_an_unreadable_file_keeps_what_it_said(manifests: Manifests) -> None:
+def test_an_unreadable_file_keeps_its_objects(manifests: Manifests) -> None:
     why = Problem("cannot be read: Permission denied", "make it readable", file="peers.yaml")
     manifests.update({"peers.yaml": why})
 
@@ -123,14 +123,14 @@ def test_an_unreadable_file_keeps_what_it_said(manifests: Manifests) -> None:
     assert manifests.problems == (why,)
 
 
-def test_one_name_in_two_files_is_reported_and_the_first_file_counts(manifests: Manifests) -> None:
+def test_an_object_in_two_files_is_reported_and_the_first_file_is_used(manifests: Manifests) -> None:
     manifests.update({"more.yaml": documents(peer("c1", KEYS[1]))})
 
     # more.yaml sorts before peers.yaml
     assert manifests.world.peers["c1"].public_key[:2] == bytes((0x18, 0xC8))
     (problem,) = manifests.problems
     assert str(problem) == (
-        "peers.yaml:1: Peer c1: metadata.name: is also in more.yaml, which counts "
+        "peers.yaml:1: Peer c1: metadata.name: is also in more.yaml, whose version is used "
         "(keep one of the two, or give it another name)"
     )
     manifests.update({"more.yaml": None})
@@ -138,22 +138,22 @@ def test_one_name_in_two_files_is_reported_and_the_first_file_counts(manifests: 
     assert manifests.problems == ()
 
 
-def test_one_name_twice_in_a_file_is_reported_with_both_lines(manifests: Manifests) -> None:
+def test_an_object_twice_in_a_file_is_reported_with_both_lines(manifests: Manifests) -> None:
     manifests.update({"peers.yaml": documents(peer("c1"), peer("c1", KEYS[1]))})
 
     assert [(p.line, p.message) for p in manifests.problems] == [
-        (8, "is already on line 1 of this file, which counts")
+        (8, "is already on line 1 of this file, which is used")
     ]
 
 
-def test_an_object_moved_out_of_a_broken_file_counts_where_it_is_whole(manifests: Manifests) -> None:
+def test_an_object_moved_out_of_a_malformed_file_is_used_from_the_valid_file(manifests: Manifests) -> None:
     manifests.update({"peers.yaml": b"{broken", "new.yaml": documents(peer("c2", KEYS[1]))})
 
     assert set(manifests.world.peers) == {"c1", "c2"}
     assert [p.file for p in manifests.problems] == ["peers.yaml"]
 
 
-def test_what_did_not_change_stays_the_same_object(manifests: Manifests) -> None:
+def test_an_object_that_did_not_change_is_not_a_change_of_the_world(manifests: Manifests) -> None:
     before = manifests.world
     manifests.update(
         {
@@ -188,7 +188,7 @@ def test_the_active_node_stays_active_until_it_is_not_ready(manifests: Manifests
     with_nodes("False", "False", ("c1", "c2"))
     assert active(manifests) == []
     with_nodes("True", "True", ("c2", "c1"))
-    assert active(manifests) == [("c2", "3")]  # the epoch is not forgotten while nobody was active
+    assert active(manifests) == [("c2", "3")]  # the epoch survives a time without an active endpoint
 
 
 def test_a_manifest_that_names_the_active_endpoint_moves_the_role(manifests: Manifests) -> None:
@@ -197,7 +197,7 @@ def test_a_manifest_that_names_the_active_endpoint_moves_the_role(manifests: Man
     manifests.update({"cloud.yaml": documents(gateway("cloud", "c1", "c2", active="c2"), *nodes)})
     assert [name for name, _ in active(manifests)] == ["c2"]
 
-    # The same statement again does not undo what happened since.
+    # The same status in the manifest again does not revert the election since.
     manifests.update(
         {
             "cloud.yaml": documents(
@@ -210,7 +210,7 @@ def test_a_manifest_that_names_the_active_endpoint_moves_the_role(manifests: Man
     assert [name for name, _ in active(manifests)] == ["c1"]
 
 
-def test_a_gateway_without_node_manifests_is_taken_at_its_word() -> None:
+def test_a_gateway_without_node_manifests_uses_the_nodes_of_its_own_status() -> None:
     manifests = Manifests()
     text = gateway("shop", "s1", active="s1").replace(
         "status: {", "status: {nodes: [{nodeName: s1, privateIP: 10.0.0.9, subnets: [10.9.0.0/24]}], "
@@ -221,7 +221,7 @@ def test_a_gateway_without_node_manifests_is_taken_at_its_word() -> None:
     assert [name for name, _ in active(manifests, "shop")] == ["s1"]
 
 
-def test_lists_are_read_and_problems_say_which_item() -> None:
+def test_lists_are_read_and_a_problem_names_the_item() -> None:
     manifests = Manifests()
     manifests.update(
         {
@@ -238,9 +238,9 @@ def test_lists_are_read_and_problems_say_which_item() -> None:
     ]
 
 
-def test_a_file_of_a_thousand_mistakes_does_not_fill_the_log() -> None:
+def test_the_number_of_problems_of_a_file_is_bounded() -> None:
     manifests = Manifests()
     manifests.update({"wrong.yaml": b"---\nkind: Pod\napiVersion: v1\n" * 1000})
 
     assert len(manifests.problems) == 101
-    assert manifests.problems[-1].message == "has 900 problems more"
+    assert manifests.problems[-1].message == "has 900 more problems"

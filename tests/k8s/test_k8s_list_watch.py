@@ -1,4 +1,4 @@
-"""What a follower of the API does next, decided without a server."""
+"""Decisions between list and watch, and their delays, without a server."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ def half() -> float:
     return 0.5
 
 
-def test_a_new_follower_lists_at_once() -> None:
+def test_without_a_version_it_lists_at_once() -> None:
     assert ListWatch(half).next_request() == NextRequest(0.0, "")
 
 
-def test_one_that_knows_how_far_it_had_come_goes_on_there() -> None:
+def test_with_a_saved_version_it_resumes_the_watch() -> None:
     assert ListWatch(half, "4711").next_request() == NextRequest(0.0, "4711")
 
 
-def test_after_the_list_it_watches_from_the_lists_version() -> None:
+def test_after_a_list_it_watches_from_the_version_of_the_list() -> None:
     list_watch = ListWatch(half)
     list_watch.list_completed("100")
     assert list_watch.next_request() == NextRequest(0.0, "100")
 
 
-def test_a_watch_that_ends_in_good_order_is_resumed_at_once_after_the_last_event_or_bookmark() -> None:
+def test_a_watch_that_reached_its_timeout_is_resumed_at_once_from_the_last_event() -> None:
     list_watch = ListWatch(half, "100")
     list_watch.watch_accepted(now=0.0)
     list_watch.event_received("105")
-    list_watch.event_received("")  # an event that names none
+    list_watch.event_received("")  # an event without resourceVersion
     list_watch.watch_ended(now=900.0)
     assert list_watch.next_request() == NextRequest(0.0, "105")
 
 
-def test_a_server_that_ends_every_watch_at_once_is_asked_ever_less_often() -> None:
+def test_watches_that_end_at_once_are_resumed_with_back_off() -> None:
     list_watch = ListWatch(half, "100")
     waits = []
     for now in range(6):
@@ -49,7 +49,7 @@ def test_a_server_that_ends_every_watch_at_once_is_asked_ever_less_often() -> No
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0]
 
 
-def test_a_connection_that_breaks_is_resumed_and_nothing_listed() -> None:
+def test_a_broken_watch_is_resumed_without_a_list() -> None:
     list_watch = ListWatch(half, "100")
     list_watch.watch_accepted(now=0.0)
     list_watch.event_received("120")
@@ -57,13 +57,13 @@ def test_a_connection_that_breaks_is_resumed_and_nothing_listed() -> None:
     assert list_watch.next_request() == NextRequest(0.5, "120")
 
 
-def test_what_the_server_has_forgotten_is_listed_anew() -> None:
+def test_an_expired_version_leads_to_a_list() -> None:
     list_watch = ListWatch(half, "1")
     list_watch.request_failed(GONE, now=0.0)
     assert list_watch.next_request() == NextRequest(0.5, "")
 
 
-def test_a_server_that_was_away_and_is_back_with_nothing_to_resume_is_listed_soon() -> None:
+def test_an_expired_version_after_an_outage_leads_to_a_list_without_the_long_delay() -> None:
     list_watch = ListWatch(half, "100")
     for _ in range(9):
         list_watch.request_failed(REFUSED, now=0.0)
@@ -71,7 +71,7 @@ def test_a_server_that_was_away_and_is_back_with_nothing_to_resume_is_listed_soo
     assert list_watch.next_request() == NextRequest(0.5, "")
 
 
-def test_one_that_forgets_again_and_again_is_listed_ever_less_often() -> None:
+def test_repeated_expiry_leads_to_lists_with_back_off() -> None:
     list_watch = ListWatch(half, "100")
     waits = []
     for now in range(4):
@@ -82,23 +82,23 @@ def test_one_that_forgets_again_and_again_is_listed_ever_less_often() -> None:
     assert waits == [0.5, 1.0, 2.0, 4.0]
     list_watch.request_failed(REFUSED, now=60.0)
     list_watch.request_failed(GONE, now=60.0)
-    assert list_watch.next_request().after == 0.5, "a watch held for so long"
+    assert list_watch.next_request().after == 0.5, "a stable watch resets the back-off"
 
 
-def test_a_server_that_is_away_is_tried_at_most_every_30_seconds() -> None:
+def test_the_back_off_is_at_most_30_seconds() -> None:
     list_watch = ListWatch(lambda: 1.0, "100")
     for _ in range(50):
         list_watch.request_failed(REFUSED, now=0.0)
     assert list_watch.next_request() == NextRequest(30.0, "100")
 
 
-def test_what_the_server_asks_for_is_kept_to_and_spread() -> None:
+def test_retry_after_is_kept_and_spread() -> None:
     list_watch = ListWatch(half, "100")
     list_watch.request_failed(ApiError("storage is (re)initializing", status=429, retry_after=5.0), now=0.0)
     assert list_watch.next_request() == NextRequest(5.5, "100")
 
 
-def test_a_watch_that_held_makes_earlier_failures_forgotten() -> None:
+def test_a_stable_watch_resets_the_back_off() -> None:
     list_watch = ListWatch(half, "100")
     for _ in range(5):
         list_watch.request_failed(REFUSED, now=0.0)
@@ -107,7 +107,7 @@ def test_a_watch_that_held_makes_earlier_failures_forgotten() -> None:
     assert list_watch.next_request().after == 0.5
 
 
-def test_one_that_broke_at_once_does_not() -> None:
+def test_a_watch_that_breaks_at_once_does_not_reset_the_back_off() -> None:
     list_watch = ListWatch(half, "100")
     for _ in range(5):
         list_watch.request_failed(REFUSED, now=0.0)
@@ -116,7 +116,7 @@ def test_one_that_broke_at_once_does_not() -> None:
     assert list_watch.next_request().after == 15.0
 
 
-def test_a_server_restored_from_an_old_backup_is_listed_anew_after_three_refusals() -> None:
+def test_a_version_that_the_server_has_not_reached_leads_to_a_list_after_three_answers() -> None:
     ahead = ApiError("Too large resource version", status=504, reason="ResourceVersionTooLarge")
     list_watch = ListWatch(half, "100")
     for version in ("100", "100", ""):
@@ -124,8 +124,8 @@ def test_a_server_restored_from_an_old_backup_is_listed_anew_after_three_refusal
         assert list_watch.next_request().version == version
 
 
-def test_a_thousand_clients_that_lose_the_server_in_one_instant_come_back_spread() -> None:
-    """It is away for 20 s. Nobody may be alone with hundreds of others in any 100 ms after that."""
+def test_a_thousand_clients_return_spread_after_an_outage_of_20_seconds() -> None:
+    """At most 40 clients may return within any 100 ms."""
     dice = random.Random(1)
     returns = []
     for _ in range(1000):
@@ -140,8 +140,8 @@ def test_a_thousand_clients_that_lose_the_server_in_one_instant_come_back_spread
     assert max(returns) <= 30.0
 
 
-def test_a_thousand_clients_after_a_short_restart() -> None:
-    """Back after 2 s, as a kube-apiserver is: the first to return are no crowd either."""
+def test_a_thousand_clients_return_spread_after_a_restart_of_2_seconds() -> None:
+    """A kube-apiserver restarts in about 2 s."""
     dice = random.Random(2)
     returns = []
     for _ in range(1000):

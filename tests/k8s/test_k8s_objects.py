@@ -1,4 +1,4 @@
-"""Objects as upstream writes them, read and written back."""
+"""Conversion of API objects to the model and back."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ UPSTREAM = {
 }
 
 
-def test_a_gateway_as_upstream_writes_it() -> None:
-    parsed = crd.parse(UPSTREAM, by_hand=True)
+def test_a_gateway_of_upstream_is_read() -> None:
+    parsed = crd.parse(UPSTREAM, handwritten=True)
 
     assert parsed.problems == ()
     gateway = parsed.value
@@ -101,15 +101,15 @@ def test_a_gateway_as_upstream_writes_it() -> None:
     assert gateway.status.active[0].epoch == 7
 
 
-def test_status_is_written_as_it_was_read() -> None:
+def test_a_status_is_written_as_it_was_read() -> None:
     gateway = crd.parse(UPSTREAM).value
     assert isinstance(gateway, Gateway)
 
     assert crd.write_status(gateway.status) == UPSTREAM["status"]
 
 
-def test_nulls_of_go_are_nothing() -> None:
-    """What Go leaves empty arrives as null."""
+def test_a_null_is_read_as_a_missing_field() -> None:
+    """Go writes null for an empty field without omitempty."""
     parsed = crd.parse(
         {
             "apiVersion": "raven.openyurt.io/v1beta1",
@@ -147,7 +147,7 @@ def test_v1alpha1_is_converted_as_upstream_does() -> None:
     assert [(p.field, p.fatal) for p in parsed.problems] == [("status.nodes[0].subnets[0]", False)]
 
 
-def test_a_peer_and_back() -> None:
+def test_a_peer_is_written_and_read_back() -> None:
     peer = PeerObject(
         "edge-1",
         bytes(range(32)),
@@ -165,17 +165,17 @@ def test_a_peer_and_back() -> None:
         "labels": {"raven.openyurt.io/gateway": "factory", "ravenvpn.io/role": "gateway"},
     }
     assert written["spec"]["addresses"] == ["203.0.113.7", "[2001:db8::7]:4502", "vpn.example.org:443"]
-    assert crd.parse(written, by_hand=True).value == peer
+    assert crd.parse(written, handwritten=True).value == peer
 
 
-def test_a_node_of_a_cluster_that_says_nothing_of_conditions_is_not_ready() -> None:
+def test_a_node_without_conditions_is_ready_only_if_handwritten() -> None:
     node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "status": {"addresses": []}}
 
     assert crd.parse(node).value == Node("n", ready=False)
-    assert crd.parse(node, by_hand=True).value == Node("n", ready=True)
+    assert crd.parse(node, handwritten=True).value == Node("n", ready=True)
 
 
-def test_a_node_of_two_families() -> None:
+def test_a_dual_stack_node_is_read() -> None:
     node = crd.parse(
         {
             "apiVersion": "v1",
@@ -186,12 +186,12 @@ def test_a_node_of_two_families() -> None:
                 "addresses": [
                     {"type": "InternalIP", "address": "10.0.0.1"},
                     {"type": "InternalIP", "address": "fd00::1"},
-                    {"type": "ExternalIP", "address": "not an address, and not ours to judge"},
+                    {"type": "ExternalIP", "address": "not an address, and not read"},
                 ],
                 "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady"}],
             },
         },
-        by_hand=True,
+        handwritten=True,
     )
     assert node.problems == ()
     assert node.value == Node(
@@ -204,7 +204,7 @@ def test_a_node_of_two_families() -> None:
     )
 
 
-def test_field_paths_are_taken_apart() -> None:
+def test_field_paths_are_split() -> None:
     assert path_steps("metadata.annotations[a.b/c].x[3]") == ["metadata", "annotations", "a.b/c", "x", 3]
 
 
@@ -220,16 +220,16 @@ JSON = st.recursive(
     st.fixed_dictionaries({"metadata": JSON, "spec": JSON, "status": JSON}),
 )
 def test_no_object_raises(kind: tuple[str, str], rest: dict) -> None:
-    parsed = crd.parse({"apiVersion": kind[0], "kind": kind[1], **rest}, by_hand=True)
+    parsed = crd.parse({"apiVersion": kind[0], "kind": kind[1], **rest}, handwritten=True)
 
     assert (parsed.value is None) == any(p.fatal for p in parsed.problems)
 
 
 @given(st.data())
 def test_a_damaged_gateway_is_reported_and_never_raises(data: st.DataObject) -> None:
-    """Some value somewhere in a good object is replaced by anything."""
+    """One value in a valid object is replaced by any other."""
     damaged = damage(data, UPSTREAM)
-    parsed = crd.parse(damaged, by_hand=True)
+    parsed = crd.parse(damaged, handwritten=True)
 
     assert (parsed.value is None) == any(p.fatal for p in parsed.problems)
     for problem in parsed.problems:

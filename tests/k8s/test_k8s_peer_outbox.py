@@ -1,4 +1,4 @@
-"""When an agent writes its own Peer."""
+"""When an agent writes its own Peer, and which part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(up: int = 1, ready: bool = True, message: str = "") -> PeerStatusRepo
 
 
 def written() -> PeerOutbox:
-    """Written at 0.0 and shown by the API, status included."""
+    """Return an outbox whose Peer was written at 0.0, status included, and confirmed by the API."""
     outbox = PeerOutbox()
     outbox.set_content(PLAIN)
     outbox.peer_written(PLAIN, 0.0)
@@ -27,7 +27,7 @@ def written() -> PeerOutbox:
     return outbox
 
 
-def test_it_is_written_once() -> None:
+def test_content_that_does_not_change_is_written_once() -> None:
     outbox = PeerOutbox()
     assert outbox.next_write(0.0) == (PeerPart.NOTHING, NEVER)
     outbox.set_content(PLAIN)
@@ -39,35 +39,35 @@ def test_it_is_written_once() -> None:
     assert outbox.is_published
 
 
-def test_another_region_is_written_at_once() -> None:
+def test_changed_content_is_written_at_once() -> None:
     outbox = written()
     outbox.set_content(dataclasses.replace(PLAIN, region="harbour"))
     assert outbox.next_write(1.0) == (PeerPart.PEER, 0.0)
 
 
-def test_a_deleted_one_is_written_again() -> None:
+def test_a_deleted_peer_is_written_again() -> None:
     outbox = written()
     outbox.observe(None)
     assert outbox.next_write(1.0) == (PeerPart.PEER, 0.0)
 
 
-def test_one_that_somebody_else_changed_is_put_right() -> None:
+def test_a_peer_that_was_changed_in_the_api_is_written_again() -> None:
     outbox = written()
     outbox.observe(dataclasses.replace(PEER, public_key=b"\2" * 32))
     assert outbox.next_write(1.0) == (PeerPart.PEER, 0.0)
 
 
-def test_a_world_older_than_what_was_written_is_not_believed() -> None:
-    """The write returns before the watch shows it."""
+def test_an_older_version_of_the_peer_is_ignored() -> None:
+    """A write returns before the watch shows its result."""
     outbox = PeerOutbox()
     outbox.set_content(PLAIN)
     outbox.peer_written(PLAIN, 0.0)
     outbox.observe(None)
     outbox.observe(dataclasses.replace(PEER, listen_port=1))
-    assert outbox.next_write(1.0) == (PeerPart.PEER, 29.0), "but it is looked at again after half a minute"
+    assert outbox.next_write(1.0) == (PeerPart.PEER, 29.0), "an unconfirmed Peer is written again after 30 s"
 
 
-def test_a_node_in_no_region_announces_nothing_until_it_was_in_one() -> None:
+def test_a_node_in_no_region_writes_a_peer_only_if_it_was_in_one() -> None:
     outbox = PeerOutbox()
     nowhere = PeerContent(PEER, "", "none")
     outbox.set_content(nowhere)
@@ -77,19 +77,19 @@ def test_a_node_in_no_region_announces_nothing_until_it_was_in_one() -> None:
     outbox.set_content(nowhere)
     assert outbox.next_write(1.0) == (PeerPart.PEER, 0.0)
     outbox.peer_written(nowhere, 1.0)
-    outbox.observe(None)  # no selector of ours shows it now
+    outbox.observe(None)  # no selector of this agent shows a Peer of role none
     assert outbox.next_write(100.0) == (PeerPart.NOTHING, NEVER)
 
 
-def test_numbers_in_the_status_may_wait_five_minutes() -> None:
+def test_a_status_with_other_numbers_is_written_after_five_minutes() -> None:
     outbox = written()
     outbox.set_status(report(up=2))
     assert outbox.next_write(60.0) == (PeerPart.STATUS, 240.0)
     outbox.set_status(report())
-    assert outbox.next_write(60.0) == (PeerPart.NOTHING, NEVER), "as it was again meanwhile"
+    assert outbox.next_write(60.0) == (PeerPart.NOTHING, NEVER), "the status is as it was written"
 
 
-def test_readiness_is_told_at_once_and_not_more_often_than_every_ten_seconds() -> None:
+def test_a_changed_condition_is_written_at_once_but_at_most_every_ten_seconds() -> None:
     outbox = written()
     outbox.set_status(report(ready=False))
     assert outbox.next_write(60.0) == (PeerPart.STATUS, 0.0)
@@ -98,13 +98,13 @@ def test_readiness_is_told_at_once_and_not_more_often_than_every_ten_seconds() -
     assert outbox.next_write(61.0) == (PeerPart.STATUS, 9.0)
 
 
-def test_a_reason_that_only_reads_otherwise_is_no_hurry() -> None:
+def test_a_status_with_another_message_is_written_after_five_minutes() -> None:
     outbox = written()
     outbox.set_status(report(message="down for 12 s"))
     assert outbox.next_write(60.0) == (PeerPart.STATUS, 240.0)
 
 
-def test_a_status_whose_peer_is_gone_has_it_written_again_and_follows() -> None:
+def test_a_status_without_its_peer_has_the_peer_written_first() -> None:
     outbox = written()
     outbox.set_status(report(ready=False))
     outbox.peer_deleted()

@@ -1,4 +1,4 @@
-"""The world on disk."""
+"""The file of the saved world."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def file(tmp_path: Path) -> WorldCache:
     return file
 
 
-def test_what_was_stored_comes_back(file: WorldCache) -> None:
+def test_a_stored_world_is_loaded(file: WorldCache) -> None:
     assert WorldCache(file.path).load() == WORLD
     assert file.complaint == ""
 
 
-def test_it_is_the_owners_alone_and_nothing_else_is_left(file: WorldCache) -> None:
+def test_the_file_has_mode_0600_and_no_temporary_file_is_left(file: WorldCache) -> None:
     old = os.umask(0)
     try:
         file.store(WORLD)
@@ -48,14 +48,14 @@ def test_it_is_the_owners_alone_and_nothing_else_is_left(file: WorldCache) -> No
     assert os.listdir(file.path.parent) == ["world"]
 
 
-def test_none_at_all_is_no_complaint(tmp_path: Path) -> None:
+def test_a_missing_file_is_no_complaint(tmp_path: Path) -> None:
     file = WorldCache(tmp_path / "world")
     assert file.load() is None
     assert file.complaint == ""
 
 
 @pytest.mark.parametrize("length", [0, 1, 50, 200, -1, -20])
-def test_a_truncated_one_is_set_aside(file: WorldCache, length: int) -> None:
+def test_a_truncated_file_is_renamed(file: WorldCache, length: int) -> None:
     whole = file.path.read_bytes()
     file.path.write_bytes(whole[:length])
 
@@ -66,7 +66,7 @@ def test_a_truncated_one_is_set_aside(file: WorldCache, length: int) -> None:
     assert Path(f"{file.path}.corrupt").read_bytes() == whole[:length]
 
 
-def test_a_flipped_bit_is_noticed(file: WorldCache) -> None:
+def test_a_flipped_bit_is_detected(file: WorldCache) -> None:
     content = bytearray(file.path.read_bytes())
     content[-10] ^= 1
     file.path.write_bytes(content)
@@ -75,14 +75,14 @@ def test_a_flipped_bit_is_noticed(file: WorldCache) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\x00" * 4096, b"[]\n", b"{}\n", b'{"ravenvpn_world":"1"}\n', b"[" * 100_000])
-def test_rubbish_is_set_aside(file: WorldCache, content: bytes) -> None:
+def test_a_file_of_another_format_is_renamed(file: WorldCache, content: bytes) -> None:
     file.path.write_bytes(content)
     assert file.load() is None
     assert file.complaint
     assert Path(f"{file.path}.corrupt").exists()
 
 
-def test_one_of_a_newer_version_is_kept_for_it(file: WorldCache) -> None:
+def test_a_file_of_a_newer_version_is_kept_under_another_name(file: WorldCache) -> None:
     head, _, body = file.path.read_bytes().partition(b"\n")
     newer = msgspec.json.encode({**msgspec.json.decode(head), "ravenvpn_world": 2, "more": [1, 2]})
     file.path.write_bytes(newer + b"\n" + body)
@@ -91,14 +91,14 @@ def test_one_of_a_newer_version_is_kept_for_it(file: WorldCache) -> None:
     assert Path(f"{file.path}.newer").exists()
 
 
-def test_a_directory_in_its_place_is_said_and_left(tmp_path: Path) -> None:
+def test_a_directory_in_place_of_the_file_is_reported_and_kept(tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
     file = WorldCache(tmp_path / "world")
     assert file.load() is None
     assert "cannot be read" in file.complaint
 
 
-def test_a_disk_that_takes_nothing_leaves_the_old_one(file: WorldCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file(file: WorldCache, monkeypatch: pytest.MonkeyPatch) -> None:
     before = file.path.read_bytes()
 
     def full(_: int) -> None:
