@@ -1,14 +1,14 @@
-# Every target sets up what it needs, says what it does, and does nothing twice. `make help` lists them.
+# Every target sets up what it needs and does nothing twice. `make help` lists the targets.
 #
-#   PYTHON=python3.13    use that Python, with a virtual environment of its own (.venv-3.13)
-#   PYTEST_ARGS=…        handed to pytest, as in: make test PYTEST_ARGS="tests/mesh -x"
-#   DEMO_ARGS=--keep     handed to `raven-vpn demo`
-#   BENCH_ARGS=--quick   handed to bench
+#   PYTHON=python3.13    use that Python, in its own virtual environment (.venv-3.13)
+#   PYTEST_ARGS=…        for pytest, as in: make test PYTEST_ARGS="tests/mesh -x"
+#   DEMO_ARGS=--keep     for `raven-vpn demo`
+#   BENCH_ARGS=--quick   for the benchmarks
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-# Where administrators' programs live; root by way of a plain `su` lacks it.
+# Folders of administrators' programs; the PATH of root after a plain `su` lacks them.
 export PATH := $(PATH):/usr/sbin:/sbin
 
 ifdef PYTHON
@@ -27,14 +27,14 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r target text; do printf 'make %-9s %s\n' "$$target" "$$text"; done
 
 .PHONY: demo
-demo: venv packages need-root ## join regions in network namespaces and show what flows between them (root)
+demo: venv packages need-root ## join regions in network namespaces and show their traffic (root)
 	@$(BIN)/raven-vpn demo $(DEMO_ARGS)
 
 .PHONY: test
-test: lint packages tools cluster ## lint, then every test; without root the ones that need it are skipped
+test: lint packages tools cluster ## lint, then every test; without root the tests that need it are skipped
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS); status=$$?; [ $$status -eq 1 ] || exit $$status; \
-	echo "==> what failed, once more and by itself: scenes take times, and a machine at work can deceive them once"; \
+	echo "==> failed tests once more, alone: some measure time and can fail on a loaded machine"; \
 	$(BIN)/python -m pytest -v --last-failed --last-failed-no-failures none $(PYTEST_ARGS)
 
 .PHONY: lint
@@ -54,48 +54,48 @@ bench: venv packages need-root ## measure against wireguard-go; table here, JSON
 	$(BIN)/python -m bench --wireguard-go "$$wireguard_go" $(BENCH_ARGS)
 
 .PHONY: install
-install: ## ravenvpn and its systemd service on this host, in /opt/ravenvpn (root)
+install: ## install ravenvpn and its systemd service on this host, in /opt/ravenvpn (root)
 	@PYTHON='$(PYTHON)' tools/install.sh install
 
 .PHONY: uninstall
-uninstall: ## remove what `make install` put there, and everything the agent put on the host (root)
+uninstall: ## remove what `make install` installed and every entry of the agent on this host (root)
 	@tools/install.sh uninstall
 
 .PHONY: soak
-soak: venv packages tools cluster ## the long runs that `make test` leaves out
+soak: venv packages tools cluster ## the tests of several minutes that `make test` leaves out
 	@$(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
 
 .PHONY: clean
-clean: ## remove what the other targets made in this folder
+clean: ## remove everything that the other targets made in this folder
 	rm -rf .venv .venv-* .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	rm -rf build dist *.egg-info bench/results rust/target ravenvpn/dataplane/_native*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "Tools built by make stay in $${XDG_CACHE_HOME:-$$HOME/.cache}/ravenvpn; remove that folder to build them anew."
+	@echo "Tools built by make stay in $${XDG_CACHE_HOME:-$$HOME/.cache}/ravenvpn; remove that folder to build them again."
 
 .PHONY: venv
-venv: ## the virtual environment alone
+venv: ## only the virtual environment
 	@tools/venv.sh $(VENV)
 
 .PHONY: packages
 packages:
 	@tools/packages.sh
 
-# Programs that tests compare us with, built once into a cache outside the clone.
+# Programs for interoperability tests and benchmarks, built once into a cache outside of the clone.
 .PHONY: tools
-tools: ## what the tests compare ravenvpn with: wireguard-go
+tools: ## wireguard-go, for interoperability tests
 	@tests/tools/build-wireguard-go.sh >/dev/null || { [ "$${CI:-}" != true ] || exit 1; \
 		echo "    Going on without wireguard-go; tests that need it are skipped." >&2; }
 
-# Real control planes for tests/cluster, into the same cache. Built from their Go modules: minutes, once.
+# Kubernetes control planes for tests/cluster, built once from their Go modules into the same cache.
 .PHONY: kube
 kube: ## Kubernetes for the tests: etcd, a control plane, flanneld (6 minutes, once)
 	@tests/cluster/build.sh default
 
 .PHONY: kube-all
-kube-all: ## the same, and the oldest and newest version that are tested (15 minutes, once)
+kube-all: ## the same, with the oldest and newest version that are tested (15 minutes, once)
 	@tests/cluster/build.sh all
 
-# Whoever tests on their own machine gets along with one version, or none; CI with nothing but all.
+# On a developer's machine one version or none is enough; CI tests all versions.
 .PHONY: cluster
 cluster:
 	@if [ "$${CI:-}" = true ]; then tests/cluster/build.sh all; else tests/cluster/build.sh default || \
@@ -104,5 +104,5 @@ cluster:
 .PHONY: need-root
 need-root:
 ifeq ($(IS_ROOT),)
-	@echo "This builds network namespaces and needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1
+	@echo "This target makes network namespaces and needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1
 endif

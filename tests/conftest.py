@@ -1,7 +1,7 @@
-"""What tests of every floor share: who may run what here, namespaces that go away again, and a look back at the end.
+"""Fixtures and hooks for all tests: requirements of a test, network namespaces, figures and left-overs at the end.
 
 A test marked `root` works in network namespaces of its own, named `rv-…`, and never touches the machine's network.
-Where it can't run it is skipped with a reason in capitals; with CI=true that is an error, since a skipped test
+If its requirements are missing it is skipped with a reason in capitals. With CI=true that is an error: a skipped test
 proves nothing.
 """
 
@@ -23,7 +23,7 @@ CI = os.environ.get("CI") == "true"
 ROOT = Path(__file__).parent.parent
 NAMESPACES = Path("/run/netns")
 
-# Administrators' programs live here, and a plain user's PATH may not name them.
+# Folders of administrators' programs, which the PATH of a plain user may lack.
 os.environ["PATH"] += ":/usr/sbin:/sbin"
 
 
@@ -61,18 +61,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def cached_wireguard_go() -> Path | None:
-    """Where `make tools` left wireguard-go, or None. Nothing is built here: a test run needs no network."""
+    """Return the wireguard-go that `make tools` built, or None. A test run builds nothing and needs no network."""
     if override := os.environ.get("RAVENVPN_WIREGUARD_GO"):
         return Path(override)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ravenvpn" / "wireguard-go"
-    # Versions of Go modules sort by their date.
+    # Pseudo-versions of Go modules contain the date, so they sort by age.
     built = sorted(program for program in cache.glob("v*/wireguard-go") if os.access(program, os.X_OK))
     return built[-1] if built else None
 
 
 @pytest.fixture(scope="session")
 def wireguard_go() -> Path:
-    """The program wireguard-go; mark the test `wireguard_go` so that it is skipped where there is none."""
+    """The program wireguard-go. A test that uses it is marked `wireguard_go`, so that it is skipped without one."""
     program = cached_wireguard_go()
     assert program is not None, "mark tests that use this fixture with pytest.mark.wireguard_go"
     return program
@@ -80,7 +80,7 @@ def wireguard_go() -> Path:
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Call it with what is measured and the figure; all are shown at the end of the run."""
+    """Function that records a figure under a name; all figures are printed at the end of the run."""
 
     def note(what: str, figure: float) -> None:
         request.config.stash.setdefault(_FIGURES, []).append(f"{request.node.name}: {what}: {figure:.4g}")
@@ -93,7 +93,10 @@ _FIGURES = pytest.StashKey[list[str]]()
 
 @pytest.fixture
 def netns() -> Iterator[Callable[[], str]]:
-    """Call it for a new, empty network namespace with loopback up; returns its name. All go when the test ends."""
+    """Function that makes an empty network namespace with loopback up and returns its name.
+
+    All of them are deleted at the end of the test.
+    """
     names: list[str] = []
 
     def add() -> str:
@@ -109,6 +112,7 @@ def netns() -> Iterator[Callable[[], str]]:
 
 
 def our_namespaces() -> set[str]:
+    """Return the names of all namespaces made by tests, labs and benchmarks."""
     return {path.name for path in NAMESPACES.glob("rv-*")} if NAMESPACES.is_dir() else set()
 
 
@@ -121,10 +125,10 @@ _BEFORE = pytest.StashKey[set[str]]()
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     left = our_namespaces() - session.config.stash[_BEFORE]
-    # A demo or another test run on the same machine has a record of its labs that names a living process.
+    # A demo or another test run on the same machine has a record of its labs with a running process.
     others = [record.prefix for record in records() if record.owner != os.getpid() and not record.is_orphaned()]
     left -= {name for name in left for prefix in others if name.startswith(f"{prefix}-")}
-    # What is without a record may be another run's too, and then it goes soon.
+    # A namespace without a record may belong to another run, which deletes it soon.
     deadline = time.monotonic() + 5
     while left and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs Debian packages without questions; quiet unless it fails. Package lists are fetched only if the first try fails.
+# Installs Debian packages without questions and without output unless it fails. Package lists are fetched only if the
+# first try fails.
 set -u
 
 log=$(mktemp)

@@ -1,7 +1,7 @@
 #!/bin/sh
-# make install, make uninstall: ravenvpn on this host, under PREFIX, with its systemd service.
+# Installs or removes ravenvpn on this host, under PREFIX, with its systemd service (make install, make uninstall).
 #   PREFIX=/opt/ravenvpn  BINDIR=/usr/local/bin  UNITDIR=/etc/systemd/system  SYSUSERSDIR=/etc/sysusers.d  ETC=/etc/ravenvpn
-# Whatever is there already and the same is left alone; keys, state and configuration are never touched.
+# May be run again for an upgrade. Keys, state and configuration are never changed.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 say() { printf '==> %s\n' "$*"; }
 
-# systemd is asked only where it runs this machine and the unit is where it looks.
+# systemctl is called only if systemd runs this machine and the unit is in its folder.
 systemd() {
     if [ -d /run/systemd/system ] && [ "$UNITDIR" = /etc/systemd/system ]; then "$@"; fi
 }
@@ -19,15 +19,15 @@ install_() {
     python=$(PYTHON="${PYTHON:-}" tools/python.sh)
     case $("$python" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')/ in
     /root/* | /home/*)
-        echo "    $python lives in a home directory, which the service may not read (ProtectHome=yes)." >&2
-        echo "    Give it a Python of the system: make install PYTHON=/usr/bin/python3" >&2
+        echo "    $python is in a home directory, which the service cannot read (ProtectHome=yes)." >&2
+        echo "    Use a Python of the system: make install PYTHON=/usr/bin/python3" >&2
         ;;
     esac
     if [ ! -x "$PREFIX/bin/python" ]; then
         say "virtual environment in $PREFIX"
         "$python" -m venv "$PREFIX"
     fi
-    say "ravenvpn and what it needs, into $PREFIX"
+    say "ravenvpn and its dependencies, into $PREFIX"
     "$PREFIX/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade .
     mkdir -p "$BINDIR" "$UNITDIR" "$SYSUSERSDIR"
     for program in raven-vpn ravenvpn-tun; do
@@ -60,10 +60,10 @@ uninstall() {
     for program in raven-vpn ravenvpn-tun; do
         if [ "$(readlink "$BINDIR/$program" || true)" = "$PREFIX/bin/$program" ]; then rm -f "$BINDIR/$program"; fi
     done
-    # Only what is a virtual environment is removed whole: PREFIX=/usr must not cost the machine.
+    # Only a virtual environment is removed as a whole: PREFIX=/usr must not delete the system.
     if [ -f "$PREFIX/pyvenv.cfg" ]; then rm -rf "$PREFIX"; fi
     systemd systemctl daemon-reload
-    echo "Left in place: $ETC (configuration) and /var/lib/ravenvpn (the private key). Remove them by hand if you will."
+    echo "Left in place: $ETC (configuration) and /var/lib/ravenvpn (the private key). Remove them by hand if they are not needed."
 }
 
 case ${1:-} in

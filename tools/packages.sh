@@ -1,7 +1,6 @@
 #!/bin/sh
-# Sees to the programs that demo, tests and bench call: installs the missing ones from Debian's packages when it may,
-# says what will be skipped when it may not. When nothing is missing, no package tool is called.
-# With CI=true a program that can't be had is an error.
+# Checks the programs that demo, tests and benchmarks call. Root on Debian: installs the missing ones; otherwise prints
+# what is missing. No package tool is called if nothing is missing. With CI=true a missing program is an error.
 set -u
 
 PATH=$PATH:/usr/sbin:/sbin
@@ -39,12 +38,12 @@ give_up() {
     echo "    missing:$missing_commands" >&2
     echo "    $1" >&2
     [ "${CI:-}" != true ] || exit 1
-    echo "    Going on without; what needs them is skipped or says so." >&2
+    echo "    Going on without them; tests that need them are skipped, other targets report them." >&2
     exit 0
 }
 
 command -v apt-get >/dev/null 2>&1 ||
-    give_up "This is no Debian; please install the packages that hold them (Debian calls these:$missing_packages)."
+    give_up "This is not Debian; install the packages that contain them (on Debian:$missing_packages)."
 [ "$(id -u)" = 0 ] || give_up "Only root can install them: apt-get install$missing_packages"
 
 packages=$(printf '%s\n' $missing_packages | sort -u | tr '\n' ' ')

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Prints the path of a Python that ravenvpn can use; what is wrong with the ones it cannot use goes to stderr.
+# Prints the path of a Python that ravenvpn can use. If there is none, prints the reason to stderr and fails.
 #
 #   tools/python.sh           the first of python3, python3.13 … python3.11 and pyenv's that is 3.11 or newer
 #   tools/python.sh 3.13      one of exactly that version
 #   PYTHON=… tools/python.sh  that one, or an error; a bare name like python3.13 may also be one of pyenv's
 #
-# Each candidate is run, because a name on PATH may be a version manager's shim with nothing behind it.
+# Each candidate is run, because a name on PATH may be a version manager's shim without a Python behind it.
 set -u
 
 wanted=${1:-}
@@ -55,7 +55,7 @@ for name in $names; do
         [ -n "$older" ] || older=$(version_of "$candidate")
     done
 done
-# pyenv keeps its versions side by side; only the chosen ones are on PATH.
+# pyenv has its versions side by side; only the selected ones are on PATH.
 for candidate in $(ls -d "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.*/bin/python 2>/dev/null | sort -rV); do
     if fits "$candidate"; then
         echo "$candidate"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the virtual environment in the folder $1 with ravenvpn (editable) and its development tools in it, and does
-# nothing if it is there and made from the same setup.cfg, pyproject.toml, Rust sources and Python.
+# Makes the virtual environment in the folder $1 with ravenvpn (editable) and its development tools. Does nothing if it
+# exists and was made from the same setup.cfg, pyproject.toml, Rust sources and Python.
 set -eu
 
 venv=$1
@@ -9,7 +9,7 @@ python=$(tools/python.sh)
 sources() {
     cat setup.cfg pyproject.toml
     [ ! -f setup.py ] || cat setup.py
-    # The native body is built by the same install, so a change in it is a reason to install again.
+    # The native body is built by the same installation, so a change in it requires a new one.
     [ ! -d rust ] || find rust -name target -prune -o -type f \( -name '*.rs' -o -name 'Cargo.*' \) -print | LC_ALL=C sort | xargs cat
     "$python" -c 'import sys; print(sys.version, sys.base_prefix)'
 }
@@ -19,7 +19,7 @@ stamp=$(sources | sha256sum | cut -d ' ' -f 1)
 version=$("$python" -c 'import platform; print(platform.python_version())')
 echo "==> Virtual environment $venv: Python $version ($python)"
 
-# Debian keeps two parts of Python in packages of their own: venv's pip, and the headers that C extensions need.
+# Debian has two parts of Python in separate packages: pip for venv, and the headers that C extensions need.
 needed=
 "$python" -c 'import ensurepip, venv' 2>/dev/null || needed="python3-venv"
 headers=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
@@ -45,7 +45,7 @@ compiling=
 ! command -v cargo >/dev/null 2>&1 || compiling=", compiling the native data plane"
 echo "==> Installing ravenvpn and its development tools$compiling (a few minutes the first time)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[dev]' || {
-    echo "    pip could not install ravenvpn into $venv: its reason is above. It needs a package index" \
+    echo "    pip could not install ravenvpn into $venv; the reason is above. It needs a package index" \
         "(pip config list) and a C compiler." >&2
     exit 1
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds wireguard-go, the independent implementation our tunnel is tested and measured against, into a cache outside
-# the clone, keyed by version, and prints the path of the program. Once built, it answers at once and needs no network.
+# Builds wireguard-go, the independent implementation for interoperability tests and benchmarks, and prints the path of
+# the program. The cache is outside of the clone, with a folder for each version. Once built, no network is needed.
 # WIREGUARD_GO_VERSION=latest (or any version of the Go module) builds another.
 set -eu
 
@@ -11,7 +11,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/ravenvpn/wireguard-go
 
 need_go() {
     command -v go >/dev/null || {
-        echo "wireguard-go $version is not built yet, and there is no Go to build it with:" \
+        echo "wireguard-go $version is not built yet, and Go is not installed:" \
             "install Go (Debian: apt-get install golang-go; or https://go.dev/dl)" >&2
         exit 1
     }
@@ -25,7 +25,7 @@ program=$cache/$version/wireguard-go
 if [ ! -x "$program" ]; then
     need_go
     mkdir -p "$cache/$version"
-    # Built aside and moved into place: two builds at once do not see each other's half.
+    # Built in a scratch folder and moved: two builds at the same time do not use each other's unfinished file.
     scratch=$(mktemp -d "$cache/$version/build.XXXXXX")
     trap 'rm -rf "$scratch"' EXIT
     echo "building $MODULE@$version into $cache" >&2
