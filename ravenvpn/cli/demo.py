@@ -48,4 +48,5 @@ def _print_block(text: str) -> None:
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
+    """Handle SIGTERM."""
     raise KeyboardInterrupt

@@ -158,8 +158,10 @@ class Lab:
     # Steps of building.
 
     def _build(self) -> None:
+        """Build everything, in an order in which each step finds what it needs from the steps before."""
         self._describe_hosts()
         self._add_namespaces()
+        # Collect all lines first, so that each namespace needs two processes and not two hundred.
         wiring = Wiring()
         tables: dict[str, str] = {}  # by namespace
         for plan, router in zip(self.plans, self.routers, strict=True):
@@ -187,6 +189,7 @@ class Lab:
                 _start_delay(self._wires[plan.region.name], plan.region.delay)
 
     def _describe_hosts(self) -> None:
+        """Make the host objects; nothing exists in the kernel yet."""
         self.internet = LabHost("internet", self._record)
         self.routers = tuple(Router(self._record, plan) for plan in self.plans)
         self.nodes = tuple(
@@ -257,6 +260,7 @@ class Lab:
 
 
 def _find(hosts: Iterable[_Host], name: str) -> _Host:
+    """Return the host with this name. KeyError if there is none."""
     for host in hosts:
         if host.name == name:
             return host
@@ -264,6 +268,7 @@ def _find(hosts: Iterable[_Host], name: str) -> _Host:
 
 
 def _set_sysctls(host: LabHost) -> None:
+    """Set the sysctls of a new namespace, with forwarding on all hosts but pods and wires."""
     forwards = host.name == "internet" or isinstance(host, (Router, LabNode))
     _write_sysctls(host, {**_SYSCTLS, **(_FORWARDING if forwards else {})})
 
@@ -286,5 +291,6 @@ def _start_delay(wire: LabHost, seconds: float) -> None:
 
 
 def _load_ruleset(host: LabHost, ruleset: str) -> None:
+    """Load nft tables in one transaction; an empty ruleset changes nothing."""
     if ruleset:
         run([*host.enter, "nft", "-f", "-"], input=ruleset)

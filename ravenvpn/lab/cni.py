@@ -31,6 +31,7 @@ def attach_pods(node: LabNode, wiring: Wiring) -> None:
 
 
 def _attach_bridge(node: LabNode, wiring: Wiring) -> None:
+    """Make a bridge with the node's address in the podCIDR, which is the gateway of its pods."""
     here = node.namespace
     wiring.devices[here].append(f"link add {LabNode.BRIDGE} type bridge")
     wiring.settings[here] += configure(LabNode.BRIDGE, node.pod_cidrs.interface(1))
@@ -45,11 +46,13 @@ def _attach_bridge(node: LabNode, wiring: Wiring) -> None:
 
 
 def _attach_calico(node: LabNode, wiring: Wiring) -> None:
+    """Make a device and a host route for each pod, and blackhole routes for the node's blocks."""
     here = node.namespace
     wiring.settings[here] += [f"route add blackhole {cidr} proto {_BIRD}" for block in node.blocks for cidr in block]
     for pod in node.pods:
         device = host_device(pod)
         wiring.devices[here].append(veth(device, "eth0", pod.namespace))
+        # The node has no address on these devices: it answers ARP and NDP for the gateway (`sysctls`).
         wiring.settings[here] += [
             f"link set {device} address {_CALICO_MAC} up",
             f"route add {pod.v4}/32 dev {device} scope link",
@@ -76,6 +79,7 @@ def host_device(pod: Pod) -> str:
 def routes(node: LabNode, others: Sequence[LabNode]) -> Iterable[str]:
     """Yield the lines for a node's routes to the pods of `others`, the other nodes of its region, over the LAN."""
     protocol = f" proto {_BIRD}" if node.region.cni is Cni.CALICO else ""
+    # A node without pods has no bridge, so there is nothing to route to.
     for other in others:
         for block in other.blocks if other.pods else ():
             yield f"route add {block.v4} via {other.v4} dev {LabNode.DEVICE}{protocol}"

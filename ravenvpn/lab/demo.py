@@ -28,7 +28,7 @@ REGIONS = (
     LabRegion("factory", nodes=2, pods=2, nat=Nat.PORT_RESTRICTED),  # factory-2 is a plain node behind its gateway
     LabRegion("ship", pods=2, nat=Nat.SYMMETRIC),
 )
-IPERF_SECONDS = 3
+IPERF_SECONDS = 3  # long enough to leave slow start
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 
 
@@ -54,6 +54,7 @@ class Demo:
         self._show_tables()
 
     def _start_agents(self) -> None:
+        """Start an agent on every node from the same manifests, and wait until all regions are reachable."""
         with self._step("a key for every node, the same manifests on each"):
             self._agents.prepare()
         with self._step(f"{len(self._lab.nodes)} agents started"):
@@ -62,6 +63,7 @@ class Demo:
             self._agents.wait_until_healthy()
 
     def _start_servers(self) -> None:
+        """Start the server of `lab.echo` in every pod, and wait until all listen."""
         with self._step(f"an HTTP server in each of {len(self._lab.pods)} pods"):
             for pod in self._lab.pods:
                 pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -110,12 +112,14 @@ class Demo:
             note(f"0 of {frames} captured frames contain it; sent outside of the tunnel, {outside} do")
 
     def _send_in_clear(self, marker: str) -> None:
+        """Send the marker in a UDP packet from router to router; port 9 is discard (RFC 863)."""
         regions = [plan.region.name for plan in self._lab.plans]
         sender, receiver = self._lab.router(regions[0]), self._lab.router(regions[1])
         script = f"import socket;s=socket.socket(2,2);s.sendto({marker.encode()!r},('{receiver.v4}',9))"
         sender.run([sys.executable, "-I", "-S", "-c", script])
 
     def _measure_throughput(self) -> None:
+        """Measure a TCP flow with iperf3. Any throughput passes: the figure depends on the machine."""
         with self._step(f"one TCP flow between pods of two regions, {IPERF_SECONDS} s") as note:
             client, server = self._two_regions()
             server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -128,6 +132,7 @@ class Demo:
             note(f"{report['end']['sum_received']['bits_per_second'] / 1e6:.0f} Mbit/s")
 
     def _show_tables(self) -> None:
+        """Print what the agents report, after a check of the paths, and what wg(8) shows on one node."""
         for node in self._lab.nodes:
             self._print_line(f"raven-vpn peers, on {node.name}:")
             self._print_block(self._agents.cli(node, "peers"))
@@ -167,6 +172,7 @@ class Demo:
     def _two_regions(self) -> tuple[Pod, Pod]:
         """Return two pods of different regions."""
         first = self._lab.pods[0]
+        # Pods are ordered by region, so the first pod of another region is in the second one.
         return first, next(pod for pod in self._lab.pods if pod.node.region is not first.node.region)
 
     def _ask(self, pod: Pod, hosts: Sequence[str], marker: str = "-") -> list[dict[str, object]]:

@@ -14,6 +14,8 @@ import subprocess
 from ravenvpn.errors import HostError
 from ravenvpn.lab.ownership import MARK
 
+# Runs as the first process of the new namespaces, with the host name as its argument. `private FOLDER NAME…` puts a
+# tmpfs over FOLDER with links to the real entries, except the NAMEs, which become empty folders.
 _SCRIPT = r"""
 set -e
 # Copies of other namespaces' mounts would keep those namespaces alive as long as this process lives.
@@ -49,6 +51,7 @@ def start(name: str, prefix: str) -> subprocess.Popen[str]:
     Many may be started at once; each is usable when `wait_until_ready` has returned. `prefix` is the lab's, by which
     `ownership` finds the process.
     """
+    # In a session of its own, so that Ctrl-C at the terminal does not end it before the lab is removed.
     return subprocess.Popen(
         ["unshare", "--net", "--mount", "--uts", "--", "sh", "-c", _SCRIPT, "sh", name],
         cwd="/",

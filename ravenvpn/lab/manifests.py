@@ -29,6 +29,7 @@ def of_lab(
 
     `public_keys` are base64 by name of the node. `suites` are announced by each Peer, in order of preference.
     """
+    # The first nodes of a region are its candidates; the agents elect the first of them that is ready.
     gateways = []
     for plan in plans:
         candidates = [node for node in nodes if node.region is plan.region][: plan.region.gateways]
@@ -45,6 +46,7 @@ def _gateway(plan: LabRegionPlan, candidates: Sequence[LabNode]) -> Manifest:
         "kind": "Gateway",
         "metadata": {"name": region.name},
         "spec": {
+            # Nodes carry this label already; in a cluster yurt-manager writes it.
             "nodeSelector": {"matchLabels": {GATEWAY_LABEL: region.name}},
             "tunnelConfig": {"Replicas": 1},
             "endpoints": [
@@ -52,6 +54,7 @@ def _gateway(plan: LabRegionPlan, candidates: Sequence[LabNode]) -> Manifest:
                     "nodeName": node.name,
                     "type": "tunnel",
                     "port": LISTEN_PORT,
+                    # A public address is dialled; behind NAT the gateway dials, so no address is listed.
                     **({"publicIP": str(node.v4)} if region.nat is Nat.NONE else {"underNAT": True}),
                 }
                 for node in candidates
@@ -63,11 +66,13 @@ def _gateway(plan: LabRegionPlan, candidates: Sequence[LabNode]) -> Manifest:
 def _node(node: LabNode) -> Manifest:
     """Return a Node that is Ready. With the Calico model it has one podCIDR for each of its blocks."""
     cidrs = [str(cidr) for block in node.blocks for cidr in block]
+    # podCIDR is the first of podCIDRs, as the API server requires.
     return {
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": {"name": node.name, "labels": {GATEWAY_LABEL: node.region.name}},
         "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
+        # Readiness is fixed: there is no kubelet in a lab that would renew it.
         "status": {
             "addresses": [
                 {"type": "InternalIP", "address": str(node.v4)},

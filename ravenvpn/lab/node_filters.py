@@ -41,11 +41,13 @@ def install(node: LabNode, region_nodes: Sequence[LabNode]) -> None:
     if flavour is Flavour.NFT:
         node.run(["nft", "-f", "-"], input=_nft(inside, is_calico))
         return
+    # --noflush keeps the rules of other programs, as kube-proxy and the CNIs do.
     for program, prefixes in zip(programs(flavour), inside.values(), strict=True):
         node.run([program, "--noflush"], input=_iptables(prefixes, is_calico))
 
 
 def _kind(flavour: Flavour) -> str:
+    """Return the middle part of the program's name, as in ip6tables-legacy-restore."""
     return flavour.removeprefix("iptables-")
 
 
@@ -76,8 +78,10 @@ def _iptables(inside: Sequence[str], is_calico: bool) -> str:
                 "POSTROUTING -j KUBE-POSTROUTING",
                 f"POSTROUTING -j {own}POSTROUTING",
                 f"KUBE-POSTROUTING -m mark ! --mark {_MARK} -j RETURN",
+                # The mark is cleared, so that a packet which passes the chain again is not translated twice.
                 "KUBE-POSTROUTING -j MARK --xor-mark 0x4000",
                 "KUBE-POSTROUTING -j MASQUERADE --random-fully",
+                # A packet from a pod is translated unless its destination is in the range of the CNI.
                 *(f"{own}POSTROUTING -s {prefix} -j {own}OUT" for prefix in inside),
                 *(f"{own}OUT -d {prefix} -j ACCEPT" for prefix in inside),
                 f"{own}OUT -j MASQUERADE --random-fully",
@@ -85,6 +89,8 @@ def _iptables(inside: Sequence[str], is_calico: bool) -> str:
         ),
     }
     if is_calico:
+        # Felix drops packets whose source is not the pod's, then accepts forwarded packets to and from its pods. The
+        # mark 0x10000 is its "accept": rules that are set later never see these packets.
         tables["raw"][1].append("PREROUTING -i cali+ -m rpfilter --validmark --invert -j DROP")
         tables["filter"][1].extend(
             [
@@ -101,6 +107,7 @@ def _iptables(inside: Sequence[str], is_calico: bool) -> str:
         )
         # Packets from outside to pods; packets between pods are accepted above.
         tables["nat"][1].extend(f"FLANNEL-POSTROUTING -d {prefix} -j MASQUERADE --random-fully" for prefix in inside)
+    # The format of iptables-save: a table, its chains with counters, its rules, COMMIT.
     lines = []
     for table, (chains, rules) in tables.items():
         if rules:

@@ -15,10 +15,10 @@ GOOD = '''"""A module."""
 
 
 class Planner:
-    """Plans."""
+    """Computes routes."""
 
     def update(self) -> int:
-        """Return one."""
+        """Return the number of changed routes."""
         return 1
 
 
@@ -130,6 +130,12 @@ def test_too_few_comments_are_found(tree: Path):
         1,
         ["ravenvpn:1: 3 lines of comments for 104 lines of code; the floor is 0.22"],
     )
+
+
+@pytest.mark.parametrize("docstring", ["Return the next hops.", "The planner's next hop."])
+def test_a_docstring_that_repeats_the_name_is_found(tree: Path, docstring: str):
+    write(tree, "ravenvpn/z.py", f'class Planner:\n    def next_hops(self):\n        """{docstring}"""\n')
+    assert run("comments", tree) == (1, ["ravenvpn/z.py:2: the docstring of Planner.next_hops only repeats its name"])
 
 
 def test_an_exception_allows_what_it_names(tree: Path):
