@@ -80,7 +80,7 @@ def parse(document: object, *, handwritten: bool = False) -> Parsed:
 
 
 def _short(text: str) -> str:
-    """A kind or name for a message: unquoted if it can be one, else quoted and shortened."""
+    """A kind, name or key for a message: unquoted if it can be one, else quoted and shortened."""
     return text if len(text) <= 63 and text.isprintable() else shown(text)
 
 
@@ -188,7 +188,8 @@ def _report_unknown(
     strict = struct is not wire.NodeSpec and bool(at)  # a Node's spec has many fields that are not read
     for key, value in document.items():
         if not isinstance(key, str) or (key not in fields and strict):
-            where = f"{at}.{key}" if at else str(key)
+            name = _short(str(key))  # on one line and bounded, as part of a message
+            where = f"{at}.{name}" if at else name
             near = difflib.get_close_matches(str(key), fields, 1, 0.6)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
             collector.warn(where, "is not a field of this object and is ignored", remedy)

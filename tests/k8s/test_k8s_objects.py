@@ -237,6 +237,15 @@ def test_a_damaged_gateway_is_reported_and_never_raises(data: st.DataObject) -> 
         assert "\n" not in str(problem)
 
 
+def test_a_field_name_with_a_line_break_does_not_break_the_message() -> None:
+    """A message is one line of the log."""
+    forged = "\nGateway other: all is well"
+    parsed = crd.parse({**UPSTREAM, "spec": {forged: 1, "x" * 1000: 2}}, handwritten=True)
+
+    assert [len(str(problem).splitlines()) for problem in parsed.problems] == [1, 1]
+    assert all(len(str(problem)) < 300 for problem in parsed.problems)
+
+
 def damage(data: st.DataObject, value: object) -> object:
     if data.draw(st.integers(0, 3)) == 0 or not isinstance(value, dict | list) or not value:
         return data.draw(JSON)
