@@ -102,6 +102,7 @@ def objects(peer: PeerObject, region: str, prefixes: Iterable[Prefix]) -> list[d
 
 
 def _network(text: str) -> Prefix:
+    """Parse a CIDR. ConfigError if it is none, or has host bits set."""
     try:
         return ip_network(text)
     except ValueError as error:

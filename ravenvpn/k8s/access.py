@@ -143,11 +143,15 @@ class Access:
         self._replaced, self._entry = [], None
 
     def _stale(self) -> bool:
+        """Whether a file changed since it was read, or the credentials are about to expire."""
         if self._expires is not None and time.time() > self._expires - EXPIRY_MARGIN:
             return True
         return any(_stamp(file) != stamp for file, stamp in self._stamps.items())
 
     async def _renew(self) -> ApiCredentials:
+        """Read the credentials; make a new pool only if something that its TLS connections depend on changed.
+
+        A token is not part of the pool: it is sent with each request, so a rotation keeps the connections."""
         library = _library()
         configuration = library.Configuration()
         try:
@@ -182,6 +186,7 @@ class ServiceAccount(Access):
     """Credentials of the pod that this process runs in: token and CA as the kubelet mounts them."""
 
     def __init__(self, folder: Path) -> None:
+        """`folder` is where the kubelet mounts `token` and `ca.crt`."""
         super().__init__(str(folder))
         self._token, self._ca = str(folder / "token"), str(folder / "ca.crt")
 
@@ -219,6 +224,7 @@ class Kubeconfig(Access):
             ("users", "user", ("client-certificate", "client-key", "tokenFile")),
         ):
             node = merged.config[kind].get_with_name(context.get(inner), safe=True)
+            # A round trip through JSON makes plain dictionaries of the library's own mapping type.
             values = json.loads(json.dumps(node.value.get(inner) or {}, default=str)) if node is not None else {}
             folder = os.path.dirname(os.path.abspath(node.path)) if node is not None and node.path else ""
             found += [os.path.join(folder, values[field]) for field in fields if field in values]

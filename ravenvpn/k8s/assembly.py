@@ -74,6 +74,7 @@ class Assembly:
         shown = self._shown.setdefault(key, set())
         shown.add(feed)
         known = self.objects.get(key)
+        # The same version from another feed, or again after a list: spares the conversion.
         if known is not None and known.version == version_of(obj) and version_of(obj):
             self.objects[key] = replace(known, feeds=frozenset(shown))
             return
@@ -135,6 +136,7 @@ class Assembly:
         return sorted(g.name for g in gateways if any(info.node == node for info in g.status.nodes))
 
     def _set_problems(self, key: ObjectKey, problems: tuple[Problem, ...]) -> None:
+        """Replace the problems of one object, warnings of an object that is used included."""
         if problems:
             self._problems[key] = problems
         else:

@@ -92,5 +92,6 @@ def _read(folder: Path, image: str) -> Iterator[Object]:
 
 
 def _containers(obj: Object) -> list[dict[str, Any]]:
+    """Containers of the pod template of a workload; none for other kinds."""
     pod = (obj.get("spec") or {}).get("template") or {}
     return list((pod.get("spec") or {}).get("containers") or ())

@@ -1,6 +1,9 @@
 """Client of the API server: requests with plain JSON, and watches.
 
-Errors of the network, of HTTP and of the answer's format all become ApiError; callers need to know no other.
+Errors of the network, of HTTP and of the answer's format all become ApiError; callers need to know no other. Objects
+are plain dictionaries as in JSON: `crd` and the controller's `decode` check and convert the few fields that matter.
+
+Nothing is cached and nothing is retried here. `watch.Reflector` and the writers decide when to try again.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class Client:
     """Client of one cluster, an async context manager. A request that fails raises ApiError and nothing else."""
 
     def __init__(self, access: Access) -> None:
+        """`access` supplies server, credentials and connections; the client closes it."""
         self._access = access
 
     @classmethod
@@ -63,6 +67,7 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Close all connections; requests under way fail."""
         await self._access.close()
 
     @property
@@ -119,10 +124,12 @@ class Client:
             "timeoutSeconds": str(max(1, int(timeout))),
             **_selectors(labels, fields),
         }
+        # No limit for the whole: the server ends a watch. sock_read limits the time without a byte.
         limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=silence)
         async with self._answer("GET", resource.path(), query, limits=limits) as response:
             yield []
-            rest = b""
+            rest = b""  # the beginning of an event whose end has not arrived
+            # Not aiohttp's line reader: its limit for a line is smaller than an event may be.
             async for chunk in response.content.iter_any():
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > MAX_LINE:
@@ -224,7 +231,7 @@ class Client:
         """Send a request; yields the response once its status is 2xx, for the caller to read the body."""
         what = f"{method} {path}"
         entry = await self._access.entry_or_error()
-        entry.users += 1
+        entry.users += 1  # keeps the pool open if the credentials are replaced meanwhile
         try:
             headers = {"Content-Type": content, "Accept": "application/json", "User-Agent": "ravenvpn"}
             if self._access.authorization:
@@ -240,7 +247,7 @@ class Client:
             )
             async with response:
                 if not 200 <= response.status <= 299:
-                    if response.status == 401:
+                    if response.status == 401:  # a token that has expired or was revoked
                         self._access.invalidate()
                     raise _refusal(what, response, await response.read())
                 yield response
@@ -259,6 +266,7 @@ class Client:
 
 
 def _selectors(labels: str, fields: str) -> dict[str, str]:
+    """Query parameters of the selectors that are not empty."""
     return {key: text for key, text in (("labelSelector", labels), ("fieldSelector", fields)) if text}
 
 
@@ -267,6 +275,7 @@ def _name(obj: Object) -> str:
 
 
 def _decode(text: bytes) -> Any:
+    """Decode JSON; ApiError "Malformed" if it is none or is nested too deeply."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
@@ -274,6 +283,7 @@ def _decode(text: bytes) -> Any:
 
 
 def _event(line: bytes) -> WatchEvent:
+    """Decode one line of a watch. An ERROR event, such as 410 Expired, is raised as ApiError."""
     event = _decode(line)
     kind, thing = (event.get("type"), event.get("object")) if isinstance(event, dict) else (None, None)
     if not isinstance(kind, str) or not isinstance(thing, dict):

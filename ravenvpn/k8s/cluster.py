@@ -124,6 +124,7 @@ class ClusterSource:
     async def snapshots(self) -> AsyncIterator[Snapshot]:
         """Yield the saved world at once if there is one, the server's once it is complete, and then each change."""
         await self._restore()
+        # One future for the three tasks: the loop below also wakes up if one of them fails.
         work = asyncio.gather(self._follow_clusters(), self._learn_endpoints(), self._saver.run())
         work.add_done_callback(lambda _: self._wake.set())
         last: Snapshot | None = None
@@ -151,7 +152,7 @@ class ClusterSource:
     # The saved world.
 
     async def _restore(self) -> None:
-        """Put the saved world in force, if there is one."""
+        """Put the saved world in force, if there is one, and use its addresses of the API server."""
         restored = await self._saver.restore(self._mesh)
         if restored is None:
             return
@@ -220,6 +221,7 @@ class ClusterSource:
 
     @property
     def _is_complete(self) -> bool:
+        """Whether the server has confirmed everything in the world of the feeds."""
         return self._feeds is not None and self._feeds.is_complete
 
     @property

@@ -63,6 +63,7 @@ class ClusterIdentity:
             raise OtherClusterError
 
     async def _request(self) -> str:
+        """Read the UID, once. ApiError "Malformed" if the namespace has none."""
         uid = (await self._client.get(NAMESPACES, "kube-system")).get("metadata", {}).get("uid")
         if not isinstance(uid, str) or not uid:
             raise ApiError("namespace kube-system has no UID", reason="Malformed")

@@ -23,6 +23,7 @@ from ravenvpn.mesh.model import Gateway, Node, PeerObject
 write_status = gateways.write_status
 write_peer = peers.write
 
+# apiVersion and kind → the struct of the wire format.
 _WIRE: dict[tuple[str, str], type[msgspec.Struct]] = {
     ("raven.openyurt.io/v1beta1", "Gateway"): wire.GatewayV1Beta1,
     ("raven.openyurt.io/v1alpha1", "Gateway"): wire.GatewayV1Alpha1,
@@ -85,6 +86,7 @@ def _short(text: str) -> str:
 
 
 def _read(raw: msgspec.Struct, collector: ProblemCollector, handwritten: bool) -> Gateway | Node | PeerObject:
+    """Convert a struct of `wire` to its value in the model."""
     match raw:
         case wire.GatewayV1Beta1():
             return gateways.read_v1beta1(raw, collector)
@@ -104,6 +106,7 @@ def _report_unknown_kind(version: str, kind: str, collector: ProblemCollector) -
             "apiVersion", f"{shown(version)} is not known for a {kind}", f"write {' or '.join(_KINDS[kind])}"
         )
         return
+    # 0.75 finds one wrong or missing letter in "Gateway", and does not match Pod or NodePool with Node.
     near = difflib.get_close_matches(kind, _KINDS, 1, 0.75)
     remedy = f"did you mean {near[0]}?" if near else "Gateways, Nodes and Peers are read, other kinds are ignored"
     collector.warn("kind", f"{shown(kind)} of {_short(version)} is not read", remedy)
@@ -126,9 +129,10 @@ def _convert(
     except msgspec.ValidationError as error:
         matched = _MESSAGE.fullmatch(str(error))
         what, path = (matched["what"], matched["path"] or "") if matched else (str(error), "")
-    except (RecursionError, OverflowError):
+    except (RecursionError, OverflowError):  # JSON of an API server may be nested deeper than a manifest file
         collector.error("", "is nested too deeply or holds numbers too large", "write it as a plain object")
         return None
+    # msgspec writes "$.a.b[0]", and "[...]" for the values of a dict, whose keys it does not name.
     field = path.removeprefix("$").removeprefix(".").removesuffix("[...]").removesuffix(".")
     missing = _MISSING.fullmatch(what)
     if missing:
@@ -200,6 +204,7 @@ def _report_unknown(
 
 
 def _descend(value: object, struct: type[msgspec.Struct], at: str, collector: ProblemCollector) -> None:
+    """Check the fields of an object, or of each object in a list, at the field path `at`."""
     if isinstance(value, Mapping):
         _report_unknown(value, struct, at, collector)
     elif isinstance(value, list):
@@ -215,5 +220,6 @@ def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | No
 
 
 def _structure(hint: Any) -> type[msgspec.Struct] | None:
+    """The struct within a type hint of `wire`: X in `X`, `X | None` and `list[X] | None`."""
     hints = [hint, *get_args(hint), *(inner for outer in get_args(hint) for inner in get_args(outer))]
     return next((h for h in hints if isinstance(h, type) and issubclass(h, msgspec.Struct)), None)

@@ -17,6 +17,7 @@ from ravenvpn.k8s.resource import ObjectKey
 from ravenvpn.mesh.model import DEFAULT_MESH, EndpointType, Gateway, Node, PeerObject, World
 from ravenvpn.mesh.status import Gates, fill
 
+# Kinds whose `items` are objects: `kubectl get -o yaml` prints List, an API server the others.
 _LISTS = ("List", "GatewayList", "NodeList", "PeerList")
 MAX_PROBLEMS = 100  # of one file; a directory with the wrong files must not fill the log
 
@@ -34,8 +35,8 @@ class _Held:
 class _ManifestFile:
     """Parsed content of one file."""
 
-    objects: dict[ObjectKey, _Held] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
+    objects: dict[ObjectKey, _Held] = field(default_factory=dict)  # stale ones included
+    problems: tuple[Problem, ...] = ()  # in the order of lines
 
 
 class Manifests:
@@ -78,7 +79,7 @@ class Manifests:
     def _apply(self, touched: Iterable[ObjectKey]) -> None:
         """Update the world for objects that some file added, changed or removed."""
         world = self.world
-        gateways: set[str] = set()
+        gateways: set[str] = set()  # whose status has to be computed again
         for key in sorted(touched):
             value = self._winner(key)
             if key.kind == "Peer":
@@ -153,6 +154,7 @@ class Manifests:
                 Node(info.node, name, True, (info.private_ip,) if info.private_ip else (), info.subnets)
                 for info in stated.status.nodes
             ]
+        # The highest epoch is kept while no endpoint is active, so that no epoch is used twice.
         known = self._epochs.setdefault(name, {})
         status = fill(gateway, nodes, self._gates, known)
         for endpoint in status.active:
@@ -164,6 +166,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
     """Parse one file. Objects that are malformed now keep the version they had `before`."""
     if isinstance(content, Problem):
         return _ManifestFile(_stale(before.objects, None), (content,))
+    # An editor or a full disk can leave an empty file: objects stay in force until the file is removed.
     if not content.strip():
         if not before.objects:
             return _ManifestFile(problems=(Problem("is empty", "remove it or fill it", file=name, fatal=False),))
@@ -173,6 +176,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
     problems = list(loaded.problems)
     objects: dict[ObjectKey, _Held] = {}
     broken: set[ObjectKey] = set()
+    # An object whose name cannot be read may be any of those the file had: then all of them stay.
     nameless = bool(problems)
     for document in loaded.documents:
         for prefix, part in _parts(document):
@@ -229,6 +233,7 @@ def _parts(document: Document) -> list[tuple[str, object]]:
 
 
 def _bounded(problems: list[Problem], name: str) -> tuple[Problem, ...]:
+    """The first `MAX_PROBLEMS`, and one that counts the others."""
     if len(problems) <= MAX_PROBLEMS:
         return tuple(problems)
     more = Problem(f"has {len(problems) - MAX_PROBLEMS} more problems", "correct the first ones", file=name)

@@ -20,7 +20,7 @@ from ravenvpn.k8s.resource import GATEWAYS, PEERS, key_of
 from ravenvpn.k8s.watch import Connection, Reflector, WatchBatch
 from ravenvpn.mesh.model import GATEWAY_LABEL
 
-ROLE_LABEL = "ravenvpn.io/role"
+ROLE_LABEL = "ravenvpn.io/role"  # on every Peer that an agent writes
 LOCAL_ROLES = ("plain", "none")  # roles whose Peers only nodes of the same region need
 
 
@@ -84,6 +84,7 @@ class ClusterFeeds:
     def locate_node(self) -> None:
         """Find the region of this node in the Gateways known so far."""
         found = self.assembly.regions_of(self._node)
+        # If two Gateways list the node, the first by name counts.
         region = found[0] if found else ""
         if region != self._region:
             self._region = region
@@ -115,7 +116,7 @@ class ClusterFeeds:
             try:
                 await asyncio.wait((following, changed), return_when=asyncio.FIRST_COMPLETED)
                 if following.done():
-                    following.result()
+                    following.result()  # raises: a watch ends only by an error
             finally:
                 for task in (following, changed):
                     task.cancel()
@@ -125,6 +126,7 @@ class ClusterFeeds:
                 self.versions.pop(Feed.REGION, None)
 
     async def _follow(self, feed: Feed, region: str = "") -> None:
+        """Watch one feed until cancelled or until the server belongs to another cluster."""
         labels = {
             Feed.GATEWAYS: "",
             Feed.PEERS: f"{ROLE_LABEL} notin ({','.join(LOCAL_ROLES)})",
@@ -147,6 +149,7 @@ class ClusterFeeds:
                 self._apply(feed, batch)
 
     def _apply(self, feed: Feed, batch: WatchBatch) -> None:
+        """Apply a batch to the Assembly and report its effect to `on_change`."""
         world, problems = self.assembly.world, self.assembly.problems
         for obj in batch.changed:
             self.assembly.put(feed, obj)

@@ -20,6 +20,7 @@ from ravenvpn.mesh.model import HostPort
 # RFC 1123 subdomain, as Kubernetes names nodes and cluster-scoped objects; 253 characters at most.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _MAX_NAME = 253  # characters, RFC 1123
+# HOST:PORT or [IPv6]:PORT. An IPv6 address without brackets does not match, and is read as one without port.
 _PORTED = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>\d{1,5})")
 
 
@@ -68,7 +69,7 @@ def check_name(collector: ProblemCollector, field: str, name: str) -> None:
         )
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 17)  # more than the prefixes of 1,000 regions with 64 nodes
 def _prefix(text: str) -> Prefix | str:
     """The prefix, or the error as text. Cached: the same prefixes are read again with every change of a status."""
     if "/" not in text:
@@ -77,7 +78,7 @@ def _prefix(text: str) -> Prefix | str:
         interface = ipaddress.ip_interface(text)
     except ValueError:
         return "no prefix"
-    if "%" in text:
+    if "%" in text:  # a zone, which has no meaning on another node
         return "no prefix"
     network = interface.network
     if interface.ip != network.network_address:
@@ -126,6 +127,7 @@ def read_address(collector: ProblemCollector, field: str, text: str) -> Address 
         )
         collector.error(field, f"{shown(text)} is not an address", remedy)
         return None
+    # A link-local address, with a zone or without, is reachable on one segment only.
     if "%" in text or address.is_link_local:
         collector.error(
             field, f"{text} is link-local", "write an address that is reachable from another network segment"
@@ -144,6 +146,7 @@ def read_host(collector: ProblemCollector, field: str, text: str) -> str | None:
     # A text of only digits and dots is a mistyped address: no top-level domain is numeric (RFC 3696, section 2).
     if is_name(lowered) and not re.fullmatch(r"[0-9.]+", lowered):
         return lowered
+    # Only text that looks like an address gets the message about addresses.
     if not re.fullmatch(r"[0-9./]+|[0-9a-fA-F:./%]*:[0-9a-fA-F:./%]*", text):
         collector.error(
             field, f"{shown(text)} is neither an address nor a DNS name", "write it like 192.0.2.7 or vpn.example.org"
@@ -190,6 +193,7 @@ def read_key(collector: ProblemCollector, field: str, text: str) -> bytes | None
     if len(key) != KEY_BYTES:
         collector.error(field, f"holds {len(key)} bytes instead of {KEY_BYTES}", remedy)
         return None
+    # A point of low order: a handshake with it has a shared secret that everybody knows (RFC 7748, section 6.1).
     if not any(key):
         collector.error(field, "is all zeros", remedy)
         return None

@@ -25,8 +25,8 @@ from ravenvpn.k8s.problems import Problem
 from ravenvpn.mesh.model import DEFAULT_MESH, World
 from ravenvpn.mesh.status import Gates
 
-SUFFIXES = (".yaml", ".yml", ".json")
-MAX_FILES = 20_000
+SUFFIXES = (".yaml", ".yml", ".json")  # of files that are read; other files are ignored
+MAX_FILES = 20_000  # in the directory; bounds the time of a scan
 DEBOUNCE_MS = 40  # changes within this time are one wake-up
 # Interval at which the thread of watchfiles polls its queue: 10 ms would take 0.5 % of a core.
 STEP_MS = 40
@@ -133,7 +133,7 @@ class FileSource:
                     stamps[name] = stamp
                     continue
                 content, read_stamp = _read(path)
-            except FileNotFoundError:
+            except FileNotFoundError:  # removed since the directory was listed, or a dangling link
                 if name in self._stamps:
                     changed[name] = None
                 continue
@@ -144,6 +144,7 @@ class FileSource:
                 stamps[name] = None
                 continue
             changed[name] = content
+            # The stamp is that of the open descriptor, taken before the read: a change during it shows next time.
             hot = self._now_ns() - read_stamp[1] < _HOT_NS
             stamps[name] = None if hot else read_stamp
         self._stamps = stamps
@@ -194,6 +195,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
+    """The fields of stat(2) that show a change of the content."""
     return (
         status.st_size,
         max(status.st_mtime_ns, status.st_ctime_ns),
@@ -215,6 +217,7 @@ def _read(path: Path) -> tuple[bytes, _Stamp]:
 
 
 def _identity(directory: Path) -> tuple[int, int] | None:
+    """Device and inode of the directory, which differ if another one took its place; None if there is none."""
     try:
         status = os.stat(directory)
     except OSError:

@@ -1,6 +1,12 @@
 """Gateway: converts the API object to the model, and its status back.
 
+Two versions are read. v1beta1 is what clusters serve: endpoints have a type (tunnel or proxy), a port and a public
+port, and each type has a number of active endpoints. v1alpha1 is read from manifest files only: its endpoints have
+neither, and its status has one active endpoint.
+
 Validation beyond types follows upstream's admission webhook for v1beta1, because a manifest file passes no webhook.
+A rule whose violation leaves a usable Gateway is a warning, every other an error, after which the caller keeps the
+last good version.
 """
 
 from __future__ import annotations
@@ -31,7 +37,8 @@ from ravenvpn.mesh.model import (
     NodeInfo,
 )
 
-EXTRA_CIDRS = "raven.openyurt.io/extra-allowed-source-cidrs"
+EXTRA_CIDRS = "raven.openyurt.io/extra-allowed-source-cidrs"  # upstream's annotation: CIDRs separated by commas
+# Upstream's values of spec.exposeType: not exposed, public addresses of the nodes, a Service of type LoadBalancer.
 EXPOSE_TYPES = ("", "PublicIP", "LoadBalancer")
 # Endpoints are candidates for the gateway role, not all nodes of a region: more than this is a mistake of a script.
 MAX_ENDPOINTS = 1024
@@ -56,6 +63,7 @@ def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gatew
         _check_port_list(f"spec.proxyConfig.{field}", ports or "", collector)
     _check_replicas("spec.tunnelConfig.Replicas", tunnels, collector)
     _check_replicas("spec.proxyConfig.Replicas", proxies, collector)
+    # Upstream's webhook checks the number only above one.
     if proxies > 1 and proxies > sum(e.type is EndpointType.PROXY for e in endpoints):
         collector.error(
             "spec.proxyConfig.Replicas",
@@ -133,6 +141,7 @@ def write_status(status: GatewayStatus) -> dict[str, Any]:
 
 
 def _write_endpoint(endpoint: GatewayEndpoint) -> dict[str, Any]:
+    """An active endpoint for the status; Go's `omitempty` fields are left out if zero or empty."""
     optional = {
         "port": endpoint.port,
         "underNAT": endpoint.under_nat,
@@ -158,6 +167,7 @@ def _bounded(endpoints: list[Listed], collector: ProblemCollector) -> list[Liste
 
 
 def _as_v1beta1(old: wire.EndpointV1Alpha1) -> wire.EndpointWire:
+    """A v1alpha1 endpoint with the defaults of upstream's conversion: type tunnel, port 4500."""
     return wire.EndpointWire(
         old.nodeName, "tunnel", DEFAULT_TUNNEL_PORT, underNAT=old.underNAT, publicIP=old.publicIP, config=old.config
     )
@@ -166,7 +176,7 @@ def _as_v1beta1(old: wire.EndpointV1Alpha1) -> wire.EndpointWire:
 def _endpoint(raw: wire.EndpointWire, at: str, collector: ProblemCollector) -> GatewayEndpoint:
     """Convert the endpoint at the field path `at`."""
     check_name(collector, f"{at}.nodeName", raw.nodeName)
-    kind = EndpointType.TUNNEL
+    kind = EndpointType.TUNNEL  # after an error the value is not used, but later checks need one
     if raw.type in ("tunnel", "proxy"):
         kind = EndpointType(raw.type)
     else:
@@ -178,7 +188,7 @@ def _endpoint(raw: wire.EndpointWire, at: str, collector: ProblemCollector) -> G
     return GatewayEndpoint(
         node=raw.nodeName,
         type=kind,
-        port=raw.port or 0,
+        port=raw.port or 0,  # 0: not given
         under_nat=bool(raw.underNAT),
         nat_type=raw.natType or "",
         public_ip=public or "",
@@ -226,6 +236,7 @@ def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], collect
 
 
 def _check_replicas(field: str, replicas: int, collector: ProblemCollector) -> None:
+    """Report a number of active endpoints outside of 0 to `MAX_REPLICAS`; 0 means that none is elected."""
     if not 0 <= replicas <= MAX_REPLICAS:
         collector.error(
             field, f"{replicas} is out of range", f"write a number between 0 and {MAX_REPLICAS}; 1 is usual"
@@ -258,6 +269,7 @@ def _nodes(raw: list[wire.NodeInfoWire] | None, collector: ProblemCollector) -> 
             prefix = read_prefix(collector, field, text)
             if prefix is not None:
                 subnets.append(prefix)
+        # A warning only: the status is written by a controller, and an error would make the whole Gateway unusable.
         if info.node_name in found:
             collector.warn(f"{at}.nodeName", f"node {info.node_name} is listed twice", "the first entry counts")
             continue
@@ -275,5 +287,6 @@ def _extra_cidrs(metadata: wire.Metadata, collector: ProblemCollector) -> tuple[
 
 
 def _created(metadata: wire.Metadata, collector: ProblemCollector) -> float | None:
+    """creationTimestamp in seconds since 1970; None in manifests, which usually have none."""
     text = metadata.creation_timestamp
     return read_time(collector, "metadata.creationTimestamp", text) if text else None

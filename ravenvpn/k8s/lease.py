@@ -113,10 +113,14 @@ class Candidacy:
 
 
 class _LeaseMeta(msgspec.Struct, rename="camel"):
+    """metadata of a Lease, the field that is read."""
+
     resource_version: str = ""
 
 
 class _Spec(msgspec.Struct, rename="camel"):
+    """spec of a Lease; null after a release or in a Lease written by hand."""
+
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
     acquire_time: str | None = None
@@ -125,6 +129,8 @@ class _Spec(msgspec.Struct, rename="camel"):
 
 
 class _Lease(msgspec.Struct):
+    """coordination.k8s.io/v1 Lease."""
+
     metadata: _LeaseMeta
     spec: _Spec = msgspec.field(default_factory=_Spec)
 
@@ -255,6 +261,7 @@ class Election:
         return left if left > 0 else self.candidacy.timing.renew
 
     def _report_change(self) -> None:
+        """Log it and call `on_change` if leading has begun or ended since the last call."""
         leading = self.leading()
         if leading is not self._was_leading:
             self._was_leading = leading
@@ -287,6 +294,7 @@ class Election:
             log.warning("Lease %s/%s: %s", self._namespace, self._name, error)
 
     async def _get(self) -> LeaseRecord:
+        """Read the Lease; an empty record if there is none."""
         try:
             return read(await self._client.get(self._resource, self._name))
         except ApiError as error:
@@ -295,6 +303,7 @@ class Election:
             raise
 
     async def _release(self) -> None:
+        """Write the Lease without a holder, if it is ours."""
         record = self.candidacy.release(format_micro_time(time.time()))
         if record is not None:
             await self._client.replace(self._resource, write(record, self._name, self._namespace))

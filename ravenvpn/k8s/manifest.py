@@ -105,6 +105,7 @@ class _RejectedError(Exception):
     """Valid YAML that is not accepted here."""
 
     def __init__(self, message: str, remedy: str, line: int) -> None:
+        """Message and remedy are those of the Problem; `line` counts from 1, 0 if not known."""
         super().__init__(message)
         self.message, self.remedy, self.line = message, remedy, line
 
@@ -149,6 +150,7 @@ class _Composer(yaml.CSafeLoader):
 
 
 def _documents(data: bytes) -> Iterator[Document]:
+    """Documents one after the other, so that those before an error are known when it is raised."""
     for node in yaml.compose_all(data, Loader=_Composer):
         value, lines, _ = _Converter().convert(node, _line(node))
         if value is not None:
@@ -178,6 +180,7 @@ class _Converter:
         return result
 
     def _repeated(self, node: yaml.Node, line: int) -> tuple[Any, LineMap, int]:
+        """Result of an alias on `line`: the same value object, not a copy, which nobody changes."""
         known = self._containers[id(node)]
         if known is None:
             raise _RejectedError("an alias (*) refers to the value that contains it", "write the value out", line)
@@ -188,6 +191,7 @@ class _Converter:
         return value, LineMap(line, lines.parts), size
 
     def _sequence(self, node: yaml.Node) -> tuple[list[Any], LineMap, int]:
+        """Convert a sequence to a list."""
         values: list[Any] = []
         lines, size = LineMap(_line(node)), 1
         for child in node.value:
@@ -197,6 +201,7 @@ class _Converter:
         return values, lines, size
 
     def _mapping(self, node: yaml.Node) -> tuple[dict[str, Any], LineMap, int]:
+        """Convert a mapping to a dict. Keys are text as written: `1` and `true` are the texts "1" and "true"."""
         values: dict[str, Any] = {}
         lines, size = LineMap(_line(node)), 1
         for key_node, child in node.value:
@@ -216,6 +221,7 @@ class _Converter:
 
 
 def _line(node: yaml.Node | None) -> int:
+    """Line of a node, counted from 1; PyYAML counts from 0."""
     return node.start_mark.line + 1 if node is not None and node.start_mark else 0
 
 

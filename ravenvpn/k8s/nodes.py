@@ -1,4 +1,8 @@
-"""Node: reads the fields of a Kubernetes Node that `mesh.status` needs."""
+"""Node: reads the fields of a Kubernetes Node that `mesh.status` needs to compute the status of a Gateway.
+
+Only the controller and directories of manifests have Nodes. Agents in a cluster read no Nodes: they get addresses and
+prefixes from the status of Gateways.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ def read(raw: wire.NodeWire, collector: ProblemCollector, *, handwritten: bool) 
     labels = raw.metadata.labels or EMPTY
     if labels.get(GATEWAY_LABEL):
         check_name(collector, f"metadata.labels[{GATEWAY_LABEL}]", labels[GATEWAY_LABEL])
+    # ExternalIP and Hostname are not read: the LAN of a region uses InternalIPs.
     addresses = [
         read_address(collector, f"status.addresses[{i}].address", entry.address)
         for i, entry in enumerate(status.addresses or ())
@@ -26,6 +31,7 @@ def read(raw: wire.NodeWire, collector: ProblemCollector, *, handwritten: bool) 
     ready = any(c.type == "Ready" and c.status == "True" for c in conditions or ())
     return Node(
         name=raw.metadata.name,
+        # Upstream's label; "": the node belongs to no region.
         gateway=labels.get(GATEWAY_LABEL, ""),
         ready=ready or (handwritten and conditions is None),
         internal_ips=tuple(dict.fromkeys(a for a in addresses if a is not None)),

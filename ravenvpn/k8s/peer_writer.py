@@ -1,4 +1,8 @@
-"""Writes the agent's own Peer by server-side apply. A failure here never stops the agent or its data path."""
+"""Writes the agent's own Peer by server-side apply. A failure here never stops the agent or its data path.
+
+Server-side apply creates the Peer if it does not exist and takes no resourceVersion, so there is no read before the
+write and no conflict with a concurrent one. Fields that another manager owns are taken over (force).
+"""
 
 from __future__ import annotations
 
@@ -67,6 +71,7 @@ class PeerWriter:
         """Write until cancelled. Failures are logged once each and retried with back-off."""
         while True:
             self._wake.clear()
+            # Cleared before the decision: a change during it or during the write leads to another round.
             part, wait = self._outbox.next_write(self._now())
             if wait > 0:
                 with contextlib.suppress(TimeoutError):
@@ -79,6 +84,7 @@ class PeerWriter:
                 if str(error) != self.error:
                     log.warning("our Peer cannot be written: %s; retrying", error)
                 self.error = str(error)
+                # Not interruptible by changes of content: they would bypass the back-off while the server is away.
                 await asyncio.sleep(self._backoff.delay(error.retry_after or 0.0))
             else:
                 self.written += 1
@@ -86,6 +92,7 @@ class PeerWriter:
                 self._backoff.reset()
 
     async def _write_peer(self) -> None:
+        """Apply labels and spec."""
         content = self._outbox.content
         assert content is not None
         await self._client.apply(PEERS, content.document(), field_manager=FIELD_MANAGER)
@@ -93,6 +100,9 @@ class PeerWriter:
         self._outbox.peer_written(content, self._now())
 
     async def _write_status(self) -> None:
+        """Apply the status subresource. 404: the Peer was deleted, and is written again before its status.
+
+        The API server ignores a status in a write of the main resource, hence two requests."""
         content, status = self._outbox.content, self._outbox.status
         assert content is not None
         assert status is not None
@@ -114,6 +124,7 @@ class PeerWriter:
     def _status_document(self, status: PeerStatusReport) -> Object:
         """The status as the API takes it. lastTransitionTime changes only with the value of a condition."""
         conditions = []
+        # lastTransitionTime is kept in memory only: after a restart of the agent every condition begins anew.
         moment = rfc3339.format_time(self._wall())
         for condition in status.conditions:
             holds, since = self._transitions.get(condition.type, (None, ""))

@@ -1,4 +1,8 @@
-"""Peer: converts the API object to the model and back. `write` is the only writer of Peer objects."""
+"""Peer: converts the API object to the model and back. `write` is the only writer of Peer objects.
+
+An agent writes the Peer of its own node (`peer_writer`); `raven-vpn manifest` and the lab write Peers for manifest
+files; people write Peers for routers that run no agent. Every reader therefore treats a Peer as untrusted input.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +41,10 @@ def read(raw: wire.PeerWire, collector: ProblemCollector) -> PeerObject:
     created = raw.metadata.creation_timestamp
     return PeerObject(
         name=raw.metadata.name,
-        public_key=key or b"",
+        public_key=key or b"",  # empty only after an error, when the caller does not use the value
         next_public_key=following,
         listen_port=spec.listen_port or 0,
+        # dict.fromkeys removes duplicates and keeps the order, which is that of preference.
         addresses=tuple(dict.fromkeys(a for a in addresses if a is not None)),
         node_addresses=_addresses("spec.nodeAddresses", spec.node_addresses, collector),
         sources=_sources(spec.sources, collector),
@@ -52,6 +57,7 @@ def write(peer: PeerObject, region: str = "", role: str = "") -> dict[str, Any]:
     """Return the Peer as an object of the API, without status.
 
     `region` and `role` become labels; "" leaves the label out, as in manifests for files, which need no role."""
+    # Agents select Peers by these labels (`feeds`): without them a Peer is sent to every node of the mesh.
     labels = {GATEWAY_LABEL: region, "ravenvpn.io/role": role}
     spec: dict[str, Any] = {
         "publicKey": base64.b64encode(peer.public_key).decode(),
@@ -86,6 +92,7 @@ def _bounded(field: str, listed: list[str] | None, collector: ProblemCollector) 
 
 
 def _addresses(field: str, listed: list[str] | None, collector: ProblemCollector) -> tuple[Address, ...]:
+    """A list of addresses without duplicates, in the order of the list."""
     read = [
         read_address(collector, f"{field}[{i}]", text) for i, text in enumerate(_bounded(field, listed, collector))
     ]

@@ -2,6 +2,9 @@
 
 Named after client-go's Reflector. Failures of the server never clear what is known: a list after 410 Expired is
 compared with it, and only the differences are yielded. `list_watch` decides; this module sends requests and waits.
+
+Only key and resourceVersion of each object are kept here; the consumer keeps the objects. Batches go through an async
+generator, so a slow consumer slows the reading of the socket down, and no queue can grow.
 """
 
 from __future__ import annotations
@@ -124,6 +127,7 @@ class Reflector:
                 last = WatchBatch(tuple(filter(self._record, items)), (), complete=False, version=version)
         if last is None:
             return
+        # Deletions during an outage leave no events: objects that the list no longer has.
         gone = tuple(self._known.keys() - listed)
         for key in gone:
             del self._known[key]
@@ -158,6 +162,7 @@ class Reflector:
         self._list_watch.watch_ended(self._now())
 
     async def _recheck_server(self) -> None:
+        """Await `recheck` if it is due. It stays due if it raises."""
         if self._recheck_due and self._recheck is not None:
             await self._recheck()
         self._recheck_due = False
@@ -173,6 +178,7 @@ class Reflector:
                 continue
             self.connection.events += 1
             key = key_of(obj)
+            # Only the last state counts: an object may be deleted and created again within one batch.
             changed.pop(key, None)
             deleted.pop(key, None)
             if kind == "DELETED":
@@ -194,6 +200,7 @@ class Reflector:
     # State of the connection.
 
     def _watch_accepted(self) -> None:
+        """Update `connection` once the server has accepted a watch."""
         self._list_watch.watch_accepted(self._now())
         self.connection.watches += 1
         if self.connection.connected_since is None:
@@ -204,6 +211,7 @@ class Reflector:
             self._on_connection()
 
     def _connection_lost(self, error: ApiError) -> None:
+        """Update `connection` after a failure. Each new error is logged once; 410 is part of normal operation."""
         self._recheck_due = True
         if str(error) != self.connection.error and error.status != 410:
             log.warning("%s cannot be watched: %s; retrying", self._resource, error)

@@ -61,6 +61,7 @@ class WorldCache:
     """The file. All methods block; `store` may be called in several threads, one write at a time."""
 
     def __init__(self, path: Path) -> None:
+        """`path` need not exist; its folder must, before the first `store`."""
         self.path = Path(path)
         self.complaint = ""  # why the last `load` returned None; "" if there was no file
         self.size = 0  # bytes, of the file as last read or written
@@ -98,6 +99,7 @@ class WorldCache:
         self._set_aside("corrupt", why)
 
     def _set_aside(self, suffix: str, why: str) -> None:
+        """Rename the file to `<name>.<suffix>`; a second one of that name replaces the first."""
         aside = self.path.with_name(f"{self.path.name}.{suffix}")
         try:
             os.replace(self.path, aside)
@@ -112,6 +114,7 @@ class _NewerError(Exception):
 
 
 def _encoded(saved: SavedWorld) -> bytes:
+    """Content of the file. Documents are copied as they are (`msgspec.Raw`), without decoding them."""
     lines = [
         msgspec.json.encode(_Line(obj.version, sorted(obj.feeds), msgspec.Raw(obj.document))) for obj in saved.objects
     ]
@@ -131,6 +134,9 @@ def _encoded(saved: SavedWorld) -> bytes:
 
 
 def _decoded(content: bytes) -> SavedWorld:
+    """Parse the file. Raises _NewerError for a newer format, ValueError or MsgspecError if it is damaged.
+
+    The format is checked first: a newer version may compute the checksum in another way."""
     if len(content) > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
     first, _, body = content.partition(b"\n")
