@@ -48,7 +48,7 @@ class Mesh:
     def node(self, name: str) -> LabNode:
         return self.lab.node(name)
 
-    def well(self, *names: str) -> None:
+    def wait_until_healthy(self, *names: str) -> None:
         self.agents.wait_until_healthy([self.node(name) for name in names], PATIENCE)
 
 
