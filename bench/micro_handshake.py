@@ -59,7 +59,7 @@ def naive_answer(ours: bytes, initiation: bytes, name: bytes) -> bytes:
 
 def steps(suite: Suite) -> dict[str, Step]:
     """Return the operations that are measured, by name."""
-    near, far, stranger = (PrivateKey.generate(os.urandom) for _ in range(3))
+    near, far, unknown_peer = (PrivateKey.generate(os.urandom) for _ in range(3))
     name = suite.noise_name
     near_raw, far_raw, far_public = near.raw, far.raw, far.public.raw
 
@@ -67,7 +67,7 @@ def steps(suite: Suite) -> dict[str, Step]:
         return PrivateKey.generate(os.urandom)
 
     initiation, _ = initiate(near, far.public, suite, TIMESTAMP, fresh())
-    unknown, _ = initiate(stranger, far.public, suite, TIMESTAMP, fresh())
+    unknown, _ = initiate(unknown_peer, far.public, suite, TIMESTAMP, fresh())
 
     def ours_whole() -> None:
         body, pending = initiate(near, far.public, suite, TIMESTAMP, fresh())
@@ -87,7 +87,7 @@ def steps(suite: Suite) -> dict[str, Step]:
         "answer, naive": lambda: naive_answer(far_raw, initiation, name),
         "answer, ours": lambda: receive_initiation(far, initiation, suite).respond(None, fresh()),
         "initiation read and dropped, known peer": lambda: receive_initiation(far, initiation, suite),
-        "initiation read and dropped, stranger": lambda: receive_initiation(far, unknown, suite),
+        "initiation read and dropped, unknown peer": lambda: receive_initiation(far, unknown, suite),
         "both ends, naive": naive_whole,
         "both ends, ours": ours_whole,
         "mac1 checked": lambda: checker.mac1_is_valid(stamped),

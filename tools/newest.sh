@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tests the modules that use private parts of a library with the newest version of that library, above the upper bounds
-# in setup.cfg too. A failure says what to mend before the bound can be raised.
+# in setup.cfg too. A failure names what has to be repaired before the bound is raised.
 #
 #   tools/newest.sh VENV    VENV is the project's virtual environment; everything else is taken from it
 #

@@ -1,6 +1,6 @@
 """A class name exists once in the package `ravenvpn`.
 
-Two classes of one name make every search ambiguous. Where two layers share a word, the name says which layer
+Two classes with the same name make every search ambiguous. Where two layers share a word, the name says which layer
 (`PeerObject` of Kubernetes, `Peer` of WireGuard).
 """
 
