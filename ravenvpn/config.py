@@ -42,8 +42,13 @@ def _setting(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 (click'
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Settings of one agent, checked by `build`. Durations are in seconds, paths and lists are strings as written."""
+    """Settings of one agent, checked by `build`. Durations are in seconds, paths and lists are strings as written.
 
+    A setting needs a restart where a change would make another agent of this one: another node, another cluster,
+    other keys and files, or another data plane, which cannot take over the sessions of the one that runs.
+    """
+
+    # Which node this is, and the source of the world. The saved world belongs to one source and one mesh name.
     node: str = _setting("", "This node's name in the cluster. Empty: the host name.", env="NODE_NAME")
     source: str = _setting("file:/etc/ravenvpn/world", "Source of the world: file:DIRECTORY, or cluster.")
     kubeconfig: str = _setting(
@@ -55,15 +60,17 @@ class AgentConfig:
         "Name of the mesh, from which tunnel addresses are derived. Empty: the UID of namespace kube-system in a "
         "cluster, else ravenvpn.",
     )
+    # Files. They are opened at the start: keys, saved state, the control socket, on which other programs may wait.
     state_dir: str = _setting(str(STATE_DIRECTORY), "Directory of private key and saved state (mode 0700).")
     run_dir: str = _setting(str(RUN_DIRECTORY), "Directory of the control socket.")
     private_key_file: str = _setting("", "Private key; created if absent. Empty: STATE_DIR/private.key.")
+    # Settings of the tunnel and the plan (`mesh.situation.Intent`), which apply without closing a session.
     preshared_key_file: str = _setting(
         "", "Preshared key for all peers, in wg's base64; the same on all nodes. Empty: none.", applies=RELOAD
     )
     listen_port: int = _setting(
         0,
-        "UDP port of the tunnel. 0: the port in Gateway or Peer, else 4500.",
+        "UDP port of the tunnel, unless the Gateway names one. 0: the port in the Peer, else 4500.",
         least=0,
         most=65535,
         applies=RELOAD,
@@ -79,13 +86,17 @@ class AgentConfig:
         "Addresses or DNS names at which others can reach this node, best first, separated by commas.",
         applies=RELOAD,
     )
+    # Health probes from outside: kubelets and load balancers are set up with this address.
     http_address: str = _setting("127.0.0.1:10275", "Address of /livez, /readyz and /metrics. Empty: off.")
+    # Probes inside the tunnel. Two unanswered ones and 2 s of silence are proof of death (`mesh.liveness`), so at the
+    # default a dead hub is noticed within 3 s; below 0.2 s the probes of many peers would be traffic of their own.
     probe_interval: float = _setting(
         1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0, applies=RELOAD
     )
     probe_interval_idle: float = _setting(
         2.5, "Seconds between probes of a peer without traffic. 0: none.", least=0.0, most=3600.0, applies=RELOAD
     )
+    # The data plane. Offloads exist to be switched off where a driver or kernel handles one wrongly.
     dataplane: str = _setting(
         "auto",
         "Data plane: native (Rust), pure (Python), or auto: native where it is installed.",
@@ -94,6 +105,7 @@ class AgentConfig:
     )
     without: str = _setting("", f"Offloads to leave off, separated by commas: {', '.join(OFFLOAD_NAMES)}.")
     aes: bool = _setting(True, "Offer AES-256-GCM where the CPU accelerates it.")
+    # The process.
     cleanup_on_exit: bool = _setting(
         False, "Remove everything of ours from the host at exit, not only the tunnel device.", applies=RELOAD
     )
@@ -177,7 +189,8 @@ class ConfigReader:
 def parse_host_port(text: str, *, field: str) -> tuple[str, int]:
     """Parse the address of a listening socket: `127.0.0.1:10275` or `[::1]:10275`. Raises ConfigError about `field`.
 
-    The host is a literal address, loopback and unspecified included. Port 0 lets the kernel choose."""
+    The host is a literal address, loopback and unspecified included, which `k8s.fields.read_host_port` refuses: that
+    one reads addresses which other nodes dial. Port 0 lets the kernel choose."""
     parts = split_host_port(text)
     host, port = parts if parts else ("", -1)
     try:
@@ -192,6 +205,7 @@ def parse_host_port(text: str, *, field: str) -> tuple[str, int]:
 def read_file(path: Path) -> dict[str, Any]:
     """Return the settings in a YAML file, keys, types and ranges checked. Raises ConfigError naming file and key."""
     where = str(path)
+    # Every failure becomes a ConfigError: an unreadable file ends the start, and leaves a reload without effect.
     try:
         with path.open("rb") as stream:
             text = stream.read(MAX_CONFIG_BYTES + 1)

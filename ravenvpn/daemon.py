@@ -110,12 +110,14 @@ async def _serve(config: AgentConfig, reader: ConfigReader | None, state: Path) 
     # Ignored before the agent runs and while it stops; the default action would end the process.
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     notifier = Notifier()
+    # Callbacks run in reverse order, also when one of the later steps fails.
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(notifier.close)
         client: Client | None = None
         if config.world_directory is None:
             client = Client.connect(config.kubeconfig, config.context)
             await stack.enter_async_context(client)
+        # Without a cluster there is nobody to announce this node to: its Peer is a manifest that an operator wrote.
         peer_writer = PeerWriter(client) if client is not None else None
         running = RunningConfig(config, reader)
         agent = _make_agent(running, state, client, peer_writer)
@@ -194,6 +196,7 @@ async def _report_to_systemd(agent: Agent, notifier: Notifier) -> None:
     The watchdog is fed from the loop, so that a blocked loop gets the agent restarted."""
     if not notifier.heard:
         return
+    # Half of WatchdogSec= or less; the status line is refreshed at the same pace.
     interval = min(notifier.watchdog_interval or STATUS_INTERVAL, STATUS_INTERVAL)
     ready = False
     while True:
@@ -206,6 +209,7 @@ async def _report_to_systemd(agent: Agent, notifier: Notifier) -> None:
         sessions = f"{vitals.sessions_up} of {wanted} sessions up" if wanted else "no sessions wanted"
         notifier.status(f"{vitals.role}, {sessions}" + (f"; {reasons[0]}" if reasons else ""))
         notifier.watchdog()
+        # Before READY=1 the wait ends as soon as the first world is in force, not at the next interval.
         if ready:
             await asyncio.sleep(interval)
         else:

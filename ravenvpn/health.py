@@ -22,6 +22,7 @@ _SHOWN = 3  # unreachable regions that are named; more would not fit a line of /
 
 def unready_reasons(vitals: Vitals) -> list[str]:
     """Return why the data path of this node does not work, most fundamental first; empty if it works."""
+    # In the order of the chain: a world, a plan on the host, a device, routes into it, sessions behind them.
     reasons = []
     if vitals.world_at is None:
         reasons.append(f"no world has been read yet from {vitals.source}")
@@ -35,6 +36,7 @@ def unready_reasons(vitals: Vitals) -> list[str]:
         reasons.append(f"{vitals.host_missing} of our routes, rules or devices are missing on this host")
     if vitals.loop_lag > LOOP_LAG_LIMIT:
         reasons.append(f"the event loop was blocked for {vitals.loop_lag:.1f} s")
+    # A node alone in its mesh has no region to reach, and is ready.
     if vitals.regions and len(vitals.unreachable) == vitals.regions:
         reasons.append(f"no other region can be reached ({_causes(vitals)})")
     return reasons
@@ -45,6 +47,7 @@ def unhealthy_reasons(vitals: Vitals, problems: Sequence[ProblemReport]) -> list
     reasons = unready_reasons(vitals)
     if 0 < len(vitals.unreachable) < vitals.regions:
         reasons.append(f"{len(vitals.unreachable)} of {vitals.regions} regions cannot be reached ({_causes(vitals)})")
+    # Before the first world the API's error is among the reasons above.
     if (api := vitals.api) is not None and vitals.world_at is not None:
         if api.away is not None and api.away > AWAY_LIMIT:
             world = "the saved world" if api.saved_at is not None else "the last world it sent"

@@ -43,14 +43,16 @@ def read_intent(config: AgentConfig) -> Intent:
 
 
 class RunningConfig:
-    """The configuration in force, and what is known of the one on disk. Owned by the event loop.
+    """The configuration in force, and the difference to the one on disk. Owned by the event loop.
 
-    `reader` reads it again; None: it cannot be read again, so a reload changes no setting."""
+    Settings that need a restart keep the value they had at the start, whatever the file has, so that `config` is
+    always what the process runs with."""
 
     def __init__(self, config: AgentConfig, reader: ConfigReader | None = None) -> None:
+        """`reader` reads the configuration again; None: a reload changes no setting. Raises as `read_intent` does."""
         self._reader = reader
         self.config = config
-        self.intent = read_intent(config)  # ConfigError ends the start
+        self.intent = read_intent(config)
         self.pending: tuple[str, ...] = ()  # settings whose value on disk takes effect at a restart
         self._problem: ConfigError | HostError | None = None  # why the last reload changed nothing
 

@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run `raven-vpn` with these arguments (sys.argv). A RavenError becomes one line on stderr and an exit code."""
     try:
         return raven_vpn.main(args=arguments, prog_name="raven-vpn")
+    # The order matters: the first two are RavenErrors as well.
     except AgentUnreachableError as error:
         code, text = EXIT_UNREACHABLE, str(error)
     except ConfigError as error:

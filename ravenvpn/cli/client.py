@@ -14,8 +14,9 @@ import msgspec
 from ravenvpn.config import RUN_DIRECTORY
 from ravenvpn.errors import AgentUnreachableError, RavenError
 
-T = TypeVar("T")
+T = TypeVar("T")  # type of the answer
 
+# Option of every verb that asks an agent. Its default follows RAVENVPN_RUN_DIR, as the agent's own socket does.
 socket_option = click.option(
     "--socket",
     "socket_path",
@@ -62,6 +63,7 @@ def ask(path: Path, resource: str, kind: type[T] | Any, *, method: str = "GET", 
         raise AgentUnreachableError(f"no agent answers on {path}: {cause} ({remedy})") from error
     finally:
         connection.close()
+    # Errors are {"error": "…"}; anything else comes from another program on that socket.
     if answer.status != http.client.OK:
         try:
             message = msgspec.json.decode(body, type=dict[str, str])["error"]

@@ -44,6 +44,7 @@ async def _apply(image: str, gateway_definition: bool | None, kubeconfig: str, c
             gateway_definition = await _may_define_gateway(client)
         for thing in bundle.objects(image, gateway_definition=gateway_definition):
             resource, name = bundle.collection(thing), bundle.name_of(thing)
+            # Apply is idempotent; the object before it only serves to print what became of it.
             before = await _get(client, thing)
             after = await client.apply(resource, thing, field_manager=bundle.FIELD_MANAGER)
             outcome = "created" if before is None else "unchanged" if _same(before, after) else "changed"

@@ -43,10 +43,12 @@ def plan(
 
     Each line ends with its reason. With --diff a line begins with + (missing), ~ (different) or - (to be removed).
     """
+    # 30 s: a diff reads the kernel's whole state, after a change that is being applied.
     if directory is None:
         lines = ask(socket_path, "/v1/plan?diff=1" if diff else "/v1/plan", list[PlanLine], timeout=30.0)
     else:
         lines = _from_manifests(directory, node or socket.gethostname(), mesh, forward_node_ip, diff)
+    # A diff without lines is an answer; an empty table would look like a failure.
     if diff and not lines and output == "table":
         click.echo("no differences")
     emit(lines, output, lambda: _print(lines))
