@@ -274,7 +274,7 @@ def _set_sysctls(host: LabHost) -> None:
 
 
 def _write_sysctls(host: LabHost, settings: Mapping[str, int]) -> None:
-    # Only the network namespace is entered: a node's own /proc/sys is the same, and pods have no other namespace.
+    # /proc/sys/net belongs to the network namespace of the process that opens it, so no other namespace is entered.
     inside = ["nsenter", f"--net={NAMESPACES / host.namespace}", "--"]
     run([*inside, "sysctl", "-q", "-w", *(f"{key}={value}" for key, value in settings.items())])
 

@@ -44,5 +44,5 @@ def configure(device: str, addresses: tuple[IPv4Interface, IPv6Interface]) -> li
 def default_routes(device: str, networks: LabNetworks) -> list[str]:
     """Return the lines for both default routes; the next hop is host 1 of each network."""
     v4, v6 = networks.host(1)
-    # "default" means IPv4 to ip(8) unless the next hop is known to be IPv6; ::/0 is clear.
+    # ip(8) takes "default" as IPv4 unless -6 is given; ::/0 needs no option.
     return [f"route replace default via {v4} dev {device}", f"route replace ::/0 via {v6} dev {device}"]
