@@ -21,8 +21,8 @@ class Condition(Protocol):
     def __call__(self, machines: MachinePair, candidate: Candidate) -> AbstractContextManager[None]: ...
 
 
-def DEFAULT(machines: MachinePair, candidate: Candidate) -> AbstractContextManager[None]:  # noqa: N802 - a constant to its users
-    """Change nothing."""
+def unchanged(machines: MachinePair, candidate: Candidate) -> AbstractContextManager[None]:
+    """Run the workload with the offloads and peers that the candidate has by itself."""
     return nullcontext()
 
 

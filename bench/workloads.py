@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench.candidates import Candidate, Tunnel
-from bench.conditions import DEFAULT, Condition, ManyPeers, OffloadsOff, WithoutOffload, peer_key
+from bench.conditions import Condition, ManyPeers, OffloadsOff, WithoutOffload, peer_key, unchanged
 from bench.machine_pair import FAR, MachinePair
 from ravenvpn.crypto import tai64n
 from ravenvpn.crypto.aead import Suite
@@ -82,7 +82,7 @@ class TcpFlows:
     flows: int = 1
     both_ways: bool = False
     underlay_mtu: int = 1500
-    condition: Condition = DEFAULT
+    condition: Condition = unchanged
     headline: str = field(default="Gbit/s", init=False)
 
     def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
@@ -101,7 +101,7 @@ class UdpRate:
     size: int  # bytes of UDP payload
     offered: int  # packets per second
     underlay_mtu: int = 1500
-    condition: Condition = DEFAULT
+    condition: Condition = unchanged
     headline: str = field(default="kpps", init=False)
 
     def run(self, machines: MachinePair, candidate: Candidate, seconds: float) -> Figures:
@@ -123,7 +123,7 @@ class PingRtt:
     title: str
     under_bulk: bool = False
     underlay_mtu: int = 1500
-    condition: Condition = DEFAULT
+    condition: Condition = unchanged
     headline: str = field(default="p50 µs", init=False)
 
     INTERVAL = 0.002  # seconds; the shortest that ping allows root without flooding
