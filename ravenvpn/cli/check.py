@@ -1,4 +1,12 @@
-"""`raven-vpn check`: test whether this host can run the agent."""
+"""`raven-vpn check`: test whether this host can run the agent.
+
+    VERDICT  CHECK         FOUND
+    OK       tun           /dev/net/tun opens
+    WARN     sysctls       …
+
+Each WARN and FAIL is repeated below the table with its remedy. `node.preflight` decides, from facts that
+`node.preflight_facts` reads; `cluster_check` adds those about the API server.
+"""
 
 from __future__ import annotations
 

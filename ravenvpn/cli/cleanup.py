@@ -1,4 +1,8 @@
-"""`raven-vpn cleanup`: remove everything of ours from this host."""
+"""`raven-vpn cleanup`: remove everything of ours from this host, and print it line by line.
+
+Works without an agent and without its configuration: our things are known by routing protocol number, table numbers,
+device names and the name of the nft table. Only the former values of sysctls come from the state directory.
+"""
 
 from __future__ import annotations
 

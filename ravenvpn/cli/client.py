@@ -1,4 +1,8 @@
-"""Client of the control API for the CLI: http.client over a Unix socket, as one request needs no event loop."""
+"""Client of the control API for the CLI: http.client over a Unix socket, as one request needs no event loop.
+
+The API is that of `ravenvpn.control`; answers are decoded strictly into the values of `agent.reports`, but fields
+that a newer agent adds are ignored, so that CLI and agent may differ in version.
+"""
 
 from __future__ import annotations
 

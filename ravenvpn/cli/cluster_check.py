@@ -1,4 +1,8 @@
-"""Part of `raven-vpn check` about the cluster: is the API server reached, and may this account read what it needs?"""
+"""Part of `raven-vpn check` about the cluster: is the API server reached, and may this account read what it needs?
+
+Reads are tried, not asked for by SelfSubjectAccessReview: a read also shows whether the resource is defined. Whether
+the account may write its Peer is not tested, since a test would be a write.
+"""
 
 from __future__ import annotations
 

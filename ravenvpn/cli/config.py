@@ -1,4 +1,11 @@
-"""`raven-vpn config show` and `raven-vpn config validate`: print or check the configuration without an agent."""
+"""`raven-vpn config show` and `raven-vpn config validate`: print or check the configuration without an agent.
+
+    SETTING      VALUE  FROM                              APPLIES
+    listen_port  4600   file /etc/ravenvpn/config.yaml    reload
+    dataplane    auto   default                           restart
+
+Both see the flags and variables of their own call, not those of an agent that runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""`raven-vpn install`: install ravenvpn into a cluster, or upgrade it to this version, by server-side apply."""
+"""`raven-vpn install`: install ravenvpn into a cluster, or upgrade it to this version, by server-side apply.
+
+    Kubernetes v1.31.2 at https://192.0.2.10:6443
+    CustomResourceDefinition peers.ravenvpn.io: unchanged
+    ClusterRole ravenvpn-agent: changed
+
+Fields that another program owns are left alone; a conflict over a field of ours is decided for us (force).
+"""
 
 from __future__ import annotations
 

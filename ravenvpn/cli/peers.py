@@ -1,4 +1,10 @@
-"""`raven-vpn peers`: the peers of this node's tunnel, their paths, handshakes and traffic."""
+"""`raven-vpn peers`: the peers of this node's tunnel, their paths, handshakes and traffic.
+
+    PEER     REGION  STATE  PATH    ENDPOINT        HANDSHAKE  RTT     LOSS  RX          TX          SUITE        MTU
+    cloud-1  cloud   up     direct  192.0.2.1:4500  12s ago    12.3ms  0%    120.56 KiB  638.99 KiB  AES-256-GCM  1420
+
+The text is for people and may change; programs take `-o json` (`agent.reports.PeerReport`).
+"""
 
 from __future__ import annotations
 

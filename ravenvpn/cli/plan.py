@@ -1,4 +1,11 @@
-"""`raven-vpn plan`: everything planned for this host, by the running agent or from manifests, with reasons."""
+"""`raven-vpn plan`: everything planned for this host, by the running agent or from manifests, with reasons.
+
+    peer cloud-1 at 203.0.113.10:4500, warm, keepalive 25 s         # active gateway of region cloud
+    device ravenvpn0 mtu 1420 up                                    # this node is active gateway of region factory
+    route 10.244.1.0/24 table 9127 dev ravenvpn0 src 10.244.2.1     # pod prefix of node cloud-1, …
+
+The text is for people and may change; programs take `-o json` (`agent.reports.PlanLine`).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The agent's settings as click options, and the one way from flags, variables and file to `AgentConfig`."""
+"""The agent's settings as click options, and the one way from flags, variables and file to `AgentConfig`.
+
+click resolves the precedence: the file's values become the defaults of the options (`default_map`), a variable beats
+a default and a flag beats a variable. `config.build` then checks the result, whatever its origin.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""`raven-vpn status`: state of this node on one screen, faults first."""
+"""`raven-vpn status`: state of this node on one screen, faults first.
+
+    not healthy: 1 of 3 regions cannot be reached (ship: ship-1 is down, it answers no probe)
+    node:        edge-1, active gateway of region factory
+    listening:   UDP 4500
+    sessions:    2 up of 3 wanted
+    world:       file:/etc/ravenvpn/world, read 9s ago, applied 9s ago
+
+    REGION  GATEWAY  PATH    OK                                       PREFIXES
+    cloud   cloud-1  direct  yes                                      10.244.1.0/24
+    ship    ship-1   direct  no: ship-1 is down, it answers no probe  10.244.3.0/24
+
+The text is for people and may change; programs take `-o json` (`agent.reports.StatusReport`).
+"""
 
 from __future__ import annotations
 
