@@ -169,7 +169,7 @@ class Access:
                 raise ConfigError(f"the server {configuration.host!r} is not reached by https", where=self.name)
             if self._entry is None or self._entry.made_from != made_from:
                 if self._entry is not None:
-                    self._replaced.append(self._entry)
+                    self._replaced.append(self._entry)  # closed once its last request has ended
                 self._entry = ApiCredentials(library.Rest(configuration), made_from)
         except ConfigError:
             raise

@@ -78,6 +78,7 @@ class Assembly:
         if known is not None and known.version == version_of(obj) and version_of(obj):
             self.objects[key] = replace(known, feeds=frozenset(shown))
             return
+        # Not `handwritten`: the API server has dropped unknown fields.
         parsed = crd.parse(obj)
         self._set_problems(key, parsed.problems)
         value = parsed.value

@@ -15,7 +15,8 @@ import yaml
 from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.resource import CRDS, Object, Resource
 
-DEPLOY = Path(__file__).parent / "deploy"  # a link in a checkout, files of the package where it is installed
+# A symbolic link to deploy/ in a checkout; a folder with files in an installed package.
+DEPLOY = Path(__file__).parent / "deploy"
 IMAGE = "ravenvpn"  # name of the image in the manifests, which `images` of a kustomization or --image replaces
 GATEWAY_DEFINITION = "gateways.raven.openyurt.io"  # OpenYurt brings one of its own
 OWNER_LABEL = ("app.kubernetes.io/part-of", "ravenvpn")  # on every object of deploy/

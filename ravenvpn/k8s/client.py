@@ -23,8 +23,8 @@ from ravenvpn.k8s.access import Access, Kubeconfig, ServiceAccount
 from ravenvpn.k8s.resource import ApiError, Object, Page, Resource, WatchEvent
 
 # Seconds.
-CONNECT_TIMEOUT = 10.0
-REQUEST_TIMEOUT = 30.0
+CONNECT_TIMEOUT = 10.0  # TCP and TLS
+REQUEST_TIMEOUT = 30.0  # a request with its answer, watches excepted
 LIST_TIMEOUT = 2 * REQUEST_TIMEOUT  # a page of a list; the server may have to read it from etcd
 WATCH_TIMEOUT = 1800.0  # after which the server is asked to end a watch; it is resumed then
 # A server sends a bookmark once a minute. Without a byte for two of them the server hangs or the path is broken.
@@ -32,12 +32,16 @@ SILENCE = 150.0
 
 PAGE_SIZE = 500  # objects of a list, as kubectl asks for
 MAX_LINE = 8 << 20  # bytes of one event; etcd limits an object to 1.5 MiB
-SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # where every kubelet mounts it
 Events = list[WatchEvent]  # those that arrived together
 
 
 class Client:
-    """Client of one cluster, an async context manager. A request that fails raises ApiError and nothing else."""
+    """Client of one cluster, an async context manager. A request that fails raises ApiError and nothing else.
+
+    Requests may run concurrently on one loop; the library's pool limits their connections. Their time limits are
+    `REQUEST_TIMEOUT`, `LIST_TIMEOUT` for a page of a list, and for a watch the silence that it is called with.
+    """
 
     def __init__(self, access: Access) -> None:
         """`access` supplies server, credentials and connections; the client closes it."""

@@ -55,6 +55,12 @@ class ApiState:
 class ClusterSource:
     """Source of snapshots from a cluster; see the module. One consumer, and all methods on its loop.
 
+    The world in force goes through these states:
+    * none: no snapshot is yielded;
+    * saved: restored from disk, until every feed is confirmed by the server;
+    * the server's: from the moment every feed is complete; kept while the server is away;
+    * foreign: the server turned out to belong to another cluster; kept until that one's feeds are complete.
+
     `endpoints` are the addresses at which the API server is reached; the plan keeps them out of the tunnel.
     """
 
@@ -68,8 +74,14 @@ class ClusterSource:
         silence: float = SILENCE,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`mesh` names the mesh; if empty, the UID of namespace kube-system does. `silence`: seconds without a byte
-        after which a watch counts as broken."""
+        """Prepare the source; nothing is sent or read before `snapshots`.
+
+        * `node`: name of this node.
+        * `cache`: file of the saved world.
+        * `mesh`: name of the mesh; if empty, the UID of namespace kube-system is its name.
+        * `silence`: seconds without a byte after which a watch counts as broken.
+        * `draw` draws evenly from 0.0 to 1.0, for jitter.
+        """
         self._client, self._node, self._mesh = client, node, mesh
         self._silence, self._draw = silence, draw
         self._identity = ClusterIdentity(client, draw)

@@ -52,6 +52,7 @@ def parse(document: object, *, handwritten: bool = False) -> Parsed:
     if not isinstance(document, Mapping):
         message = f"is {_type_of(document)} instead of an object"
         return Parsed(problems=(Problem(message, "begin with apiVersion, kind and metadata"),))
+    # Kind, version and name come first: every later problem has them as its subject.
     kind, version = document.get("kind"), document.get("apiVersion")
     if not isinstance(kind, str) or not isinstance(version, str) or not kind or not version:
         missing = "kind" if isinstance(version, str) and version else "apiVersion"
@@ -73,10 +74,12 @@ def parse(document: object, *, handwritten: bool = False) -> Parsed:
     raw = _convert(document, struct, collector)
     value: Gateway | Node | PeerObject | None = None
     if raw is not None:
+        # Unknown fields before the values: a mistyped field often is the cause of a later problem.
         if handwritten:
             _report_unknown(document, struct, "", collector)
         check_name(collector, "metadata.name", raw.metadata.name)  # type: ignore[attr-defined]
         value = _read(raw, collector, handwritten)
+    # Readers return a value even after an error, so that all problems of an object are found at once.
     return Parsed(kind, name, None if collector.fatal else value, tuple(collector.problems))
 
 
@@ -117,6 +120,7 @@ def _report_unknown_kind(version: str, kind: str, collector: ProblemCollector) -
 _MESSAGE = re.compile(r"(?P<what>.*?)(?: - at `(?P<path>(?:key in )?\$?.*)`)?", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<field>[^`]+)`")
 _EXPECTED = re.compile(r"Expected `(?P<wanted>[^`]+)`, got `(?P<got>[^`]+)`")
+# msgspec's names of JSON types, in the words of the messages; articles included.
 _WORDS = {"int": "a whole number", "str": "text", "bool": "true or false", "object": "an object", "array": "a list"}
 
 
@@ -139,7 +143,7 @@ def _convert(
         name = missing["field"]
         where = f"{field}.{name}" if field else name
         near = _near(document, field, name)
-        remedy = f"{near!r} is there; it is spelled {name!r}" if near else f"add {name}"
+        remedy = f"rename {near!r} to {name!r}" if near else f"add {name}"
         collector.error(where, "is missing", remedy)
         return None
     expected = _EXPECTED.fullmatch(what)
@@ -164,7 +168,7 @@ def _type_of(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
     return {int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}.get(
-        type(value), "odd"
+        type(value), "of an unknown type"
     )
 
 
@@ -181,6 +185,7 @@ def _near(document: Any, field: str, name: str) -> str:
 
 
 # Fields below which unknown keys are not reported: free-form maps, or parts that are not read.
+# The status of a handwritten Gateway may be pasted from a cluster, with fields of other versions.
 _OPAQUE = {"metadata", "status", "nodeSelector", "config"}
 
 
@@ -194,6 +199,7 @@ def _report_unknown(
         if not isinstance(key, str) or (key not in fields and strict):
             name = _short(str(key))  # on one line and bounded, as part of a message
             where = f"{at}.{name}" if at else name
+            # 0.6 is difflib's default: field names differ much from each other, unlike kinds.
             near = difflib.get_close_matches(str(key), fields, 1, 0.6)
             remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(fields))}"
             collector.warn(where, "is not a field of this object and is ignored", remedy)
@@ -213,7 +219,7 @@ def _descend(value: object, struct: type[msgspec.Struct], at: str, collector: Pr
                 _report_unknown(one, struct, f"{at}[{i}]", collector)
 
 
-@cache
+@cache  # by struct, of which there are about twenty
 def _fields(struct: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
     """Field names on the wire; each with the struct of its value, or of the items of a list, if it has one."""
     return {field.encode_name: _structure(field.type) for field in msgspec.structs.fields(struct)}

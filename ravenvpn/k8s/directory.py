@@ -40,7 +40,13 @@ class _ManifestFile:
 
 
 class Manifests:
-    """The objects of all files. `update` applies changed files; `world` and `problems` are the result."""
+    """The objects of all files. `update` applies changed files; `world` and `problems` are the result.
+
+    * A malformed object keeps its last good version; a file that cannot be parsed keeps all of its objects.
+    * An object in several files is used from a file where it is valid, and of those from the first by name.
+    * The status of Gateways is computed here, as the controller does in a cluster: active endpoints, their epochs,
+      and the nodes with the label of the region.
+    """
 
     def __init__(self, mesh: str = DEFAULT_MESH, gates: Gates | None = None) -> None:
         """`mesh`: name of the mesh. `gates`: feature gates that change how a status is computed."""
@@ -62,6 +68,7 @@ class Manifests:
     def update(self, files: Mapping[str, bytes | Problem | None]) -> None:
         """Apply changed files, by name: the content, a Problem if it cannot be read, None if the file was removed."""
         touched: set[ObjectKey] = set()
+        # Only objects that differ by identity are touched; `_same` keeps those whose content is equal.
         for name, content in sorted(files.items()):
             before = self._files.get(name, _ManifestFile())
             after = _ManifestFile() if content is None else _read(name, content, before)
@@ -203,6 +210,7 @@ def _read(name: str, content: bytes | Problem, before: _ManifestFile) -> _Manife
             elif any(p.fatal for p in parsed.problems):
                 broken.add(key)
                 nameless |= not key.name
+    # Valid objects of this version take precedence over stale ones of the version before.
     objects = {**_stale(before.objects, None if nameless else broken), **objects}
     return _ManifestFile(objects, _bounded(problems, name))
 

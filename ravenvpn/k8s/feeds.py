@@ -53,8 +53,14 @@ class ClusterFeeds:
         on_change: Callable[[FeedChange], None],
         on_connection: Callable[[], None],
     ) -> None:
-        """`versions` are the resourceVersions to resume watches from; a feed without one is listed first. `silence`:
-        seconds without a byte after which a watch counts as broken. `draw` draws evenly from 0.0 to 1.0."""
+        """Prepare to watch; nothing is sent before `run`.
+
+        * `node`: name of this node, whose region decides about the third feed.
+        * `assembly`: objects known before, from the saved world, or an empty one.
+        * `versions`: resourceVersions to resume watches from; a feed without one is listed first.
+        * `silence`: seconds without a byte after which a watch counts as broken.
+        * `draw` draws evenly from 0.0 to 1.0, for jitter.
+        """
         self._client, self._node, self._identity = client, node, identity
         self._silence, self._draw = silence, draw
         self._on_change, self._on_connection = on_change, on_connection

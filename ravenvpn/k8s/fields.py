@@ -1,6 +1,8 @@
 """Readers of single fields: names, prefixes, addresses, ports, keys and times, from untrusted text.
 
-No reader raises. A malformed field is reported to a ProblemCollector with a remedy, and the reader returns None.
+No reader raises. A malformed field is reported to a ProblemCollector with a remedy, and the reader returns None. Each
+takes the collector, the path of the field for messages, and its text. Returned values are canonical, so that two
+spellings of one address or prefix compare equal.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ def check_name(collector: ProblemCollector, field: str, name: str) -> None:
 @lru_cache(maxsize=1 << 17)  # more than the prefixes of 1,000 regions with 64 nodes
 def _prefix(text: str) -> Prefix | str:
     """The prefix, or the error as text. Cached: the same prefixes are read again with every change of a status."""
+    # ipaddress would read a bare address as /32 or /128; in a list of prefixes that is usually a mistake.
     if "/" not in text:
         return "no prefix length"
     try:
@@ -81,6 +84,7 @@ def _prefix(text: str) -> Prefix | str:
     if "%" in text:  # a zone, which has no meaning on another node
         return "no prefix"
     network = interface.network
+    # Host bits: the prefix may be meant, or an address with the length of its subnet; the message shows the former.
     if interface.ip != network.network_address:
         return f"host bits: the prefix is {network}"
     return network

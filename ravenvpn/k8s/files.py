@@ -102,6 +102,7 @@ class FileSource:
         try:
             while True:
                 self._wake.clear()
+                # In a thread: a disk or a network file system may block.
                 snapshot = await asyncio.to_thread(self.load)
                 if snapshot != self._last:
                     self._last = snapshot

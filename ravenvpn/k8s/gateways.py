@@ -44,11 +44,14 @@ EXPOSE_TYPES = ("", "PublicIP", "LoadBalancer")
 MAX_ENDPOINTS = 1024
 MAX_REPLICAS = 64  # active endpoints of one type
 
-Listed = TypeVar("Listed")
+Listed = TypeVar("Listed")  # an endpoint of v1beta1 or of v1alpha1
 
 
 def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gateway:
-    """Convert a v1beta1 Gateway. Malformed fields are reported to `collector` and left out."""
+    """Convert a v1beta1 Gateway, spec and status. Malformed fields are reported to `collector` and left out.
+
+    Agents plan from the status that the controller wrote. In a directory of manifests `directory` computes it; then
+    the status of the manifest only counts if it names an active endpoint, or if there are no manifests of Nodes."""
     spec = raw.spec or wire.GatewaySpec()
     status = raw.status or wire.GatewayStatusWire()
     expose = spec.expose_type or ""
@@ -58,6 +61,7 @@ def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gatew
     )
     tunnels = spec.tunnel_config.Replicas if spec.tunnel_config else 0
     proxies = spec.proxy_config.Replicas if spec.proxy_config else 0
+    # The proxy ports are for OpenYurt's own proxy.
     proxy = spec.proxy_config or wire.ProxyConfig(0)
     for field, ports in (("proxyHTTPPort", proxy.proxyHTTPPort), ("proxyHTTPSPort", proxy.proxyHTTPSPort)):
         _check_port_list(f"spec.proxyConfig.{field}", ports or "", collector)
@@ -89,7 +93,7 @@ def read_v1beta1(raw: wire.GatewayV1Beta1, collector: ProblemCollector) -> Gatew
             ),
         ),
         created=_created(raw.metadata, collector),
-        generation=raw.metadata.generation or 0,
+        generation=raw.metadata.generation or 0,  # 0 in manifests
     )
 
 
@@ -131,7 +135,7 @@ def write_status(status: GatewayStatus) -> dict[str, Any]:
         "nodes": [
             {
                 "nodeName": info.node,
-                "privateIP": str(info.private_ip or ""),
+                "privateIP": str(info.private_ip or ""),  # required by the definition, like subnets
                 "subnets": [str(prefix) for prefix in info.subnets],
             }
             for info in status.nodes
@@ -191,9 +195,9 @@ def _endpoint(raw: wire.EndpointWire, at: str, collector: ProblemCollector) -> G
         port=raw.port or 0,  # 0: not given
         under_nat=bool(raw.underNAT),
         nat_type=raw.natType or "",
-        public_ip=public or "",
+        public_ip=public or "",  # an address or a DNS name, in canonical spelling
         public_port=raw.publicPort or 0,
-        config=raw.config or EMPTY,
+        config=raw.config or EMPTY,  # free-form: upstream's public key, its feature gates, our epoch
     )
 
 
@@ -209,6 +213,7 @@ def _check_endpoints(endpoints: tuple[GatewayEndpoint, ...], collector: ProblemC
                 "list it once; the first entry counts",
             )
             break
+    # The direction in which regions connect is decided for a Gateway as a whole.
     odd = next((i for i, e in enumerate(endpoints) if e.under_nat is not endpoints[0].under_nat), None)
     if odd is not None:
         collector.error(
@@ -226,7 +231,7 @@ def _check_exposure(expose: str, endpoints: tuple[GatewayEndpoint, ...], collect
         )
     elif expose:
         for i, endpoint in enumerate(endpoints):
-            if endpoint.under_nat:
+            if endpoint.under_nat:  # one problem is enough for all of them
                 collector.error(
                     f"spec.endpoints[{i}].underNAT",
                     f"a Gateway with exposeType {expose} cannot be behind NAT",

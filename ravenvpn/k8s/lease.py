@@ -45,6 +45,13 @@ class LeaseRecord:
 class Candidacy:
     """One replica's view of the Lease.
 
+    A leader's periods, with the default timing in seconds after the request of its last successful renewal:
+
+        0            10                14           15
+        | may write  | may not begin   | MARGIN     | another replica may take the Lease
+                       a write, those
+                       under way end
+
     `now` is seconds of a monotonic clock; `wall` is the current time to write into the Lease, RFC 3339.
     """
 
@@ -207,8 +214,13 @@ class Election:
         clock: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
-        """`on_change` is called when leading begins or ends. `fit` returns whether this replica could do the work; if
-        not, it takes no Lease and lets its own expire. `clock`: monotonic seconds; `jitter`: evenly from 0 to 1."""
+        """Prepare the election; nothing is sent before `run`.
+
+        * `name`, `namespace`: of the Lease.
+        * `on_change` is called when leading begins or ends.
+        * `fit` returns whether this replica could do the work; if not, it takes no Lease and lets its own expire.
+        * `clock`: monotonic seconds; `jitter` draws evenly from 0 to 1.
+        """
         self.candidacy = candidacy
         self._client, self._name, self._namespace = client, name, namespace
         self._resource = LEASES.within(namespace)

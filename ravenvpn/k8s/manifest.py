@@ -5,8 +5,9 @@ of each. The library's constructor is not used: it silently takes the last of tw
 (`on` is a truth value, `012` is octal), and expands merge keys. Scalars follow the core schema of YAML 1.2 (section
 10.3): `on` is text, `012` is twelve, and a time stays text.
 
-Limits, all enforced before the memory is used: bytes of a file, nodes of a document, nesting depth, and values that
-aliases repeat (the "billion laughs" attack). Tags and merge keys are rejected.
+Limits, all enforced before the memory is used: bytes and nodes of a file, nesting depth, and values that aliases
+repeat (the "billion laughs" attack). Tags and merge keys are rejected. A Gateway, Node or Peer takes about
+0.2 ms.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import yaml
 from ravenvpn.k8s.problems import Problem, path_steps
 
 MAX_BYTES = 16 << 20
-# Nodes of one document, about 500 bytes of memory each. Real manifests hold one node per 10 bytes or more.
+# Nodes of one file, about 500 bytes of memory each. Real manifests hold one node per 10 bytes or more.
 MAX_NODES = 2_000_000
 MAX_DEPTH = 64  # Kubernetes objects stay below twenty; also bounds the recursion here and in PyYAML's composer
 # Values that aliases may add to a document beyond those written in it. A few anchors are a convenience.
@@ -127,7 +128,8 @@ class _Composer(yaml.CSafeLoader):
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
-        self._depth = self._nodes = 0
+        self._depth = 0  # nodes from the root to the one that is composed
+        self._nodes = 0  # composed so far, in all documents of the file
 
     def descend_resolver(self, parent: yaml.Node | None, _: object) -> None:
         """Count the depth before the composer recurses into a child of `parent`."""

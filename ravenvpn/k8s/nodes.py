@@ -27,11 +27,12 @@ def read(raw: wire.NodeWire, collector: ProblemCollector, *, handwritten: bool) 
         for i, entry in enumerate(status.addresses or ())
         if entry.type == "InternalIP"
     ]
+    # Ready has the values True, False and Unknown; Unknown means that the kubelet stopped reporting.
     conditions = status.conditions
     ready = any(c.type == "Ready" and c.status == "True" for c in conditions or ())
     return Node(
         name=raw.metadata.name,
-        # Upstream's label; "": the node belongs to no region.
+        # Upstream's label; "": the node belongs to no region, and agents leave it alone.
         gateway=labels.get(GATEWAY_LABEL, ""),
         ready=ready or (handwritten and conditions is None),
         internal_ips=tuple(dict.fromkeys(a for a in addresses if a is not None)),
@@ -50,6 +51,7 @@ def _pod_cidrs(spec: wire.NodeSpec, collector: ProblemCollector) -> tuple[Prefix
             )
     else:
         texts = {"spec.podCIDR": spec.podCIDR} if spec.podCIDR else {}
+    # A malformed prefix is reported and left out; the others of the node stay usable.
     read = []
     for field, text in texts.items():
         if text:

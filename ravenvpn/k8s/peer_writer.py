@@ -86,7 +86,7 @@ class PeerWriter:
                 self.error = str(error)
                 # Not interruptible by changes of content: they would bypass the back-off while the server is away.
                 await asyncio.sleep(self._backoff.delay(error.retry_after or 0.0))
-            else:
+            else:  # the back-off starts again only after a success
                 self.written += 1
                 self.error = ""
                 self._backoff.reset()
@@ -95,6 +95,7 @@ class PeerWriter:
         """Apply labels and spec."""
         content = self._outbox.content
         assert content is not None
+        # `content` is read before the await: a change during the request is written in the next round.
         await self._client.apply(PEERS, content.document(), field_manager=FIELD_MANAGER)
         log.info("our Peer is written: role %s, region %s", content.role, content.region or "none")
         self._outbox.peer_written(content, self._now())
@@ -127,6 +128,7 @@ class PeerWriter:
         # lastTransitionTime is kept in memory only: after a restart of the agent every condition begins anew.
         moment = rfc3339.format_time(self._wall())
         for condition in status.conditions:
+            # None differs from both values: a condition that is new gets the current time.
             holds, since = self._transitions.get(condition.type, (None, ""))
             if holds != condition.holds:
                 since = moment

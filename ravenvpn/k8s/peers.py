@@ -59,6 +59,7 @@ def write(peer: PeerObject, region: str = "", role: str = "") -> dict[str, Any]:
     `region` and `role` become labels; "" leaves the label out, as in manifests for files, which need no role."""
     # Agents select Peers by these labels (`feeds`): without them a Peer is sent to every node of the mesh.
     labels = {GATEWAY_LABEL: region, "ravenvpn.io/role": role}
+    # None and 0 are left out: the definition has minimum values and no null.
     spec: dict[str, Any] = {
         "publicKey": base64.b64encode(peer.public_key).decode(),
         "nextPublicKey": base64.b64encode(peer.next_public_key).decode() if peer.next_public_key else None,
@@ -102,6 +103,7 @@ def _addresses(field: str, listed: list[str] | None, collector: ProblemCollector
 def _sources(listed: list[str] | None, collector: ProblemCollector) -> tuple[Address, ...]:
     """Source addresses of the node's own packets to other regions, at most one for each family."""
     found = _addresses("spec.sources", listed, collector)
+    # Each route has one source address (RTA_PREFSRC), so a second one of a family could not be used.
     for version in (4, 6):
         if sum(address.version == version for address in found) > 1:
             collector.error(
@@ -112,7 +114,7 @@ def _sources(listed: list[str] | None, collector: ProblemCollector) -> tuple[Add
 
 def _suites(listed: list[str] | None, collector: ProblemCollector) -> tuple[Suite, ...]:
     """Suites in the order of the list. An unknown name is a warning: a newer node may support more suites."""
-    if not listed:
+    if not listed:  # upstream's WireGuard, or a Peer written by hand
         return (Suite.CHACHA20POLY1305,)
     known = {suite.value: suite for suite in Suite}
     for i, name in enumerate(listed):

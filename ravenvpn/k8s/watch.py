@@ -71,12 +71,17 @@ class Reflector:
         on_connection: Callable[[], None] = lambda: None,
         recheck: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """`labels` and `fields` are selectors. `known` are the objects an earlier process had, key → resourceVersion,
-        and `version` the resourceVersion it had reached: the watch resumes there. `silence`: seconds without a byte
-        after which a watch counts as broken. `on_connection` is called when a connection is established or lost.
+        """Prepare to follow `resource`; nothing is sent before `follow`.
 
-        `recheck` is awaited when a server that was lost answers again, before any of its data is used, since it may
-        belong to another cluster. An ApiError of it counts as one more failure; other exceptions end `follow`."""
+        * `labels`, `fields`: selectors, as kubectl takes them.
+        * `known`: objects an earlier process had, key → resourceVersion; `version`: the resourceVersion it had
+          reached, from which the watch resumes. Without `version` the collection is listed.
+        * `silence`: seconds without a byte after which a watch counts as broken.
+        * `draw` draws evenly from 0.0 to 1.0; `now` is a monotonic clock, `wall` Unix time, in seconds.
+        * `on_connection` is called when a connection is established or lost.
+        * `recheck` is awaited when a server that was lost answers again, before any of its data is used, since it may
+          belong to another cluster. An ApiError of it counts as one more failure; other exceptions end `follow`.
+        """
         self._client, self._resource, self._silence = client, resource, silence
         self._labels, self._fields = labels, fields
         self._draw, self._now, self._wall = draw, now, wall

@@ -3,6 +3,12 @@
 One file, replaced atomically: a line of JSON (`_Head`) with the checksum of the rest, then one line for each object.
 The file holds no secret; its mode is 0600 nevertheless, since it shows how the whole mesh is built. A file that is
 truncated, changed or of a newer format is renamed, so that it can be examined, and never used.
+
+    {"ravenvpn_world":1,"cluster":"<UID>","mesh":"<UID>",...,"count":2,"sha256":"..."}
+    ["4711",["gateways"],{"apiVersion":"raven.openyurt.io/v1beta1","kind":"Gateway",...}]
+    ["4712",["peers","region"],{"apiVersion":"ravenvpn.io/v1alpha1","kind":"Peer",...}]
+
+An object line has its resourceVersion, the feeds that show it, and its JSON.
 """
 
 from __future__ import annotations

@@ -173,7 +173,7 @@ KINDS = [
         5,
         "spec.tunnelConfig.Replicas",
         "is missing",
-        "'replicas' is there; it is spelled 'Replicas'",
+        "rename 'replicas' to 'Replicas'",
     ),
     Bad(
         "replicas as text",
