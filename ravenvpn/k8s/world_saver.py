@@ -51,8 +51,8 @@ class WorldSaver:
         while True:
             await self._changed.wait()
             await asyncio.sleep(max(SAVE_AFTER, self._cache.size / WRITE_RATE))
-            # Collected after the delay: one write covers all changes until now. With None the event stays set, and the
-            # next round tries again.
+            # Collected after the delay: one write covers all changes until now. With None the event stays set, and
+            # the next round tries again.
             saved = self._collect()
             if saved is not None:
                 self._changed.clear()
