@@ -17,6 +17,7 @@ from bench.mesh import Mesh
 from bench.workloads import Figures, bulk, iperf, ping
 from ravenvpn.errors import HostError
 from ravenvpn.lab.manifests import LISTEN_PORT
+from ravenvpn.overhead import ETHERNET_MTU
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +51,7 @@ class HandshakeFlood:
     name: str = "agent-flood"
     title: str = "agents, 20,000 spoofed handshakes a second to one of them"
     headline: str = field(default="Gbit/s, × closed port", init=False)
-    underlay_mtu: int = field(default=1500, init=False)
+    underlay_mtu: int = field(default=ETHERNET_MTU, init=False)
 
     RATE = 20_000  # initiations per second
     CLOSED_PORT = 9  # discard, RFC 863
@@ -117,7 +118,7 @@ class ControlStorm:
     name: str = "agent-storm"
     title: str = "agents, the world rewritten to 1,000 gateways and back ten times a minute"
     headline: str = field(default="p99, × calm", init=False)
-    underlay_mtu: int = field(default=1500, init=False)
+    underlay_mtu: int = field(default=ETHERNET_MTU, init=False)
 
     GATEWAYS = 1000
     HALF = 3.0  # seconds from growing to shrinking, and from shrinking to growing

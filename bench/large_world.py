@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from typing import Any
 
-from ravenvpn.mesh.model import GATEWAY_LABEL
+from ravenvpn.k8s.crd import write_peer
+from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, GATEWAY_LABEL, PeerObject
 
 
 def large_world(regions: int) -> str:
@@ -31,15 +31,10 @@ def _region(number: int) -> list[dict[str, Any]]:
         "spec": {
             "nodeSelector": {"matchLabels": {GATEWAY_LABEL: name}},
             "tunnelConfig": {"Replicas": 1},
-            "endpoints": [{"nodeName": node, "type": "tunnel", "port": 4500, **reachable}],
+            "endpoints": [{"nodeName": node, "type": "tunnel", "port": DEFAULT_TUNNEL_PORT, **reachable}],
         },
     }
-    peer = {
-        "apiVersion": "ravenvpn.io/v1alpha1",
-        "kind": "Peer",
-        "metadata": {"name": node},
-        "spec": {"publicKey": base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()},
-    }
+    peer = write_peer(PeerObject(name=node, public_key=hashlib.sha256(name.encode()).digest()), name)
     pods = f"10.100.{high}.{low}/32"
     machine = {
         "apiVersion": "v1",

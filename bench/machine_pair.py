@@ -11,6 +11,7 @@ from ravenvpn.lab.command import ip_batch
 from ravenvpn.lab.devices import veth
 from ravenvpn.lab.host import Machine
 from ravenvpn.lab.ownership import OwnershipRecord, remove, sweep
+from ravenvpn.overhead import ETHERNET_MTU
 
 NEAR, FAR = "192.0.2.1", "192.0.2.2"  # addresses on the veth pair, from a range for documentation (RFC 5737)
 
@@ -18,7 +19,7 @@ NEAR, FAR = "192.0.2.1", "192.0.2.2"  # addresses on the veth pair, from a range
 class MachinePair:
     """The two machines: clients run on `near`, servers on `far`. Built on entering `with`, removed on leaving it."""
 
-    def __init__(self, mtu: int = 1500) -> None:
+    def __init__(self, mtu: int = ETHERNET_MTU) -> None:
         """Describe a pair of machines whose veth pair has this MTU."""
         self.mtu = mtu
 

@@ -25,6 +25,7 @@ from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.errors import HostError
 from ravenvpn.lab.host import LabHost
+from ravenvpn.overhead import ETHERNET_MTU
 from ravenvpn.tunnel.handshake.messages import COOKIE_REPLY_BYTES, RESPONSE_BYTES, Initiation
 
 # Figures of a run by name. "bytes", "packets" and "handshakes" are the amounts delivered, for figures per GB, per
@@ -81,7 +82,7 @@ class TcpFlows:
     title: str
     flows: int = 1
     both_ways: bool = False
-    underlay_mtu: int = 1500
+    underlay_mtu: int = ETHERNET_MTU
     condition: Condition = unchanged
     headline: str = field(default="Gbit/s", init=False)
 
@@ -100,7 +101,7 @@ class UdpRate:
     title: str
     size: int  # bytes of UDP payload
     offered: int  # packets per second
-    underlay_mtu: int = 1500
+    underlay_mtu: int = ETHERNET_MTU
     condition: Condition = unchanged
     headline: str = field(default="kpps", init=False)
 
@@ -122,7 +123,7 @@ class PingRtt:
     name: str
     title: str
     under_bulk: bool = False
-    underlay_mtu: int = 1500
+    underlay_mtu: int = ETHERNET_MTU
     condition: Condition = unchanged
     headline: str = field(default="p50 µs", init=False)
 
@@ -222,7 +223,7 @@ class Handshakes:
     name: str
     title: str
     callers: int
-    underlay_mtu: int = 1500
+    underlay_mtu: int = ETHERNET_MTU
     headline: str = field(default="handshakes/s", init=False)
 
     @property

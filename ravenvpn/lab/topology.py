@@ -19,6 +19,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import NamedTuple
 
+from ravenvpn.overhead import ETHERNET_MTU
+
 
 class Nat(StrEnum):
     """Kind of NAT that a region's router applies to IPv4 and IPv6 alike. Names are those of RFC 3489, which users
@@ -54,8 +56,8 @@ class LabRegion:
     pods: int = 1  # on each node
     nat: Nat = Nat.NONE
     gateways: int = 1  # number of nodes, counted from the first, that are listed as endpoints of the Gateway
-    mtu: int = 1500  # of the uplink
-    lan_mtu: int = 1500  # of the LAN; pods use 1500 in any case
+    mtu: int = ETHERNET_MTU  # of the uplink
+    lan_mtu: int = ETHERNET_MTU  # of the LAN; pods use ETHERNET_MTU in any case
     loss: float = 0.0  # share of packets lost on the uplink, 0 to 1, in each direction
     delay: float = 0.0  # seconds a packet takes over the uplink, in each direction
     cni: Cni = Cni.BRIDGE
