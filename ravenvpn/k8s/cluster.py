@@ -209,7 +209,7 @@ class ClusterSource:
         resumed = cluster == self._world_of and (self._mesh or cluster) == self._assembly.world.mesh
         if not resumed and self._is_foreign:
             log.warning(
-                "the API server belongs to cluster %s; the world of cluster %s stays in force until its own is known",
+                "the API server belongs to cluster %s; the world of cluster %s stays in force until its own is read",
                 cluster,
                 self._world_of,
             )

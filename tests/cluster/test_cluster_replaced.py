@@ -27,7 +27,7 @@ async def uid(client: Client) -> str:
     return str((await client.get(NAMESPACES, "kube-system"))["metadata"]["uid"])
 
 
-async def test_the_world_before_stays_whole_until_the_new_ones_is_known(
+async def test_the_world_of_a_replaced_cluster_stays_in_force_until_that_of_the_new_one_is_complete(
     own_cluster: ControlPlane, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     define_kinds(own_cluster)
@@ -46,13 +46,15 @@ async def test_the_world_before_stays_whole_until_the_new_ones_is_known(
         await looker.until(lambda: looker.source.api.connected_since is None, "lost")
         await asyncio.to_thread(own_cluster.start)
         await looker.until(lambda: looker.source.api.connected_since is not None, "there again")
-        assert "cluster" not in caplog.text, "a server that comes back is no other one"
+        assert "cluster" not in caplog.text, "a server that restarts is still the same cluster"
 
         await asyncio.to_thread(replace, own_cluster)
         await looker.until(lambda: looker.source.api.cluster not in ("", before), "noticed")
         after = await uid(client)
         assert (looker.source.api.cluster, looker.source.api.world_of) == (after, before)
-        assert f"the API server is of cluster {after}, and the world in force of cluster {before}" in caplog.text
+        assert (
+            f"the API server belongs to cluster {after}; the world of cluster {before} stays in force" in caplog.text
+        )
         looker.source.reload()  # an operator asks to look again
         count = len(looker.snapshots)
         await looker.until(lambda: len(looker.snapshots) > count, "answered")
