@@ -1,4 +1,4 @@
-"""Objects for the scenes of clients, and somebody who follows the API and can be asked what has come."""
+"""Gateways and Peers for tests of the API client, and tasks that record what a watch or a source yields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ravenvpn.k8s.watch import Reflector, WatchBatch
 from ravenvpn.k8s.world_cache import WorldCache
 
 KEY = "A" * 42 + "E="
-PATIENCE = 45.0  # seconds; what comes by itself has come long before, on a machine with time
+PATIENCE = 45.0  # seconds; an idle machine needs far less
 
 
 def gateway(name: str, *nodes: str, public_ip: str = "203.0.113.1") -> dict[str, Any]:
@@ -53,7 +53,7 @@ def peer(name: str, region: str = "", role: str = "") -> dict[str, Any]:
 
 
 async def patient(ask: Callable[[], Any]) -> Any:
-    """`await ask()`, again while the server is just starting (a fresh kind answers 404 and 429 for a moment)."""
+    """`await ask()`, retried while the server starts: a new definition answers 404 and 429 for a moment."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -65,7 +65,7 @@ async def patient(ask: Callable[[], Any]) -> Any:
 
 
 async def until(so: Callable[[], Any], what: str) -> None:
-    """Until `so()`, or what awaiting it gives, is true."""
+    """Wait until `so()`, or the result of awaiting it, is true."""
     deadline = time.monotonic() + PATIENCE
     while True:
         found = so()
@@ -94,7 +94,7 @@ async def delete(client: Client, *names: str) -> None:
 
 
 class Follower:
-    """Follows one collection in a task of its own; `there` is what it knows."""
+    """Follows one collection in a task of its own; `there` has the objects by name."""
 
     def __init__(self, reflector: Reflector) -> None:
         self.reflector = reflector
@@ -140,7 +140,7 @@ async def following(reflector: Reflector) -> AsyncIterator[Follower]:
 
 
 class Looker:
-    """Takes the snapshots of a source in a task of its own."""
+    """Records the snapshots of a source in a task of its own."""
 
     def __init__(self, source: ClusterSource) -> None:
         self.source = source

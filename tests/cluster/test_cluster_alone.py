@@ -1,4 +1,4 @@
-"""A node on its own: started while the API server is away, with a damaged world, without its key, with another's."""
+"""One node: started while the API server is away, with a damaged saved world, without its key, with a copied key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def without_api(mesh: Mesh) -> Iterator[None]:
 
 
 def wait_until_saved(node: LabNode) -> None:
-    """No change has been written for a while, so none is waiting to be."""
+    """Wait until no change has been saved for a while, so that none is pending."""
     file = node.path(f"{STATE}/world")
     wait_until(lambda: file.exists() and time.time() - file.stat().st_mtime > 2 * SAVE_AFTER, "it is saved", 40)
 
@@ -83,7 +83,7 @@ def test_started_without_the_api_server_it_carries_traffic_within_three_seconds(
     assert min(taken) <= BAR
 
 
-def test_with_a_truncated_world_it_says_so_and_asks_the_server(mesh: Mesh) -> None:
+def test_a_truncated_world_is_reported_and_the_server_is_used(mesh: Mesh) -> None:
     node = mesh.node("factory-3")
     mesh.agents.stop(node)
     file = node.path(f"{STATE}/world")
@@ -99,7 +99,7 @@ def test_with_a_truncated_world_it_says_so_and_asks_the_server(mesh: Mesh) -> No
 
 
 @pytest.mark.parametrize("name", ["factory-1", "factory-3"])
-def test_a_node_without_its_key_makes_another_and_the_mesh_follows(mesh: Mesh, measured: Measured, name: str) -> None:
+def test_a_node_without_its_key_makes_another_and_the_mesh_uses_it(mesh: Mesh, measured: Measured, name: str) -> None:
     node = mesh.node(name)
     before = key_of(mesh, name)
     with across(mesh, node) as pairs:
@@ -113,8 +113,8 @@ def test_a_node_without_its_key_makes_another_and_the_mesh_follows(mesh: Mesh, m
     assert mesh.status(node).public_key == key_of(mesh, name)
 
 
-def test_two_nodes_with_one_key_are_seen_by_both(mesh: Mesh) -> None:
-    """As a cloned disk makes them. The older Peer has the key; the other one's node is told what to do."""
+def test_two_nodes_with_one_key_are_reported_by_both(mesh: Mesh) -> None:
+    """As after cloning a disk. The older Peer keeps the key; the other node reports the remedy."""
     first, second = mesh.node("ship-2"), mesh.node("ship-3")
     own = second.read(f"{STATE}/private.key")
     mesh.agents.stop(second)
@@ -133,7 +133,7 @@ def test_two_nodes_with_one_key_are_seen_by_both(mesh: Mesh) -> None:
         wait_until(lambda node=node: condition(mesh, node.name, "KeyIsOurs") == "True", "and mended", 60)
 
 
-def test_a_deleted_peer_is_there_again(mesh: Mesh) -> None:
+def test_a_deleted_peer_is_written_again(mesh: Mesh) -> None:
     before = mesh.cluster.api.get(f"{PEERS}/cloud-2")
     mesh.cluster.api.delete(f"{PEERS}/cloud-2")
     wait_until(lambda: peer(mesh, "cloud-2").get("spec") == before["spec"], "written again", 20)

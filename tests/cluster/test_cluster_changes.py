@@ -1,4 +1,4 @@
-"""From a write to the API to the kernels of all nodes."""
+"""Time from a write to the API until the kernels of all nodes have the change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHANGES = 100  # so that 99 in 100 is not the slowest of all
 
 @pytest.fixture
 def ten(mesh: Mesh) -> Iterator[Mesh]:
-    """With ten Gateways, seven of which are objects only."""
+    """A mesh with ten Gateways, seven of which exist as objects only."""
     numbers = range(1, 8)
     field.sow(mesh, numbers)
     try:
@@ -76,7 +76,7 @@ def judged(measure: Callable[[], list[float]], measured: Measured, what: str, ba
 
 
 def test_a_status_written_is_in_all_kernels_within_a_tenth_of_a_second(ten: Mesh, measured: Measured) -> None:
-    """What the controller writes, written by the scene: the agents' share."""
+    """The test writes the status itself, so only the time of the agents counts."""
     for name in CONTROLLER_NODES:
         ten.end_controller(name)
     region = field.name(5)
@@ -119,7 +119,7 @@ def test_the_same_with_one_node_in_each_of_three_regions(measured: Measured) -> 
 
 
 def by_the_controller(mesh: Mesh, measured: Measured) -> None:
-    """What an operator writes into a Gateway, and the controller into its status."""
+    """An operator changes a Gateway, and the controller its status."""
     region = field.name(6)
 
     def change(number: int) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""The API server goes away, comes back, or neither: traffic over established paths does not notice."""
+"""Outages of the API server: traffic over established paths is not affected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def killed(mesh: Mesh) -> None:
 
 
 def killed_and_history_forgotten(mesh: Mesh) -> None:
-    """Agents come back with a version that etcd has no more."""
+    """The resourceVersions of the agents are compacted meanwhile."""
     path = "/api/v1/namespaces/default/configmaps"
     for number in range(20):
         mesh.cluster.api.create(path, {"metadata": {"generateName": f"history-{number}-"}})
@@ -61,7 +61,7 @@ def hung(mesh: Mesh) -> None:
 
 
 def everything_at_once(mesh: Mesh) -> None:
-    """The short form of the others."""
+    """Restart with another certificate and without history: the short form of the other outages."""
     mesh.cluster.plane.forget_serving_certificate()
     killed_and_history_forgotten(mesh)
 
@@ -77,7 +77,7 @@ def everything_at_once(mesh: Mesh) -> None:
         pytest.param(all_of_it_killed, marks=pytest.mark.soak),
     ],
 )
-def test_traffic_notices_nothing_and_agents_hear_again(
+def test_traffic_is_not_affected_and_agents_watch_again(
     mesh: Mesh, measured: Measured, outage: Callable[[Mesh], None], tmp_path: Path
 ) -> None:
     pod = {node.name: node.pods[0] for node in mesh.lab.nodes}

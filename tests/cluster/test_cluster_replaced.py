@@ -1,4 +1,4 @@
-"""Another cluster is set up behind the address of the one that a node follows, with its certificates still good."""
+"""A new cluster behind the address of the old one, with certificates that are still valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravenvpn.k8s.resource import NAMESPACES
 
 
 def replace(plane: ControlPlane) -> None:
-    """All that was stored is gone; address, CA and identities are the same."""
+    """Replace the storage; address, CA and identities stay."""
     for program in ("kube-apiserver", "etcd"):
         plane.kill(program)
     shutil.rmtree(plane.folder / "etcd")

@@ -1,4 +1,4 @@
-"""Following the API through everything that happens to an API server, a real one."""
+"""Watches of a real API server that is killed, hangs, loses its history, or gets other certificates."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ async def delete(client: Client, *names: str) -> None:
 
 
 async def settled(client: Client, follower: Follower) -> None:
-    """Empty, and followed."""
+    """Delete all objects and wait until the follower knows that."""
     for name in list(follower.there):
         await delete(client, name)
     await follower.until(lambda: not follower.there, "all is deleted")
 
 
 def told(follower: Follower) -> list[str]:
-    """Who came or changed, and with a minus who went, in this order, since the last time this was asked."""
+    """Names of changed objects, and with a minus of deleted ones, in order, since the last call."""
     said = [
         name
         for batch in follower.batches
@@ -49,8 +49,8 @@ def told(follower: Follower) -> list[str]:
     return said
 
 
-async def test_a_killed_server_is_followed_again_and_only_differences_are_told(plane: ControlPlane) -> None:
-    """A new server's memory begins with its start, so a client may have to list; what it knows it is not told."""
+async def test_after_a_restart_of_the_server_only_differences_are_yielded(plane: ControlPlane) -> None:
+    """The watch cache of a server begins at its start, so a client may have to list."""
     async with (
         Client.connect(str(plane.admin)) as client,
         following(Reflector(client, GATEWAYS)) as follower,
@@ -77,7 +77,7 @@ async def test_a_killed_server_is_followed_again_and_only_differences_are_told(p
 
 
 async def refusal(client: Client, version: str) -> int:
-    """With which status a watch from there is refused, once the server has begun (429) to serve."""
+    """Return the status with which a watch from `version` is refused, 0 if it is accepted; 429 means: starting."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -90,8 +90,8 @@ async def refusal(client: Client, version: str) -> int:
         await asyncio.sleep(0.05)
 
 
-async def test_a_version_that_is_too_old_is_410_and_the_world_is_compared(plane: ControlPlane) -> None:
-    """An agent that slept: it had b and x at the first of all versions. x is gone, b stayed, c is new."""
+async def test_an_expired_version_is_410_and_the_list_is_compared_with_what_is_known(plane: ControlPlane) -> None:
+    """An agent that slept: it knows b and x from the first version. Now x is deleted, b is unchanged, c is new."""
     async with Client.connect(str(plane.admin)) as client:
         await put(client, "b", "c")
         await asyncio.to_thread(plane.compact)
@@ -114,8 +114,8 @@ async def test_a_version_that_is_too_old_is_410_and_the_world_is_compared(plane:
             await settled(client, follower)
 
 
-async def test_a_hung_server_is_noticed_and_taken_up_again(plane: ControlPlane) -> None:
-    """Its connections stand, its kernel answers, and not a byte comes: SIGSTOP."""
+async def test_a_hung_server_is_detected_and_the_watch_resumes(plane: ControlPlane) -> None:
+    """SIGSTOP: connections stay open and the kernel acknowledges, but no byte arrives."""
     async with (
         Client.connect(str(plane.admin)) as client,
         following(Reflector(client, GATEWAYS, silence=3.0)) as follower,
@@ -134,9 +134,11 @@ async def test_a_hung_server_is_noticed_and_taken_up_again(plane: ControlPlane) 
         await settled(client, follower)
 
 
-async def test_another_serving_certificate_and_another_ca(plane: ControlPlane) -> None:
-    """All identities are new, and the kubeconfig is written anew while the client runs. (It waits little between
-    attempts: how long it would has scenes of its own.)"""
+async def test_a_replaced_serving_certificate_and_ca_are_accepted_with_the_new_kubeconfig(
+    plane: ControlPlane,
+) -> None:
+    """All identities are new, and the kubeconfig is replaced while the client runs. Delays between attempts are short
+    here; other tests measure them."""
     async with (
         Client.connect(str(plane.admin)) as client,
         following(Reflector(client, GATEWAYS, draw=lambda: 0.1)) as follower,
@@ -160,7 +162,7 @@ async def test_another_serving_certificate_and_another_ca(plane: ControlPlane) -
         await settled(client, follower)
 
 
-async def test_a_client_with_the_old_ca_alone_trusts_nobody(plane: ControlPlane, tmp_path: Path) -> None:
+async def test_a_client_with_only_the_old_ca_refuses_the_server(plane: ControlPlane, tmp_path: Path) -> None:
     stale = tmp_path / "stale.kubeconfig"
     stale.write_bytes(plane.admin.read_bytes())
     plane.kill()
@@ -180,7 +182,7 @@ async def test_a_client_with_the_old_ca_alone_trusts_nobody(plane: ControlPlane,
 async def test_a_pods_token_and_ca_rotate(
     plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kubelet does it: another file under the same name. The old token is worth nothing by then."""
+    """As the kubelet does it: another file under the same name. The old token is invalid by then."""
     account = "rotating"
     plane.kubectl("create", "serviceaccount", account, "-n", "kube-system")
     plane.kubectl("create", "clusterrolebinding", account, "--clusterrole=cluster-admin",
@@ -205,10 +207,10 @@ async def test_a_pods_token_and_ca_rotate(
         assert (await client.get(NAMESPACES, "kube-system"))["metadata"]["name"] == "kube-system"
 
 
-async def test_keys_of_a_kubeconfig_do_not_stay_in_files(
+async def test_temporary_files_with_keys_of_a_kubeconfig_are_removed(
     plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library puts them through temporary files; ours are gone once they are read."""
+    """The library writes keys to temporary files to load them."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     assert b"client-key-data" in plane.admin.read_bytes()
@@ -217,8 +219,8 @@ async def test_keys_of_a_kubeconfig_do_not_stay_in_files(
         assert os.listdir(tmp_path) == []
 
 
-async def test_a_hundred_watchers_come_back_spread(plane: ControlPlane) -> None:
-    """They lose the server in one instant; who is accepted when, afterwards, is spread over seconds."""
+async def test_a_hundred_watches_are_accepted_again_spread_over_seconds(plane: ControlPlane) -> None:
+    """All of them lose the server at the same instant."""
     async with Client.connect(str(plane.admin)) as client:
         returned: list[float] = []
 

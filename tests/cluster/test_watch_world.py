@@ -1,4 +1,4 @@
-"""The world as an agent has it from a real API server, and the one it keeps for the day there is none."""
+"""The world from a real API server, the saved world, and the agent's own Peer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def clear(client: Client) -> None:
             await delete(client, *(item["metadata"]["name"] for item in page.items))
 
 
-async def test_a_world_is_read_followed_and_named_by_its_cluster(client: Client, tmp_path: Path) -> None:
+async def test_the_world_is_read_watched_and_named_by_the_uid_of_the_cluster(client: Client, tmp_path: Path) -> None:
     await put_gateway(client, "factory", "factory-1", "factory-2")
     await put_peer(client, "factory-1", "factory", "gateway")
     async with looking(client, "factory-2", tmp_path / "world") as looker:
@@ -52,7 +52,7 @@ async def test_a_world_is_read_followed_and_named_by_its_cluster(client: Client,
         await looker.until(lambda: looker.gateways == ["factory"], "gone")
 
 
-async def test_peers_are_those_of_gateways_everywhere_and_of_our_region(client: Client, tmp_path: Path) -> None:
+async def test_peers_are_those_of_all_gateways_and_of_our_region(client: Client, tmp_path: Path) -> None:
     await put_gateway(client, "factory", "f1", "f2", "f3")
     await put_gateway(client, "harbour", "h1", "h2")
     for name, region, role in (
@@ -81,8 +81,8 @@ async def test_peers_are_those_of_gateways_everywhere_and_of_our_region(client: 
         assert all({"h1", "h2"} <= set(snapshot.world.peers) for snapshot in looker.snapshots[count:])
 
 
-async def test_a_malformed_object_is_told_and_its_last_good_version_stays(client: Client, tmp_path: Path) -> None:
-    """The API server takes what its schema does not forbid."""
+async def test_a_malformed_object_is_reported_and_its_last_good_version_stays(client: Client, tmp_path: Path) -> None:
+    """The API server accepts what its schema does not forbid."""
     await put_gateway(client, "factory", "f1", public_ip="203.0.113.7")
     async with looking(client, "f1", tmp_path / "world") as looker:
         await looker.until(lambda: looker.gateways == ["factory"], "read")
@@ -97,8 +97,8 @@ async def test_a_malformed_object_is_told_and_its_last_good_version_stays(client
         assert looker.snapshots[-1].world.gateways["factory"].endpoints[0].public_ip == "203.0.113.8"
 
 
-async def test_a_second_start_goes_on_where_the_first_had_come_to(client: Client, tmp_path: Path) -> None:
-    """With the server there it lists nothing, and yet misses nothing."""
+async def test_a_second_start_resumes_the_watches_of_the_first(client: Client, tmp_path: Path) -> None:
+    """It sends no list and misses no change."""
     await put_gateway(client, "factory", "f1")
     await put_peer(client, "f1", "factory", "gateway")
     async with looking(client, "f1", tmp_path / "world") as looker:
@@ -113,8 +113,8 @@ async def test_a_second_start_goes_on_where_the_first_had_come_to(client: Client
         assert looker.source.api.watches == 3
 
 
-async def test_what_came_last_is_saved_when_the_agent_ends(client: Client, tmp_path: Path) -> None:
-    """An agent that is restarted within the second in which a change is not written yet."""
+async def test_the_last_change_is_saved_when_the_agent_ends(client: Client, tmp_path: Path) -> None:
+    """An agent that is restarted within the second before a change is written."""
     await put_gateway(client, "factory", "f1")
     await put_peer(client, "f1", "factory", "gateway")
     async with looking(client, "f1", tmp_path / "world") as looker:
@@ -128,7 +128,7 @@ async def test_what_came_last_is_saved_when_the_agent_ends(client: Client, tmp_p
     assert saved.versions.keys() == set(Feed), "so that the next start lists nothing"
 
 
-async def test_without_the_server_the_saved_world_is_there_at_once(
+async def test_without_the_server_the_saved_world_is_in_force_at_once(
     client: Client, watched: ControlPlane, tmp_path: Path
 ) -> None:
     await put_gateway(client, "factory", "f1")
@@ -150,7 +150,7 @@ async def test_without_the_server_the_saved_world_is_there_at_once(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed", "newer"])
-async def test_a_saved_world_that_is_not_whole_is_set_aside(
+async def test_a_damaged_saved_world_is_renamed_and_not_used(
     client: Client, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await put_gateway(client, "factory", "f1")
@@ -173,8 +173,10 @@ async def test_a_saved_world_that_is_not_whole_is_set_aside(
     assert sorted(os.listdir(tmp_path)) == ["world", f"world.{'newer' if damage == 'newer' else 'corrupt'}"]
 
 
-async def test_the_world_of_another_cluster_goes_when_ours_is_known(client: Client, tmp_path: Path) -> None:
-    """The kubeconfig names another cluster now."""
+async def test_the_saved_world_of_another_cluster_is_replaced_once_ours_is_known(
+    client: Client, tmp_path: Path
+) -> None:
+    """The kubeconfig points to another cluster than before."""
     await put_gateway(client, "factory", "f1")
     file = tmp_path / "world"
     async with looking(client, "f1", file) as looker:
@@ -193,7 +195,7 @@ async def test_the_world_of_another_cluster_goes_when_ours_is_known(client: Clie
         assert all(len(snapshot.world.gateways) == 1 for snapshot in looker.snapshots), "never a mixture"
 
 
-async def test_a_disk_that_is_full_stops_nothing(client: Client, tmp_path: Path) -> None:
+async def test_a_full_disk_does_not_stop_the_source(client: Client, tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     async with looking(client, "f1", folder / "world") as looker:
@@ -280,8 +282,8 @@ async def test_a_peer_that_is_deleted_or_changed_is_written_again(client: Client
             telling.cancel()
 
 
-async def test_a_server_that_refuses_our_peer_is_told_and_asked_again(client: Client, watched: ControlPlane) -> None:
-    """No right to write it yet; as soon as there is one, it stands."""
+async def test_a_refused_peer_is_reported_and_written_again_later(client: Client, watched: ControlPlane) -> None:
+    """The account gets its permission later; then the Peer is written."""
     stranger = watched.kubeconfig("stranger", "/CN=stranger")
     async with Client.connect(str(stranger)) as forbidden, announcing(forbidden) as writer:
         writer.set_content(SELF)
@@ -297,7 +299,7 @@ async def test_a_server_that_refuses_our_peer_is_told_and_asked_again(client: Cl
             watched.kubectl("delete", *binding[:2])
 
 
-async def test_a_peer_with_a_key_the_server_refuses_ends_nothing(client: Client) -> None:
+async def test_a_peer_that_the_schema_refuses_does_not_stop_the_writer(client: Client) -> None:
     wrong = PeerContent(PeerObject("f1", b"", listen_port=4500), "factory", "gateway")
     async with announcing(client) as writer:
         writer.set_content(wrong)
@@ -307,8 +309,8 @@ async def test_a_peer_with_a_key_the_server_refuses_ends_nothing(client: Client)
         assert (await standing(client))["metadata"]["name"] == "f1"
 
 
-async def test_peers_of_the_oldest_version_too(any_cluster: ControlPlane) -> None:
-    """Server-side apply with a status of its own, labels, watch: as on each version that is supported."""
+async def test_peers_work_with_each_supported_version_of_kubernetes(any_cluster: ControlPlane) -> None:
+    """Server-side apply of Peer and status, label selectors, list and watch."""
     define_kinds(any_cluster)
     async with Client.connect(str(any_cluster.admin)) as client:
         assert await client.served("ravenvpn.io") == ("v1alpha1",)

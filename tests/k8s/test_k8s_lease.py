@@ -1,4 +1,4 @@
-"""The Lease: one leader at a time, whatever clocks, crashes and a slow network do."""
+"""Leader election: at most one leader, with clocks that differ, crashes and a slow network."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from ravenvpn.k8s.lease_timing import LeaseTiming
 WALL = "2026-01-31T12:00:00.000000Z"
 
 
-def stand(candidacy: Candidacy, server: LeaseRecord, now: float) -> LeaseRecord | None:
-    """Look, and claim if possible: what is sent."""
+def observe_and_claim(candidacy: Candidacy, server: LeaseRecord, now: float) -> LeaseRecord | None:
+    """Observe the Lease; return the claim to send, None while another replica holds it."""
     candidacy.observe(server, now)
     return candidacy.claim(now, WALL)
 
 
 def leader(identity: str = "a", at: float = 100.0) -> tuple[Candidacy, LeaseRecord]:
     candidacy = Candidacy(identity)
-    claim = stand(candidacy, LeaseRecord(), at)
+    claim = observe_and_claim(candidacy, LeaseRecord(), at)
     assert claim is not None
     record = replace(claim, version="1")
     candidacy.written(record, at, at + 0.1)
     return candidacy, record
 
 
-def test_a_lease_nobody_has_is_taken() -> None:
+def test_a_lease_without_a_holder_is_taken() -> None:
     a, record = leader()
     assert (record.holder, record.duration, record.transitions) == ("a", 15.0, 0)
     assert a.leading(100.2)
 
 
-def test_a_lease_another_renews_is_left_alone() -> None:
+def test_a_lease_that_another_replica_renews_is_not_taken() -> None:
     _, record = leader("a")
     b = Candidacy("b")
-    assert stand(b, record, 100.0) is None
-    assert stand(b, replace(record, renewed="later", version="2"), 114.0) is None
-    # Fifteen seconds count from when the change was seen, not from the times of another's clock.
-    assert stand(b, replace(record, renewed="later", version="2"), 128.9) is None
+    assert observe_and_claim(b, record, 100.0) is None
+    assert observe_and_claim(b, replace(record, renewed="later", version="2"), 114.0) is None
+    # The duration counts from when this replica saw the change, not from the times in the Lease.
+    assert observe_and_claim(b, replace(record, renewed="later", version="2"), 128.9) is None
 
 
 def test_a_lease_not_renewed_for_its_duration_is_taken() -> None:
@@ -55,16 +55,16 @@ def test_a_lease_not_renewed_for_its_duration_is_taken() -> None:
     assert (claim.holder, claim.transitions, claim.version) == ("b", 1, "1")
 
 
-def test_a_leader_writes_no_longer_than_ten_seconds_after_it_asked_for_its_last_renewal() -> None:
+def test_a_leader_begins_no_write_later_than_ten_seconds_after_the_request_of_its_last_renewal() -> None:
     a, _ = leader(at=100.0)
     assert a.budget(100.0) == 14.0
-    assert a.budget(109.9) == pytest.approx(4.1)  # what begins last ends before another may begin, at 115
+    assert a.budget(109.9) == pytest.approx(4.1)  # the last write ends before another replica may write, at 115
     assert a.budget(110.0) == 0.0
     assert not a.leading(110.0)
 
 
-def test_renewal_counts_from_when_it_was_asked_for() -> None:
-    """The answer may have been long on its way; the Lease was written at any time since the request."""
+def test_a_renewal_counts_from_its_request() -> None:
+    """The answer may be slow; the Lease was written at any time since the request."""
     a, record = leader(at=100.0)
     claim = a.claim(104.0, WALL)
     assert claim is not None
@@ -74,14 +74,14 @@ def test_renewal_counts_from_when_it_was_asked_for() -> None:
     assert record.version == "1"
 
 
-def test_who_lost_it_stops_at_once_when_it_sees_that() -> None:
+def test_a_leader_that_observes_another_holder_stops_at_once() -> None:
     a, record = leader(at=100.0)
     a.observe(replace(record, holder="b", version="7"), 101.0)
     assert not a.leading(101.0)
     assert a.claim(101.0, WALL) is None
 
 
-def test_who_could_not_renew_in_time_may_renew_later_if_nobody_took_it() -> None:
+def test_an_expired_leader_may_renew_if_no_other_replica_took_the_lease() -> None:
     a, _ = leader(at=100.0)
     assert not a.leading(120.0)
     claim = a.claim(120.0, WALL)
@@ -90,25 +90,25 @@ def test_who_could_not_renew_in_time_may_renew_later_if_nobody_took_it() -> None
     assert a.leading(121.0)
 
 
-def test_a_lease_given_up_is_taken_without_waiting() -> None:
+def test_a_released_lease_is_taken_at_once() -> None:
     a, _ = leader("a", at=100.0)
     released = a.release(WALL)
     assert released is not None
     assert not a.leading(100.5)
     assert a.holder == ""
-    claim = stand(Candidacy("b"), replace(released, version="2"), 100.6)
+    claim = observe_and_claim(Candidacy("b"), replace(released, version="2"), 100.6)
     assert claim is not None
     assert claim.holder == "b"
 
 
-def test_who_does_not_hold_it_gives_nothing_up() -> None:
+def test_a_replica_that_is_not_the_holder_releases_nothing() -> None:
     _, record = leader("a")
     b = Candidacy("b")
     b.observe(record, 100.0)
     assert b.release(WALL) is None
 
 
-def test_a_lease_survives_the_way_to_the_server_and_back() -> None:
+def test_a_lease_is_written_and_read_back() -> None:
     record = LeaseRecord("a", 15.0, WALL, WALL, 3, "77")
     written = write(record, "raven-vpn-controller", "kube-system")
     assert written["metadata"] == {
@@ -119,20 +119,20 @@ def test_a_lease_survives_the_way_to_the_server_and_back() -> None:
     assert read(written) == record
 
 
-def test_a_lease_made_by_hand_is_read_as_held_by_nobody() -> None:
+def test_a_lease_without_spec_has_no_holder() -> None:
     assert read({"metadata": {"name": "x", "resourceVersion": "5"}}) == LeaseRecord(version="5")
     with pytest.raises(ClusterError):
         read({"metadata": {}, "spec": {"holderIdentity": 7}})
 
 
 @pytest.mark.parametrize("timing", [(10.0, 10.0, 2.0), (15.0, 14.5, 2.0), (15.0, 2.0, 2.0), (15.0, 10.0, 0.0)])
-def test_times_that_do_not_fit_together_are_refused(timing: tuple[float, float, float]) -> None:
+def test_an_unsafe_timing_is_refused(timing: tuple[float, float, float]) -> None:
     with pytest.raises(ConfigError):
         LeaseTiming(*timing)
 
 
 class Server:
-    """Holds the Lease as etcd would: a write with a stale version is refused."""
+    """Stores the Lease as etcd does: a write with an old resourceVersion is refused."""
 
     def __init__(self) -> None:
         self.record = LeaseRecord()
@@ -146,11 +146,11 @@ class Server:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from("abc"),  # whose turn it is
-        st.floats(0.0, 8.0),  # seconds since the last turn
-        st.floats(0.0, 6.0),  # from the look until the write arrives
-        st.floats(0.0, 6.0),  # from there until the answer does
-        st.booleans(),  # whether the answer does at all
+        st.sampled_from("abc"),  # replica that acts
+        st.floats(0.0, 8.0),  # seconds since the last step
+        st.floats(0.0, 6.0),  # seconds from the observation until the write arrives
+        st.floats(0.0, 6.0),  # seconds until the answer arrives
+        st.booleans(),  # whether the answer arrives at all
     ),
     max_size=30,
 )
@@ -158,9 +158,9 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
-def test_never_may_two_write(steps: list[tuple[str, float, float, float, bool]]) -> None:
-    """Slow requests, lost answers and replicas that sleep: the intervals in which a replica may write, and in which
-    what it wrote may arrive, never overlap another's."""
+def test_no_two_replicas_may_write_at_the_same_time(steps: list[tuple[str, float, float, float, bool]]) -> None:
+    """With slow requests, lost answers and replicas that sleep: the interval in which a replica may write, or in which
+    its write may still arrive, never overlaps that of another replica."""
     server, now = Server(), 0.0
     candidates = {name: Candidacy(name) for name in "abc"}
     for name, pause, there, back, answered in steps:
@@ -176,7 +176,7 @@ def test_never_may_two_write(steps: list[tuple[str, float, float, float, bool]])
         now += back
         if taken is not None and answered:
             mine.written(taken, asked_at, now)
-        # Until when can a write of each, begun now, still be under way?
+        # At the end of the last write that may begin now no other replica may take the Lease.
         writers = [one for one, candidacy in candidates.items() if candidacy.budget(now) > 0]
         assert len(writers) <= 1
         for one in writers:
