@@ -159,8 +159,8 @@ STEPS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_no_two_replicas_may_write_at_the_same_time(steps: list[tuple[str, float, float, float, bool]]) -> None:
-    """With slow requests, lost answers and replicas that sleep: the interval in which a replica may write, or in which
-    its write may still arrive, never overlaps that of another replica."""
+    """With slow requests, lost answers and replicas that sleep: the interval in which a replica may write, or
+    in which its write may still arrive, never overlaps that of another replica."""
     server, now = Server(), 0.0
     candidates = {name: Candidacy(name) for name in "abc"}
     for name, pause, there, back, answered in steps:
