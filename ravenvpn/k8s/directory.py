@@ -57,7 +57,7 @@ class Manifests:
         self._duplicates: dict[ObjectKey, Problem] = {}
         self._stated: dict[str, Gateway] = {}  # as in the manifest; `world` has them with the computed status
         self._members: dict[str, set[str]] = {}  # Gateway → names of the Nodes with its label
-        self._epochs: dict[str, dict[EndpointType, int]] = {}  # Gateway → highest epoch of its active endpoints
+        self._epochs: dict[str, dict[EndpointType, int]] = {}  # Gateway → type → highest epoch so far
 
     @property
     def problems(self) -> tuple[Problem, ...]:

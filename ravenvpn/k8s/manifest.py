@@ -182,7 +182,7 @@ class _Converter:
         return result
 
     def _repeated(self, node: yaml.Node, line: int) -> tuple[Any, LineMap, int]:
-        """Result of an alias on `line`: the same value object, not a copy, which nobody changes."""
+        """Result of an alias on `line`: the same value object, not a copy; values are never modified."""
         known = self._containers[id(node)]
         if known is None:
             raise _RejectedError("an alias (*) refers to the value that contains it", "write the value out", line)
