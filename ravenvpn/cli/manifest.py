@@ -1,4 +1,8 @@
-"""`raven-vpn manifest`: Gateway, Node and Peer of this node, for the manifest directories of the other nodes."""
+"""`raven-vpn manifest`: Gateway, Node and Peer of this node, for the manifest directories of the other nodes.
+
+The objects are a start to edit, for regions of one node: a second node of the region needs a Node and a Peer of its
+own, and an entry in the endpoints of the Gateway. Imports are within functions, so that `raven-vpn --help` stays fast.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +58,7 @@ def manifest(
     from ravenvpn.crypto.keyfile import load_or_create
     from ravenvpn.tunnel.linux.cpu import own_suites
 
+    # All arguments are checked before the key is made: an error leaves no file behind.
     prefixes = [_network(text) for text in pod_cidrs]
     hosts = _hosts(public)
     try:
@@ -61,6 +66,7 @@ def manifest(
     except OSError as error:
         raise ConfigError(error.strerror or str(error), where=str(state_dir), field="--state-dir") from error
     key = load_or_create(state_dir / "private.key", os.urandom)
+    # Packets of the node itself need a source that the other regions have a route to: an address within its prefixes.
     outside, inside = _own_addresses(state_dir, prefixes)
     peer = PeerObject(
         name=node or socket.gethostname(),
@@ -81,6 +87,7 @@ def objects(peer: PeerObject, region: str, prefixes: Iterable[Prefix]) -> list[d
     """
     from ravenvpn.k8s.crd import write_peer
 
+    # Without a public address the node can connect to others, but others cannot connect to it.
     endpoint: dict[str, Any] = {"nodeName": peer.name, "type": "tunnel", "port": peer.listen_port}
     endpoint |= {"publicIP": peer.addresses[0].host} if peer.addresses else {"underNAT": True}
     return [
@@ -132,5 +139,6 @@ def _own_addresses(state_dir: Path, prefixes: list[Prefix]) -> tuple[tuple[Addre
 
 def _first_of_each(addresses: list[Address]) -> tuple[Address, ...]:
     """The first IPv4 and the first IPv6 address."""
+    # Reversed, so that the first address of a family is the one that stays.
     by_family = {address.version: address for address in reversed(addresses)}
     return tuple(by_family[version] for version in sorted(by_family))
