@@ -1,7 +1,7 @@
 """`raven-vpn manifest`: Gateway, Node and Peer of this node, for the manifest directories of the other nodes.
 
 The objects are a start to edit, for regions of one node: a second node of the region needs a Node and a Peer of its
-own, and an entry in the endpoints of the Gateway. Imports are within functions, so that `raven-vpn --help` stays fast.
+own, and an entry in the endpoints of the Gateway. Imports are within functions to keep `raven-vpn --help` fast.
 """
 
 from __future__ import annotations
