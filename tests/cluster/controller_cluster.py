@@ -1,4 +1,4 @@
-"""A control plane with the controller in it, as a process under its own service account."""
+"""A real control plane, and the controller as a process under its service account."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from control_plane import DEPLOY, ControlPlane, define_kinds, running
 from ravenvpn.k8s.client import Client
 from ravenvpn.k8s.resource import GATEWAYS, NODES, PEERS, ApiError, Resource
 
-RIGHTS = DEPLOY / "workloads" / "rbac-controller.yaml"
+PERMISSIONS = DEPLOY / "workloads" / "rbac-controller.yaml"
 KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 READY = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": ""}
 SPACE = {"apiVersion": "raven.openyurt.io/v1beta1", "kind": "Gateway"}
@@ -33,21 +33,21 @@ Found = TypeVar("Found")
 
 
 def define(plane: ControlPlane) -> None:
-    """Definitions, and the rights of the controller's service account."""
+    """Apply the CustomResourceDefinitions and the permissions of the controller."""
     define_kinds(plane)
-    plane.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={RIGHTS}")
+    plane.kubectl("apply", "--server-side", "--force-conflicts", f"--filename={PERMISSIONS}")
 
 
 @contextmanager
 def defined(folder: Path, **options: Any) -> Iterator[ControlPlane]:
-    """A control plane for controllers alone, as they look at all Gateways there are; `options` are its own."""
+    """Run a control plane of one's own: controllers act on every Gateway in it. `options` are those of `running`."""
     with running(folder / "kube", **options) as plane:
         define(plane)
         yield plane
 
 
 class ControllerProcess:
-    """`raven-vpn controller` against `plane`, running from here on. As a context it is told to end, and ends well."""
+    """`raven-vpn controller` against `plane`, started at once. Leaving the context expects exit code 0 of it."""
 
     def __init__(
         self, plane: ControlPlane, *arguments: str, account: str = "ravenvpn-controller", name: str = "controller"
@@ -84,7 +84,7 @@ class ControllerProcess:
         self._process.wait(10)
 
     async def started(self, within: float = 60.0) -> None:
-        """Until it answers probes."""
+        """Wait until it answers probes."""
 
         async def livez() -> int:
             assert self.running, self.log.read_text()
@@ -93,7 +93,7 @@ class ControllerProcess:
         await eventually(livez, 200, within)
 
     def stop(self) -> int:
-        """By SIGTERM; its exit code."""
+        """Stop it with SIGTERM. Returns its exit code; kills it after 15 s."""
         self._process.send_signal(signal.SIGCONT)
         self._process.terminate()
         try:
@@ -106,7 +106,7 @@ class ControllerProcess:
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def get(self, path: str) -> tuple[int, str]:
-        """What /readyz and its kind answer; (0, "") where nobody does."""
+        """Return status and body of an HTTP request to the process; (0, "") if it does not answer."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
                 return answer.status, answer.read().decode()
@@ -120,13 +120,13 @@ class ControllerProcess:
         return "this replica leads" in self.get("/readyz")[1]
 
     def rss(self) -> int:
-        """Bytes."""
+        """Return the resident memory in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         line = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) * 1024
 
     def cpu(self) -> float:
-        """Seconds so far."""
+        """Return the CPU time used so far, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -138,16 +138,16 @@ def _free_port() -> int:
 
 
 class Region:
-    """Gateways, Nodes and Peers, written as an administrator; what was made is removed at the end."""
+    """Writes Gateways, Nodes and Peers as an administrator; `clear` deletes what was created."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._made: list[tuple[Resource, str]] = []
+        self._created: list[tuple[Resource, str]] = []
 
     async def create(self, resource: Resource, thing: Object) -> Object:
-        made = await self.client.create(resource, thing)
-        self._made.append((resource, thing["metadata"]["name"]))
-        return made
+        created = await self.client.create(resource, thing)
+        self._created.append((resource, thing["metadata"]["name"]))
+        return created
 
     async def gateway(self, name: str, endpoints: Sequence[Object], **spec: Any) -> Object:
         spec = {"tunnelConfig": {"Replicas": 1}, "endpoints": list(endpoints), **spec}
@@ -185,9 +185,9 @@ class Region:
         return next((c for c in conditions if c["type"] == kind), {})
 
     async def clear(self) -> None:
-        for resource, name in reversed(self._made):
+        for resource, name in reversed(self._created):
             await self.drop(resource, name)
-        self._made.clear()
+        self._created.clear()
 
     async def drop(self, resource: Resource, name: str) -> None:
         try:
@@ -208,12 +208,15 @@ async def administering(plane: ControlPlane) -> AsyncIterator[Region]:
 
 
 async def eventually(
-    look: Callable[[], Awaitable[Found]], wanted: Any, within: float = 20.0, every: float = 0.05
+    read: Callable[[], Awaitable[Found]], wanted: Any, within: float = 20.0, every: float = 0.05
 ) -> Found:
-    """What `look` found as soon as it is `wanted` (or, where that can be called, as that says)."""
+    """Call `read` until its result equals `wanted`, or `wanted(result)` is true if that is a function.
+
+    Returns the result; fails after `within` seconds. `every` is the interval in seconds.
+    """
     deadline = time.monotonic() + within
     while True:
-        found = await look()
+        found = await read()
         if wanted(found) if callable(wanted) else found == wanted:
             return found
         if time.monotonic() > deadline:
@@ -230,7 +233,7 @@ def tunnel(node: str, **more: Any) -> dict[str, Any]:
 
 
 async def pair(region: Region) -> tuple[str, str, str]:
-    """A region of two nodes that both may be the gateway: its name and theirs."""
+    """Create a region of two nodes that both can be the gateway. Returns its name and theirs."""
     name = fresh("factory")
     one, two = f"{name}-1", f"{name}-2"
     third, fourth = secrets.token_bytes(2)

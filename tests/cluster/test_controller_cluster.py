@@ -1,4 +1,4 @@
-"""The controller in a real cluster: what a person applies, and what stands in the status then."""
+"""The controller in a real cluster: objects are applied, and the status is read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 from control_plane import ControlPlane
 from controller_cluster import KEY, ControllerProcess, Region, administering, defined, eventually, fresh, pair, tunnel
 
-from ravenvpn.k8s.resource import BLOCK_AFFINITIES, CONFIG_MAPS, EVENTS, GATEWAYS, NODES, SERVICES, Resource
+from ravenvpn.k8s.resource import BLOCK_AFFINITIES, CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, GATEWAYS, NODES, SERVICES
 
 pytestmark = pytest.mark.cluster
 
 OTHER_KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
-SLICES = Resource("discovery.k8s.io", "v1", "endpointslices", "kube-system")
+SLICES = ENDPOINT_SLICES.within("kube-system")
 BALANCERS = SERVICES.within("kube-system")
 CONFIG = CONFIG_MAPS.within("kube-system")
 BLOCKS = {
@@ -63,7 +63,7 @@ async def region(plane: ControlPlane) -> AsyncIterator[Region]:
         yield region
 
 
-async def test_applied_gateways_are_elected_and_say_so(
+async def test_an_applied_gateway_gets_status_conditions_and_one_event(
     plane: ControlPlane, controller: ControllerProcess, region: Region
 ) -> None:
     name, one, _ = await pair(region)
@@ -77,8 +77,8 @@ async def test_applied_gateways_are_elected_and_say_so(
         "Conflict": "False",
     }
     assert plane.kubectl("get", "gw", name, "--no-headers").split()[:4] == [name, one, "2", "True"]
-    told = plane.kubectl("get", "events", f"--field-selector=involvedObject.name={name}", "--output=name")
-    assert told.count("event/") == 1
+    events = plane.kubectl("get", "events", f"--field-selector=involvedObject.name={name}", "--output=name")
+    assert events.count("event/") == 1
     assert "ActiveEndpointElected" in plane.kubectl("describe", "gw", name)
     assert controller.get("/livez") == (200, "ok\n")
     assert controller.get("/readyz")[0] == 200
@@ -86,7 +86,7 @@ async def test_applied_gateways_are_elected_and_say_so(
 
 
 @pytest.mark.usefixtures("controller")
-async def test_the_role_moves_off_a_node_that_is_not_ready_and_stays_moved(region: Region) -> None:
+async def test_the_role_moves_off_a_node_that_is_not_ready_and_does_not_move_back(region: Region) -> None:
     name, one, two = await pair(region)
     await eventually(lambda: region.active(name), [one])
     await region.ready(one, False)
@@ -103,7 +103,7 @@ async def test_the_role_moves_off_a_node_that_is_not_ready_and_stays_moved(regio
 
 
 @pytest.mark.usefixtures("controller")
-async def test_calicos_blocks_are_followed(region: Region) -> None:
+async def test_calicos_blocks_replace_pod_cidrs(region: Region) -> None:
     name = fresh("calico")
     node = f"{name}-1"
     await region.gateway(name, [tunnel(node)])
@@ -124,7 +124,9 @@ async def test_calicos_blocks_are_followed(region: Region) -> None:
 
 
 @pytest.mark.usefixtures("controller")
-async def test_a_malformed_gateway_says_why_and_holds_nobody_up(plane: ControlPlane, region: Region) -> None:
+async def test_a_malformed_gateway_has_a_reason_and_does_not_affect_others(
+    plane: ControlPlane, region: Region
+) -> None:
     broken, node = fresh("broken"), fresh("node")
     await region.gateway(broken, [tunnel(node, underNAT=True), tunnel(f"{node}-2", underNAT=False)])
     name, one, _ = await pair(region)
@@ -136,7 +138,7 @@ async def test_a_malformed_gateway_says_why_and_holds_nobody_up(plane: ControlPl
 
 
 @pytest.mark.usefixtures("controller")
-async def test_raven_cfg_opens_and_closes_the_gates(region: Region) -> None:
+async def test_raven_cfg_turns_roles_on_and_off(region: Region) -> None:
     name = fresh("cloud")
     node = f"{name}-1"
     await region.node(node, name, ["10.2.1.0/24"])
@@ -157,7 +159,7 @@ async def test_raven_cfg_opens_and_closes_the_gates(region: Region) -> None:
 
 
 @pytest.mark.usefixtures("controller")
-async def test_a_load_balancer_stands_before_the_active_endpoint_and_outlives_its_move(region: Region) -> None:
+async def test_a_load_balancer_keeps_its_address_when_the_role_moves(region: Region) -> None:
     name = fresh("cloud")
     one, two = f"{name}-1", f"{name}-2"
     await region.node(one, name, ["10.3.1.0/25"], ip="10.0.3.1,fd00:3::1")
@@ -168,7 +170,7 @@ async def test_a_load_balancer_stands_before_the_active_endpoint_and_outlives_it
         pages = region.client.list(BALANCERS, labels=f"raven.openyurt.io/gateway={name}")
         return [s["metadata"]["name"] async for page in pages for s in page.items]
 
-    async def led() -> list[tuple[str, str, str]]:
+    async def targets() -> list[tuple[str, str, str]]:
         pages = region.client.list(SLICES, labels=f"raven.openyurt.io/gateway={name}")
         slices = [s async for page in pages for s in page.items]
         ends = [(s["addressType"], s["endpoints"][0]["nodeName"], s["endpoints"][0]["addresses"][0]) for s in slices]
@@ -180,7 +182,7 @@ async def test_a_load_balancer_stands_before_the_active_endpoint_and_outlives_it
 
     (service,) = await eventually(services, lambda found: len(found) == 1)
     assert service.startswith(f"x-raven-tunnel-svc-{name}-")
-    await eventually(led, [("IPv4", one, "10.0.3.1"), ("IPv6", one, "fd00:3::1")])
+    await eventually(targets, [("IPv4", one, "10.0.3.1"), ("IPv6", one, "fd00:3::1")])
     assert (await region.condition(name, "Ready"))["reason"] == "NoPublicAddress"
 
     async def ingress(*entries: dict[str, str]) -> None:
@@ -189,20 +191,20 @@ async def test_a_load_balancer_stands_before_the_active_endpoint_and_outlives_it
 
     await ingress({"ip": "203.0.113.7"})
     await eventually(public_ip, "203.0.113.7")
-    await ingress({"hostname": "3221226061"})  # what every resolver knows: 192.0.2.77, written as one number
+    await ingress({"hostname": "3221226061"})  # every resolver resolves it: 192.0.2.77 as one number
     await eventually(public_ip, "192.0.2.77")
     await region.ready(one, False)
     await eventually(lambda: region.active(name), [two])
     assert await public_ip() == "192.0.2.77"
-    await eventually(led, [("IPv4", two, "10.0.3.2")])
+    await eventually(targets, [("IPv4", two, "10.0.3.2")])
     assert await services() == [service]
     await region.drop(GATEWAYS, name)
     await eventually(services, [])
-    await eventually(led, [])
+    await eventually(targets, [])
 
 
 @pytest.mark.usefixtures("controller")
-async def test_a_peers_key_stands_where_upstreams_agents_look_and_theirs_stays(region: Region) -> None:
+async def test_the_key_of_a_peer_is_published_and_other_keys_are_kept(region: Region) -> None:
     name = fresh("mixed")
     ours, theirs = f"{name}-1", f"{name}-2"
     await region.node(ours, name, ["10.4.1.0/25"])
@@ -225,20 +227,20 @@ async def test_a_peers_key_stands_where_upstreams_agents_look_and_theirs_stays(r
     assert endpoint["publicIP"] == "198.51.100.7"
 
 
-async def test_where_yurt_manager_writes_we_step_back_and_return_when_it_is_gone(
+async def test_it_steps_back_where_yurt_manager_writes_and_elects_when_it_is_gone(
     controller: ControllerProcess, region: Region
 ) -> None:
     name, one, two = await pair(region)
     await eventually(lambda: region.active(name), [one])
     theirs = {"nodes": [], "activeEndpoints": [{"nodeName": two, "type": "tunnel"}]}
-    # Its entry must be the later one, and managedFields count in seconds.
+    # Its entry must be the later one, and times in managedFields have whole seconds.
     await eventually(lambda: _writes_later(region, name, theirs), True)
 
     async def readyz() -> str:
         return controller.get("/readyz")[1]
 
-    said = await eventually(readyz, lambda text: "steps back: " in text)
-    assert f"yurt-manager wrote the status of Gateway {name} at " in said
+    text = await eventually(readyz, lambda text: "steps back: " in text)
+    assert f"yurt-manager wrote the status of Gateway {name} at " in text
     await region.ready(one, False)
     await region.ready(two, False)
     assert (await region.status(name))["activeEndpoints"] == theirs["activeEndpoints"]
@@ -253,7 +255,7 @@ async def test_where_yurt_manager_writes_we_step_back_and_return_when_it_is_gone
 
 
 async def _writes_later(region: Region, name: str, status: dict[str, Any]) -> bool:
-    """As yurt-manager; whether its entry in managedFields is later than ours now."""
+    """Write a status as yurt-manager. Returns whether its entry in managedFields is later than the controller's."""
     epoch = secrets.token_hex(2)
     marked = {**status, "nodes": [{"nodeName": f"n-{epoch}", "privateIP": "10.0.0.1", "subnets": []}]}
     answer = await region.client.merge(

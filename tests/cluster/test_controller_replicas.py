@@ -1,7 +1,7 @@
-"""Several controllers: one leads at a time, and when it dies nobody notices but the Lease.
+"""Several replicas of the controller: one leads at a time, and a change of the leader changes no Gateway.
 
-The API server's audit log is the witness: each process has a service account of its own, and none writes a Gateway
-once another has written the Lease.
+The API server's audit log is the evidence: each process has a service account of its own, and none writes a Gateway
+after another one has written the Lease.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 from control_plane import DEPLOY, ControlPlane
 from controller_cluster import (
     KEY,
-    RIGHTS,
+    PERMISSIONS,
     ControllerProcess,
     Region,
     administering,
@@ -32,12 +32,13 @@ from controller_cluster import (
 )
 
 from ravenvpn.k8s.client import Client
+from ravenvpn.k8s.controller.options import ControllerOptions
 from ravenvpn.k8s.resource import CRDS, GATEWAYS, LEASES, NODES, Page
 from ravenvpn.rfc3339 import format_micro_time
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the first waits for its control plane besides
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]  # the first test also waits for its control plane
 
-LEASE = "raven-vpn-controller"
+LEASE = ControllerOptions(identity="").lease_name
 QUICK = ("--lease-duration=4", "--renew-deadline=2", "--retry-period=0.5")
 
 
@@ -57,26 +58,26 @@ async def region(plane: ControlPlane) -> AsyncIterator[Region]:
 
 
 class Write(NamedTuple):
-    """A request as the audit log has it; the time is when it was answered."""
+    """A successful write in the audit log."""
 
-    at: float
-    user: str
+    at: float  # when it was answered, seconds since 1970
+    user: str  # service account
     resource: str
 
 
 class Replicas:
-    """Starts controllers, each under an account of its own with the rights of the one in deploy/."""
+    """Starts controllers, each under a service account of its own with the permissions in deploy/."""
 
     def __init__(self, plane: ControlPlane, *arguments: str) -> None:
         self._plane, self._arguments = plane, arguments
         self._subject = secrets.token_hex(3)
-        self.running: list[tuple[str, ControllerProcess]] = []
-        self.all: list[str] = []
+        self.running: list[tuple[str, ControllerProcess]] = []  # service account and process
+        self.all: list[str] = []  # service accounts, also of killed ones
 
     def start(self) -> ControllerProcess:
         account = f"controller-{self._subject}-{len(self.all)}"
         documents = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _named(account)}]
-        for document in yaml.safe_load_all(RIGHTS.read_text()):
+        for document in yaml.safe_load_all(PERMISSIONS.read_text()):
             if document["kind"].endswith("Binding"):
                 metadata = {**document["metadata"], "name": f"{document['metadata']['name']}-{account}"}
                 subject = {"kind": "ServiceAccount", "name": account, "namespace": "kube-system"}
@@ -88,10 +89,10 @@ class Replicas:
         return process
 
     async def leader(self, within: float = 60.0) -> tuple[str, ControllerProcess]:
-        async def look() -> tuple[str, ControllerProcess] | None:
+        async def leading() -> tuple[str, ControllerProcess] | None:
             return next((one for one in self.running if one[1].leads), None)
 
-        found = await eventually(look, lambda one: one is not None, within)
+        found = await eventually(leading, lambda one: one is not None, within)
         assert found is not None
         return found
 
@@ -105,14 +106,14 @@ class Replicas:
         self.running = []
 
     def writes(self) -> list[Write]:
-        """Of Gateways and of the Lease, those that the API server took, in the order in which they were done."""
+        """Return the successful writes of Gateways and of the Lease, in the order in which they were answered."""
         found = []
         for event in self._plane.requests():
             user = event["user"]["username"].rpartition(":")[2]
             resource = event.get("objectRef", {}).get("resource")
-            taken = event.get("responseStatus", {}).get("code") in (200, 201)
+            accepted = event.get("responseStatus", {}).get("code") in (200, 201)
             wrote = event["verb"] in ("create", "update", "patch")
-            if user in self.all and resource in ("gateways", "leases") and wrote and taken:
+            if user in self.all and resource in ("gateways", "leases") and wrote and accepted:
                 found.append(Write(datetime.fromisoformat(event["stageTimestamp"]).timestamp(), user, resource))
         return sorted(found)
 
@@ -120,7 +121,7 @@ class Replicas:
         return [write for write in self.writes() if write.resource == "gateways" and user in ("", write.user)]
 
     def assert_one_writer_at_a_time(self, terms: int) -> None:
-        """Whoever wrote a Gateway was the last who had written the Lease."""
+        """Each writer of a Gateway was the last one that had written the Lease; `terms` or more replicas wrote."""
         holder, wrote = "", set()
         for write in self.writes():
             if write.resource == "leases":
@@ -135,15 +136,15 @@ def _named(name: str) -> dict[str, str]:
     return {"name": name, "namespace": "kube-system"}
 
 
-class Witness:
-    """Sees every version of a Gateway's status that there ever was."""
+class StatusRecorder:
+    """Watches a Gateway and collects what its status ever contained."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client, self._name = client, name
         self.versions = 0
-        self.actives: set[tuple[tuple[str, str], ...]] = set()
-        self.ready: set[str] = set()
-        self.elected_since: set[str] = set()
+        self.actives: set[tuple[tuple[str, str], ...]] = set()  # node and epoch of the active endpoints
+        self.ready: set[str] = set()  # status of condition Ready
+        self.transitions: set[str] = set()  # lastTransitionTime of all conditions
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -161,18 +162,18 @@ class Witness:
             async for events in portions:
                 for kind, obj in events:
                     if kind == "MODIFIED" and obj["metadata"]["name"] == self._name:
-                        self._see(obj["status"])
+                        self._record(obj["status"])
 
-    def _see(self, status: dict[str, Any]) -> None:
+    def _record(self, status: dict[str, Any]) -> None:
         self.versions += 1
         self.actives.add(tuple((e["nodeName"], e["config"]["ravenvpn.io/epoch"]) for e in status["activeEndpoints"]))
         self.ready.add(next(c["status"] for c in status["conditions"] if c["type"] == "Ready"))
-        self.elected_since |= {c["lastTransitionTime"] for c in status["conditions"]}
+        self.transitions |= {c["lastTransitionTime"] for c in status["conditions"]}
 
 
 @asynccontextmanager
 async def churn(region: Region, node: str) -> AsyncIterator[None]:
-    """The plain node comes, goes and changes its address: every change is a status to write."""
+    """Change the address of a node ten times a second; every change is a status to write."""
 
     async def forever() -> None:
         for i in range(1_000_000):
@@ -189,61 +190,63 @@ async def churn(region: Region, node: str) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def leaders_die(plane: ControlPlane, region: Region, times: int, *arguments: str) -> float:
-    """Kill the leader `times` times under churn; returns the longest time without a write, in seconds."""
+async def kill_leaders(plane: ControlPlane, region: Region, times: int, *arguments: str) -> float:
+    """Kill the leader `times` times under churn. Returns the longest time without a write, in seconds."""
     replicas = Replicas(plane, *arguments)
     try:
         for process in (replicas.start(), replicas.start()):
             await process.started()
         name, one, two = await pair(region)
         await eventually(lambda: region.active(name), [one], within=40)
-        witness = Witness(region.client, name)
-        async with witness.watching(), churn(region, two):
+        recorder = StatusRecorder(region.client, name)
+        async with recorder.watching(), churn(region, two):
             for _ in range(times):
                 account, leader = await replicas.leader()
-                seen = witness.versions
-                await eventually(_count(lambda: witness.versions), lambda found, seen=seen: found > seen)
+                seen = recorder.versions
+                await eventually(_count(lambda: recorder.versions), lambda found, seen=seen: found > seen)
                 replicas.kill(leader)
                 another = replicas.start()
                 following, _ = await replicas.leader()
                 assert following != account
                 await another.started()
-            seen = witness.versions
-            await eventually(_count(lambda: witness.versions), lambda found: found > seen)
+            seen = recorder.versions
+            await eventually(_count(lambda: recorder.versions), lambda found: found > seen)
         replicas.assert_one_writer_at_a_time(times + 1)
-        assert witness.actives == {((one, "1"),)}
-        assert witness.ready == {"True"}
-        assert len(witness.elected_since) == 1, "no condition ever turned"
+        assert recorder.actives == {((one, "1"),)}
+        assert recorder.ready == {"True"}
+        assert len(recorder.transitions) == 1, "no condition changed its status"
         return max(later.at - earlier.at for earlier, later in itertools.pairwise(replicas.of_gateways()))
     finally:
         replicas.stop()
 
 
-def _count(look: Callable[[], int]) -> Callable[[], Any]:
+def _count(read: Callable[[], int]) -> Callable[[], Any]:
     async def counted() -> int:
-        return look()
+        return read()
 
     return counted
 
 
-async def test_a_leader_killed_five_times_flaps_nothing_and_never_do_two_write(
+async def test_five_killed_leaders_cause_no_flapping_and_never_two_writers(
     plane: ControlPlane, region: Region
 ) -> None:
-    gap = await leaders_die(plane, region, 5, *QUICK)
+    gap = await kill_leaders(plane, region, 5, *QUICK)
     print(f"longest time without a write, Lease of 4 s: {gap:.1f} s")
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-async def test_a_leader_killed_twenty_times_flaps_nothing_and_never_do_two_write(
+async def test_twenty_killed_leaders_cause_no_flapping_and_never_two_writers(
     plane: ControlPlane, region: Region
 ) -> None:
-    gap = await leaders_die(plane, region, 20)
+    gap = await kill_leaders(plane, region, 20)
     print(f"longest time without a write, Lease of 15 s: {gap:.1f} s")
     assert gap < 25
 
 
-async def test_a_leader_that_slept_through_its_lease_writes_nothing_more(plane: ControlPlane, region: Region) -> None:
+async def test_a_leader_stopped_beyond_its_lease_writes_nothing_afterwards(
+    plane: ControlPlane, region: Region
+) -> None:
     replicas = Replicas(plane, *QUICK)
     try:
         for process in (replicas.start(), replicas.start()):
@@ -251,35 +254,33 @@ async def test_a_leader_that_slept_through_its_lease_writes_nothing_more(plane: 
         name, one, two = await pair(region)
         await eventually(lambda: region.active(name), [one], within=40)
         async with churn(region, two):
-            sleeper, process = await replicas.leader()
+            stopped, process = await replicas.leader()
             process.signal(signal.SIGSTOP)
-            replicas.running.remove((sleeper, process))
+            replicas.running.remove((stopped, process))
             try:
-                awake, _ = await replicas.leader()
-                await eventually(_count(lambda: len(replicas.of_gateways(awake))), lambda n: n > 2)
-                before = len(replicas.of_gateways(sleeper))
+                successor, _ = await replicas.leader()
+                await eventually(_count(lambda: len(replicas.of_gateways(successor))), lambda n: n > 2)
+                before = len(replicas.of_gateways(stopped))
             finally:
                 process.signal(signal.SIGCONT)
-                replicas.running.append((sleeper, process))
-            await eventually(_readyz(process), lambda text: f"leader: {awake}" in text)
+                replicas.running.append((stopped, process))
+            await eventually(_readyz(process), lambda text: f"leader: {successor}" in text)
             await asyncio.sleep(1.0)
-        assert len(replicas.of_gateways(sleeper)) == before
+        assert len(replicas.of_gateways(stopped)) == before
         replicas.assert_one_writer_at_a_time(2)
     finally:
         replicas.stop()
 
 
 def _readyz(process: ControllerProcess) -> Callable[[], Any]:
-    async def look() -> str:
+    async def readyz() -> str:
         return process.get("/readyz")[1]
 
-    return look
+    return readyz
 
 
-async def test_a_leader_that_is_told_to_go_leaves_the_lease_to_the_next_at_once(
-    plane: ControlPlane, region: Region
-) -> None:
-    replicas = Replicas(plane)  # with the Lease of 15 s, which nobody waits for
+async def test_a_terminated_leader_releases_the_lease_at_once(plane: ControlPlane, region: Region) -> None:
+    replicas = Replicas(plane)  # with the default lease duration of 15 s, which is not waited for
     try:
         for process in (replicas.start(), replicas.start()):
             await process.started()
@@ -295,7 +296,7 @@ async def test_a_leader_that_is_told_to_go_leaves_the_lease_to_the_next_at_once(
         replicas.stop()
 
 
-async def test_an_api_server_that_dies_and_comes_back_ends_nothing_and_moves_nothing(
+async def test_a_restarted_api_server_ends_no_controller_and_moves_no_role(
     plane: ControlPlane, region: Region
 ) -> None:
     with ControllerProcess(plane, *QUICK, name="patient") as running:
@@ -314,9 +315,9 @@ async def test_an_api_server_that_dies_and_comes_back_ends_nothing_and_moves_not
 
 
 async def test_a_lease_that_client_go_holds_is_respected(plane: ControlPlane, region: Region) -> None:
-    """Any holder counts, whatever wrote it."""
+    """The holder in the Lease counts, whichever program wrote it."""
     spec = {
-        "holderIdentity": "somebody_else",
+        "holderIdentity": "other_program",
         "leaseDurationSeconds": 3600,
         "acquireTime": format_micro_time(time.time()),
         "renewTime": format_micro_time(time.time()),
@@ -325,13 +326,13 @@ async def test_a_lease_that_client_go_holds_is_respected(plane: ControlPlane, re
     body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": LEASE}, "spec": spec}
     await region.client.create(LEASES.within("kube-system"), body)
     with ControllerProcess(plane, name="standby") as standby:
-        await eventually(_readyz(standby), lambda text: text.startswith("ok\nleader: somebody_else"), within=60)
+        await eventually(_readyz(standby), lambda text: text.startswith("ok\nleader: other_program"), within=60)
         name, _, _ = await pair(region)
         await asyncio.sleep(3.0)
         assert await region.status(name) == {}
 
 
-async def test_told_to_elect_it_does_whoever_else_writes(plane: ControlPlane, region: Region) -> None:
+async def test_elect_own_elects_although_another_controller_writes(plane: ControlPlane, region: Region) -> None:
     with ControllerProcess(plane, "--elect=own", name="own") as own:
         await own.started()
         name, one, two = await pair(region)
@@ -340,7 +341,7 @@ async def test_told_to_elect_it_does_whoever_else_writes(plane: ControlPlane, re
         await region.client.merge(
             GATEWAYS, name, {"status": theirs}, subresource="status", field_manager="yurt-manager"
         )
-        # Whom they chose stays, as it is ready; what the nodes hold is put right.
+        # The endpoint they chose stays active, because its node is Ready; the list of nodes is corrected.
         await eventually(lambda: _nodes(region, name), [one, two])
         assert await region.active(name) == [two]
 
@@ -349,15 +350,15 @@ async def _nodes(region: Region, name: str) -> list[str]:
     return [info["nodeName"] for info in (await region.status(name))["nodes"]]
 
 
-async def test_told_to_defer_it_writes_no_status(plane: ControlPlane, region: Region) -> None:
+async def test_elect_defer_writes_no_status(plane: ControlPlane, region: Region) -> None:
     with ControllerProcess(plane, "--elect=defer", name="defer") as deferring:
         name, _, _ = await pair(region)
-        await eventually(_readyz(deferring), lambda text: "steps back: told to leave" in text, within=60)
+        await eventually(_readyz(deferring), lambda text: "steps back: --elect=defer" in text, within=60)
         await asyncio.sleep(1.0)
         assert await region.status(name) == {}
 
 
-async def test_on_upstreams_definition_no_conditions_are_written_and_nothing_fails(
+async def test_no_conditions_are_written_where_openyurts_definition_is_served(
     plane: ControlPlane, region: Region
 ) -> None:
     definition = yaml.safe_load((DEPLOY / "crds" / "gateways.yaml").read_text())
@@ -376,8 +377,8 @@ async def test_on_upstreams_definition_no_conditions_are_written_and_nothing_fai
             await region.ready(one, False)
             await eventually(lambda: region.active(name), [two])
             assert set(await region.status(name)) == {"nodes", "activeEndpoints"}
-            assert "no conditions: none are written" in running.log.read_text()
-            # What the server prunes would differ for ever, and be written for ever.
+            assert "no conditions, so none are written" in running.log.read_text()
+            # A field that the server prunes would always differ and always be written again.
             before = (await region.client.get(GATEWAYS, name))["metadata"]["resourceVersion"]
             await region.ready(one, True)
             await region.peer(f"{name}-9", "elsewhere", KEY)

@@ -1,4 +1,4 @@
-"""The controller on the oldest and the newest Kubernetes that are supported: the same objects, the same rights."""
+"""The controller on the oldest and the newest supported Kubernetes, with the same objects and permissions."""
 
 from __future__ import annotations
 

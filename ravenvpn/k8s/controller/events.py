@@ -13,6 +13,7 @@ from typing import Any
 
 from ravenvpn import rfc3339
 from ravenvpn.k8s.controller.options import CONTROLLER_NAME
+from ravenvpn.token_bucket import TokenBucket
 
 # client-go's EventSourceObjectSpamFilter: 25 events of one object at once, then one in five minutes.
 BURST = 25
@@ -62,12 +63,6 @@ class _Series:
     count: int
 
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
-
-
 class EventCorrelator:
     """Decides which notices become events. Times are seconds since 1970."""
 
@@ -76,7 +71,7 @@ class EventCorrelator:
         self.suppressed = 0  # notices that did not become events
         self._instance = instance
         self._series: OrderedDict[tuple[str, ...], _Series] = OrderedDict()
-        self._buckets: OrderedDict[tuple[str, ...], _Bucket] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, ...], TokenBucket] = OrderedDict()
 
     def correlate(self, notice: EventNotice, now: float) -> EventWrite | None:
         """Return the event to write for this notice; None if its object has had too many events lately."""
@@ -100,16 +95,12 @@ class EventCorrelator:
         return EventWrite(series.name, self._body(notice, series), repeated)
 
     def _admit(self, about: tuple[str, ...], now: float) -> bool:
-        bucket = self._buckets.pop(about, None) or _Bucket(BURST, now)
-        bucket.tokens = min(BURST, bucket.tokens + max(0.0, now - bucket.at) / REFILL)
-        bucket.at = now
+        """Spend one token of the object; False if it has none left. The least recently used bucket is dropped."""
+        bucket = self._buckets.pop(about, None) or TokenBucket(1 / REFILL, BURST)
         self._buckets[about] = bucket
         if len(self._buckets) > MAX_TRACKED:
             self._buckets.popitem(last=False)
-        if bucket.tokens < 1.0:
-            return False
-        bucket.tokens -= 1.0
-        return True
+        return bucket.allow(now)
 
     def _body(self, notice: EventNotice, series: _Series) -> dict[str, Any]:
         subject = notice.subject
