@@ -37,7 +37,7 @@ class Feed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SavedObject:
-    """An object as it is saved."""
+    """An entry of the world cache: the trimmed object, its version, and the feeds that contain it."""
 
     document: bytes  # JSON of the fields that are read (`trimmed_json`)
     version: str  # resourceVersion

@@ -76,7 +76,7 @@ class Page(NamedTuple):
 
 
 class WatchEvent(NamedTuple):
-    """One event of a watch."""
+    """A change that the API server reports on a watch, or a BOOKMARK with a newer resourceVersion."""
 
     type: str  # ADDED, MODIFIED, DELETED or BOOKMARK
     object: Object  # of a BOOKMARK: nothing but a resourceVersion

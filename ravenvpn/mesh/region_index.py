@@ -47,7 +47,7 @@ class RegionIndex:
         return affected
 
     def names(self) -> Set[str]:
-        """Return the names of all regions."""
+        """Return the names of all regions, as a live view that changes with the index."""
         return self._regions.keys()
 
     def region(self, name: str, liveness: Liveness) -> Region | None:

@@ -48,7 +48,7 @@ class EventNotice:
 
 @dataclass(frozen=True, slots=True)
 class EventWrite:
-    """An Event to write."""
+    """A create or a patch of a Kubernetes Event, for the caller to send."""
 
     name: str
     body: dict[str, Any]  # the whole Event, to create it

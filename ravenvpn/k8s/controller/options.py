@@ -29,7 +29,7 @@ class ElectMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ControllerOptions:
-    """Options of `controller.Controller`."""
+    """Identity, Lease and features of one controller replica, from its command line."""
 
     identity: str  # holderIdentity of this replica in the Lease; unique among the replicas
     elect: ElectMode = ElectMode.AUTO
