@@ -95,7 +95,7 @@ class Agent:
         self._tunnel_owner = TunnelOwner(
             last_seen=last_seen,
             on_stale=self._work.set,
-            listeners=Listeners(on_report=self._on_session_event, on_inner=self._on_probe),
+            listeners=Listeners(on_session_event=self._on_session_event, on_inner_packet=self._on_probe),
             body=body,
         )
         self._host = HostKeeper(state_file, self._addresses_changed, self._tunnel_owner.device_lost)

@@ -125,7 +125,7 @@ class PeerLiveness:
             if known is not None:
                 known.plan = plan
                 continue
-            peer = tunnel.id_of(name)
+            peer = tunnel.peers.id_of(name)
             self._peers[name] = _Watched(plan, peer)
             self._names[peer] = name
             schedule.watch(peer, plan.tunnel_address, None, now)
@@ -152,7 +152,7 @@ class PeerLiveness:
         watched.received_at = now
         if reply is not None:
             watched.probes += 1
-            tunnel.send_inner(name, reply)
+            tunnel.peers.send_inner(name, reply)
         self._apply_verdicts_of(name, schedule.facts(watched.peer).verdicts)
         self._judge(schedule, watched, now)
         self._publish()
@@ -167,7 +167,7 @@ class PeerLiveness:
         for peer, packet in schedule.tick(now):
             watched = self._peers[self._names[peer]]
             watched.probes += 1
-            tunnel.send_inner(watched.plan.name, packet)
+            tunnel.peers.send_inner(watched.plan.name, packet)
             self._judge(schedule, watched, now)
         for peer in self._judgements.pop_due(now):
             self._judge(schedule, self._peers[self._names[peer]], now)

@@ -22,7 +22,7 @@ from ravenvpn.offloads import Offloads
 from ravenvpn.prefixes import Prefix
 from ravenvpn.tunnel.driver import Listeners, Tunnel
 from ravenvpn.tunnel.linux import uapi_socket
-from ravenvpn.tunnel.linux.tun import Tun
+from ravenvpn.tunnel.linux.opener import open_resources
 from ravenvpn.tunnel.linux.uapi_socket import UapiServer
 from ravenvpn.tunnel.peer import PeerStatus
 from ravenvpn.tunnel.probing import frame
@@ -72,6 +72,10 @@ class TunnelOwner:
             return  # `_open` uses them
         if keys.current != had.current:
             self.tunnel.set_private_key(keys.current)
+        if intent.suites != before.suites:
+            self.tunnel.set_suites(intent.suites)
+        if intent.disabled_offloads != before.disabled_offloads:
+            self.tunnel.set_offloads(Offloads.without(intent.disabled_offloads))
         if intent.preshared_key != before.preshared_key:
             self._set_all_peers()
 
@@ -125,8 +129,8 @@ class TunnelOwner:
         for name in delta.peers_removed:
             self._plans.pop(name, None)
             self.refused.pop(name, None)
-            if name in tunnel.settings:
-                tunnel.remove_peer(name)
+            if name in tunnel.peers.settings:
+                tunnel.peers.remove(name)
         self._watch_names()
 
     async def close(self) -> None:
@@ -142,7 +146,7 @@ class TunnelOwner:
 
     def statuses(self) -> list[PeerStatus]:
         """Return the state of every peer, empty without a tunnel."""
-        return self.tunnel.peers() if self.tunnel is not None else []
+        return self.tunnel.peers.statuses() if self.tunnel is not None else []
 
     def unresolved(self) -> list[str]:
         """Return the DNS names of endpoints whose last look-up failed."""
@@ -187,20 +191,18 @@ class TunnelOwner:
 
     def _make_tunnel(self, settings: TunnelPlan) -> Tunnel:
         """Return a tunnel that is not started, with a TUN device if the role needs one. HostError."""
-        tun = Tun.open(TUNNEL_DEVICE) if settings.device else None
+        device = TUNNEL_DEVICE if settings.device else None
+        resources = open_resources(device, mtu=settings.mtu, port=settings.listen_port)
         try:
-            if tun is not None:
-                tun.mtu = settings.mtu
             return Tunnel(
-                tun,
+                resources,
                 suites=self._intent.suites,
                 offloads=Offloads.without(self._intent.disabled_offloads),
                 listeners=self._listeners,
                 body=self._body,
             )
         except BaseException:
-            if tun is not None:
-                tun.close()
+            resources.close()
             raise
 
     async def _serve_uapi(self, tunnel: Tunnel) -> None:
@@ -237,7 +239,7 @@ class TunnelOwner:
             last_seen=self._last_seen,
         )
         try:
-            self.tunnel.set_peer(settings)
+            self.tunnel.peers.set(settings)
         except ValueError as error:
             # `mesh.conflict_index` gives a key to one node, but a peer that loses it is removed only after the host
             # was changed, so between two worlds both can be there.
@@ -249,14 +251,14 @@ class TunnelOwner:
     def _accept(self, name: str, *, add: tuple[Prefix, ...] = (), remove: tuple[Prefix, ...] = ()) -> None:
         """Change the prefixes accepted as inner sources of a peer, unless the tunnel refused the peer."""
         assert self.tunnel is not None
-        if name in self.tunnel.settings:
-            self.tunnel.accept(name, add=add, remove=remove)
+        if name in self.tunnel.peers.settings:
+            self.tunnel.peers.accept(name, add=add, remove=remove)
 
     def _set_route(self, prefix: Prefix, names: tuple[str, ...]) -> None:
         """Route a prefix to the first of these peers that carries it; peers that were refused are left out."""
         assert self.tunnel is not None
-        known = [name for name in names if name in self.tunnel.settings]
-        self.tunnel.route(prefix, known)
+        known = [name for name in names if name in self.tunnel.peers.settings]
+        self.tunnel.peers.route(prefix, known)
 
     def _watch_names(self) -> None:
         """Resolve the DNS names of exactly the present peers' endpoints."""

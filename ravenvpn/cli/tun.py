@@ -1,11 +1,12 @@
-"""`raven-vpn tun IFACE`, and `ravenvpn-tun IFACE` as wg-quick calls it: just a tunnel, in wireguard-go's manners.
+"""`raven-vpn tun IFACE`, and `ravenvpn-tun IFACE` as wg-quick calls it: one WireGuard device without a mesh.
 
-It goes into the background once it is ready, is configured by wg(8), and ends at SIGTERM or SIGINT, or when its
-device or its socket is deleted. wg-quick uses it with WG_QUICK_USERSPACE_IMPLEMENTATION=ravenvpn-tun.
+It is used like wireguard-go: it goes into the background once it is ready, is configured by wg(8), and ends at
+SIGTERM or SIGINT, or when its device or its socket is deleted. wg-quick runs it with
+WG_QUICK_USERSPACE_IMPLEMENTATION=ravenvpn-tun.
 
-Where it differs from wireguard-go, on purpose: a set is applied whole or not at all; the outer port is bound from the
+Intended differences from wireguard-go: a set is applied as a whole or not at all; the outer port is bound from the
 start, so that one in use is refused at once and not when the device is set up; the parent waits until the background
-process is ready, and says why if it failed.
+process is ready, and prints the reason if it failed.
 """
 
 from __future__ import annotations
@@ -22,21 +23,19 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from ravenvpn.errors import RavenError
+from ravenvpn.offloads import OFFLOAD_NAMES, Offloads
 from ravenvpn.overhead import ETHERNET_MTU, tunnel_mtu
 
 if TYPE_CHECKING:
     from ravenvpn.crypto.aead import Suite
     from ravenvpn.dataplane.contract import Timing
-    from ravenvpn.offloads import Offloads
-    from ravenvpn.tunnel.driver import Listeners, Tunnel
-    from ravenvpn.tunnel.linux.tun import Tun
+    from ravenvpn.tunnel.linux.opener import TunnelResources
     from ravenvpn.tunnel.linux.uapi_socket import UapiSocket
 
-READY = "ready"
+READY = "ready"  # what the background process writes to its parent; everything else is an error message
 DEFAULT_MTU = tunnel_mtu(ETHERNET_MTU)
-SUITES = ("chacha20poly1305", "aes256gcm")
-OFFLOADS = ("tun_tso", "tun_uso", "tun_gro", "tun_gro_udp", "udp_gso", "udp_gro")
-# The names of wireguard-go, and what they come to here.
+SUITES = ("chacha20poly1305", "aes256gcm")  # Suite.value; the help text must not load the ciphers
+# The level names of wireguard-go, and the levels of the logging module they stand for.
 LOG_LEVELS = {
     "silent": logging.CRITICAL + 1,
     "error": logging.ERROR,
@@ -53,49 +52,49 @@ LOG_LEVELS = {
     type=click.Choice(SUITES),
     default=SUITES[0],
     show_default=True,
-    help="aes256gcm needs the same at the other end, so it is no WireGuard any more.",
+    help="Cipher suite. aes256gcm is not part of WireGuard: the other end must be ravenvpn with the same option.",
 )
 @click.option(
     "--without",
-    type=click.Choice(OFFLOADS),
+    type=click.Choice(OFFLOAD_NAMES),
     multiple=True,
     metavar="OFFLOAD",
-    help=f"Do without this offload; may be given several times. One of {', '.join(OFFLOADS)}.",
+    help=f"Switch this offload off; may be given several times. One of {', '.join(OFFLOAD_NAMES)}.",
 )
 @click.option(
     "--log-level",
     type=click.Choice(list(LOG_LEVELS)),
-    help="Or the variable LOG_LEVEL. In the background nothing is logged without either.  [default: error]",
+    help="Log level; the variable LOG_LEVEL sets it too. Without either a background process logs nothing."
+    "  [default: error]",
 )
 def tun(iface: str, foreground: bool, suite: str, without: tuple[str, ...], log_level: str | None) -> None:
-    """Just a tunnel, configured by wg(8), as wireguard-go would be."""
+    """Run one WireGuard device IFACE, configured by wg(8), in place of wireguard-go."""
     from ravenvpn.crypto.aead import Suite
-    from ravenvpn.offloads import Offloads
 
-    # A variable of that name may be meant for others and say what it likes.
+    # The variable may be meant for other programs and have any value.
     if log_level is None and (inherited := os.environ.get("LOG_LEVEL")):
         log_level = inherited if inherited in LOG_LEVELS else "error"
     logging.basicConfig(
         stream=sys.stderr, level=LOG_LEVELS[log_level or "error"], format=f"%(levelname)s: ({iface}) %(message)s"
     )
     chosen = next(one for one in Suite if one.value == suite)
-    device, uapi = open_device(iface)
-    outcome = _nobody_waits if foreground else _go_to_background(keep_output=log_level not in {None, "silent"})
+    resources, uapi = open_device(iface)
+    report = _report_nothing if foreground else _go_to_background(keep_output=log_level not in {None, "silent"})
     try:
         run(
-            device,
+            resources,
             uapi,
             suites=frozenset({Suite.CHACHA20POLY1305, chosen}),
-            offloads=Offloads(**dict.fromkeys(without, False)),
-            on_ready=lambda: outcome(READY),
+            offloads=Offloads.without(without),
+            on_ready=lambda: report(READY),
         )
     except RavenError as error:
-        outcome(str(error))
+        report(str(error))
         raise
 
 
 def wg_quick_main() -> NoReturn:
-    """The console script `ravenvpn-tun`."""
+    """Run `tun` as the console script `ravenvpn-tun`, with errors in one line."""
     try:
         tun.main(prog_name="ravenvpn-tun")
     except RavenError as error:
@@ -103,22 +102,23 @@ def wg_quick_main() -> NoReturn:
     sys.exit(1)
 
 
-def open_device(iface: str) -> tuple[Tun, UapiSocket]:
-    """The TUN device and its configuration socket, down and idle. Raises HostError."""
-    from ravenvpn.tunnel.linux.tun import Tun
+def open_device(iface: str) -> tuple[TunnelResources, UapiSocket]:
+    """Return the resources of the tunnel, with a random outer port, and its configuration socket; the TUN device is
+    down. Raises HostError, and leaves nothing open then."""
+    from ravenvpn.tunnel.linux.opener import open_resources
     from ravenvpn.tunnel.linux.uapi_socket import listen
 
-    device = Tun.open(iface)
+    resources = open_resources(iface, mtu=DEFAULT_MTU)
+    assert resources.tun is not None
     try:
-        device.mtu = DEFAULT_MTU
-        return device, listen(device.name)
+        return resources, listen(resources.tun.name)
     except RavenError:
-        device.close()
+        resources.close()
         raise
 
 
 def run(
-    device: Tun,
+    resources: TunnelResources,
     uapi: UapiSocket,
     *,
     timing: Timing | None = None,
@@ -126,35 +126,25 @@ def run(
     offloads: Offloads | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the tunnel until it is told to end; closes both. `timing` is for tests. Raises HostError."""
+    """Run the tunnel until a signal or the deletion of its device or socket; closes both. `timing` is for tests.
+
+    `suites` (None: WireGuard's) is what we and, as assumed, every peer announce. Raises HostError.
+    """
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        tunnel = functools.partial(_tunnel, device, timing=timing, suites=suites, offloads=offloads)
-        runner.run(_serve(tunnel, uapi, suites, on_ready))
+        runner.run(_serve(resources, uapi, timing, suites, offloads, on_ready))
 
 
-def _tunnel(
-    device: Tun,
-    listeners: Listeners,
-    *,
+async def _serve(  # noqa: PLR0917
+    resources: TunnelResources,
+    uapi: UapiSocket,
     timing: Timing | None,
     suites: frozenset[Suite] | None,
     offloads: Offloads | None,
-) -> Tunnel:
-    from ravenvpn.tunnel.driver import Tunnel
-    from ravenvpn.tunnel.peer import WIREGUARD_ONLY
-
-    return Tunnel(device, timing=timing, suites=suites or WIREGUARD_ONLY, offloads=offloads, listeners=listeners)
-
-
-async def _serve(
-    make_tunnel: Callable[[Listeners], Tunnel],
-    uapi: UapiSocket,
-    suites: frozenset[Suite] | None,
     on_ready: Callable[[], None],
 ) -> None:
-    from ravenvpn.tunnel.driver import Listeners
+    from ravenvpn.tunnel.driver import Listeners, Tunnel
     from ravenvpn.tunnel.linux.uapi_socket import UapiServer
     from ravenvpn.tunnel.peer import WIREGUARD_ONLY
     from ravenvpn.tunnel.wg_view import apply, state_of
@@ -164,7 +154,8 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    tunnel = make_tunnel(Listeners(on_gone=end.set))
+    listeners = Listeners(on_device_deleted=end.set)
+    tunnel = Tunnel(resources, timing=timing, suites=suites, offloads=offloads, listeners=listeners)
     server = UapiServer(uapi, functools.partial(state_of, tunnel), lambda change: apply(tunnel, change, suites))
     try:
         tunnel.start()
@@ -178,40 +169,42 @@ async def _serve(
             tunnel.stop()
 
 
-def _nobody_waits(_: str) -> None:
-    """In the foreground, what is said on stderr is all that is said."""
+def _report_nothing(_: str) -> None:
+    """In the foreground there is no parent that waits; errors go to stderr."""
 
 
 def _go_to_background(*, keep_output: bool) -> Callable[[str], None]:
-    """Fork. The parent waits for the child's word, and exits 0 at READY, else says the word and exits 1.
+    """Fork, and detach the child from the terminal.
 
-    Returns in the child, with the function that gives the parent its word.
+    Returns in the child only, with the function that sends a message to the parent. The parent waits for it, and
+    exits with 0 if it is READY; otherwise it prints the message and exits with 1. `keep_output` leaves stdout and
+    stderr open in the child.
     """
     reader, writer = os.pipe()
     if os.fork():
         os.close(writer)
-        with os.fdopen(reader) as words:
-            word = words.read() or "the background process died"
-        if word != READY:
-            print(f"ravenvpn-tun: {word}", file=sys.stderr, flush=True)
-        # Not sys.exit: what is open here is the child's, to be closed but not to be cleaned up.
-        os._exit(0 if word == READY else 1)
+        with os.fdopen(reader) as pipe:
+            message = pipe.read() or "the background process died"
+        if message != READY:
+            print(f"ravenvpn-tun: {message}", file=sys.stderr, flush=True)
+        # Not sys.exit: the descriptors open here are the child's, to be closed but not to be cleaned up.
+        os._exit(0 if message == READY else 1)
     os.close(reader)
     os.setsid()
     os.chdir("/")
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0,) if keep_output else (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.close(nothing)
+        os.dup2(null, descriptor)
+    os.close(null)
 
-    def say(word: str) -> None:
+    def report(message: str) -> None:
         nonlocal writer
         if writer >= 0:
-            os.write(writer, word.encode())
+            os.write(writer, message.encode())
             os.close(writer)
             writer = -1
 
-    return say
+    return report
 
 
 if __name__ == "__main__":

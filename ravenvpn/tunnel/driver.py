@@ -1,18 +1,17 @@
-"""A tunnel that runs: TUN, outer sockets, data plane and device on one event loop.
+"""A running tunnel: TUN device, outer sockets, data plane and device on one event loop.
 
-What to do is decided below, in `device` and in the data plane; here descriptors are opened and closed, clocks are
-read, and whoever has something to do gets called. Mutators may come before `start`, and each takes effect between
-two packets.
+Decisions are made below, in `device` and in the data plane. Here clocks are read, callbacks are called, and kernel
+objects are configured and closed; `linux.opener` opens or adopts them. Mutators may be called before `start`, and
+each takes effect between two packets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
@@ -20,55 +19,58 @@ from ravenvpn import dataplane
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane import boottime
-from ravenvpn.dataplane.contract import Counters, Endpoint, InnerPacket, PeerId, Timing
+from ravenvpn.dataplane.contract import Counters, InnerPacket, PeerId, Timing
 from ravenvpn.errors import HostError
 from ravenvpn.offloads import Offloads
 from ravenvpn.prefixes import Prefix
 from ravenvpn.tunnel.admission.queue import HandshakeDrop
-from ravenvpn.tunnel.allowed_ips import AllowedIPs
-from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus, SessionLost, SessionUp
-from ravenvpn.tunnel.linux import udp
-from ravenvpn.tunnel.linux.links import LinkWatch
+from ravenvpn.tunnel.device import Device, PeerStatus, SessionLost, SessionUp
+from ravenvpn.tunnel.linux.opener import TunnelResources
 from ravenvpn.tunnel.linux.tun import Tun
 from ravenvpn.tunnel.loop_timer import LoopTimer
+from ravenvpn.tunnel.named_peers import NamedPeers
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
+from ravenvpn.tunnel.replaced_sockets import ReplacedSockets
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelStatus:
-    """A snapshot. `device` is None for a tunnel without a TUN; `prefixes` are by peer name."""
+    """A snapshot of the tunnel for people and programs."""
 
-    device: str | None
+    device: str | None  # name of the TUN device; None without one
     up: bool
-    mtu: int
+    mtu: int  # bytes; 0 without a TUN device
     listen_port: int
-    fwmark: int
+    fwmark: int  # 0 for none
     public_key: PublicKey | None
-    body: str
-    offloads: Offloads
-    counters: Counters
+    body: str  # of the data plane: "pure" or "native"
+    offloads: Offloads  # in force
+    counters: Counters  # of the data plane
     handshake_drops: Mapping[HandshakeDrop, int]
-    peers: tuple[PeerStatus, ...]
-    prefixes: Mapping[str, Sequence[Prefix]]
+    peers: tuple[PeerStatus, ...]  # oldest first
+    prefixes: Mapping[str, Sequence[Prefix]]  # routed to or accepted from each peer, by name
 
 
 @dataclass(slots=True)
 class Listeners:
-    """Who wants to hear what; called on the loop."""
+    """Callbacks of a tunnel, called on the loop. They may call the tunnel's mutators."""
 
-    on_report: Callable[[SessionUp | SessionLost], None] = lambda _: None
-    # Peer, whole inner packet to our probe port, whether its outer packet was marked CE.
-    on_inner: Callable[[str, bytes, bool], None] = lambda *_: None
-    # Someone deleted the TUN device: this tunnel is of no use any more.
-    on_gone: Callable[[], None] = lambda: None
+    on_session_event: Callable[[SessionUp | SessionLost], None] = lambda _: None
+    # Arguments: peer, whole inner packet to our probe port, whether its outer packet was marked CE.
+    on_inner_packet: Callable[[str, bytes, bool], None] = lambda *_: None
+    # The TUN device was deleted: this tunnel carries nothing any more, and another one has to be made.
+    on_device_deleted: Callable[[], None] = lambda: None
 
 
 class Tunnel:
-    """One device of ours and all its peers, by name. Unknown names raise KeyError, bad arguments ValueError."""
+    """One WireGuard interface of ours. `peers` holds the peers by name.
+
+    Everything runs on one event loop. Bad arguments raise ValueError, the host's refusals HostError.
+    """
 
     def __init__(
         self,
-        tun: Tun | None,
+        resources: TunnelResources,
         *,
         timing: Timing | None = None,
         suites: frozenset[Suite] = WIREGUARD_ONLY,
@@ -77,166 +79,138 @@ class Tunnel:
         random: Callable[[int], bytes] = os.urandom,
         body: str | None = None,
     ) -> None:
-        """`tun` is ours to close; None makes a tunnel of sessions and probes only. `offloads` may forbid some;
-        `body` forces a data plane (see `dataplane.create`)."""
-        timing, offloads = timing or Timing(), offloads or Offloads()
-        if tun is not None:
-            tun.offload(tso=offloads.tun_tso, uso=offloads.tun_uso)
-            offloads = dataclasses.replace(offloads, tun_tso=tun.tso, tun_uso=tun.uso)
-        self.settings: dict[str, PeerSettings] = {}  # to be read; `set_peer` and `remove_peer` write
-        self.allowed_ips = AllowedIPs()
-        self.private_key: PrivateKey | None = None
-        self.fwmark = 0
+        """`resources` belong to the tunnel, which closes them in `stop`, also if it was never started. `suites` is
+        what we offer and accept. `offloads` may forbid some. `body` forces a data plane (see `dataplane.create`)."""
+        timing = timing or Timing()
+        self.private_key: PrivateKey | None = None  # to be read; `set_private_key` writes
         self._listeners = listeners or Listeners()
-        self._tun = tun
+        self._resources: TunnelResources | None = resources
+        self._timer = LoopTimer(self._on_timer)
+        offloads = _apply_to_tun(resources.tun, offloads or Offloads())
         self._dataplane = dataplane.create(
-            tun=None if tun is None else tun.fd, offloads=offloads, timing=timing, body=body
+            tun=None if resources.tun is None else resources.tun.fd, offloads=offloads, timing=timing, body=body
         )
         self._device = Device(self._dataplane, random=random, timing=timing, suites=suites)
-        self._ids: dict[str, PeerId] = {}
-        self._names: dict[PeerId, str] = {}
-        self._port = 0
-        self._bind = functools.partial(udp.bind, gso=offloads.udp_gso, gro=offloads.udp_gro)
-        self._sockets: udp.UdpSockets | None = None
-        self._pulse = LoopTimer(self._beat)
-        self._links = LinkWatch(self._links_changed)
+        self.peers = NamedPeers(self._device, self._dataplane, self._timer.wake)
+        self._replaced = ReplacedSockets(self._dataplane)
+        self._port, self._mark = resources.sockets.port, resources.sockets.mark
         self._mtu = 0
         self._up = False
 
     # Life.
 
     def start(self) -> None:
-        """Begin to run on the running loop. Raises HostError when the port can not be had."""
+        """Start on the running loop. The interface is up if the TUN device is, or if there is none."""
+        assert self._resources is not None
         loop = asyncio.get_running_loop()
-        self._sockets = self._bind(self._port, mark=self.fwmark)
-        self._dataplane.set_sockets(*self._sockets.descriptors)
-        self._links.start(loop)
-        if self._tun is None:
+        self._dataplane.set_sockets(*self._resources.sockets.descriptors)
+        self._resources.links.start(loop, self._on_links_changed)
+        self._replaced.start(loop)
+        if self._resources.tun is None:
             self._up = True
             self._device.set_up(boottime())
         else:
-            self._look_at_own(self._tun)
-        self._dataplane.start(loop, self._pulse.wake)
-        self._pulse.start(loop)
+            self._check_device(self._resources.tun)
+        self._dataplane.start(loop, self._timer.wake)
+        self._timer.start(loop)
 
     def stop(self) -> None:
         """Stop and close everything, the TUN too, which deletes the device. Safe to call twice."""
-        self._pulse.stop()
-        self._links.stop()
+        self._timer.stop()
         self._dataplane.stop()
-        if self._sockets is not None:
-            # Nobody may be left holding a number that soon means another file.
-            self._dataplane.set_sockets(None, None)
-            self._sockets.close()
-            self._sockets = None
-        if self._tun is not None:
-            self._tun.close()
-            self._tun = None
+        # The data plane must not keep descriptor numbers that soon mean other files.
+        self._dataplane.set_sockets(None, None)
+        self._replaced.stop()
+        if self._resources is not None:
+            self._resources.close()
+            self._resources = None
 
-    # Who we are, and where.
+    # Our side.
 
     def set_private_key(self, key: PrivateKey | None) -> None:
+        """Set our static key. Sessions made with another key stop sending, and handshakes start again."""
         self.private_key = key
         self._device.set_private_key(key, boottime())
-        self._pulse.wake()
+        self._timer.wake()
 
     def set_next_private_key(self, key: PrivateKey | None) -> None:
-        """Answer to this key as well (key rotation)."""
+        """Answer initiations to this key as well. For key rotation; no caller yet."""
         self._device.set_next_private_key(key)
 
+    def set_suites(self, suites: frozenset[Suite]) -> None:
+        """Set the suites we offer and accept in new handshakes. Sessions in force keep theirs until they are
+        rekeyed."""
+        self._device.set_suites(suites)
+
+    def set_offloads(self, offloads: Offloads) -> None:
+        """Change which offloads are allowed, without losing a packet; the TUN device follows. Raises HostError, and
+        changes nothing, if the TUN device refuses."""
+        tun = self._resources.tun if self._resources is not None else None
+        self._dataplane.set_offloads(_apply_to_tun(tun, offloads))
+
     def set_own_address(self, address: IPv6Address | None, probe_port: int) -> None:
-        """Inner UDP to this address and port goes to `on_inner` instead of the TUN."""
+        """Deliver inner UDP to this address and port to `Listeners.on_inner_packet` instead of the TUN device."""
         self._dataplane.set_own_address(address, probe_port)
 
     @property
     def listen_port(self) -> int:
-        return self._port if self._sockets is None else self._sockets.port
+        """The outer UDP port in use."""
+        return self._port
+
+    @property
+    def fwmark(self) -> int:
+        """SO_MARK of outer packets, 0 for none."""
+        return self._mark
 
     def listen(self, port: int | None = None, fwmark: int | None = None) -> None:
-        """Move to another outer port (0: a random one) or mark; None leaves as it is.
+        """Change the outer port (0: a random one) or the mark; None leaves it as it is.
 
+        No packet is lost: new sockets are bound before the old ones are given up, each peer with a session gets a
+        keepalive from the new port, and the old sockets are read for two more seconds (`replaced_sockets`).
         All or nothing: raises PortInUseError, or HostError, and then everything is as before.
         """
-        mark = self.fwmark if fwmark is None else fwmark
-        if self._sockets is not None:
-            if port is not None and (port == 0 or port != self._sockets.port):
-                before, self._sockets = self._sockets, self._bind(port, mark=mark)
-                self._dataplane.set_sockets(*self._sockets.descriptors)
-                before.close()
-            elif mark != self.fwmark:
-                self._sockets.set_mark(mark)
-                # The kernel routes by mark, so the address we answered from may be wrong now: forget it.
-                self._dataplane.set_sockets(*self._sockets.descriptors)
-        self._port = self._port if port is None else port
-        self.fwmark = mark
+        assert self._resources is not None
+        before = self._resources.sockets
+        mark = before.mark if fwmark is None else fwmark
+        if port is not None and (port == 0 or port != before.port):
+            sockets = self._replaced.reclaim(port) or self._resources.bind_sockets(port, mark)
+            try:
+                sockets.set_mark(mark)
+            except HostError:
+                sockets.close()
+                raise
+            self._resources.sockets = sockets
+            self._dataplane.set_sockets(*sockets.descriptors)
+            self.peers.announce_endpoint()
+            self._replaced.add(before)
+        elif mark != before.mark:
+            before.set_mark(mark)
+            # The kernel routes by mark, so the source addresses in use may be wrong now: this clears them.
+            self._dataplane.set_sockets(*before.descriptors)
+        self._port, self._mark = self._resources.sockets.port, mark
 
-    # Who the others are.
-
-    def set_peer(self, settings: PeerSettings) -> None:
-        """Make or change the peer of that name. ValueError if another peer has one of its keys."""
-        peer = self._device.set_peer(settings, boottime())
-        self.settings[settings.name] = settings
-        self._ids[settings.name] = peer
-        self._names[peer] = settings.name
-        self._pulse.wake()
-
-    def set_endpoint(self, name: str, endpoint: Endpoint) -> None:
-        """The peer is there now, wherever it was heard from before."""
-        self._device.set_endpoint(name, endpoint)
-        self._pulse.wake()
-
-    def remove_peer(self, name: str) -> None:
-        self._device.remove_peer(name)
-        del self.settings[name], self._names[self._ids.pop(name)]
-        self.allowed_ips.forget(name)
-        self._pulse.wake()
-
-    def initiate(self, name: str) -> None:
-        """Shake hands as soon as the protocol's limits allow."""
-        self._device.initiate(name, boottime())
-        self._pulse.wake()
-
-    def route(self, prefix: Prefix, names: Sequence[str]) -> None:
-        """Egress: packets to `prefix` go to these peers, and no longer to whom they went; empty removes."""
-        self._dataplane.route(prefix, [self._ids[name] for name in names])
-        self.allowed_ips.route(prefix, names)
-
-    def accept(self, name: str, add: Iterable[Prefix] = (), remove: Iterable[Prefix] = ()) -> None:
-        """Ingress: which inner sources may come from this peer."""
-        add, remove = tuple(add), tuple(remove)
-        self._dataplane.accept(self._ids[name], add, remove)
-        self.allowed_ips.accept(name, add, remove)
-
-    def id_of(self, name: str) -> PeerId:
-        """The peer's id, as `on_inner`'s events and probers know it. It changes when a tunnel is opened anew."""
-        return self._ids[name]
-
-    def send_inner(self, name: str, packet: bytes, outer_df: bool = False) -> None:
-        """Send a whole inner packet of our own making, past the routes."""
-        self._dataplane.send_inner(self._ids[name], packet, outer_df)
-        self._pulse.wake()
-
-    # Looking.
-
-    def peers(self) -> list[PeerStatus]:
-        return self._device.peers(boottime())
+    # Observation.
 
     def counters(self) -> Counters:
+        """Return the counters of the data plane."""
         return self._dataplane.counters()
 
     @property
     def usable(self) -> bool:
-        """Whether packets can pass: the TUN, if one is wanted, is there and up."""
-        return self._up and (self._tun is None or self._tun.exists)
+        """Whether packets can pass: the TUN device, if there should be one, exists and is up."""
+        tun = self._resources.tun if self._resources is not None else None
+        return self._up and (tun is None or tun.exists)
 
     @property
     def body(self) -> str:
-        """Of the data plane: "pure" or "native"."""
+        """The data plane in use: "pure" or "native"."""
         return self._dataplane.name
 
     def status(self) -> TunnelStatus:
+        """Return a snapshot of everything."""
+        tun = self._resources.tun if self._resources is not None else None
         return TunnelStatus(
-            device=self._tun.name if self._tun is not None and self._tun.exists else None,
+            device=tun.name if tun is not None and tun.exists else None,
             up=self._up,
             mtu=self._mtu,
             listen_port=self.listen_port,
@@ -246,49 +220,51 @@ class Tunnel:
             offloads=self._dataplane.offloads(),
             counters=self._dataplane.counters(),
             handshake_drops=self._device.drops(),
-            peers=tuple(self.peers()),
-            prefixes={name: self.allowed_ips.of(name) for name in self._ids},
+            peers=tuple(self.peers.statuses()),
+            prefixes=self.peers.prefixes(),
         )
 
-    # Inside.
+    # Callbacks.
 
-    def _beat(self, now: float) -> float | None:
-        """Everything there is to do at this instant; returns when there will be more."""
+    def _on_timer(self, now: float) -> float | None:
+        """Do everything that is due at this instant; return when the next is due."""
         unix_ns = time.time_ns()
         self._device.poll(now, unix_ns)
         self._device.tick(now, unix_ns)
-        for report in self._device.drain_events():
-            if not isinstance(report, InnerPacket):
-                self._listeners.on_report(report)
-            elif (name := self._names.get(report.peer)) is not None:
-                self._listeners.on_inner(name, report.packet, report.outer_ce)
+        for event in self._device.drain_events():
+            if not isinstance(event, InnerPacket):
+                self._listeners.on_session_event(event)
+            elif (name := self.peers.name_of(event.peer)) is not None:
+                self._listeners.on_inner_packet(name, event.packet, event.outer_ce)
         return self._device.deadline()
 
-    def _links_changed(self) -> None:
-        """Some device of this host changed: look at those that matter to us."""
-        sources: dict[int, list[PeerId]] = {}
+    def _on_links_changed(self) -> None:
+        """Look at the devices in use after some device of this host changed."""
+        assert self._resources is not None
+        peers_by_link: dict[int, list[PeerId]] = {}
         for peer, counters in self._dataplane.counters().peers.items():
             if counters.source is not None:
-                sources.setdefault(counters.source.ifindex, []).append(peer)
-        for index, peers in sources.items():
-            if not self._links.is_up(index):
-                # An address of an uplink that went is no place to be answered at, even while the host still has it.
+                peers_by_link.setdefault(counters.source.ifindex, []).append(peer)
+        for index, peers in peers_by_link.items():
+            if not self._resources.links.is_up(index):
+                # Peers must not answer to the address of an uplink that is down, even while the host still has it.
                 for peer in peers:
                     self._dataplane.clear_source(peer)
-        if self._tun is not None:
-            self._look_at_own(self._tun)
+        if self._resources.tun is not None:
+            self._check_device(self._resources.tun)
 
-    def _look_at_own(self, tun: Tun) -> None:
-        """Take over what is true of our own device now."""
+    def _check_device(self, tun: Tun) -> None:
+        """Apply the TUN device's current MTU and state."""
+        assert self._resources is not None
         if not tun.exists:
-            self._links.stop()
+            self._resources.links.stop()
             self._dataplane.stop()
             self._up = False
-            self._listeners.on_gone()
+            self._listeners.on_device_deleted()
             return
         try:
             mtu, up = tun.mtu, tun.is_up
-        except HostError:  # deleted in this moment; the next message says so
+        except HostError:  # deleted in this moment; the next notification comes
             return
         if mtu != self._mtu:
             self._mtu = mtu
@@ -299,4 +275,12 @@ class Tunnel:
                 self._device.set_up(boottime())
             else:
                 self._device.set_down()
-            self._pulse.wake()
+            self._timer.wake()
+
+
+def _apply_to_tun(tun: Tun | None, offloads: Offloads) -> Offloads:
+    """Set the TUN device's offloads; return those that are allowed and granted."""
+    if tun is None:
+        return offloads
+    tun.set_offloads(tso=offloads.tun_tso, uso=offloads.tun_uso)
+    return dataclasses.replace(offloads, tun_tso=tun.tso, tun_uso=tun.uso)

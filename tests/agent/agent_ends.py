@@ -45,6 +45,11 @@ class End:
     received: dict[str, int] = field(default_factory=dict)
     changes: int = 0
 
+    @property
+    def peers(self) -> End:
+        """The tunnel's NamedPeers."""
+        return self
+
     def id_of(self, name: str) -> int:
         return list(ADDRESSES).index(name)
 

@@ -208,7 +208,7 @@ def test_in_the_background_it_says_ready_before_it_returns(two: tuple[Host, Host
 
 def test_in_the_background_it_still_says_why_it_failed(two: tuple[Host, Host]):
     command = [word for word in ours() if word != "--foreground"]
-    assert "can not name a network device" in two[0].fails(*command, "much-too-long-a-name")
+    assert "cannot name a network device" in two[0].fails(*command, "much-too-long-a-name")
 
 
 COUNT_MARKED = """

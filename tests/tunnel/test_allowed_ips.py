@@ -15,8 +15,8 @@ def test_a_prefix_moves_to_its_new_peer():
     book = AllowedIPs()
     book.route(TEN, ("anna",))
     book.route(TEN, ("bert",))
-    assert book.of("anna") == []
-    assert book.of("bert") == [TEN]
+    assert book.prefixes("anna") == []
+    assert book.prefixes("bert") == [TEN]
     assert book.routed_to(TEN) == ("bert",)
 
 
@@ -24,10 +24,10 @@ def test_egress_and_ingress_are_apart():
     book = AllowedIPs()
     book.route(TEN, ("anna",))
     book.accept("bert", (TEN,), ())
-    assert book.of("anna") == book.of("bert") == [TEN]
+    assert book.prefixes("anna") == book.prefixes("bert") == [TEN]
     book.route(TEN, ())
-    assert book.of("anna") == []
-    assert book.of("bert") == [TEN]
+    assert book.prefixes("anna") == []
+    assert book.prefixes("bert") == [TEN]
     assert book.accepted_from(TEN) == {"bert"}
 
 
@@ -44,16 +44,16 @@ def test_a_peer_that_goes_leaves_the_others_theirs():
     book.route(TEN, ("anna", "bert"))
     book.accept("anna", (TEN, ULA), ())
     book.accept("bert", (ULA,), ())
-    book.forget("anna")
+    book.remove_peer("anna")
     assert book.routed_to(TEN) == ("bert",)
     assert book.accepted_from(ULA) == {"bert"}
-    assert book.of("anna") == []
+    assert book.prefixes("anna") == []
 
 
 def test_prefixes_come_in_order_with_ipv4_first():
     book = AllowedIPs()
     book.accept("anna", (ULA, TEN_ONE, TEN), ())
-    assert book.of("anna") == [TEN, TEN_ONE, ULA]
+    assert book.prefixes("anna") == [TEN, TEN_ONE, ULA]
 
 
 NAMES = st.sampled_from(["anna", "bert", "carl"])
@@ -81,11 +81,11 @@ def test_it_agrees_with_two_sets_of_pairs(steps):
             book.accept(who, (), (net,))
             accepts.discard((net, who))
         else:
-            book.forget(who)
+            book.remove_peer(who)
             routes = {pair for pair in routes if pair[1] != who}
             accepts = {pair for pair in accepts if pair[1] != who}
         for name in ("anna", "bert", "carl"):
-            assert set(book.of(name)) == {net for net, other in routes | accepts if other == name}
+            assert set(book.prefixes(name)) == {net for net, other in routes | accepts if other == name}
         for prefix in NETS:
             assert set(book.routed_to(prefix)) == {name for other, name in routes if other == prefix}
             assert book.accepted_from(prefix) == {name for other, name in accepts if other == prefix}

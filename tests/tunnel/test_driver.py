@@ -11,11 +11,13 @@ from ravenvpn.dataplane.contract import Drop, Endpoint, Timing
 from ravenvpn.offloads import Offloads
 from ravenvpn.tunnel.device import PeerSettings, SessionUp
 from ravenvpn.tunnel.driver import Listeners, Tunnel
+from ravenvpn.tunnel.linux.opener import open_resources
 from ravenvpn.tunnel.linux.udp import PortInUseError, bind
 from ravenvpn.tunnel.loop_timer import LoopTimer, boottime
 
 ANNA, BERT = IPv6Address("fd00:1::a"), IPv6Address("fd00:1::b")
 PROBE = 10277
+SOL_UDP, UDP_GRO = 17, 104  # include/uapi/linux/udp.h
 
 
 def probe_packet(source: IPv6Address, destination: IPv6Address, payload: bytes) -> bytes:
@@ -33,11 +35,11 @@ class Node:
         self.up: list[SessionUp] = []
         self.inner: asyncio.Queue[tuple[str, bytes, bool]] = asyncio.Queue()
         self.tunnel = Tunnel(
-            None,
+            open_resources(),
             timing=timing,
             listeners=Listeners(
-                on_report=lambda report: self.up.append(report) if isinstance(report, SessionUp) else None,
-                on_inner=lambda *arrived: self.inner.put_nowait(arrived),
+                on_session_event=lambda report: self.up.append(report) if isinstance(report, SessionUp) else None,
+                on_inner_packet=lambda *arrived: self.inner.put_nowait(arrived),
             ),
         )
         self.tunnel.set_private_key(self.key)
@@ -45,8 +47,8 @@ class Node:
 
     def knows(self, other: "Node", *, at: Endpoint | None = None, psk: PresharedKey | None = None) -> None:
         settings = PeerSettings(other.name, (other.key.public,), endpoints=(at,) if at else (), preshared_key=psk)
-        self.tunnel.set_peer(settings)
-        self.tunnel.accept(other.name, [ip_network(other.address)])
+        self.tunnel.peers.set(settings)
+        self.tunnel.peers.accept(other.name, [ip_network(other.address)])
 
     @property
     def here(self) -> Endpoint:
@@ -68,10 +70,10 @@ async def nodes():
 async def test_an_inner_packet_of_ours_makes_a_session_and_arrives(nodes):
     anna, bert = nodes
     packet = probe_packet(ANNA, BERT, b"are you there?")
-    anna.tunnel.send_inner("bert", packet)
+    anna.tunnel.peers.send_inner("bert", packet)
     assert await asyncio.wait_for(bert.inner.get(), 5) == ("anna", packet, False)
     answer = probe_packet(BERT, ANNA, b"yes")
-    bert.tunnel.send_inner("anna", answer)
+    bert.tunnel.peers.send_inner("anna", answer)
     assert await asyncio.wait_for(anna.inner.get(), 5) == ("bert", answer, False)
     assert [report.name for report in anna.up] == ["bert"]
     assert [report.name for report in bert.up] == ["anna"]
@@ -79,16 +81,16 @@ async def test_an_inner_packet_of_ours_makes_a_session_and_arrives(nodes):
 
 async def test_an_inner_packet_for_someone_else_is_counted_since_there_is_no_tun(nodes):
     anna, bert = nodes
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, IPv6Address("fd00:1::c"), b"not for bert"))
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"for bert"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, IPv6Address("fd00:1::c"), b"not for bert"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"for bert"))
     await asyncio.wait_for(bert.inner.get(), 5)
     assert bert.tunnel.counters().drops[Drop.NO_TUN] == 1
 
 
 async def test_the_status_tells_all(nodes):
     anna, bert = nodes
-    anna.tunnel.route(ip_network("10.0.0.0/8"), ["bert"])
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b""))
+    anna.tunnel.peers.route(ip_network("10.0.0.0/8"), ["bert"])
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b""))
     await asyncio.wait_for(bert.inner.get(), 5)
     status = anna.tunnel.status()
     assert status.device is None
@@ -108,14 +110,14 @@ async def test_the_status_tells_all(nodes):
 
 async def test_a_move_to_another_port_is_followed_by_the_peer(nodes):
     anna, bert = nodes
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"1"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"1"))
     await asyncio.wait_for(bert.inner.get(), 5)
     before = anna.here
     anna.tunnel.listen(port=0)
     assert anna.here != before
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"2"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"2"))
     await asyncio.wait_for(bert.inner.get(), 5)
-    assert bert.tunnel.peers()[0].endpoint == anna.here
+    assert bert.tunnel.peers.statuses()[0].endpoint == anna.here
 
 
 async def test_a_port_in_use_changes_nothing(nodes):
@@ -125,21 +127,21 @@ async def test_a_port_in_use_changes_nothing(nodes):
         anna.tunnel.listen(port=bert.here.port, fwmark=7)
     assert anna.here == before
     assert anna.tunnel.fwmark == 0
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"still here"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"still here"))
     await asyncio.wait_for(bert.inner.get(), 5)
 
 
 async def test_a_peer_removed_is_gone_and_may_come_again(nodes):
     anna, bert = nodes
-    anna.tunnel.remove_peer("bert")
+    anna.tunnel.peers.remove("bert")
     assert anna.tunnel.status().peers == ()
-    assert anna.tunnel.allowed_ips.of("bert") == []
+    assert anna.tunnel.peers.allowed_ips.prefixes("bert") == []
     with pytest.raises(KeyError):
-        anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b""))
+        anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b""))
     with pytest.raises(KeyError):
-        anna.tunnel.remove_peer("bert")
+        anna.tunnel.peers.remove("bert")
     anna.knows(bert, at=bert.here)
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"again"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"again"))
     await asyncio.wait_for(bert.inner.get(), 5)
 
 
@@ -148,10 +150,10 @@ async def test_a_timer_of_the_device_is_kept_by_the_one_timer_of_the_loop():
     anna = Node("anna", ANNA, Timing(rekey_timeout=0.05, max_jitter=0.0))
     anna.tunnel.start()
     deaf = bind(0)
+    bert = Node("bert", BERT)
     try:
-        bert = Node("bert", BERT)
         anna.knows(bert, at=Endpoint("127.0.0.1", deaf.port))
-        anna.tunnel.initiate("bert")
+        anna.tunnel.peers.initiate("bert")
         assert deaf.v4 is not None
         deaf.v4.setblocking(True)
         deaf.v4.settimeout(5)
@@ -160,6 +162,7 @@ async def test_a_timer_of_the_device_is_kept_by_the_one_timer_of_the_loop():
     finally:
         deaf.close()
         anna.tunnel.stop()
+        bert.tunnel.stop()
 
 
 async def test_configured_before_the_start_it_works_the_same():
@@ -169,7 +172,7 @@ async def test_configured_before_the_start_it_works_the_same():
     bert.tunnel.listen(port=free.port)
     bert.knows(anna)
     anna.knows(bert, at=Endpoint("::1", free.port))
-    anna.tunnel.send_inner("bert", probe_packet(ANNA, BERT, b"early"))
+    anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"early"))
     bert.tunnel.start()
     anna.tunnel.start()
     await asyncio.wait_for(bert.inner.get(), 5)
@@ -187,8 +190,11 @@ async def test_stopped_it_leaves_no_descriptor_and_no_timer_and_may_be_stopped_a
 
 
 async def test_offloads_can_be_forbidden():
-    tunnel = Tunnel(None, offloads=Offloads(udp_gso=False, udp_gro=False))
+    resources = open_resources()
+    tunnel = Tunnel(resources, offloads=Offloads(udp_gso=False, udp_gro=False))
     tunnel.start()
+    assert resources.sockets.v4 is not None
+    assert resources.sockets.v4.getsockopt(SOL_UDP, UDP_GRO) == 0
     assert not tunnel.status().offloads.udp_gso
     assert not tunnel.status().offloads.udp_gro
     tunnel.stop()

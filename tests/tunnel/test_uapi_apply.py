@@ -11,6 +11,7 @@ import pytest
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.tunnel.driver import Listeners, Tunnel
+from ravenvpn.tunnel.linux.opener import open_resources
 from ravenvpn.tunnel.linux.udp import bind
 from ravenvpn.tunnel.uapi import Conversation, DeviceChange, UapiError, format_state
 from ravenvpn.tunnel.wg_view import apply, state_of
@@ -22,7 +23,9 @@ PSK = "77" * 32
 
 @pytest.fixture
 def tunnel():
-    return Tunnel(None)
+    made = Tunnel(open_resources())
+    yield made
+    made.stop()
 
 
 def set_(tunnel: Tunnel, *lines: str) -> None:
@@ -71,72 +74,72 @@ def test_what_is_set_is_what_is_got(tunnel):
 def test_an_allowed_ip_is_routed_and_accepted_and_moves_as_one(tunnel):
     ten = ip_network("10.0.0.0/8")
     set_(tunnel, f"public_key={ONE.raw.hex()}", "allowed_ip=10.0.0.0/8")
-    assert tunnel.allowed_ips.routed_to(ten) == (str(ONE),)
-    assert tunnel.allowed_ips.accepted_from(ten) == {str(ONE)}
+    assert tunnel.peers.allowed_ips.routed_to(ten) == (str(ONE),)
+    assert tunnel.peers.allowed_ips.accepted_from(ten) == {str(ONE)}
     set_(tunnel, f"public_key={TWO.raw.hex()}", "allowed_ip=10.0.0.0/8")
-    assert tunnel.allowed_ips.routed_to(ten) == (str(TWO),)
-    assert tunnel.allowed_ips.accepted_from(ten) == {str(TWO)}
+    assert tunnel.peers.allowed_ips.routed_to(ten) == (str(TWO),)
+    assert tunnel.peers.allowed_ips.accepted_from(ten) == {str(TWO)}
 
 
 def test_an_allowed_ip_of_another_peer_is_not_taken_away_by_a_minus(tunnel):
     ten = ip_network("10.0.0.0/8")
     set_(tunnel, f"public_key={ONE.raw.hex()}", "allowed_ip=10.0.0.0/8", "allowed_ip=fd00::/8")
     set_(tunnel, f"public_key={TWO.raw.hex()}", "allowed_ip=-10.0.0.0/8")
-    assert tunnel.allowed_ips.routed_to(ten) == (str(ONE),)
+    assert tunnel.peers.allowed_ips.routed_to(ten) == (str(ONE),)
     set_(tunnel, f"public_key={ONE.raw.hex()}", "allowed_ip=-10.0.0.0/8")
-    assert tunnel.allowed_ips.of(str(ONE)) == [ip_network("fd00::/8")]
+    assert tunnel.peers.allowed_ips.prefixes(str(ONE)) == [ip_network("fd00::/8")]
 
 
 def test_replace_allowed_ips_leaves_only_the_new_ones(tunnel):
     set_(tunnel, f"public_key={ONE.raw.hex()}", "allowed_ip=10.0.0.0/8", "allowed_ip=fd00::/8")
     set_(tunnel, f"public_key={ONE.raw.hex()}", "replace_allowed_ips=true", "allowed_ip=10.1.0.0/16")
-    assert tunnel.allowed_ips.of(str(ONE)) == [ip_network("10.1.0.0/16")]
+    assert tunnel.peers.allowed_ips.prefixes(str(ONE)) == [ip_network("10.1.0.0/16")]
 
 
 def test_update_only_makes_no_peer_and_changes_one_that_is_there(tunnel):
     change = (f"public_key={ONE.raw.hex()}", "update_only=true", "persistent_keepalive_interval=9")
     set_(tunnel, *change)
-    assert tunnel.settings == {}
+    assert tunnel.peers.settings == {}
     set_(tunnel, f"public_key={ONE.raw.hex()}")
     set_(tunnel, *change)
-    assert tunnel.settings[str(ONE)].persistent_keepalive == 9
+    assert tunnel.peers.settings[str(ONE)].persistent_keepalive == 9
 
 
 def test_what_a_block_does_not_name_stays(tunnel):
     set_(tunnel, f"public_key={ONE.raw.hex()}", f"preshared_key={PSK}", "endpoint=192.0.2.1:1", "allowed_ip=::/0")
     set_(tunnel, f"public_key={ONE.raw.hex()}", "persistent_keepalive_interval=9")
-    settings = tunnel.settings[str(ONE)]
+    settings = tunnel.peers.settings[str(ONE)]
     assert settings.preshared_key is not None
     assert settings.endpoints == (Endpoint("192.0.2.1", 1),)
-    assert tunnel.allowed_ips.of(str(ONE)) == [ip_network("::/0")]
+    assert tunnel.peers.allowed_ips.prefixes(str(ONE)) == [ip_network("::/0")]
     set_(tunnel, f"public_key={ONE.raw.hex()}", f"preshared_key={'0' * 64}")
-    assert tunnel.settings[str(ONE)].preshared_key is None
+    assert tunnel.peers.settings[str(ONE)].preshared_key is None
 
 
 def test_replace_peers_leaves_only_the_new_ones(tunnel):
     set_(tunnel, f"public_key={ONE.raw.hex()}")
     set_(tunnel, "replace_peers=true", f"public_key={TWO.raw.hex()}")
-    assert list(tunnel.settings) == [str(TWO)]
+    assert list(tunnel.peers.settings) == [str(TWO)]
 
 
 def test_remove_ends_the_block_and_is_no_mistake_for_a_stranger(tunnel):
     set_(tunnel, f"public_key={ONE.raw.hex()}")
     set_(tunnel, f"public_key={TWO.raw.hex()}", "remove=true", f"public_key={ONE.raw.hex()}", "remove=true")
-    assert tunnel.settings == {}
+    assert tunnel.peers.settings == {}
 
 
 def test_a_peer_with_our_key_is_passed_over_and_one_that_gets_it_goes(tunnel):
     set_(tunnel, f"public_key={PRIVATE.public.raw.hex()}", f"public_key={ONE.raw.hex()}")
     set_(tunnel, f"private_key={PRIVATE.to_hex()}")
-    assert list(tunnel.settings) == [str(ONE)]
+    assert list(tunnel.peers.settings) == [str(ONE)]
     set_(tunnel, f"public_key={PRIVATE.public.raw.hex()}")
-    assert list(tunnel.settings) == [str(ONE)]
+    assert list(tunnel.peers.settings) == [str(ONE)]
 
 
 def test_a_private_key_of_zeros_takes_ours_away(tunnel):
     set_(tunnel, f"private_key={PRIVATE.to_hex()}")
     set_(tunnel, f"private_key={'0' * 64}")
-    assert get(tunnel) == ["errno=0", ""]
+    assert get(tunnel) == [f"listen_port={tunnel.listen_port}", "errno=0", ""]
 
 
 async def test_a_port_in_use_refuses_the_whole_set(tunnel):
@@ -152,7 +155,7 @@ async def test_a_port_in_use_refuses_the_whole_set(tunnel):
             f"public_key={ONE.raw.hex()}",
         )
     assert refused.value.code == errno.EADDRINUSE
-    assert (tunnel.listen_port, tunnel.fwmark, tunnel.private_key, tunnel.settings) == (before, 0, None, {})
+    assert (tunnel.listen_port, tunnel.fwmark, tunnel.private_key, tunnel.peers.settings) == (before, 0, None, {})
     taken.close()
     tunnel.stop()
 
@@ -160,16 +163,17 @@ async def test_a_port_in_use_refuses_the_whole_set(tunnel):
 async def test_an_endpoint_set_again_wins_over_where_the_peer_has_roamed():
     """As in WireGuard: the operator's last word holds until the peer's next packet."""
     up = asyncio.Event()
-    tunnel, other = Tunnel(None, listeners=Listeners(on_report=lambda _: up.set())), Tunnel(None)
+    tunnel = Tunnel(open_resources(), listeners=Listeners(on_session_event=lambda _: up.set()))
+    other = Tunnel(open_resources())
     for one, private in ((tunnel, PRIVATE), (other, PrivateKey(bytes([1]) * 32))):
         one.start()
         one.set_private_key(private)
     set_(tunnel, f"public_key={ONE.raw.hex()}", "endpoint=192.0.2.1:1")
     set_(other, f"public_key={PRIVATE.public.raw.hex()}", f"endpoint=127.0.0.1:{tunnel.listen_port}")
-    other.initiate(str(PRIVATE.public))
+    other.peers.initiate(str(PRIVATE.public))
     await asyncio.wait_for(up.wait(), 5)
-    assert tunnel.peers()[0].endpoint == Endpoint("127.0.0.1", other.listen_port)
+    assert tunnel.peers.statuses()[0].endpoint == Endpoint("127.0.0.1", other.listen_port)
     set_(tunnel, f"public_key={ONE.raw.hex()}", "endpoint=192.0.2.1:1")
-    assert tunnel.peers()[0].endpoint == Endpoint("192.0.2.1", 1)
+    assert tunnel.peers.statuses()[0].endpoint == Endpoint("192.0.2.1", 1)
     tunnel.stop()
     other.stop()

@@ -1,7 +1,8 @@
-"""Word that some network device changed, so that whoever cares looks again at its own.
+"""Notification of changes of network devices, by an rtnetlink socket that is subscribed to link messages
+(rtnetlink(7)).
 
-An rtnetlink socket subscribed to link messages (rtnetlink(7)), of which not one is read for its content: what is true
-now is asked of the device itself. Messages may be lost when many come at once; that is word enough.
+The content of the messages is not read: the current state is asked of each device of interest. The kernel may drop
+messages when many come at once (ENOBUFS), which is a notification too.
 """
 
 from __future__ import annotations
@@ -19,34 +20,45 @@ RTMGRP_LINK = 0x1  # include/uapi/linux/rtnetlink.h
 SIOCGIFFLAGS = 0x8913  # include/uapi/linux/sockios.h
 IFF_UP = 0x1  # include/uapi/linux/if.h
 _IFREQ = struct.Struct("16sH22x")
-READ_SIZE = 64 << 10
+READ_SIZE = 64 << 10  # bytes
+# Reads per call, so that a host whose devices change all the time does not hold up the loop. The rest is read by the
+# next call: the socket stays readable.
 MAX_READS = 64
 
 
 class LinkWatch:
-    """Calls `on_change` on the loop after any device of this namespace was added, changed or deleted."""
+    """Watches the devices of the network namespace in which it was opened. Owns its socket."""
 
-    def __init__(self, on_change: Callable[[], None]) -> None:
-        self._on_change = on_change
+    def __init__(self, watching: socket.socket) -> None:
+        self._socket = watching
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._socket: socket.socket | None = None
+        self._on_change: Callable[[], None] = lambda: None
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+    @classmethod
+    def open(cls) -> LinkWatch:
+        """Subscribe in the network namespace of the calling thread. Changes from here on are noticed."""
         watching = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         watching.bind((0, RTMGRP_LINK))
-        self._loop, self._socket = loop, watching
-        loop.add_reader(watching, self._readable)
+        return cls(watching)
+
+    def start(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
+        """Call `on_change` on the loop after any device was added, changed or deleted."""
+        self._loop, self._on_change = loop, on_change
+        loop.add_reader(self._socket, self._readable)
 
     def stop(self) -> None:
-        """Safe to call twice, and from `on_change`."""
-        if self._loop is not None and self._socket is not None:
+        """Stop calling `on_change`. Safe to call twice, and from `on_change`."""
+        if self._loop is not None:
             self._loop.remove_reader(self._socket)
-            self._socket.close()
-            self._loop = self._socket = None
+            self._loop = None
+
+    def close(self) -> None:
+        """Stop, and close the socket. Safe to call twice."""
+        self.stop()
+        self._socket.close()
 
     def is_up(self, index: int) -> bool:
-        """Whether the device of this index is there and set up; asked only while started."""
-        assert self._socket is not None
+        """Return whether a device of this interface index exists and is administratively up."""
         try:
             name = os.fsencode(socket.if_indextoname(index))
             return bool(_IFREQ.unpack(fcntl.ioctl(self._socket, SIOCGIFFLAGS, _IFREQ.pack(name, 0)))[1] & IFF_UP)
@@ -54,9 +66,7 @@ class LinkWatch:
             return False
 
     def _readable(self) -> None:
-        assert self._socket is not None
         with contextlib.suppress(BlockingIOError):
-            # Bounded, so that a host that changes all the time does not keep us here; what is left calls again.
             for _ in range(MAX_READS):
                 try:
                     self._socket.recv(READ_SIZE)

@@ -1,6 +1,7 @@
-"""The outer UDP sockets: one per family on one port, set up for batches and for answers from where we were addressed.
+"""The outer UDP sockets: one per family on one port, with destination addresses, ECN and overflow counts received.
 
 Option numbers that the socket module lacks are from include/uapi/linux/{udp,in,in6}.h and asm-generic/socket.h.
+Offloads (UDP_SEGMENT, UDP_GRO) are the data plane's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ IP_MTU_DISCOVER = 10
 IP_RECVTOS = 13
 IPV6_MTU_DISCOVER = 23
 IP_PMTUDISC_DONT = 0  # the same number for IPv6
-SOL_UDP = 17
-UDP_SEGMENT = 103
-UDP_GRO = 104
 
-# Bursts of one GSO send arrive at once, and a receiver that shares its core must ride them out: as wireguard-go.
-SOCKET_BUFFER = 7 << 20  # bytes
+# Bytes. A burst of one GSO send arrives at once, and a receiver that shares its core must not lose it; as
+# wireguard-go.
+SOCKET_BUFFER = 7 << 20
 # How often a random port of the first family may turn out taken in the second.
 BIND_ATTEMPTS = 100
 
@@ -35,13 +34,12 @@ class PortInUseError(HostError):
 
 @dataclass(slots=True)
 class UdpSockets:
-    """Bound and non-blocking; a family this host lacks is None. `gso` and `gro`: what both sockets can do."""
+    """Bound, non-blocking, close-on-exec sockets. One of them is None where the host lacks the family."""
 
     v4: socket.socket | None
     v6: socket.socket | None
-    port: int
-    gso: bool
-    gro: bool
+    port: int  # the same in both families
+    mark: int = 0  # SO_MARK (fwmark) of everything sent, 0 for none
 
     @property
     def descriptors(self) -> tuple[int | None, int | None]:
@@ -52,32 +50,87 @@ class UdpSockets:
         )
 
     def set_mark(self, mark: int) -> None:
-        """SO_MARK (fwmark) of everything sent from now on; 0 for none. Raises HostError."""
+        """Set SO_MARK (fwmark) of everything sent from now on; 0 for none. Raises HostError."""
+        if mark == self.mark:
+            return
         for one in (self.v4, self.v6):
             if one is not None:
                 _set_mark(one, mark)
+        self.mark = mark
+
+    def detach(self) -> None:
+        """Give up the descriptors without closing them."""
+        for one in (self.v4, self.v6):
+            if one is not None:
+                one.detach()
 
     def close(self) -> None:
+        """Close both. Safe to call twice."""
         for one in (self.v4, self.v6):
             if one is not None:
                 one.close()
 
 
-def bind(port: int, *, mark: int = 0, gso: bool = True, gro: bool = True) -> UdpSockets:
-    """Bind both families to `port`, or to one random port that is free in both when it is 0.
+def bind(port: int, *, mark: int = 0) -> UdpSockets:
+    """Bind both families to `port`, or to one random port that is free in both if it is 0.
 
-    A host without one family gets the other alone. Raises PortInUseError, or HostError for the rest.
+    A host without one family gets the other alone. Raises PortInUseError, and HostError for every other failure.
     """
     for _ in range(BIND_ATTEMPTS):
         try:
-            return _bind_once(port, mark, gso, gro)
+            return _bind_once(port, mark)
         except PortInUseError:
             if port != 0:
                 raise
-    raise HostError(f"no UDP port is free in both families ({BIND_ATTEMPTS} tries)")
+    raise HostError(f"no UDP port is free in both families ({BIND_ATTEMPTS} attempts)")
 
 
-def _bind_once(port: int, mark: int, gso: bool, gro: bool) -> UdpSockets:
+def adopt(v4: int | None, v6: int | None) -> UdpSockets:
+    """Take over descriptors of bound sockets that another process opened; datagrams that wait in them are kept.
+
+    Raises HostError, and leaves the descriptors open, if they are not UDP sockets of these families on one port. For
+    session hand-over on restart and for systemd's descriptor store; no caller in the agent yet.
+    """
+    adopted: list[socket.socket | None] = []
+    try:
+        for fd, family in ((v4, socket.AF_INET), (v6, socket.AF_INET6)):
+            adopted.append(None if fd is None else _adopt(fd, family))
+        ports = {one.getsockname()[1] for one in adopted if one is not None}
+        marks = {one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for one in adopted if one is not None}
+        if len(ports) != 1 or 0 in ports or len(marks) != 1:
+            raise HostError(f"UDP sockets with ports {sorted(ports)} and marks {sorted(marks)} are not one pair")
+    except BaseException:
+        for one in adopted:
+            if one is not None:
+                one.detach()
+        raise
+    return UdpSockets(adopted[0], adopted[1], ports.pop(), marks.pop())
+
+
+def _adopt(fd: int, family: socket.AddressFamily) -> socket.socket:
+    try:
+        one = socket.socket(fileno=fd)
+    except OSError as error:
+        raise HostError(f"descriptor {fd} is not that of a socket: {error.strerror}") from error
+    try:
+        if (one.family, one.type) != (family, socket.SOCK_DGRAM):
+            raise HostError(f"descriptor {fd} is not that of a UDP socket of family {family.name}")
+        if family is socket.AF_INET6:
+            if not one.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+                raise HostError(f"the IPv6 socket of descriptor {fd} takes IPv4 as well (IPV6_V6ONLY is off)")
+            _configure_v6(one)
+        else:
+            _configure_v4(one)
+        _configure_buffers(one)
+        one.setblocking(False)
+        one.set_inheritable(False)
+    except BaseException:
+        one.detach()
+        raise
+    return one
+
+
+def _bind_once(port: int, mark: int) -> UdpSockets:
     v4 = _open(socket.AF_INET, port)
     try:
         if v4 is not None:
@@ -91,25 +144,17 @@ def _bind_once(port: int, mark: int, gso: bool, gro: bool) -> UdpSockets:
         raise HostError("this host has neither IPv4 nor IPv6")
     if v6 is not None:
         port = v6.getsockname()[1]
-    opened = [one for one in (v4, v6) if one is not None]
-    sockets = UdpSockets(
-        v4,
-        v6,
-        port,
-        gso=gso and all(_can_segment(one) for one in opened),
-        gro=gro and all(_set_gro(one) for one in opened),
-    )
-    if mark:
-        try:
-            sockets.set_mark(mark)
-        except HostError:
-            sockets.close()
-            raise
+    sockets = UdpSockets(v4, v6, port)
+    try:
+        sockets.set_mark(mark)
+    except HostError:
+        sockets.close()
+        raise
     return sockets
 
 
 def _open(family: socket.AddressFamily, port: int) -> socket.socket | None:
-    """One socket, or None where the host lacks the family."""
+    """Return one bound socket, or None where the host lacks the family."""
     try:
         one = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     except OSError as error:
@@ -133,15 +178,15 @@ def _open(family: socket.AddressFamily, port: int) -> socket.socket | None:
             return None
         if error.errno in {errno.EACCES, errno.EPERM}:
             raise HostError(f"binding UDP port {port} is not permitted: {error.strerror}") from error
-        raise HostError(f"UDP port {port} can not be bound: {error.strerror}") from error
+        raise HostError(f"UDP port {port} cannot be bound: {error.strerror}") from error
     return one
 
 
 def _configure_v4(one: socket.socket) -> None:
     one.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     one.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
-    # Outer packets may be fragmented, here and on the way, as the Linux kernel's WireGuard lets them be: a tunnel
-    # whose MTU is a little too large is then slow, not dead. Whoever wants DF (path-MTU probes) asks per datagram.
+    # Outer packets may be fragmented, here and on the path, as those of the Linux kernel's WireGuard: a tunnel whose
+    # MTU is a little too large is slow then, not dead. Path-MTU probes ask for DF per datagram.
     one.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
 
 
@@ -160,26 +205,8 @@ def _configure_buffers(one: socket.socket) -> None:
             one.setsockopt(socket.SOL_SOCKET, plain, SOCKET_BUFFER)
 
 
-def _can_segment(one: socket.socket) -> bool:
-    """Whether UDP_SEGMENT exists (Linux ≥ 4.18). Taken back, since a default left behind would split plain sends."""
-    try:
-        one.setsockopt(SOL_UDP, UDP_SEGMENT, 1500)
-        one.setsockopt(SOL_UDP, UDP_SEGMENT, 0)
-    except OSError:
-        return False
-    return True
-
-
-def _set_gro(one: socket.socket) -> bool:
-    try:
-        one.setsockopt(SOL_UDP, UDP_GRO, 1)
-    except OSError:  # Linux < 5.0
-        return False
-    return True
-
-
 def _set_mark(one: socket.socket, mark: int) -> None:
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
     except OSError as error:
-        raise HostError(f"fwmark {mark} can not be set: {error.strerror}: it needs CAP_NET_ADMIN") from error
+        raise HostError(f"fwmark {mark} cannot be set: {error.strerror}: it needs CAP_NET_ADMIN") from error

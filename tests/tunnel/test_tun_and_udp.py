@@ -45,18 +45,8 @@ def test_they_are_set_up_as_the_data_plane_needs_them():
     for one, level, option in ((v4, socket.IPPROTO_IP, 10), (v6, socket.IPPROTO_IPV6, 23)):
         assert one.getsockopt(level, option) == 0  # IP_PMTUDISC_DONT: may be fragmented
         assert one.getsockopt(socket.SOL_SOCKET, udp.SO_RXQ_OVFL) == 1
-        # A default segment size left behind by the probe would split what is sent whole.
-        assert one.getsockopt(udp.SOL_UDP, udp.UDP_SEGMENT) == 0
         assert not one.getblocking()
         assert not one.get_inheritable()
-    sockets.close()
-
-
-def test_offloads_that_are_not_wanted_stay_off():
-    sockets = udp.bind(0, gso=False, gro=False)
-    assert (sockets.gso, sockets.gro) == (False, False)
-    assert sockets.v4 is not None
-    assert sockets.v4.getsockopt(udp.SOL_UDP, udp.UDP_GRO) == 0
     sockets.close()
 
 
@@ -140,7 +130,7 @@ from ravenvpn.tunnel.linux.tun import Tun
 whole, plain = Tun.open("rvx"), Tun.open("rvy", tso=False, uso=False)
 print(whole.name, os.get_blocking(whole.fd), os.get_inheritable(whole.fd), whole.tso, whole.is_up, whole.exists)
 print(plain.tso, plain.uso)
-plain.offload(tso=True, uso=False)
+plain.set_offloads(tso=True, uso=False)
 print(plain.tso, plain.uso)
 whole.mtu = 1300
 whole.set_up()
@@ -167,4 +157,53 @@ def test_a_tun_device_tells_the_truth_about_itself(netns):
         "1300 True",
         "rvz False",
         "False False",
+    ]
+
+
+ADOPTION = """
+import os, socket
+from ravenvpn.errors import HostError
+from ravenvpn.tunnel.linux.tun import Tun
+before = Tun.open("rvx", tso=False, uso=False)
+before.mtu = 1300
+os.system("ip address add 192.0.2.1/24 dev rvx && ip link set rvx up")
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"waits", ("192.0.2.2", 9))
+kept = os.dup(before.fd)
+before.close()
+os.set_blocking(kept, True)
+after = Tun.adopt(kept)
+print(after.name, after.mtu, after.is_up, after.exists, after.fd == kept, after.tso)
+print(os.get_blocking(after.fd), os.get_inheritable(after.fd))
+frames = []
+while True:
+    try:
+        frames.append(os.read(after.fd, 2000))
+    except BlockingIOError:
+        break
+print([frame[-5:] for frame in frames if frame.endswith(b"waits")])
+null, unattached = os.open("/dev/null", os.O_RDWR), os.open("/dev/net/tun", os.O_RDWR)
+for wrong in (null, unattached):
+    try:
+        Tun.adopt(wrong)
+    except HostError:
+        os.close(wrong)
+        print("refused and still open")
+after.close()
+print(os.path.exists("/sys/class/net/rvx"))
+"""
+
+
+@pytest.mark.root
+def test_an_adopted_tun_device_keeps_its_name_mtu_state_and_waiting_packets(netns):
+    done = subprocess.run(
+        ["ip", "netns", "exec", netns(), sys.executable, "-c", ADOPTION], capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "rvx 1300 True True True True",
+        "False False",
+        "[b'waits']",
+        "refused and still open",
+        "refused and still open",
+        "False",
     ]
