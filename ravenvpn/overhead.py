@@ -37,11 +37,3 @@ def tunnel_mtu(underlay: int) -> int:
 def vxlan_mtu(underlay: int, family: int) -> int:
     """Return the MTU of a VXLAN device whose outer packets have IP version `family`; not bounded below."""
     return underlay - IP_HEADER[family] - UDP_HEADER - VXLAN_HEADER - ETHERNET_HEADER
-
-
-def outer_size(inner: int, family: int) -> int:
-    """Return the size on the outer network of an inner packet, padded to a multiple of 16 (whitepaper §5.4.6).
-
-    For packets well below the tunnel's MTU only: padding never goes beyond the MTU.
-    """
-    return -(-inner // 16) * 16 + TRANSPORT_OVERHEAD + UDP_HEADER + IP_HEADER[family]

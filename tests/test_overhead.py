@@ -19,8 +19,3 @@ def test_the_tunnels_mtu_never_falls_below_ipv6s_minimum() -> None:
 def test_a_vxlan_device_leaves_room_for_the_outer_headers(family: int, expected: int) -> None:
     """RFC 7348 and the Linux kernel: 50 bytes over IPv4, 70 over IPv6."""
     assert overhead.vxlan_mtu(1500, family) == expected
-
-
-@pytest.mark.parametrize(("inner", "family", "expected"), [(1408, 6, 1488), (0, 4, 60)])
-def test_an_inner_packet_is_padded_to_16_bytes_and_wrapped(inner: int, family: int, expected: int) -> None:
-    assert overhead.outer_size(inner, family) == expected

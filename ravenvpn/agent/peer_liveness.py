@@ -118,7 +118,7 @@ class PeerLiveness:
             del self._names[peer]
             self._refused_by.pop(name, None)
             self._judgements.cancel(peer)
-            schedule.forget(peer)
+            schedule.remove(peer)
             self._changed = True
         for name, plan in plans.items():
             known = self._peers.get(name)
@@ -128,7 +128,7 @@ class PeerLiveness:
             peer = tunnel.peers.id_of(name)
             self._peers[name] = _Watched(plan, peer)
             self._names[peer] = name
-            schedule.watch(peer, plan.tunnel_address, None, now)
+            schedule.probe(peer, plan.tunnel_address, None, now)
             self._changed = True
         self._publish()
 
@@ -164,7 +164,7 @@ class PeerLiveness:
         tunnel, schedule = self._tunnel, self._schedule
         if tunnel is None or schedule is None:
             return None
-        for peer, packet in schedule.tick(now):
+        for peer, packet in schedule.pop_requests(now):
             watched = self._peers[self._names[peer]]
             watched.probes += 1
             tunnel.peers.send_inner(watched.plan.name, packet)
@@ -172,7 +172,7 @@ class PeerLiveness:
         for peer in self._judgements.pop_due(now):
             self._judge(schedule, self._peers[self._names[peer]], now)
         self._publish()
-        return min((at for at in (self._judgements.next_due(), schedule.due()) if at is not None), default=None)
+        return min((at for at in (self._judgements.next_due(), schedule.next_due()) if at is not None), default=None)
 
     def observe(self, statuses: Sequence[PeerStatus], now: float) -> None:
         """Read the data plane's counters: which peers have traffic, and from which something was received.
@@ -219,14 +219,14 @@ class PeerLiveness:
             if wanted is None:
                 self._stop_probing(schedule, watched)
             watched.interval = wanted
-            schedule.watch(watched.peer, watched.plan.tunnel_address, wanted, now)
+            schedule.probe(watched.peer, watched.plan.tunnel_address, wanted, now)
 
     def _stop_probing(self, schedule: ProbeSchedule, watched: _Watched) -> None:
         """Reset the verdict of a peer whose session ended and is not wanted.
 
         Old measurements prove nothing any more, and a verdict of death could not be revoked while no probe is
         sent."""
-        schedule.forget(watched.peer)
+        schedule.remove(watched.peer)
         self._judgements.cancel(watched.peer)
         watched.received_at = watched.given_up = 0.0
         if watched.verdict is not LivenessVerdict.UNKNOWN:

@@ -1,5 +1,6 @@
-"""The tunnel: who is where, which keys are in force, when to speak. Packets are the data plane's.
+"""The WireGuard tunnel: peers, handshakes, timers and roaming. Packets are handled by the data plane, one floor
+below.
 
-`device` is the whole of it without I/O; `driver` and `linux` are the thin shell around it. Nothing here knows
-what a region, a gateway or a cluster is.
+`device` is the whole of it without I/O; `driver` and `linux` are the I/O around it. Nothing here knows regions,
+gateways or the cluster.
 """

@@ -1,8 +1,8 @@
-"""WireGuard's cross-platform configuration protocol (wireguard.com/xplatform), as a language: text in, values out.
+"""Parser and formatter of WireGuard's userspace configuration protocol, the UAPI (wireguard.com/xplatform).
 
-What wg(8) says over a Unix socket is parsed here, and what it wants to hear is written here; nothing is
-applied and no socket is touched. A `set` is parsed whole before anyone sees it, so that one with a mistake in its
-last line changes nothing; wireguard-go, whose answers we give otherwise, has applied the lines before it by then.
+Sans-I/O: bytes that wg(8) wrote to the Unix socket go in, parsed requests come out. Nothing is applied here. A `set`
+is parsed as a whole before it is returned, so that an error in its last line changes nothing; wireguard-go has
+applied the lines before it by then. All other answers are those of wireguard-go.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ravenvpn.dataplane.contract import Endpoint
 from ravenvpn.errors import ConfigError
 from ravenvpn.prefixes import Prefix
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 1  # the only one there is
 
-# Ours. A line is read whole, and a set is kept whole: 65,536 peers with an address each still fit.
-MAX_LINE = 64 << 10  # bytes, as wireguard-go's scanner
-MAX_SET = 8 << 20  # bytes
+# Bounds of what a client can make us buffer.
+MAX_LINE = 64 << 10  # bytes; as wireguard-go's scanner
+MAX_SET = 8 << 20  # bytes; ours: a set of 65,536 peers with an address each fits
 
 
 class UapiError(Exception):
-    """A request that is refused. `code` is the positive errno; the protocol writes it negated."""
+    """A request is refused. `code` is the positive errno; the protocol writes it negated."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -35,73 +35,71 @@ class UapiError(Exception):
 
 @dataclass(slots=True)
 class PeerChange:
-    """What one peer's block of a set asks for; None leaves as it is.
-
-    `allowed_ips` lists additions (True) and removals (False) in order, after `replace_allowed_ips`.
-    """
+    """The changes to one peer in a set. A field that is None leaves the setting as it is."""
 
     public_key: PublicKey
-    update_only: bool = False
+    update_only: bool = False  # change nothing if there is no such peer
     remove: bool = False
-    preshared_key: PresharedKey | None = None  # all zero takes it away
+    preshared_key: PresharedKey | None = None  # all zero removes it
     endpoint: Endpoint | None = None
     persistent_keepalive: int | None = None  # seconds, 0 for off
-    replace_allowed_ips: bool = False
-    allowed_ips: list[tuple[bool, Prefix]] = field(default_factory=list)
+    replace_allowed_ips: bool = False  # remove all allowed IPs first
+    allowed_ips: list[tuple[bool, Prefix]] = field(default_factory=list)  # added (True) or removed, in order
 
 
 @dataclass(slots=True)
 class DeviceChange:
-    """A whole set; None leaves as it is."""
+    """A whole set. A field that is None leaves the setting as it is."""
 
     private_key: PrivateKey | None = None
-    clear_private_key: bool = False  # written as a key of zeros
+    clear_private_key: bool = False  # sent as a key of zeros
     listen_port: int | None = None  # 0: a random one
     fwmark: int | None = None  # 0: none
-    replace_peers: bool = False
+    replace_peers: bool = False  # remove all peers first
     peers: list[PeerChange] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class UapiPeer:
-    """One peer as a get shows it."""
+    """One peer in the answer to a get."""
 
     public_key: PublicKey
     preshared_key: PresharedKey | None = None
     endpoint: Endpoint | None = None
-    last_handshake_ns: int = 0  # wall clock, nanoseconds since 1970; 0 for never
+    last_handshake_ns: int = 0  # Unix time in nanoseconds; 0 for never
     tx_bytes: int = 0
     rx_bytes: int = 0
-    persistent_keepalive: int = 0
+    persistent_keepalive: int = 0  # seconds, 0 for off
     allowed_ips: Iterable[Prefix] = ()
 
 
 @dataclass(slots=True)
 class UapiDevice:
-    """The device as a get shows it."""
+    """The device in the answer to a get."""
 
     private_key: PrivateKey | None = None
-    listen_port: int = 0
-    fwmark: int = 0
+    listen_port: int = 0  # 0: left out
+    fwmark: int = 0  # 0: left out
     peers: Iterable[UapiPeer] = ()
 
 
 class Get:
-    """A request to describe the device."""
+    """A request for the state of the device."""
 
 
 Request = Get | DeviceChange | UapiError
 
 
 class Conversation:
-    """One client's side of a connection: bytes in, whole requests out, in order.
+    """Incremental parser of one client's connection: bytes in, complete requests out, in order.
 
-    A request that is refused comes out as the UapiError to answer with. When `over` is true the client has left the
-    protocol, and the connection is to be closed after the last answer.
+    A malformed request is returned as the UapiError to answer with. Once `over` is True the client has violated the
+    protocol: close the connection after the last answer.
     """
 
     def __init__(self, interface_index: Callable[[str], int]) -> None:
-        """`interface_index` turns the zone of a link-local endpoint into an index; OSError if there is none."""
+        """`interface_index` returns the index of the interface that the zone of a link-local endpoint names; it
+        raises OSError if there is none."""
         self._interface_index = interface_index
         self._buffer = bytearray()
         self._set: _SetParser | None = None
@@ -109,7 +107,7 @@ class Conversation:
         self.over = False
 
     def receive(self, data: bytes) -> list[Request]:
-        """What the client has asked for up to here. Never raises for what `data` holds."""
+        """Parse more bytes; return the requests that are complete now. Never raises for the content of `data`."""
         requests: list[Request] = []
         self._buffer += data
         start = 0
@@ -134,7 +132,7 @@ class Conversation:
                 self._set = _SetParser(self._interface_index)
             elif line == b"get=1":
                 self._get = True
-            else:  # wireguard-go hangs up without a word
+            else:  # wireguard-go closes the connection without an answer
                 self.over = True
         if self.over:
             self._buffer.clear()
@@ -148,7 +146,7 @@ class Conversation:
 
 
 class _SetParser:
-    """Lines after `set=1` until the empty one. The first mistake decides the answer; the rest is read and ignored."""
+    """Parser of the lines after `set=1` up to the empty line. After the first error the rest is read and ignored."""
 
     def __init__(self, interface_index: Callable[[str], int]) -> None:
         self._interface_index = interface_index
@@ -158,7 +156,7 @@ class _SetParser:
         self.size = 0
 
     def line(self, raw: bytes) -> DeviceChange | UapiError | None:
-        """The finished request at the empty line, None before."""
+        """Parse one line; return the finished request, or its first error, at the empty line, else None."""
         self.size += len(raw) + 1
         raw = raw.removesuffix(b"\r")
         if not raw:
@@ -174,7 +172,7 @@ class _SetParser:
     def _key_value(self, raw: bytes) -> None:
         key, equals, value = raw.decode("utf-8", "replace").partition("=")
         if not equals:
-            raise UapiError(errno.EPROTO, "a line is key=value")
+            raise UapiError(errno.EPROTO, "a line is not key=value")
         if key == "public_key":
             self._peer = PeerChange(_key(PublicKey, value))
             self._change.peers.append(self._peer)
@@ -197,7 +195,7 @@ class _SetParser:
                 _true(key, value)
                 self._change.replace_peers = True
             case _:
-                raise UapiError(errno.EINVAL, f"no key of a device: {key[:64]!r}")
+                raise UapiError(errno.EINVAL, f"unknown key of a device: {key[:64]!r}")
 
     def _peer_line(self, peer: PeerChange, key: str, value: str) -> None:
         match key:
@@ -222,13 +220,13 @@ class _SetParser:
                 peer.allowed_ips.append((add, _prefix(value if add else value[1:])))
             case "protocol_version":
                 if value != str(PROTOCOL_VERSION):
-                    raise UapiError(errno.EINVAL, f"protocol_version is {PROTOCOL_VERSION}")
+                    raise UapiError(errno.EINVAL, f"protocol_version is not {PROTOCOL_VERSION}")
             case _:
-                raise UapiError(errno.EINVAL, f"no key of a peer: {key[:64]!r}")
+                raise UapiError(errno.EINVAL, f"unknown key of a peer: {key[:64]!r}")
 
 
 def format_state(device: UapiDevice) -> bytes:
-    """The answer to a get, up to and including its `errno=0`."""
+    """Return the answer to a get, its `errno=0` included."""
     lines: list[str] = []
     if device.private_key is not None:
         lines.append(f"private_key={device.private_key.to_hex()}")
@@ -253,16 +251,19 @@ def format_state(device: UapiDevice) -> bytes:
 
 
 def format_errno(code: int) -> bytes:
-    """The end of every answer; `code` is the positive errno."""
+    """Return the last lines of an answer; `code` is the positive errno, 0 for success."""
     return f"errno={-code}\n\n".encode()
 
 
 def parse_endpoint(value: str, interface_index: Callable[[str], int]) -> Endpoint:
-    """`192.0.2.1:51820`, `[2001:db8::1]:51820` or `[fe80::1%eth0]:51820`. Raises UapiError."""
+    """Parse `192.0.2.1:51820`, `[2001:db8::1]:51820` or `[fe80::1%eth0]:51820`. Raises UapiError.
+
+    An IPv4-mapped IPv6 address becomes an IPv4 endpoint: the IPv6 socket is IPv6 only.
+    """
     host, colon, port = value.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or bracketed != (":" in host):
-        raise UapiError(errno.EINVAL, f"no endpoint: {value[:64]!r}")
+        raise UapiError(errno.EINVAL, f"not an endpoint: {value[:64]!r}")
     number = _number("endpoint", port, 16)
     host, percent, zone = host.strip("[]").partition("%")
     try:
@@ -270,12 +271,12 @@ def parse_endpoint(value: str, interface_index: Callable[[str], int]) -> Endpoin
         scope_id = 0
         if percent:
             if address.version == 4:
-                raise UapiError(errno.EINVAL, f"no endpoint: {value[:64]!r}")
+                raise UapiError(errno.EINVAL, f"not an endpoint: {value[:64]!r}")
             scope_id = int(zone) if zone.isascii() and zone.isdigit() else interface_index(zone)
         if not number or scope_id >= 1 << 32:
-            raise ValueError("nothing can be sent there")
+            raise ValueError("port or scope id out of range")
     except (ValueError, OSError) as error:
-        raise UapiError(errno.EINVAL, f"no endpoint: {value[:64]!r}") from error
+        raise UapiError(errno.EINVAL, f"not an endpoint: {value[:64]!r}") from error
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return Endpoint(str(address.ipv4_mapped), number)
     return Endpoint(str(address), number, scope_id)
@@ -287,20 +288,20 @@ Key = TypeVar("Key", PublicKey, PrivateKey, PresharedKey)
 def _key(kind: type[Key], value: str) -> Key:
     try:
         return kind.from_hex(value)
-    except ConfigError as error:  # it never quotes the key
+    except ConfigError as error:  # its message never quotes the key
         raise UapiError(errno.EINVAL, error.message) from None
 
 
 def _number(key: str, value: str, bits: int) -> int:
-    # int() alone would take signs, blanks, underscores and the digits of other scripts.
+    # int() alone would accept signs, blanks, underscores and the digits of other scripts.
     if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) < 1 << bits):
-        raise UapiError(errno.EINVAL, f"{key} is a number below 2^{bits}")
+        raise UapiError(errno.EINVAL, f"{key} is not a number below 2^{bits}")
     return int(value)
 
 
 def _true(key: str, value: str) -> None:
     if value != "true":
-        raise UapiError(errno.EINVAL, f"{key} is true or left out")
+        raise UapiError(errno.EINVAL, f"{key} can only be true")
 
 
 def _prefix(value: str) -> Prefix:
@@ -310,4 +311,4 @@ def _prefix(value: str) -> Prefix:
             return ipaddress.ip_network(value, strict=False)
         except ValueError:
             pass
-    raise UapiError(errno.EINVAL, f"no prefix: {value[:64]!r}")
+    raise UapiError(errno.EINVAL, f"not a prefix: {value[:64]!r}")

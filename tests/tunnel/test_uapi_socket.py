@@ -98,7 +98,7 @@ async def test_the_socket_of_a_dead_process_is_replaced(folder):
 def test_a_file_that_is_no_socket_is_left_alone(folder):
     folder.mkdir()
     (folder / "wg0.sock").write_text("precious")
-    with pytest.raises(HostError, match="no socket"):
+    with pytest.raises(HostError, match="not a socket"):
         listen("wg0", folder)
     assert (folder / "wg0.sock").read_text() == "precious"
 

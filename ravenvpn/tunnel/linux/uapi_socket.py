@@ -1,7 +1,7 @@
-"""Where wg(8) finds a userspace device: a Unix socket in /var/run/wireguard, one client at a time or several.
+"""UAPI server: the Unix socket in /var/run/wireguard by which wg(8) finds and configures a userspace device.
 
-Only the shell: the language is `tunnel.uapi`. A client may be slow, silent or hostile (the socket is root's, but
-root runs all sorts); what it can cost is bounded: one buffer each, and at most MAX_CLIENTS of them.
+Only the I/O: `tunnel.uapi` parses. Only root can connect, but a client may still be slow, silent or defective; its
+cost is bounded: one buffer for each client, and at most MAX_CLIENTS of them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ravenvpn.tunnel.uapi import (
 
 log = logging.getLogger(__name__)
 
-SOCKET_FOLDER = Path("/var/run/wireguard")
+SOCKET_FOLDER = Path("/var/run/wireguard")  # where wg(8) looks
 
-# Beyond it the client that has been silent longest is hung up on, so that an operator always gets in.
+# A client beyond these replaces the one that has been silent longest, so that an operator can always connect.
 MAX_CLIENTS = 16
-READ_SIZE = 64 << 10
+READ_SIZE = 64 << 10  # bytes
 
 # include/uapi/linux/inotify.h
 IN_ATTRIB = 0x004  # the link count is an attribute: it falls when the file is unlinked
@@ -43,27 +43,27 @@ Clients = dict[asyncio.Task[None], asyncio.StreamWriter]
 
 
 def listen(name: str, folder: Path = SOCKET_FOLDER) -> UapiSocket:
-    """Take the socket of device `name`, mode 0600 in a folder of mode 0700 if we make it.
+    """Bind the socket of device `name` with mode 0600, in a folder of mode 0700 if it has to be created.
 
-    One that a dead process left behind is replaced. Raises HostError when a live one answers.
+    A socket that a dead process left behind is replaced. Raises HostError if a running process answers on it.
     """
     path = folder / f"{name}.sock"
     mask = os.umask(0o177)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # mkdir is subject to the mask as well.
+        # The umask applies to mkdir too, hence chmod.
         if not folder.exists():
             folder.mkdir(mode=0o700, exist_ok=True)
             folder.chmod(0o700)
         return UapiSocket(_bind(path), path)
     except OSError as error:
-        raise HostError(f"the configuration socket {path} can not be made: {error.strerror}") from error
+        raise HostError(f"the configuration socket {path} cannot be created: {error.strerror}") from error
     finally:
         os.umask(mask)
 
 
 class UapiSocket:
-    """The socket's file, bound; it goes with `close`."""
+    """A bound socket and its file. `close` removes the file."""
 
     def __init__(self, bound: socket.socket, path: Path) -> None:
         self.socket, self.path = bound, path
@@ -71,20 +71,18 @@ class UapiSocket:
 
     @property
     def is_there(self) -> bool:
-        """Whether the file at our path is still ours."""
+        """Whether the file at the path is still the one that was bound: same device and inode."""
         return _identity(self.path) == self._identity
 
     def close(self) -> None:
+        """Close the socket, and remove its file unless another process has replaced it."""
         if self.is_there:
             self.path.unlink()
         self.socket.close()
 
 
 class UapiServer:
-    """Answers on a UapiSocket: `state` is what a get shows, `apply` does what a set asks or raises UapiError.
-
-    Without `apply` the device belongs to someone else, and a set is answered with EPERM.
-    """
+    """Answers gets and sets on a UapiSocket. Owned by one event loop."""
 
     def __init__(
         self,
@@ -92,21 +90,24 @@ class UapiServer:
         state: Callable[[], UapiDevice],
         apply: Callable[[DeviceChange], None] | None = None,
     ) -> None:
+        """`state` returns the state for a get. `apply` applies a set or raises UapiError; without it (the agent's
+        device) a set is answered with EPERM."""
         self._uapi = uapi
         self._state = state
         self._apply = apply
         self._server: asyncio.Server | None = None
         self._watch: int | None = None
-        self._clients: Clients = {}  # the longest silent first
+        self._clients: Clients = {}  # the one silent for longest first
 
     async def start(self, on_removed: Callable[[], None] = lambda: None) -> None:
-        """Serve; `on_removed` is called when someone deletes the socket's file, wireguard-go's sign to end."""
+        """Start to serve. `on_removed` is called when the socket's file is deleted, by which wireguard-go is told to
+        exit."""
         self._server = await asyncio.start_unix_server(self._serve, sock=self._uapi.socket, backlog=socket.SOMAXCONN)
         self._watch = _watch_removal(self._uapi.path)
         asyncio.get_running_loop().add_reader(self._watch, self._file_changed, on_removed)
 
     async def stop(self) -> None:
-        """Hang up on everyone and remove the file."""
+        """Close all connections and remove the file."""
         if self._watch is not None:
             asyncio.get_running_loop().remove_reader(self._watch)
             os.close(self._watch)
@@ -143,7 +144,7 @@ class UapiServer:
                     break
                 for request in conversation.receive(data):
                     writer.write(self._answer(request))
-                    # Who asks much and reads nothing waits here, not in our memory.
+                    # Back-pressure: a client that sends much and reads nothing waits here and fills no memory.
                     await writer.drain()
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()
@@ -157,12 +158,12 @@ class UapiServer:
                 raise request
             if isinstance(request, DeviceChange):
                 if self._apply is None:
-                    raise UapiError(errno.EPERM, "this device is run by its agent; wg may only look")
+                    raise UapiError(errno.EPERM, "this device is configured by its agent; wg can only show it")
                 self._apply(request)
                 return format_errno(0)
             return format_state(self._state())
         except UapiError as error:
-            log.warning("wg was refused: %s", error)
+            log.warning("request of wg refused: %s", error)
             return format_errno(error.code)
 
 
@@ -185,17 +186,17 @@ def _bind(path: Path) -> socket.socket:
 
 
 def _remove_if_stale(path: Path) -> None:
-    """Remove a socket nobody listens on. Raises HostError if somebody does, or if it is no socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-        knock.setblocking(False)
+    """Remove a socket that no process listens on. Raises HostError if one does, or if the file is not a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
         try:
-            knock.connect(str(path))
+            probe.connect(str(path))
         except ConnectionRefusedError:
             if not path.is_socket():
-                raise HostError(f"{path} is in the way and is no socket: remove it") from None
+                raise HostError(f"{path} exists and is not a socket: remove it") from None
             path.unlink()
             return
-        except BlockingIOError:  # alive, with a full backlog
+        except BlockingIOError:  # a process listens; its backlog is full
             pass
     raise HostError(f"another process answers on {path}: stop it, or choose another device name")
 
@@ -209,13 +210,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _watch_removal(path: Path) -> int:
-    """An inotify descriptor that becomes readable when `path` is unlinked or moved. The standard library has no
-    inotify, and libraries for it poll or bring threads; three calls of libc are less."""
+    """Return an inotify descriptor that becomes readable when `path` is unlinked or moved.
+
+    The standard library has no inotify, and libraries for it poll or start threads; three calls of libc are less.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     watch = int(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
     if watch < 0 or libc.inotify_add_watch(watch, os.fsencode(path), IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF) < 0:
         code = ctypes.get_errno()
         if watch >= 0:
             os.close(watch)
-        raise HostError(f"{path} can not be watched: {os.strerror(code)}")
+        raise HostError(f"{path} cannot be watched: {os.strerror(code)}")
     return watch

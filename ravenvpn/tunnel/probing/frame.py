@@ -1,7 +1,7 @@
-"""The probe's frame and the packet around it (docs/protocol.md): what two ravenvpn nodes say to each other inside
-their tunnel, on port 10277 between their tunnel addresses.
+"""Frame of the in-tunnel probe, and the IPv6 and UDP headers around it (docs/protocol.md §2).
 
-Parsers raise MalformedMessage and nothing else. All numbers are in network byte order.
+Two ravenvpn nodes exchange probes between their tunnel addresses, from UDP port 10277 to port 10277. Parsers raise
+MalformedMessage and nothing else, whatever the bytes. All numbers are in network byte order.
 """
 
 from __future__ import annotations
@@ -15,28 +15,33 @@ from typing import Final, NamedTuple, Self
 from ravenvpn.errors import MalformedMessage
 from ravenvpn.overhead import IPV6_HEADER, MIN_IPV6_MTU, UDP_HEADER
 
-VERSION: Final = 1
-PORT: Final = 10277
+VERSION: Final = 1  # of the frame; receivers drop every other
+PORT: Final = 10277  # UDP, source and destination
 
+# version, kind, length, sequence, session, sent, held, epoch, role
 _HEADER: Final = struct.Struct("!BBHIIQQQI")
-_EXTENSION: Final = struct.Struct("!HH")
-_VERDICT: Final = struct.Struct("!QB")
+_EXTENSION: Final = struct.Struct("!HH")  # type, length of the value
+_VERDICT: Final = struct.Struct("!QB")  # subject, forwarding
 
 HEADER_BYTES: Final = _HEADER.size  # 40
-MAX_FRAME_BYTES: Final = MIN_IPV6_MTU - IPV6_HEADER - UDP_HEADER  # fits the smallest MTU of IPv6; padding not counted
-MAX_VERDICTS: Final = 128
+# A frame without its padding passes every IPv6 link.
+MAX_FRAME_BYTES: Final = MIN_IPV6_MTU - IPV6_HEADER - UDP_HEADER
+MAX_VERDICTS: Final = 128  # 1,152 bytes, which leaves room for the header and one more extension
 
-OVERHEAD_BYTES: Final = IPV6_HEADER + UDP_HEADER
-MAX_PACKET_BYTES: Final = IPV6_HEADER + 0xFFFF
+OVERHEAD_BYTES: Final = IPV6_HEADER + UDP_HEADER  # around the frame
+MAX_PACKET_BYTES: Final = IPV6_HEADER + 0xFFFF  # IPv6's payload length has 16 bits
 
-_VERDICTS: Final = 1  # extension types
+# Extension types.
+_VERDICTS: Final = 1
 _SIZE: Final = 2
 
-_UDP: Final = 17
-_HOP_LIMIT: Final = 64
+_UDP: Final = 17  # IP protocol number
+_HOP_LIMIT: Final = 64  # any: the packet is never forwarded
 
 
 class ProbeKind(enum.IntEnum):
+    """Kind of a frame. Values are on the wire."""
+
     REQUEST = 1
     REPLY = 2
 
@@ -45,7 +50,7 @@ _KINDS: Final = {kind.value for kind in ProbeKind}
 
 
 class Forwarding(enum.IntEnum):
-    """Whether traffic is carried for a subject."""
+    """Whether a node forwards traffic of a subject. Values are on the wire."""
 
     UNKNOWN = 0
     FORWARDS = 1
@@ -53,9 +58,9 @@ class Forwarding(enum.IntEnum):
 
 
 class ForwardingVerdict(NamedTuple):
-    """Whether the sender carries traffic for `subject`, the 64-bit hash of a node's name (docs/protocol.md)."""
+    """What the sender observed of another node."""
 
-    subject: int
+    subject: int  # the first 64 bits of the SHA-256 of the node's name
     forwarding: Forwarding
 
 
@@ -64,22 +69,20 @@ _FORWARDINGS: Final = {forwarding.value for forwarding in Forwarding}
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One frame. `session` is drawn when a prober begins, so that a reply to its predecessor is not taken for one
-    to it; `sent_ns` is the requester's clock, echoed and opaque to the other end; `held_ns` how long a reply was
-    held back; `role` (u32) and `epoch` (u64) are the sender's, their meaning is the mesh's."""
+    """One frame. The mesh gives role, epoch and verdicts their meaning."""
 
     kind: ProbeKind
-    sequence: int
-    session: int
-    sent_ns: int
-    held_ns: int = 0
-    epoch: int = 0
-    role: int = 0
+    sequence: int  # u32, one more for each request
+    session: int  # u32, random for each prober: a reply to a prober from before a restart does not match
+    sent_ns: int  # u64, the requester's clock in nanoseconds; a reply returns it unchanged
+    held_ns: int = 0  # u64, nanoseconds between the request's arrival and the reply
+    epoch: int = 0  # u64, the sender's
+    role: int = 0  # u32, the sender's
     verdicts: tuple[ForwardingVerdict, ...] = ()
-    size: int = 0  # in a reply to an MTU probe: how many bytes the inner packet had on arrival
+    size: int = 0  # in a reply to an MTU probe: bytes of the whole inner packet on arrival
 
     def pack(self, pad_to: int = 0) -> bytes:
-        """The frame, with zeros behind it up to `pad_to` bytes."""
+        """Return the frame, padded with zeros to `pad_to` bytes. ValueError for too many verdicts."""
         extensions = b""
         if self.verdicts:
             if len(self.verdicts) > MAX_VERDICTS:
@@ -104,7 +107,10 @@ class Probe:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """A frame and the padding behind it. Unknown extensions are skipped, an unknown version is not ours."""
+        """Parse a UDP payload: a frame and its padding. Unknown extensions are skipped.
+
+        Raises MalformedMessage, for an unknown version too.
+        """
         if len(data) < HEADER_BYTES:
             raise MalformedMessage("shorter than a probe")
         version, kind, length, sequence, session, sent_ns, held_ns, epoch, role = _HEADER.unpack_from(data)
@@ -117,26 +123,26 @@ class Probe:
         at = HEADER_BYTES
         while at < length:
             if at + _EXTENSION.size > length:
-                raise MalformedMessage("a probe with half an extension")
-            what, extent = _EXTENSION.unpack_from(data, at)
+                raise MalformedMessage("a probe with a truncated extension")
+            extension, extent = _EXTENSION.unpack_from(data, at)
             at += _EXTENSION.size
             value = data[at : at + extent]
             at += extent
             if at > length:
-                raise MalformedMessage("a probe whose extension leaves it")
-            if what == _VERDICTS:
+                raise MalformedMessage("a probe with an extension beyond its end")
+            if extension == _VERDICTS:
                 verdicts = _parse_verdicts(value)
-            elif what == _SIZE:
+            elif extension == _SIZE:
                 if extent != 4:
-                    raise MalformedMessage("a probe with a size that is none")
+                    raise MalformedMessage("a probe with a size of wrong length")
                 size = int.from_bytes(value, "big")
         return cls(ProbeKind(kind), sequence, session, sent_ns, held_ns, epoch, role, verdicts, size)
 
 
 def _parse_verdicts(value: bytes) -> tuple[ForwardingVerdict, ...]:
     if len(value) % _VERDICT.size or len(value) > MAX_VERDICTS * _VERDICT.size:
-        raise MalformedMessage("a probe with verdicts that are none")
-    # What a later version may say about forwarding, this one does not know.
+        raise MalformedMessage("a probe with verdicts of wrong length")
+    # A value of a later version counts as unknown.
     return tuple(
         ForwardingVerdict(subject, Forwarding(state if state in _FORWARDINGS else Forwarding.UNKNOWN))
         for subject, state in _VERDICT.iter_unpack(value)
@@ -144,13 +150,15 @@ def _parse_verdicts(value: bytes) -> tuple[ForwardingVerdict, ...]:
 
 
 class ProbePacket(NamedTuple):
+    """Inner addresses and UDP payload of a packet between probe ports."""
+
     source: IPv6Address
     destination: IPv6Address
     payload: bytes
 
 
 def wrap(packet: ProbePacket) -> bytes:
-    """The whole inner packet: IPv6 (RFC 8200 §3), UDP with its checksum, both ports 10277."""
+    """Return the whole inner packet: IPv6 header (RFC 8200 §3), UDP header with checksum, payload."""
     length = UDP_HEADER + len(packet.payload)
     source, destination = packet.source.packed, packet.destination.packed
     udp = struct.pack("!HHH", PORT, PORT, length)
@@ -161,7 +169,7 @@ def wrap(packet: ProbePacket) -> bytes:
 
 
 def unwrap(data: bytes) -> ProbePacket:
-    """The opposite of `wrap`; MalformedMessage unless headers, ports, lengths and checksum are right."""
+    """Parse what `wrap` makes. Raises MalformedMessage unless headers, ports, lengths and checksum are right."""
     if len(data) < OVERHEAD_BYTES or data[0] >> 4 != 6 or data[6] != _UDP:
         raise MalformedMessage("not UDP over IPv6")
     length = int.from_bytes(data[4:6], "big")
@@ -176,10 +184,10 @@ def unwrap(data: bytes) -> ProbePacket:
 
 
 def _checksum(source: bytes, destination: bytes, udp: bytes) -> int:
-    """Of UDP over IPv6 (RFC 8200 §8.1): of everything, checksum included, it is zero."""
+    """Return the checksum of UDP over IPv6 (RFC 8200 §8.1); zero if `udp` holds its correct checksum already."""
     data = source + destination + len(udp).to_bytes(4, "big") + _UDP.to_bytes(4, "big") + udp
     if len(data) % 2:
         data += b"\0"
-    # A number of 16-bit digits is its digit sum modulo 2^16 − 1, which is what ones' complement addition makes.
+    # The ones' complement sum of 16-bit words is the whole number modulo 2^16 − 1: one operation instead of a loop.
     remainder = int.from_bytes(data, "big") % 0xFFFF
     return (0xFFFF - remainder) % 0xFFFF
