@@ -39,13 +39,6 @@ def load_or_create(path: Path, random: Callable[[int], bytes]) -> PrivateKey:
     return load(path)
 
 
-def load_or_create_preshared(path: Path, random: Callable[[int], bytes]) -> PresharedKey:
-    """As `load_or_create`, for a preshared key."""
-    if not os.path.lexists(path):
-        _write(path, PresharedKey.generate(random).to_base64(), atomic_file.create)
-    return load_preshared(path)
-
-
 def save(path: Path, key: PrivateKey | PresharedKey) -> None:
     """Put `key` into `path`, replacing what is there in one step: a reader sees the old key or the new one."""
     _write(path, key.to_base64(), atomic_file.replace)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ravenvpn.overhead import MIN_IPV6_MTU, TUNNEL_OVERHEAD
 
-NET_ADMIN, NET_RAW, SYS_MODULE = 12, 13, 16  # linux/capability.h
+NET_ADMIN = 12  # linux/capability.h: number of the bit
 MIN_KERNEL = (5, 7)  # nft's iifname in postrouting
 USO_KERNEL = (6, 2)  # TUN_F_USO4
 PLAUSIBLE_CLOCK = 1767225600.0  # 2026-01-01: this program is younger than that

@@ -184,8 +184,8 @@ def test_saving_replaces_a_key_in_one_step(path):
 
 
 def test_preshared_keys_follow_the_same_rules(path):
-    made = keyfile.load_or_create_preshared(path, os.urandom)
-    assert isinstance(made, PresharedKey)
+    made = PresharedKey.generate(os.urandom)
+    keyfile.save(path, made)
     assert keyfile.load_preshared(path) == made
     assert mode(path) == 0o600
     path.chmod(0o644)
