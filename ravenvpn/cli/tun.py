@@ -77,6 +77,7 @@ def tun(iface: str, foreground: bool, suite: str, without: tuple[str, ...], log_
     logging.basicConfig(
         stream=sys.stderr, level=LOG_LEVELS[log_level or "error"], format=f"%(levelname)s: ({iface}) %(message)s"
     )
+    # Both ends always accept WireGuard's suite; the chosen one comes in addition.
     chosen = next(one for one in Suite if one.value == suite)
     resources, uapi = open_device(iface)
     report = _report_nothing if foreground else _go_to_background(keep_output=log_level not in {None, "silent"})
@@ -144,6 +145,9 @@ async def _serve(  # noqa: PLR0917
     offloads: Offloads | None,
     on_ready: Callable[[], None],
 ) -> None:
+    """Serve wg(8) and run the tunnel on the running loop, until one of the reasons to end in the module's
+    docstring."""
+    # Imported here, so that help texts and errors of the command line do not load ciphers and the event loop.
     from ravenvpn.tunnel.driver import Listeners, Tunnel
     from ravenvpn.tunnel.linux.uapi_socket import UapiServer
     from ravenvpn.tunnel.peer import WIREGUARD_ONLY
@@ -190,14 +194,15 @@ def _go_to_background(*, keep_output: bool) -> Callable[[str], None]:
         # Not sys.exit: the descriptors open here are the child's, to be closed but not to be cleaned up.
         os._exit(0 if message == READY else 1)
     os.close(reader)
-    os.setsid()
-    os.chdir("/")
+    os.setsid()  # no controlling terminal: its hang-up must not end the tunnel
+    os.chdir("/")  # hold no mount
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0,) if keep_output else (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
 
     def report(message: str) -> None:
+        """Send the message to the parent, which then exits; later messages have no receiver and are dropped."""
         nonlocal writer
         if writer >= 0:
             os.write(writer, message.encode())

@@ -86,6 +86,7 @@ class Tunnel:
         self._listeners = listeners or Listeners()
         self._resources: TunnelResources | None = resources
         self._timer = LoopTimer(self._on_timer)
+        # The TUN device first: the data plane is told what the kernel granted.
         offloads = _apply_to_tun(resources.tun, offloads or Offloads())
         self._dataplane = dataplane.create(
             tun=None if resources.tun is None else resources.tun.fd, offloads=offloads, timing=timing, body=body
@@ -94,8 +95,8 @@ class Tunnel:
         self.peers = NamedPeers(self._device, self._dataplane, self._timer.wake)
         self._replaced = ReplacedSockets(self._dataplane)
         self._port, self._mark = resources.sockets.port, resources.sockets.mark
-        self._mtu = 0
-        self._up = False
+        self._mtu = 0  # of the TUN device, as last seen
+        self._up = False  # administrative state of the TUN device, as last seen
 
     # Life.
 

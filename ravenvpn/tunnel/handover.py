@@ -107,6 +107,7 @@ def parse(blob: bytes, now: float) -> Image:
 
 
 def _frozen(peer: PeerView) -> FrozenTunnelPeer:
+    """Return the part of a peer's state that is handed over."""
     settings, endpoints, timers = peer.settings, peer.endpoints, peer.timers
     at = endpoints.confirmed
     return FrozenTunnelPeer(
@@ -135,6 +136,8 @@ def _frozen(peer: PeerView) -> FrozenTunnelPeer:
 
 
 def _restored(one: FrozenTunnelPeer, timing: Timing, timers: Timers, frozen_at: float) -> Peer:
+    """Return the peer with this state. Deadlines are computed anew from the instants, which count on across a
+    restart: CLOCK_BOOTTIME is the same for both processes. KeyError or ValueError for a damaged field."""
     settings = PeerSettings(
         name=one.name,
         public_keys=tuple(PublicKey(raw) for raw in one.public_keys),

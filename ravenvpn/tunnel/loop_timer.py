@@ -63,6 +63,7 @@ class LoopTimer:
         self._arm(now, deadline)
 
     def _arm(self, now: float, deadline: float | None) -> None:
+        """Have the callback called at `deadline` or earlier; None leaves an armed timer as it is."""
         if deadline is None or self._loop is None:
             return
         if deadline <= now:

@@ -152,6 +152,7 @@ class PeerRules:
             case KeyPromoted():
                 self._on_key_confirmed(peer, unix_ns)
             case KeypairRetired(local_index=index):
+                # The index was released by the device already.
                 peer.keypairs.discard(index)
                 if not peer.keypairs:
                     peer.transition(HandshakeEvent.KEYS_RETIRED)
@@ -164,6 +165,7 @@ class PeerRules:
                 peer.timers.traffic_reported(event)
 
     def _on_key_confirmed(self, peer: Peer, unix_ns: int) -> None:
+        """Complete the handshake as responder: the first packet under the new keys arrived (§5.4.4)."""
         try:
             peer.transition(HandshakeEvent.KEY_CONFIRMED)
         except UnexpectedEvent:
@@ -181,10 +183,12 @@ class PeerRules:
             self._on_timer(peer, timer, now)
 
     def _on_timer(self, peer: Peer, timer: Timer, now: float) -> None:
+        """Act on one expired timer; `Timer` names the section of the whitepaper for each."""
         match timer:
             case Timer.RETRANSMIT_HANDSHAKE:
                 self._retransmit(peer, now)
             case Timer.NEW_HANDSHAKE:
+                # The session may be dead because our source address is: let the kernel choose it again.
                 peer.endpoints.source = None
                 self._dataplane.clear_source(peer.id)
                 self.request_handshake(peer, now)
@@ -193,6 +197,7 @@ class PeerRules:
             case Timer.SEND_KEEPALIVE | Timer.PERSISTENT_KEEPALIVE:
                 self._dataplane.send_keepalive(peer.id)
             case Timer.ZERO_KEY_MATERIAL:
+                # A handshake that is under way goes too (§6.3), and starts again with fresh ephemeral keys.
                 initiate_again = peer.state.pending or peer.settings.warm
                 self._wipe(peer)
                 if initiate_again:

@@ -44,6 +44,7 @@ class PeerSchedule:
             self._events.append(
                 SessionUp(name, peer.endpoints.confirmed) if peer.has_session else SessionLost(name, peer.failure)
             )
+        # A deadline that moved later stays where it is: the peer is then looked at once too early (`deadlines`).
         due = peer.timers.next_deadline()
         if due is not None and self._up:
             self._deadlines.schedule(peer.id, due)

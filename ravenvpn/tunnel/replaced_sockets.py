@@ -22,6 +22,7 @@ class ReplacedSockets:
     def __init__(self, dataplane: DataPlane) -> None:
         self._dataplane = dataplane
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Sockets with the timer that closes them.
         self._closers: dict[int, tuple[UdpSockets, asyncio.TimerHandle]] = {}  # by port
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:

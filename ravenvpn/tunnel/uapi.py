@@ -29,6 +29,7 @@ class UapiError(Exception):
     """A request is refused. `code` is the positive errno; the protocol writes it negated."""
 
     def __init__(self, code: int, reason: str) -> None:
+        """`reason` goes to our log: the protocol has no field for it."""
         super().__init__(reason)
         self.code = code
 
@@ -170,6 +171,8 @@ class _SetParser:
         return None
 
     def _key_value(self, raw: bytes) -> None:
+        """Apply one line to the request. A `public_key` line starts the block of a peer; blocks never end but by
+        it."""
         key, equals, value = raw.decode("utf-8", "replace").partition("=")
         if not equals:
             raise UapiError(errno.EPROTO, "a line is not key=value")
@@ -182,6 +185,7 @@ class _SetParser:
             self._peer_line(self._peer, key, value)
 
     def _device_line(self, key: str, value: str) -> None:
+        """Apply a line before the first peer."""
         match key:
             case "private_key":
                 zero = value == "0" * 2 * KEY_BYTES
@@ -198,6 +202,7 @@ class _SetParser:
                 raise UapiError(errno.EINVAL, f"unknown key of a device: {key[:64]!r}")
 
     def _peer_line(self, peer: PeerChange, key: str, value: str) -> None:
+        """Apply a line of a peer's block. Order matters: `replace_allowed_ips` discards allowed IPs before it."""
         match key:
             case "update_only":
                 _true(key, value)
@@ -286,6 +291,7 @@ Key = TypeVar("Key", PublicKey, PrivateKey, PresharedKey)
 
 
 def _key(kind: type[Key], value: str) -> Key:
+    """Parse a key of 64 hex digits. Raises UapiError with EINVAL."""
     try:
         return kind.from_hex(value)
     except ConfigError as error:  # its message never quotes the key
@@ -293,6 +299,7 @@ def _key(kind: type[Key], value: str) -> Key:
 
 
 def _number(key: str, value: str, bits: int) -> int:
+    """Parse a decimal number below 2^bits. Raises UapiError with EINVAL."""
     # int() alone would accept signs, blanks, underscores and the digits of other scripts.
     if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) < 1 << bits):
         raise UapiError(errno.EINVAL, f"{key} is not a number below 2^{bits}")
@@ -300,11 +307,13 @@ def _number(key: str, value: str, bits: int) -> int:
 
 
 def _true(key: str, value: str) -> None:
+    """Check the value of a flag, which is set by `true` and unset by leaving it out."""
     if value != "true":
         raise UapiError(errno.EINVAL, f"{key} can only be true")
 
 
 def _prefix(value: str) -> Prefix:
+    """Parse address/length; host bits are cleared. Raises UapiError with EINVAL."""
     _, slash, bits = value.partition("/")
     if slash and bits.isascii() and bits.isdigit() and "%" not in value:
         try:

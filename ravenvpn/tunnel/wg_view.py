@@ -63,6 +63,7 @@ def apply(tunnel: Tunnel, change: DeviceChange, suites: frozenset[Suite] = WIREG
 
 
 def _apply_peer(peers: NamedPeers, change: PeerChange, suites: frozenset[Suite]) -> None:
+    """Apply one peer's block of a set; nothing here can fail, since the parser checked every value."""
     name = _name(change.public_key)
     settings = peers.settings.get(name)
     if change.remove:
@@ -81,6 +82,7 @@ def _apply_peer(peers: NamedPeers, change: PeerChange, suites: frozenset[Suite])
     if change.endpoint is not None:
         settings = dataclasses.replace(settings, endpoints=(change.endpoint,))
     peers.set(settings)
+    # As a candidate alone the endpoint would not replace the one that the peer was last seen at.
     if change.endpoint is not None:
         peers.set_endpoint(name, change.endpoint)
     if change.replace_allowed_ips:

@@ -1,4 +1,4 @@
-"""Two hosts joined by a cable, and on each an end of a tunnel: ours and wireguard-go's."""
+"""Fixtures: two hosts joined by a veth pair, with one end of a tunnel on each, ours and wireguard-go's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 @pytest.fixture(scope="module")
 def pair(hosts: tuple[Host, Host], wireguard_go: Path) -> Iterator[Pair]:
-    """Both ends up with the protocol's own timing, and not yet configured."""
+    """Both ends with WireGuard's timing, up and not configured."""
     us, them = End(hosts[0], ours(), "rvu"), End(hosts[1], [wireguard_go, "-f"], "rvw")
     with running(us, them):
         start(us, them)
@@ -29,7 +29,7 @@ def pair(hosts: tuple[Host, Host], wireguard_go: Path) -> Iterator[Pair]:
 
 @pytest.fixture
 def quick_pair(wireguard_go: Path) -> Iterator[Pair]:
-    """Hosts of their own, and our end's timers ten times as fast, so that a test sees several of their rounds."""
+    """Both ends on their own hosts; our end's timers are ten times as fast, so that a test covers several periods."""
     with namespaces(2) as (a, b):
         wire(a, b, "eth0", ("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64"))
         timing = {"rekey_after_time": 1.0, "reject_after_time": 6.0, "rekey_timeout": 0.5, "keepalive_timeout": 0.5}
@@ -41,7 +41,7 @@ def quick_pair(wireguard_go: Path) -> Iterator[Pair]:
 
 @pytest.fixture
 def join() -> Join:
-    """Configure both ends of a pair by wg, with new keys; only `starter` knows where the other is."""
+    """Configure both ends with wg and new keys; only `starter` knows the other's endpoint."""
 
     def configure(pair: Pair, *, starter: str = "us", outer: int = 4, psk: str = "", keepalive: int = 0) -> None:
         hosts = [f"[{host}]" if outer == 6 else host for host in OUTER[outer]]

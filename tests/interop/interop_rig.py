@@ -1,4 +1,4 @@
-"""Two hosts in namespaces, a tunnel program on each, and what a person would type to set them up."""
+"""Hosts in network namespaces, tunnel programs on them, and the commands to set them up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WAIT = 15.0  # seconds anything may take to come about
 
 
 def until(condition: Callable[[], object], what: str, within: float = WAIT) -> None:
-    """Ask again and again, since it is another process that has to get there."""
+    """Poll until the condition holds, since another process makes it true."""
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -32,7 +32,7 @@ def until(condition: Callable[[], object], what: str, within: float = WAIT) -> N
 
 
 class Host:
-    """A network namespace and what is run in it."""
+    """A network namespace, and the processes in it."""
 
     def __init__(self, namespace: str) -> None:
         self.namespace = namespace
@@ -48,7 +48,7 @@ class Host:
         return done.stdout
 
     def fails(self, *arguments: str | Path, stdin: str | None = None) -> str:
-        """Run what must fail; its standard error."""
+        """Run a command that must fail; return its standard error."""
         done = subprocess.run(
             self.command(*arguments), input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
@@ -62,7 +62,7 @@ class Host:
         self.run("sysctl", "-qw", f"{key}={value}")
 
     def pings(self, address: str, count: int = 1, within: float = WAIT) -> None:
-        """Wait for one answer, then all of `count` must be answered."""
+        """Wait for one reply; then all of `count` pings must be answered."""
         until(lambda: self.reaches(address), f"{self.namespace} reaches {address}", within)
         out = self.run("ping", "-n", "-c", str(count), "-i", "0.01", "-W", "2", address)
         assert f" {count} received" in out, out
@@ -99,7 +99,7 @@ class End:
         self.up(*addresses, mtu=mtu)
 
     def launch(self) -> None:
-        """The program alone: its device is there, down and without addresses."""
+        """Start the program only: its device exists, down and without addresses."""
         assert self.process is None
         self.process = subprocess.Popen(
             self.host.command(*self.program, self.device),
@@ -131,16 +131,16 @@ class End:
         return process.wait(WAIT)
 
     def wg(self, *arguments: str, stdin: str | None = None) -> str:
-        """`wg set DEVICE …`, `wg show DEVICE …` and so on."""
+        """Run `wg VERB DEVICE …`, for instance `wg set DEVICE …`."""
         return self.host.run("wg", arguments[0], self.device, *arguments[1:], stdin=stdin)
 
     def show(self, what: str) -> str:
-        """The value of one field for the only peer."""
+        """Return one field of the only peer."""
         (line,) = self.wg("show", what).splitlines()
         return line.split("\t", 1)[1]
 
     def handshake(self) -> int:
-        """When the last handshake with the only peer was, in Unix seconds; 0 for never."""
+        """Return the time of the last handshake with the only peer in Unix seconds, 0 for never."""
         return int(self.show("latest-handshakes"))
 
     def setconf(self, text: str) -> None:
@@ -149,7 +149,7 @@ class End:
     def configure(
         self, *, port: int, peer: End, allowed: str, endpoint: str = "", psk: str = "", keepalive: int = 0
     ) -> None:
-        """Everything anew: our key and port, and `peer` as the only one."""
+        """Configure everything again: key, port, and `peer` as the only peer."""
         lines = ["[Interface]", f"PrivateKey = {self.private}", f"ListenPort = {port}"]
         lines += ["[Peer]", f"PublicKey = {peer.public}", f"AllowedIPs = {allowed}"]
         lines += [f"Endpoint = {endpoint}"] if endpoint else []
@@ -168,7 +168,7 @@ def wg(*arguments: str, stdin: str | None = None) -> str:
 
 
 def ours(**timing: float) -> list[str | Path]:
-    """The command of our end; with `timing`, its constants shortened through the door tests have for that."""
+    """Return the command of our end; `timing` shortens its constants."""
     if not timing:
         return [PYTHON, "-m", "ravenvpn.cli.tun", "--foreground"]
     return [PYTHON, HERE / "tun_with_timing.py", json.dumps(timing)]
@@ -194,7 +194,7 @@ def transfer(sender: Host, receiver: Host, address: str, size: int) -> None:
 
 @contextlib.contextmanager
 def running(*ends: End) -> Iterator[None]:
-    """Whatever happens, none of their processes or sockets outlives this; and none may have met a bug on the way."""
+    """Run the ends; at exit kill their processes, remove their sockets, and fail if one logged a traceback."""
     try:
         yield
     finally:
@@ -212,7 +212,7 @@ def running(*ends: End) -> Iterator[None]:
 
 @contextlib.contextmanager
 def namespaces(count: int) -> Iterator[list[Host]]:
-    """Empty namespaces with loopback up; whatever happens, they go."""
+    """Make namespaces with loopback up, and remove them at exit."""
     names = [f"rv-{secrets.token_hex(4)}" for _ in range(count)]
     try:
         for name in names:
@@ -225,7 +225,7 @@ def namespaces(count: int) -> Iterator[list[Host]]:
 
 
 def wire(one: Host, other: Host, device: str, *addresses: tuple[str, str]) -> None:
-    """Join two hosts by a veth pair; each pair of addresses goes to (one, other)."""
+    """Join two hosts by a veth pair, with one address of each pair at each host."""
     one.ip("link", "add", device, "type", "veth", "peer", "name", device, "netns", other.namespace)
     for host, side in ((one, 0), (other, 1)):
         # Without it, deleting the first address of a subnet takes the others along.

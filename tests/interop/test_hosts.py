@@ -1,4 +1,4 @@
-"""Our tunnel on hosts of all sorts: several addresses, none of a family, devices deleted under it, names taken."""
+"""Our tunnel on unusual hosts: several addresses, no IPv6, deleted devices, names in use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ends(a: Host, b: Host) -> Pair:
 
 
 def bring_up(pair: Pair, endpoint: str, side: int = 1) -> None:
-    """Both ends configured; the one at `side` calls the other at `endpoint`."""
+    """Configure both ends; the one at `side` initiates to `endpoint`."""
     for here, end in enumerate(pair):
         end.start(f"{INNER[4][here]}/24", f"{INNER[6][here]}/64")
     for here, end in enumerate(pair):
@@ -60,7 +60,7 @@ def bring_up(pair: Pair, endpoint: str, side: int = 1) -> None:
 @pytest.mark.parametrize(
     ("prefix", "second"), [("24", "192.0.2.11"), ("64", "2001:db8::11")], ids=["outer v4", "outer v6"]
 )
-def test_answers_leave_from_the_address_that_was_called(two: tuple[Host, Host], prefix: str, second: str):
+def test_responses_leave_from_the_address_that_was_addressed(two: tuple[Host, Host], prefix: str, second: str):
     """On a host with several addresses the kernel would choose the first one; then the caller, or a NAT before it,
     would not know who answers."""
     two[0].ip("address", "add", f"{second}/{prefix}", "dev", "eth0", *(["nodad"] if ":" in second else []))
@@ -80,7 +80,7 @@ def test_answers_leave_from_the_address_that_was_called(two: tuple[Host, Host], 
 
 
 def talk_over_ipv4(us: End, them: End) -> None:
-    """We call, from a port of the kernel's choice."""
+    """Our end initiates, from a port that the kernel chose."""
     us.start(f"{INNER[4][0]}/24")
     them.start(f"{INNER[4][1]}/24")
     us.configure(port=0, peer=them, allowed=f"{INNER[4][1]}/32", endpoint=f"192.0.2.2:{PORTS[1]}")
@@ -114,7 +114,7 @@ def test_a_link_local_peer_is_found_on_its_interface(two: tuple[Host, Host]):
         pair.us.host.pings(INNER[4][1], 10)
 
 
-def test_two_devices_on_one_host_keep_apart(two: tuple[Host, Host]):
+def test_two_devices_on_one_host_are_independent(two: tuple[Host, Host]):
     first, second = ends(*two), ends(*two)
     with running(*first, *second):
         bring_up(first, f"192.0.2.1:{PORTS[0]}")
@@ -140,7 +140,7 @@ def test_a_random_port_is_the_same_in_both_families(two: tuple[Host, Host]):
         assert {f"0.0.0.0:{port}", f"[::]:{port}"} <= set(bound)
 
 
-def test_it_ends_when_its_device_is_deleted(two: tuple[Host, Host]):
+def test_the_process_ends_when_its_device_is_deleted(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     with running(us):
         us.start("10.9.0.1/24")
@@ -150,7 +150,7 @@ def test_it_ends_when_its_device_is_deleted(two: tuple[Host, Host]):
         assert not us.socket.exists()
 
 
-def test_it_ends_when_its_socket_is_removed(two: tuple[Host, Host]):
+def test_the_process_ends_when_its_socket_is_removed(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     with running(us):
         us.start("10.9.0.1/24")
@@ -161,7 +161,7 @@ def test_it_ends_when_its_socket_is_removed(two: tuple[Host, Host]):
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_nothing_is_left(two: tuple[Host, Host], how: int):
+def test_a_signal_ends_the_process_and_nothing_is_left(two: tuple[Host, Host], how: int):
     us = End(two[0], ours(), "rva")
     with running(us):
         us.start("10.9.0.1/24")
@@ -170,7 +170,7 @@ def test_a_signal_ends_it_and_nothing_is_left(two: tuple[Host, Host], how: int):
         assert us.device not in us.host.run("ip", "link")
 
 
-def test_a_name_that_is_taken_is_refused_with_a_remedy(two: tuple[Host, Host]):
+def test_a_device_name_in_use_is_refused_with_a_remedy(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     with running(us):
         us.start("10.9.0.1/24")
@@ -182,7 +182,7 @@ def test_a_name_that_is_taken_is_refused_with_a_remedy(two: tuple[Host, Host]):
         assert "eth0 exists and is no TUN device" in said
 
 
-def test_the_same_name_in_two_namespaces_is_refused_since_they_share_the_sockets_folder(two: tuple[Host, Host]):
+def test_one_device_name_in_two_namespaces_is_refused_for_the_shared_socket_folder(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     with running(us):
         us.start("10.9.0.1/24")
@@ -191,12 +191,12 @@ def test_the_same_name_in_two_namespaces_is_refused_since_they_share_the_sockets
         assert us.device not in two[1].run("ip", "link")
 
 
-def test_without_net_admin_it_says_what_is_missing(two: tuple[Host, Host]):
+def test_without_net_admin_the_error_names_the_capability(two: tuple[Host, Host]):
     said = two[0].fails("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", *ours(), "rvnoadmin")
     assert "CAP_NET_ADMIN" in said
 
 
-def test_in_the_background_it_says_ready_before_it_returns(two: tuple[Host, Host]):
+def test_the_background_process_is_ready_when_the_command_returns(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     with running(us):
         command = [word for word in ours() if word != "--foreground"]
@@ -206,7 +206,7 @@ def test_in_the_background_it_says_ready_before_it_returns(two: tuple[Host, Host
         until(lambda: not us.socket.exists(), "the background process ends with its device")
 
 
-def test_in_the_background_it_still_says_why_it_failed(two: tuple[Host, Host]):
+def test_the_command_prints_why_the_background_process_failed(two: tuple[Host, Host]):
     command = [word for word in ours() if word != "--foreground"]
     assert "cannot name a network device" in two[0].fails(*command, "much-too-long-a-name")
 
@@ -222,7 +222,7 @@ table inet t {
 
 
 @pytest.mark.needs("nft")
-def test_the_mark_is_on_every_outer_packet(two: tuple[Host, Host]):
+def test_every_outer_packet_has_the_fwmark(two: tuple[Host, Host]):
     pair = ends(*two)
     two[0].run("nft", "-f", "-", stdin=COUNT_MARKED)
     with running(*pair):
@@ -233,7 +233,7 @@ def test_the_mark_is_on_every_outer_packet(two: tuple[Host, Host]):
         assert int(counted) >= 10
 
 
-def test_a_change_of_mtu_is_followed(two: tuple[Host, Host]):
+def test_padding_follows_a_change_of_the_mtu(two: tuple[Host, Host]):
     """Padding stops at the MTU (whitepaper §5.4.6): 1,300 bytes are not a multiple of 16."""
     pair = ends(*two)
     with running(*pair):
@@ -245,7 +245,7 @@ def test_a_change_of_mtu_is_followed(two: tuple[Host, Host]):
         assert int(pair.us.show("transfer").split()[1]) - before == 1300 + 32
 
 
-def test_idle_it_costs_nothing_that_shows(two: tuple[Host, Host]):
+def test_an_idle_process_uses_no_measurable_cpu(two: tuple[Host, Host]):
     pair = ends(*two)
     with running(*pair):
         bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
@@ -262,7 +262,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_deleted_in_the_middle_of_traffic_it_ends_at_once(two: tuple[Host, Host]):
+def test_the_process_ends_when_its_device_is_deleted_under_traffic(two: tuple[Host, Host]):
     pair = ends(*two)
     with running(*pair):
         bring_up(pair, f"192.0.2.2:{PORTS[1]}", side=0)
@@ -282,7 +282,7 @@ def test_deleted_in_the_middle_of_traffic_it_ends_at_once(two: tuple[Host, Host]
 
 
 def test_with_the_aes_suite_both_ends_must_have_it(two: tuple[Host, Host]):
-    """An initiator with AES asks for it, and a plain WireGuard end refuses: that is how one sees that it is used."""
+    """An initiator with AES asks for it and a plain WireGuard end refuses, which shows that AES is used."""
     aes = [*ours(), "--suite", "aes256gcm"]
     us, them, plain = End(two[0], aes, "rva"), End(two[1], aes, "rvb"), End(two[1], ours(), "rvc")
     with running(us, them, plain):
@@ -296,7 +296,7 @@ def test_with_the_aes_suite_both_ends_must_have_it(two: tuple[Host, Host]):
         assert us.handshake() == plain.handshake() == 0
 
 
-def test_a_crowd_of_clients_that_say_nothing_keeps_no_operator_out(two: tuple[Host, Host]):
+def test_many_silent_clients_do_not_lock_out_wg(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     with running(us), contextlib.ExitStack() as crowd:
         us.start()
@@ -309,7 +309,7 @@ def test_a_crowd_of_clients_that_say_nothing_keeps_no_operator_out(two: tuple[Ho
         assert len(os.listdir(f"/proc/{us.process.pid}/fd")) < 100
 
 
-def test_hostile_lines_leave_it_as_it_was(two: tuple[Host, Host]):
+def test_hostile_lines_change_nothing(two: tuple[Host, Host]):
     us = End(two[0], ours(), "rva")
     chance = random.Random(3)
     valid = (
@@ -335,8 +335,8 @@ def test_hostile_lines_leave_it_as_it_was(two: tuple[Host, Host]):
 
 
 @pytest.mark.parametrize("outer", [4, 6], ids=["outer v4", "outer v6"])
-def test_a_path_narrower_than_the_tunnel_is_slow_not_dead(outer: int):
-    """Outer packets may be fragmented, on the way (IPv4) or by us once a router has said so (IPv6)."""
+def test_outer_packets_are_fragmented_on_a_path_with_a_small_mtu(outer: int):
+    """Outer packets can be fragmented, on the path (IPv4) or by us after a router's Packet Too Big (IPv6)."""
     with namespaces(3) as (a, router, b):
         wire(a, router, "near", ("192.0.2.1/24", "192.0.2.254/24"), ("2001:db8::1/64", "2001:db8::fe/64"))
         wire(b, router, "far", ("198.51.100.2/24", "198.51.100.254/24"), ("2001:db8:2::2/64", "2001:db8:2::fe/64"))
@@ -358,8 +358,8 @@ def test_a_path_narrower_than_the_tunnel_is_slow_not_dead(outer: int):
 
 
 @pytest.mark.parametrize("what", [("delete", "second"), ("set", "second", "down")], ids=["deleted", "down"])
-def test_an_uplink_that_goes_is_not_clung_to(what: tuple[str, ...]):
-    """A gateway with two uplinks: its answers leave by the one that was called, until that is no more."""
+def test_an_uplink_that_goes_down_is_not_used_any_more(what: tuple[str, ...]):
+    """A gateway with two uplinks answers through the one that was addressed, until that one is down."""
     with namespaces(2) as (a, b):
         wire(a, b, "first", ("192.0.2.1/24", "192.0.2.2/24"))
         wire(a, b, "second", ("198.51.100.1/24", "198.51.100.2/24"))

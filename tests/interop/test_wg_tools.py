@@ -1,4 +1,4 @@
-"""What an operator types: wg in all its forms, and wg-quick. wireguard-go is given the same and must agree."""
+"""Commands of an operator: wg in all its forms, and wg-quick; compared with wireguard-go."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PRIVATE = PrivateKey.generate(os.urandom).to_base64()
 
 @pytest.fixture
 def fresh(wireguard_go: Path) -> Iterator[Pair]:
-    """Two ends on hosts of their own, without any configuration, the devices still down."""
+    """Two ends on their own hosts, not configured, with the devices down."""
     with namespaces(2) as (a, b):
         wire(a, b, "eth0", ("192.0.2.1/24", "192.0.2.2/24"))
         us, them = End(a, ours(), "rvu"), End(b, [wireguard_go, "-f"], "rvw")
@@ -102,7 +102,7 @@ def test_setconf_addconf_and_syncconf_leave_both_with_the_same(pair: Pair):
         assert configuration(pair.us) == configuration(pair.them)
 
 
-def test_what_showconf_prints_can_be_set_again(pair: Pair):
+def test_the_output_of_showconf_can_be_set_again(pair: Pair):
     us = pair.us
     us.setconf(
         f"[Interface]\nPrivateKey = {PRIVATE}\nListenPort = 4500\nFwMark = 9\n"
@@ -188,7 +188,7 @@ ANSWERED_ALIKE = [
 
 
 @pytest.mark.parametrize("request_text", ANSWERED_ALIKE)
-def test_mistakes_are_answered_with_the_errno_of_wireguard_go(pair: Pair, request_text: str):
+def test_errors_are_answered_with_the_errno_of_wireguard_go(pair: Pair, request_text: str):
     us, them = (raw(end, request_text) for end in pair)
     # After a mistake wireguard-go reads on in the middle of the request, so only its first answer counts.
     assert us.split("\n")[0] == them.split("\n")[0]
@@ -196,7 +196,7 @@ def test_mistakes_are_answered_with_the_errno_of_wireguard_go(pair: Pair, reques
         raw(end, "set=1\nreplace_peers=true\n\n")
 
 
-def test_a_set_with_a_mistake_changes_nothing(pair: Pair):
+def test_a_set_with_an_error_changes_nothing(pair: Pair):
     pair.us.setconf(f"[Interface]\nPrivateKey = {PRIVATE}\nListenPort = 4500\n")
     before = pair.us.wg("showconf")
     key = "11" * 32
@@ -214,7 +214,7 @@ def test_a_port_in_use_is_refused_and_nothing_changes(pair: Pair):
 
 
 def namespaced_socket(host: Host, port: int) -> subprocess.Popen[str]:
-    """A process that holds a UDP port of the host until the with-block ends."""
+    """Have a process hold a UDP port of the host until the with-block ends."""
     holder = subprocess.Popen(
         host.command("/usr/bin/python3", "-c", HOLD_PORT, str(port)),
         stdin=subprocess.PIPE,
@@ -235,7 +235,7 @@ sys.stdin.read()
 """
 
 
-def test_a_peer_with_our_own_key_is_passed_over_as_wireguard_go_does(pair: Pair):
+def test_a_peer_with_our_own_key_is_skipped_as_by_wireguard_go(pair: Pair):
     public = wg("pubkey", stdin=PRIVATE)
     for end in pair:
         end.setconf(
@@ -260,8 +260,8 @@ def test_a_thousand_peers_are_set_and_shown(pair: Pair):
     assert pair.us.wg("show", "peers") == ""
 
 
-def test_an_interface_that_is_down_is_silent(fresh: Pair, join: Callable[..., None]):
-    """As with the kernel's: nothing leaves and nothing is answered before `ip link set up`, then at once."""
+def test_an_interface_that_is_down_sends_nothing(fresh: Pair, join: Callable[..., None]):
+    """As with the kernel's WireGuard: nothing is sent or answered before `ip link set up`, and at once after it."""
     us, them = fresh
     join(fresh, keepalive=25)
     time.sleep(0.3)
@@ -288,7 +288,7 @@ WG_QUICK = Path(sysconfig.get_path("scripts")) / "ravenvpn-tun"
 
 
 @pytest.mark.needs("wg-quick")
-def test_wg_quick_brings_it_up_and_takes_it_down(wireguard_go: Path, tmp_path: Path):
+def test_wg_quick_brings_the_device_up_and_down(wireguard_go: Path, tmp_path: Path):
     if Path("/sys/module/wireguard").exists():
         pytest.skip("NOT RUN: THE KERNEL MODULE wireguard IS LOADED, AND wg-quick WOULD USE IT")
     with namespaces(2) as (a, b):
@@ -331,7 +331,7 @@ def test_wg_quick_brings_it_up_and_takes_it_down(wireguard_go: Path, tmp_path: P
 
 
 def ended(pid: int) -> bool:
-    """Gone, or a zombie: whoever adopted it may take its time to bury it."""
+    """Return whether the process ended; it may be a zombie until its new parent reaps it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].startswith("Z")
     except (FileNotFoundError, ProcessLookupError):

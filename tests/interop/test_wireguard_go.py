@@ -1,4 +1,4 @@
-"""Our tunnel against wireguard-go over real sockets: whoever starts, over either family, with and without a PSK."""
+"""Our tunnel with wireguard-go over real sockets: either end initiates, both families, with and without a PSK."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def name_of(combination: tuple[str, int, bool, int]) -> str:
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
-def test_they_talk(pair: Pair, join: Callable[..., None], combination: tuple[str, int, bool, int]):
+def test_both_ends_exchange_packets(pair: Pair, join: Callable[..., None], combination: tuple[str, int, bool, int]):
     starter, outer, psk, inner = combination
     us, them = pair
     if outer == 6:
@@ -52,22 +52,23 @@ def test_they_talk(pair: Pair, join: Callable[..., None], combination: tuple[str
     transfer(them.host, us.host, INNER[inner][0], size)
 
 
-def test_both_count_every_byte_alike(pair: Pair, join: Callable[..., None]):
-    """The figures WireGuard's own test suite demands after ten pings: 148 or 92 for the handshake, ten times 128."""
+def test_both_ends_count_the_same_bytes(pair: Pair, join: Callable[..., None]):
+    """The byte counts that WireGuard's own test suite expects after ten pings: 148 or 92 for the handshake, ten times
+    128."""
     join(pair)
     pair.us.host.run("ping", "-n", "-c", "10", "-i", "0.01", INNER[4][1])
     assert pair.us.show("transfer") == "1372\t1428"
     assert pair.them.show("transfer") == "1428\t1372"
 
 
-def test_without_the_same_psk_nothing_is_said(pair: Pair, join: Callable[..., None]):
+def test_different_preshared_keys_make_no_session(pair: Pair, join: Callable[..., None]):
     join(pair, psk=wg("genpsk"))
     pair.them.wg("set", "peer", pair.us.public, "preshared-key", "/dev/stdin", stdin=wg("genpsk"))
     assert not pair.us.host.reaches(INNER[4][1], wait=1)
     assert pair.us.handshake() == 0
 
 
-def test_a_source_that_is_not_allowed_does_not_pass(pair: Pair, join: Callable[..., None]):
+def test_a_source_outside_the_allowed_ips_is_dropped(pair: Pair, join: Callable[..., None]):
     join(pair)
     pair.us.host.pings(INNER[4][1])
     pair.us.wg("set", "peer", pair.them.public, "allowed-ips", f"{INNER[6][1]}/128")
@@ -75,8 +76,8 @@ def test_a_source_that_is_not_allowed_does_not_pass(pair: Pair, join: Callable[.
     pair.them.host.pings(INNER[6][0])
 
 
-def test_keys_are_renewed_under_traffic_and_nothing_is_lost(quick_pair: Pair, join: Callable[..., None]):
-    """The initiator renews its keys when they are old (whitepaper §6.2): here after 1 s instead of 120."""
+def test_rekeying_under_traffic_loses_no_packet(quick_pair: Pair, join: Callable[..., None]):
+    """The initiator rekeys old sessions (whitepaper §6.2): here after 1 s instead of 120 s."""
     us, them = quick_pair
     join(quick_pair)
     us.host.pings(INNER[4][1])
@@ -96,7 +97,7 @@ def test_keys_are_renewed_under_traffic_and_nothing_is_lost(quick_pair: Pair, jo
 
 @contextmanager
 def moved(host: Host, old: str, new: str) -> Iterator[None]:
-    """The host has another address in place of this one, both with their prefix length."""
+    """Replace an address of the host by another, both with their prefix length."""
     host.ip("address", "add", new, "dev", "eth0")
     host.ip("address", "delete", old, "dev", "eth0")
     try:
@@ -106,7 +107,7 @@ def moved(host: Host, old: str, new: str) -> Iterator[None]:
         host.ip("address", "delete", new, "dev", "eth0")
 
 
-def test_they_roam_and_we_follow(pair: Pair, join: Callable[..., None]):
+def test_wireguard_go_roams(pair: Pair, join: Callable[..., None]):
     join(pair)
     us, them = pair
     us.host.pings(INNER[4][1])
@@ -116,7 +117,7 @@ def test_they_roam_and_we_follow(pair: Pair, join: Callable[..., None]):
         us.host.pings(INNER[4][1], 10)
 
 
-def test_they_roam_to_another_family_and_port_and_we_follow(pair: Pair, join: Callable[..., None]):
+def test_wireguard_go_roams_to_another_family_and_port(pair: Pair, join: Callable[..., None]):
     join(pair)
     us, them = pair
     us.host.pings(INNER[4][1])
@@ -127,7 +128,7 @@ def test_they_roam_to_another_family_and_port_and_we_follow(pair: Pair, join: Ca
     us.host.pings(INNER[4][1], 10)
 
 
-def test_we_roam_and_they_follow(pair: Pair, join: Callable[..., None]):
+def test_our_end_roams(pair: Pair, join: Callable[..., None]):
     join(pair)
     us, them = pair
     us.host.pings(INNER[4][1])
@@ -137,7 +138,7 @@ def test_we_roam_and_they_follow(pair: Pair, join: Callable[..., None]):
         them.host.pings(INNER[4][0], 10)
 
 
-def test_we_change_our_port_under_way(pair: Pair, join: Callable[..., None]):
+def test_our_end_changes_its_port_under_traffic(pair: Pair, join: Callable[..., None]):
     join(pair)
     us, them = pair
     us.host.pings(INNER[4][1])
@@ -147,8 +148,9 @@ def test_we_change_our_port_under_way(pair: Pair, join: Callable[..., None]):
     assert us.wg("show", "listen-port").strip() == "52001"
 
 
-def test_they_restart_and_we_call_them(quick_pair: Pair, join: Callable[..., None]):
-    """A peer that answers nothing for keepalive + rekey timeout is called anew (§6.5); it lost its keys, not we."""
+def test_wireguard_go_restarts(quick_pair: Pair, join: Callable[..., None]):
+    """A peer that answers nothing for KEEPALIVE_TIMEOUT + REKEY_TIMEOUT gets a new initiation (§6.5); it has lost its
+    keys."""
     us, them = quick_pair
     join(quick_pair)
     us.host.pings(INNER[4][1])
@@ -158,8 +160,8 @@ def test_they_restart_and_we_call_them(quick_pair: Pair, join: Callable[..., Non
     us.host.pings(INNER[4][1], 10, within=4)
 
 
-def test_we_restart_and_call_them(quick_pair: Pair, join: Callable[..., None]):
-    """Killed the hard way: the socket of the dead process is replaced, and newer timestamps are accepted at once."""
+def test_our_end_restarts(quick_pair: Pair, join: Callable[..., None]):
+    """After SIGKILL the socket of the dead process is replaced, and newer timestamps are accepted at once."""
     us, them = quick_pair
     join(quick_pair)
     us.host.pings(INNER[4][1])
@@ -170,7 +172,9 @@ def test_we_restart_and_call_them(quick_pair: Pair, join: Callable[..., None]):
     us.host.pings(INNER[4][1], 10, within=4)
 
 
-def test_a_persistent_keepalive_opens_the_way_for_the_side_that_cannot_call(pair: Pair, join: Callable[..., None]):
+def test_a_persistent_keepalive_opens_the_path_for_the_end_that_cannot_initiate(
+    pair: Pair, join: Callable[..., None]
+):
     join(pair, keepalive=25)
     until(lambda: pair.them.handshake() > 0, "the first keepalive makes a session without any traffic")
     pair.them.host.pings(INNER[4][0], 10)

@@ -1,4 +1,4 @@
-"""`raven-vpn tun DEVICE --foreground` with other constants: tests hand them in, there is no option for that."""
+"""`raven-vpn tun DEVICE --foreground` with other protocol constants, for which there is no option."""
 
 import json
 import logging

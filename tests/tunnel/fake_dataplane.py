@@ -1,4 +1,4 @@
-"""A data plane that keeps the contract without descriptors and without secrecy, for scenes about the tunnel alone.
+"""A fake data plane: it satisfies the contract without descriptors and encryption, for tests of the tunnel alone.
 
 Packets are bytes handed to `send`; they travel as type 4 messages whose payload is in clear, under a tag that only
 holder of the key can make. Slots, counters, staging and the facts for timers follow the contract.
@@ -73,7 +73,7 @@ class FakePeer:
 
     @property
     def arms_timer(self) -> bool:
-        """Whether the last report did not say what the tunnel has to hear (contract.Traffic)."""
+        """Whether there are facts that the data plane reports unasked (contract.Traffic)."""
         return bool(
             (self.unanswered_since and not self.told_unanswered)
             or (self.unacknowledged_since and not self.told_unacknowledged)
@@ -86,7 +86,7 @@ class FakePeer:
 
 
 class FakeDataPlane:
-    """`transmit(data, to, source)` puts a datagram on the wire; what arrives there goes to `receive`."""
+    """`transmit(data, to, source)` puts a datagram on the wire; received datagrams are passed to `receive`."""
 
     name = "fake"
 
@@ -195,7 +195,7 @@ class FakeDataPlane:
 
     # Sending.
     def send(self, peer: PeerId, packet: bytes) -> None:
-        """What the TUN would bring for this peer."""
+        """Send a packet as if the TUN device had delivered it for this peer."""
         one = self.known[peer]
         if one.endpoint is None:
             self.drops[Drop.NO_ENDPOINT] += 1
@@ -267,7 +267,7 @@ class FakeDataPlane:
     # Looking.
     @property
     def has_news(self) -> bool:
-        """Whether a body would wake the tunnel now; what else there is to report has to be asked for."""
+        """Whether a data plane would wake the tunnel now; other facts are reported only when drained."""
         waiting = self.events or self.first_calls
         return bool(waiting) or any(one.moved and one.arms_timer for one in self.known.values())
 
@@ -373,7 +373,7 @@ def _tag(key: bytes, data: bytes) -> bytes:
 
 
 def deterministic_random(seed: str) -> Callable[[int], bytes]:
-    """Bytes that are the same in every run and differ between seeds."""
+    """Return a source of random bytes that depend on the seed only."""
     blocks = itertools.count()
 
     def draw(size: int) -> bytes:

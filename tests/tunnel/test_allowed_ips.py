@@ -1,4 +1,4 @@
-"""Who has which prefix: the book kept for people, against a slow and obvious one."""
+"""AllowedIPs: the record of routed and accepted prefixes, compared with a slow and obvious one."""
 
 from ipaddress import ip_network
 
@@ -20,7 +20,7 @@ def test_a_prefix_moves_to_its_new_peer():
     assert book.routed_to(TEN) == ("bert",)
 
 
-def test_egress_and_ingress_are_apart():
+def test_routing_and_accepting_are_independent():
     book = AllowedIPs()
     book.route(TEN, ("anna",))
     book.accept("bert", (TEN,), ())
@@ -31,7 +31,7 @@ def test_egress_and_ingress_are_apart():
     assert book.accepted_from(TEN) == {"bert"}
 
 
-def test_a_prefix_may_be_accepted_from_several():
+def test_a_prefix_can_be_accepted_from_several_peers():
     book = AllowedIPs()
     book.accept("anna", (TEN,), ())
     book.accept("bert", (TEN,), ())
@@ -39,7 +39,7 @@ def test_a_prefix_may_be_accepted_from_several():
     assert book.accepted_from(TEN) == {"bert"}
 
 
-def test_a_peer_that_goes_leaves_the_others_theirs():
+def test_removing_a_peer_keeps_the_prefixes_of_others():
     book = AllowedIPs()
     book.route(TEN, ("anna", "bert"))
     book.accept("anna", (TEN, ULA), ())
@@ -50,7 +50,7 @@ def test_a_peer_that_goes_leaves_the_others_theirs():
     assert book.prefixes("anna") == []
 
 
-def test_prefixes_come_in_order_with_ipv4_first():
+def test_prefixes_are_sorted_with_ipv4_first():
     book = AllowedIPs()
     book.accept("anna", (ULA, TEN_ONE, TEN), ())
     assert book.prefixes("anna") == [TEN, TEN_ONE, ULA]
@@ -66,7 +66,7 @@ STEPS = st.one_of(
 
 
 @given(st.lists(STEPS, max_size=30))
-def test_it_agrees_with_two_sets_of_pairs(steps):
+def test_the_record_agrees_with_two_sets_of_pairs(steps):
     book = AllowedIPs()
     routes: set = set()  # (prefix, name)
     accepts: set = set()

@@ -1,4 +1,4 @@
-"""Whole tunnels on a running loop, without TUN and root: sessions over loopback, inner packets of our own."""
+"""Tunnels on a running loop without TUN device and root: sessions over loopback, inner packets to the probe port."""
 
 import asyncio
 import os
@@ -21,13 +21,13 @@ SOL_UDP, UDP_GRO = 17, 104  # include/uapi/linux/udp.h
 
 
 def probe_packet(source: IPv6Address, destination: IPv6Address, payload: bytes) -> bytes:
-    """IPv6 and UDP, both headers whole; the checksum is nobody's to check here."""
+    """Return a UDP packet over IPv6 to the probe port; its checksum is not verified here."""
     udp = (40000).to_bytes(2) + PROBE.to_bytes(2) + (8 + len(payload)).to_bytes(2) + b"\x00\x01" + payload
     return b"\x60\0\0\0" + len(udp).to_bytes(2) + b"\x11\x40" + source.packed + destination.packed + udp
 
 
 class Node:
-    """A tunnel without a TUN, and what it has said."""
+    """A tunnel without a TUN device that records its events."""
 
     def __init__(self, name: str, address: IPv6Address, timing: Timing | None = None) -> None:
         self.name, self.address = name, address
@@ -79,7 +79,7 @@ async def test_an_inner_packet_of_ours_makes_a_session_and_arrives(nodes):
     assert [report.name for report in bert.up] == ["anna"]
 
 
-async def test_an_inner_packet_for_someone_else_is_counted_since_there_is_no_tun(nodes):
+async def test_an_inner_packet_for_another_address_is_counted_as_no_tun(nodes):
     anna, bert = nodes
     anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, IPv6Address("fd00:1::c"), b"not for bert"))
     anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"for bert"))
@@ -87,7 +87,7 @@ async def test_an_inner_packet_for_someone_else_is_counted_since_there_is_no_tun
     assert bert.tunnel.counters().drops[Drop.NO_TUN] == 1
 
 
-async def test_the_status_tells_all(nodes):
+async def test_the_status_shows_port_key_body_prefixes_and_peers(nodes):
     anna, bert = nodes
     anna.tunnel.peers.route(ip_network("10.0.0.0/8"), ["bert"])
     anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b""))
@@ -108,7 +108,7 @@ async def test_the_status_tells_all(nodes):
     assert all(count == 0 for count in status.counters.drops.values())
 
 
-async def test_a_move_to_another_port_is_followed_by_the_peer(nodes):
+async def test_the_peer_follows_a_change_of_the_listen_port(nodes):
     anna, bert = nodes
     anna.tunnel.peers.send_inner("bert", probe_packet(ANNA, BERT, b"1"))
     await asyncio.wait_for(bert.inner.get(), 5)
@@ -131,7 +131,7 @@ async def test_a_port_in_use_changes_nothing(nodes):
     await asyncio.wait_for(bert.inner.get(), 5)
 
 
-async def test_a_peer_removed_is_gone_and_may_come_again(nodes):
+async def test_a_removed_peer_can_be_added_again(nodes):
     anna, bert = nodes
     anna.tunnel.peers.remove("bert")
     assert anna.tunnel.status().peers == ()
@@ -145,8 +145,8 @@ async def test_a_peer_removed_is_gone_and_may_come_again(nodes):
     await asyncio.wait_for(bert.inner.get(), 5)
 
 
-async def test_a_timer_of_the_device_is_kept_by_the_one_timer_of_the_loop():
-    """An initiation that nobody answers is sent again after rekey-timeout, here 50 ms."""
+async def test_the_loop_timer_serves_the_timers_of_the_device():
+    """An initiation without a response is sent again after REKEY_TIMEOUT, here 50 ms."""
     anna = Node("anna", ANNA, Timing(rekey_timeout=0.05, max_jitter=0.0))
     anna.tunnel.start()
     deaf = bind(0)
@@ -165,7 +165,7 @@ async def test_a_timer_of_the_device_is_kept_by_the_one_timer_of_the_loop():
         bert.tunnel.stop()
 
 
-async def test_configured_before_the_start_it_works_the_same():
+async def test_a_tunnel_can_be_configured_before_the_start():
     anna, bert = Node("anna", ANNA), Node("bert", BERT)
     free = bind(0)
     free.close()
@@ -180,7 +180,7 @@ async def test_configured_before_the_start_it_works_the_same():
     bert.tunnel.stop()
 
 
-async def test_stopped_it_leaves_no_descriptor_and_no_timer_and_may_be_stopped_again():
+async def test_a_stopped_tunnel_leaves_no_descriptor_and_no_timer():
     before = set(os.listdir("/proc/self/fd"))
     anna = Node("anna", ANNA)
     anna.tunnel.start()
@@ -200,11 +200,11 @@ async def test_offloads_can_be_forbidden():
     tunnel.stop()
 
 
-# The pulse.
+# The timer.
 
 
-class Beats:
-    """Counts beats, and says what `answers` hands out; after the last one, never again."""
+class Callback:
+    """A callback that counts its calls and returns `answers` in order, as seconds from now; then None."""
 
     def __init__(self, *answers: float | None) -> None:
         self.answers = list(answers)
@@ -219,42 +219,42 @@ class Beats:
         return None if answer is None else now + answer
 
 
-async def test_a_wake_beats_once_and_not_at_once():
-    beats = Beats(None)
-    pulse = LoopTimer(beats)
-    pulse.start(asyncio.get_running_loop())
-    pulse.wake()
-    pulse.wake()
-    assert beats.count == 0
-    await beats.enough.wait()
+async def test_a_wake_calls_back_once_in_the_next_turn():
+    callback = Callback(None)
+    timer = LoopTimer(callback)
+    timer.start(asyncio.get_running_loop())
+    timer.wake()
+    timer.wake()
+    assert callback.count == 0
+    await callback.enough.wait()
     await asyncio.sleep(0)
-    assert beats.count == 1
+    assert callback.count == 1
 
 
-async def test_a_deadline_in_the_past_is_the_next_turn_and_others_get_theirs_between():
-    beats = Beats(-1, -1, -1, None)
+async def test_a_deadline_in_the_past_means_the_next_turn_and_lets_others_run():
+    callback = Callback(-1, -1, -1, None)
     turns = 0
 
     def other() -> None:
         nonlocal turns
         turns += 1
-        if not beats.enough.is_set():
+        if not callback.enough.is_set():
             asyncio.get_running_loop().call_soon(other)
 
-    pulse = LoopTimer(beats)
-    pulse.start(asyncio.get_running_loop())
+    timer = LoopTimer(callback)
+    timer.start(asyncio.get_running_loop())
     other()
-    await beats.enough.wait()
-    assert beats.count == 4
+    await callback.enough.wait()
+    assert callback.count == 4
     assert turns >= 3
 
 
-async def test_a_deadline_is_kept_and_a_nearer_one_comes_before_it():
+async def test_an_earlier_deadline_replaces_a_later_one():
     instants: list[float] = []
     answers = iter([30.0, 0.02, None])
     done = asyncio.Event()
 
-    def beat(now: float) -> float | None:
+    def call(now: float) -> float | None:
         instants.append(now)
         answer = next(answers)
         if answer is None:
@@ -262,42 +262,42 @@ async def test_a_deadline_is_kept_and_a_nearer_one_comes_before_it():
             return None
         return now + answer
 
-    pulse = LoopTimer(beat)
-    pulse.start(asyncio.get_running_loop())
+    timer = LoopTimer(call)
+    timer.start(asyncio.get_running_loop())
     await asyncio.sleep(0)
-    pulse.wake()
+    timer.wake()
     began = boottime()
     await asyncio.wait_for(done.wait(), 5)
     assert len(instants) == 3
     assert 0.015 < boottime() - began < 2
-    pulse.stop()
+    timer.stop()
 
 
-async def test_a_beat_that_fails_is_not_the_last_one():
+async def test_the_timer_goes_on_after_a_callback_that_raises():
     reported: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
-    beats = Beats(None)
+    callback = Callback(None)
     failing = True
 
-    def beat(now: float) -> float | None:
+    def call(now: float) -> float | None:
         nonlocal failing
         if failing:
             failing = False
             raise ZeroDivisionError
-        return beats(now)
+        return callback(now)
 
-    pulse = LoopTimer(beat)
-    pulse.start(asyncio.get_running_loop())
-    await asyncio.wait_for(beats.enough.wait(), 5)
+    timer = LoopTimer(call)
+    timer.start(asyncio.get_running_loop())
+    await asyncio.wait_for(callback.enough.wait(), 5)
     assert [type(error) for error in reported] == [ZeroDivisionError]
 
 
-async def test_after_a_stop_nothing_beats():
-    beats = Beats(0.0)
-    pulse = LoopTimer(beats)
-    pulse.start(asyncio.get_running_loop())
-    pulse.stop()
-    pulse.wake()
+async def test_a_stopped_timer_never_calls_back():
+    callback = Callback(0.0)
+    timer = LoopTimer(callback)
+    timer.start(asyncio.get_running_loop())
+    timer.stop()
+    timer.wake()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert beats.count == 0
+    assert callback.count == 0

@@ -1,4 +1,4 @@
-"""The outer sockets: one port in both families, refusals with a remedy, no descriptor left behind."""
+"""The UDP sockets and the TUN device: options, errors with a remedy, adopted descriptors, no descriptor left open."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ def descriptors() -> int:
 
 @pytest.fixture
 def holder():
-    """Holds a UDP port in IPv6 alone."""
+    """A UDP port that is in use in IPv6 only."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as held:
         held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         held.bind(("::", 0))
@@ -32,7 +32,7 @@ def test_both_families_listen_on_one_random_port():
     sockets.close()
 
 
-def test_they_are_set_up_as_the_data_plane_needs_them():
+def test_udp_sockets_have_the_options_that_the_data_plane_needs():
     sockets = udp.bind(0)
     v4, v6 = sockets.v4, sockets.v6
     assert v4 is not None
@@ -58,7 +58,7 @@ def test_a_port_held_in_one_family_is_in_use(holder):
     assert descriptors() == before
 
 
-def test_a_port_that_is_ours_already_is_in_use():
+def test_a_port_that_another_socket_of_ours_holds_is_in_use():
     sockets = udp.bind(0)
     with pytest.raises(udp.PortInUseError):
         udp.bind(sockets.port)
@@ -99,7 +99,7 @@ print(found)
 
 @pytest.mark.root
 def test_a_random_port_that_is_taken_in_the_other_family_is_drawn_again(netns):
-    """Of four random ports three are held in IPv6; the fourth is found, whatever the kernel offers first."""
+    """Three of four random ports are in use in IPv6; the fourth is bound, in whatever order the kernel draws."""
     done = subprocess.run(
         ["ip", "netns", "exec", netns(), sys.executable, "-c", IN_NAMESPACE],
         capture_output=True,
@@ -115,7 +115,7 @@ WITHOUT_TUN = "from ravenvpn.tunnel.linux.tun import Tun; Tun.open('rvx')"
 @pytest.mark.root
 @pytest.mark.needs("unshare", "mount")
 def test_a_missing_tun_device_node_is_named(netns):
-    """In a mount namespace of its own, where /dev/net is empty."""
+    """Runs in a mount namespace where /dev/net is empty."""
     done = subprocess.run(
         ["ip", "netns", "exec", netns(), "unshare", "-m", "sh", "-c",
          'mount -t tmpfs none /dev/net && exec "$0" -c "$1"', sys.executable, WITHOUT_TUN],
@@ -145,7 +145,7 @@ whole.close()
 
 
 @pytest.mark.root
-def test_a_tun_device_tells_the_truth_about_itself(netns):
+def test_a_tun_device_reports_its_current_name_mtu_offloads_and_state(netns):
     done = subprocess.run(
         ["ip", "netns", "exec", netns(), sys.executable, "-c", TUN_FACTS], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Scenes of a restart nobody notices: what a device hands to its successor, and what it must refuse to take."""
+"""Session hand-over: the state a device passes to its successor, and the blobs it refuses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ravenvpn.tunnel.handshake.states import HandshakeState
 
 
 def hand_over(node: Node, world: World, key: PrivateKey | None = None) -> None:
-    """The process is replaced: the data plane's sessions go over by its own blob, the device's state by this one."""
+    """Replace the process: the data plane's sessions are handed over by its own blob, the device's state by this
+    one."""
     blob = node.device.freeze(world.now)
     node.device = Device(node.dataplane, random=deterministic_random("successor"), timing=world.timing)
     node.device.thaw(blob, world.now)
@@ -21,7 +22,7 @@ def hand_over(node: Node, world: World, key: PrivateKey | None = None) -> None:
     node.device.set_up(world.now)
 
 
-def test_a_successor_carries_on_without_a_handshake(world: World) -> None:
+def test_a_successor_uses_the_sessions_without_a_handshake(world: World) -> None:
     alice, bob = world.pair(preshared_key=PresharedKey(bytes(range(32))), persistent_keepalive=25.0)
     alice.sends(b"one", bob)
     world.run(10.0)
@@ -35,7 +36,7 @@ def test_a_successor_carries_on_without_a_handshake(world: World) -> None:
     assert world.kinds().count("initiation") == 2  # both had called at once to say their first keepalive
 
 
-def test_the_same_settings_after_a_hand_over_change_nothing_and_ids_go_on(world: World) -> None:
+def test_ids_and_settings_survive_a_hand_over(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)
@@ -46,7 +47,7 @@ def test_the_same_settings_after_a_hand_over_change_nothing_and_ids_go_on(world:
     assert alice.device.set_peer(carol.settings(), world.now) == identity + 1
 
 
-def test_a_replay_from_before_is_still_known(world: World) -> None:
+def test_a_replay_is_detected_after_a_hand_over(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)
@@ -56,7 +57,7 @@ def test_a_replay_from_before_is_still_known(world: World) -> None:
     assert drops(bob) == {"REPLAYED_TIMESTAMP": 1}
 
 
-def test_our_own_timestamps_go_on_growing_even_if_the_wall_clock_went_back(world: World) -> None:
+def test_own_timestamps_grow_across_a_hand_over_with_a_clock_that_went_back(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(150.0)
@@ -68,7 +69,7 @@ def test_our_own_timestamps_go_on_growing_even_if_the_wall_clock_went_back(world
     assert drops(bob) == {}
 
 
-def test_deadlines_go_on(world: World) -> None:
+def test_deadlines_survive_a_hand_over(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(300.0)
@@ -79,7 +80,7 @@ def test_deadlines_go_on(world: World) -> None:
     assert alice.dataplane.sessions == {}
 
 
-def test_an_index_in_use_is_not_given_again(world: World) -> None:
+def test_an_index_in_use_is_not_allocated_after_a_hand_over(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)
@@ -93,7 +94,7 @@ def test_an_index_in_use_is_not_given_again(world: World) -> None:
     assert len(alice.device._indices) == 0
 
 
-def test_a_pending_handshake_is_made_anew(world: World) -> None:
+def test_a_pending_handshake_starts_again_after_a_hand_over(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob", up=False)
     alice.knows(bob, warm=True)
     bob.knows(alice)
@@ -105,7 +106,7 @@ def test_a_pending_handshake_is_made_anew(world: World) -> None:
     assert bob.status(alice).state is HandshakeState.ESTABLISHED
 
 
-def test_sessions_do_not_outlive_a_change_of_our_key(world: World) -> None:
+def test_a_successor_with_another_key_ends_the_sessions(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)
@@ -115,14 +116,14 @@ def test_sessions_do_not_outlive_a_change_of_our_key(world: World) -> None:
     assert bob.delivered == [b"one"]
 
 
-def test_only_an_empty_device_takes_over(world: World) -> None:
+def test_a_device_with_peers_cannot_take_over(world: World) -> None:
     alice, _ = world.pair()
     with pytest.raises(ValueError, match="without peers"):
         alice.device.thaw(alice.device.freeze(world.now), world.now)
 
 
 @pytest.mark.parametrize("damage", ["not one", "cut", "version", "format", "future", "twice", "key", "suite"])
-def test_a_blob_that_is_not_right_is_refused_and_changes_nothing(world: World, damage: str) -> None:
+def test_a_damaged_blob_is_refused_and_changes_nothing(world: World, damage: str) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)

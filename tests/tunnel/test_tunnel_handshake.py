@@ -1,4 +1,4 @@
-"""Scenes of the handshake: who answers whom, what is ignored, and what each message may change."""
+"""The handshake: which messages are answered, which are ignored, and what each may change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ravenvpn.tunnel.session_events import SessionLost, SessionUp
 BOTH = frozenset(Suite)
 
 
-def test_two_ends_shake_hands_when_one_has_something_to_say(world: World) -> None:
+def test_a_packet_to_send_starts_a_handshake(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -33,7 +33,7 @@ def test_two_ends_shake_hands_when_one_has_something_to_say(world: World) -> Non
     assert world.kinds() == ["initiation", "response", "data", "data"]
 
 
-def test_both_ends_know_how_it_went(world: World) -> None:
+def test_both_ends_report_the_session(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -53,7 +53,7 @@ def test_both_ends_know_how_it_went(world: World) -> None:
     assert (bob.status(alice).tx_bytes, bob.status(alice).rx_bytes) == (92, 148 + 37)
 
 
-def test_without_anything_to_send_the_initiator_confirms_the_key_with_a_keepalive(world: World) -> None:
+def test_the_initiator_confirms_the_key_with_a_keepalive(world: World) -> None:
     alice, bob = world.pair()
     alice.device.initiate("bob", world.now)
     world.run(1.0)
@@ -77,7 +77,7 @@ def test_a_preshared_key_must_be_the_same_on_both_ends(world: World) -> None:
     assert alice.status(bob).failure is None
 
 
-def test_a_changed_preshared_key_leaves_the_session_alone_and_counts_from_the_next_handshake(world: World) -> None:
+def test_a_changed_preshared_key_takes_effect_with_the_next_handshake(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(6.0)
@@ -94,7 +94,7 @@ def test_a_changed_preshared_key_leaves_the_session_alone_and_counts_from_the_ne
 
 
 def test_a_replayed_initiation_is_ignored(world: World) -> None:
-    """A responder answers a timestamp once, §5.1, and remembers it after the session is gone."""
+    """A responder answers a timestamp once (§5.1), also after the session has ended."""
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -116,7 +116,7 @@ def _fields(status: object) -> dict[str, object]:
     return {name: getattr(status, name) for name in status.__slots__}
 
 
-def test_initiations_of_one_peer_closer_than_20_ms_are_a_flood(world: World) -> None:
+def test_initiations_of_one_peer_within_20_ms_are_dropped_as_flood(world: World) -> None:
     bob = world.node("bob")
     alice = PrivateKey.generate(deterministic_random("alice"))
     bob.device.set_peer(bob.settings(name="alice", public_keys=(alice.public,)), world.now)
@@ -131,13 +131,13 @@ def test_initiations_of_one_peer_closer_than_20_ms_are_a_flood(world: World) -> 
 def forged(
     ours: PrivateKey, theirs: PublicKey, ns: int, suite: Suite = Suite.CHACHA20POLY1305, index: int = 7
 ) -> bytes:
-    """A whole initiation as anyone who holds `ours` could make it."""
+    """Return a whole initiation made with the private key `ours`."""
     ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
     body, _ = initiate(ours, theirs, suite, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
     return CookieStamper(theirs).stamp(messages.Initiation(index, suite, body).pack(), 0.0)
 
 
-def test_a_stranger_with_our_public_key_gets_no_answer(world: World) -> None:
+def test_an_unknown_static_key_gets_no_answer(world: World) -> None:
     bob = world.node("bob")
     stranger = PrivateKey.generate(deterministic_random("stranger"))
     world.put(forged(stranger, bob.key.public, 0), EVE, bob.address)
@@ -146,7 +146,7 @@ def test_a_stranger_with_our_public_key_gets_no_answer(world: World) -> None:
     assert world.kinds() == ["initiation"]
 
 
-def test_who_does_not_know_our_public_key_gets_no_answer_and_costs_no_diffie_hellman(world: World) -> None:
+def test_a_wrong_mac1_gets_no_answer_and_costs_no_diffie_hellman(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     message = bytearray(the("initiation", world).data)
@@ -172,8 +172,8 @@ def test_an_initiation_that_does_not_decrypt_changes_nothing(world: World) -> No
     assert bob.status(alice).rx_bytes == before.rx_bytes
 
 
-def test_a_bogus_response_leaves_the_pending_handshake_as_it_was(world: World) -> None:
-    """§5.4.3: everything is worked out on copies and kept only if it authenticates."""
+def test_a_forged_response_leaves_the_pending_handshake_unchanged(world: World) -> None:
+    """§5.4.3: the handshake state is computed on copies and kept only if the message authenticates."""
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     index = int.from_bytes(the("initiation", world).data[4:8], "little")
@@ -204,7 +204,7 @@ def test_a_response_to_an_initiation_that_was_repeated_is_stale(world: World) ->
     assert bob.delivered == [b"hello"]
 
 
-def test_both_ends_may_call_at_the_same_time(world: World) -> None:
+def test_both_ends_can_initiate_at_the_same_time(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"from alice", bob)
     bob.sends(b"from bob", alice)
@@ -222,7 +222,7 @@ def test_both_ends_may_call_at_the_same_time(world: World) -> None:
     assert world.kinds().count("initiation") == 2
 
 
-def test_aes_is_taken_where_both_ends_announce_it(world: World) -> None:
+def test_aes_is_used_where_both_ends_announce_it(world: World) -> None:
     alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH)
     bob.knows(alice, suites=BOTH)
@@ -234,7 +234,7 @@ def test_aes_is_taken_where_both_ends_announce_it(world: World) -> None:
 
 
 @pytest.mark.parametrize("lacking", ["our own", "the peer's"])
-def test_a_plain_wireguard_peer_never_sees_a_marker(world: World, lacking: str) -> None:
+def test_a_plain_wireguard_peer_never_receives_a_marker(world: World, lacking: str) -> None:
     alice = world.node("alice", suites=BOTH if lacking != "our own" else frozenset({Suite.CHACHA20POLY1305}))
     bob = world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH if lacking != "the peer's" else frozenset({Suite.CHACHA20POLY1305}))
@@ -262,7 +262,8 @@ def test_a_suite_that_was_not_announced_is_refused(
 
 
 def test_a_flipped_marker_does_not_authenticate(world: World) -> None:
-    """The protocol's name starts the handshake hash, so nobody on the way can talk two ends into another suite."""
+    """The handshake hash starts with the protocol's name, so an attacker on the path cannot make two ends use another
+    suite."""
     alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH)
     bob.knows(alice, suites=BOTH)
@@ -275,7 +276,7 @@ def test_a_flipped_marker_does_not_authenticate(world: World) -> None:
     assert drops(bob) == {"NOT_AUTHENTIC": 1}
 
 
-def test_a_device_that_is_down_neither_calls_nor_answers(world: World) -> None:
+def test_a_device_that_is_down_neither_initiates_nor_responds(world: World) -> None:
     alice, bob = world.node("alice", up=False), world.node("bob")
     alice.knows(bob, warm=True, persistent_keepalive=25.0)
     bob.knows(alice)
@@ -287,7 +288,7 @@ def test_a_device_that_is_down_neither_calls_nor_answers(world: World) -> None:
     assert alice.device.deadline() is None
 
 
-def test_going_down_wipes_keys_and_coming_up_starts_afresh(world: World) -> None:
+def test_down_wipes_keys_and_up_starts_again(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(10.0)
@@ -304,7 +305,7 @@ def test_going_down_wipes_keys_and_coming_up_starts_afresh(world: World) -> None
     assert bob.delivered == [b"hello", b"back"]
 
 
-def test_a_replay_from_before_is_still_known_after_down_and_up(world: World) -> None:
+def test_a_replay_is_detected_after_down_and_up(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -328,7 +329,7 @@ def test_a_wall_clock_that_goes_back_while_we_run_does_not_lock_us_out(world: Wo
     assert bob.delivered == [b"one", b"two"]
 
 
-def test_a_peer_restarted_with_a_clock_behind_is_refused_and_we_can_say_why(world: World) -> None:
+def test_a_peer_restarted_with_a_clock_behind_is_refused_with_the_reason(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(700.0)
@@ -344,7 +345,7 @@ def test_a_peer_restarted_with_a_clock_behind_is_refused_and_we_can_say_why(worl
     assert alice.delivered == [b"I call you"]
 
 
-def test_roles_are_told_to_the_data_plane(world: World) -> None:
+def test_keypairs_are_installed_with_the_role(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)

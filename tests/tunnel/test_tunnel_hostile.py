@@ -1,4 +1,4 @@
-"""Anything may arrive: no exception leaves the device, no peer changes, and memory stays flat.
+"""Hostile datagrams: no exception leaves the device, no peer changes, and memory is bounded.
 
 A third of the datagrams have a valid mac1 and so reach the handshake; another part are true messages of true peers,
 altered and signed again by someone who knows the public key, which everyone does.
@@ -24,7 +24,7 @@ BOTH = frozenset(Suite)
 
 
 class Attacker:
-    """Knows Bob's public key, and every message that ever went over the wire."""
+    """An attacker who knows Bob's public key and every message that was sent."""
 
     def __init__(self, bob: Node, recorded: list[bytes], seed: int) -> None:
         self._dice = random.Random(seed)
@@ -57,7 +57,7 @@ def facts(status: PeerStatus) -> PeerStatus:
 
 
 def attack(world: World, alice: Node, bob: Node, attacker: Attacker, count: int) -> None:
-    """`count` datagrams in batches of 100, worked off at once or not quite."""
+    """Receive `count` datagrams in batches of 100, and process all of them or a part after each."""
     for batch in range(count // 100):
         source = Endpoint(f"198.51.100.{batch % 250 + 1}", 1024 + batch)
         bob.device.receive(
@@ -98,11 +98,11 @@ def assert_untouched(world: World, count: int) -> None:
     assert bob.delivered == [b"before", b"after"]
 
 
-def test_nothing_that_is_not_authentic_changes_a_peer(world: World) -> None:
+def test_unauthentic_messages_change_no_peer(world: World) -> None:
     assert_untouched(world, 20_000)
 
 
-def test_an_initiation_on_its_way_survives_everything_but_its_response(world: World) -> None:
+def test_a_pending_initiation_survives_unauthentic_messages(world: World) -> None:
     alice, bob, attacker = besieged(world)
     world.path = lambda _: []
     bob.device.initiate("alice", world.now)
@@ -116,7 +116,7 @@ def test_an_initiation_on_its_way_survives_everything_but_its_response(world: Wo
     assert bob.status(alice).last_handshake_ns == world.unix_ns - 10**9
 
 
-def test_under_a_flood_memory_stays_flat(world: World) -> None:
+def test_memory_is_bounded_under_a_flood(world: World) -> None:
     alice, bob, attacker = besieged(world)
     attack(world, alice, bob, attacker, 2_000)
     tracemalloc.start()
@@ -128,7 +128,7 @@ def test_under_a_flood_memory_stays_flat(world: World) -> None:
     assert second - first < 50_000
 
 
-def test_events_about_peers_that_are_gone_are_ignored(world: World) -> None:
+def test_events_of_removed_peers_are_ignored(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -144,6 +144,6 @@ def test_events_about_peers_that_are_gone_are_ignored(world: World) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_a_million_of_them(world: World) -> None:
+def test_a_million_hostile_messages(world: World) -> None:
     assert_untouched(world, 1_000_000)
     assert set(drops(world.nodes[1])) <= {reason.name for reason in HandshakeDrop}

@@ -1,4 +1,4 @@
-"""Scenes of keys: whose they are, which cannot be used, and what happens when ours or a peer's is another."""
+"""Static keys: owners, unusable keys, and changes of our own key and of a peer's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ravenvpn.tunnel.peer import HandshakeFailure
 BOTH = frozenset(Suite)
 
 
-def test_a_peer_with_our_own_key_is_never_spoken_to(world: World) -> None:
+def test_a_peer_with_our_own_key_gets_no_messages(world: World) -> None:
     alice = world.node("alice")
     alice.device.set_peer(alice.settings(name="mirror", endpoints=(EVE,), warm=True), world.now)
     world.run(30.0)
@@ -24,7 +24,7 @@ def test_a_peer_with_our_own_key_is_never_spoken_to(world: World) -> None:
 
 
 @pytest.mark.parametrize("low_order", [bytes(32), b"\x01" + bytes(31)])
-def test_a_key_of_low_order_may_be_configured_and_nothing_is_sent_to_it(world: World, low_order: bytes) -> None:
+def test_a_key_of_low_order_can_be_configured_but_gets_no_messages(world: World, low_order: bytes) -> None:
     alice = world.node("alice")
     settings = alice.settings(name="odd", public_keys=(PublicKey(low_order),), endpoints=(EVE,), warm=True)
     alice.device.set_peer(settings, world.now)
@@ -33,7 +33,7 @@ def test_a_key_of_low_order_may_be_configured_and_nothing_is_sent_to_it(world: W
     assert peer_status(alice.device, "odd", world.now).failure is HandshakeFailure.UNUSABLE_KEY
 
 
-def test_a_key_belongs_to_one_peer(world: World) -> None:
+def test_a_key_can_belong_to_one_peer_only(world: World) -> None:
     alice, bob = world.pair()
     with pytest.raises(ValueError, match="belongs to peer 'bob' already"):
         alice.device.set_peer(bob.settings(name="carol"), world.now)
@@ -50,7 +50,7 @@ def test_the_same_settings_again_change_nothing(world: World) -> None:
     assert world.kinds() == ["initiation", "response", "data"]
 
 
-def test_a_removed_peer_is_a_stranger_and_its_indices_are_free(world: World) -> None:
+def test_a_removed_peer_is_unknown_and_its_indices_are_free(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -92,7 +92,7 @@ def test_a_next_key_of_ours_is_answered_and_the_change_to_it_loses_no_packet(wor
     assert alice.device.public_key == new.public
 
 
-def test_an_old_key_still_being_answered_serves_peers_that_have_not_heard(world: World) -> None:
+def test_the_previous_key_is_answered_for_peers_that_still_use_it(world: World) -> None:
     alice, bob = world.pair()
     new = PrivateKey.generate(deterministic_random("alice's next"))
     alice.device.set_private_key(new, world.now)
@@ -102,7 +102,7 @@ def test_an_old_key_still_being_answered_serves_peers_that_have_not_heard(world:
     assert alice.delivered == [b"to the old key"]
 
 
-def test_another_key_of_ours_ends_sending_under_sessions_of_the_old_one(world: World) -> None:
+def test_a_new_private_key_stops_sending_under_old_sessions(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -127,7 +127,7 @@ def test_a_peers_key_that_is_withdrawn_ends_the_session_made_with_it(world: Worl
     assert bob.delivered == [b"hello"]
 
 
-def test_a_response_must_be_addressed_to_the_key_that_called(world: World) -> None:
+def test_a_response_must_be_addressed_to_the_key_of_the_initiation(world: World) -> None:
     alice, bob = world.pair()
     other = PrivateKey.generate(deterministic_random("alice's next"))
     alice.device.set_next_private_key(other)
@@ -144,8 +144,9 @@ def test_a_response_must_be_addressed_to_the_key_that_called(world: World) -> No
     assert bob.delivered == [b"hello"]
 
 
-def test_nothing_is_remembered_of_a_key_that_was_withdrawn(world: World) -> None:
-    """A node that was set up anew, with the old key and a clock behind, is welcome once it was configured anew."""
+def test_the_state_of_a_withdrawn_key_is_deleted(world: World) -> None:
+    """A reinstalled node with the old key and a clock behind is accepted after its peer was removed and added
+    again."""
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)
@@ -160,7 +161,7 @@ def test_nothing_is_remembered_of_a_key_that_was_withdrawn(world: World) -> None
     assert bob.delivered == [b"one", b"two"]
 
 
-def test_without_a_private_key_we_are_silent(world: World) -> None:
+def test_a_device_without_a_private_key_sends_nothing(world: World) -> None:
     alice, bob = world.pair()
     alice.device.set_private_key(None, world.now)
     alice.sends(b"hello", bob)

@@ -1,4 +1,4 @@
-"""Scenes of a flood: what handshakes cost whom, and who still gets through (whitepaper §5.3)."""
+"""Floods of handshake messages: what they cost, and which peers still connect (whitepaper §5.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ noise = deterministic_random("flood")
 
 
 def flood(bob: Node, count: int, hosts: int = 250) -> list[Datagram]:
-    """Initiations with a valid mac1 and nothing else, from many sources."""
+    """Return initiations with a valid mac1, but not authentic, from many sources."""
     stamper = CookieStamper(bob.key.public)
     return [
         Datagram(
@@ -33,7 +33,7 @@ def receive(bob: Node, world: World, datagrams: list[Datagram]) -> None:
 
 
 def arrive(bob: Node, datagrams: list[Datagram]) -> None:
-    """At its data plane."""
+    """Deliver the datagrams to the data plane."""
     for one in datagrams:
         bob.dataplane.receive(one.data, one.endpoint, one.source)
 
@@ -43,7 +43,7 @@ def work_off(bob: Node, world: World) -> None:
         world.now = max(world.now, bob.device.deadline() or 0.0)
 
 
-def test_messages_are_worked_off_within_a_budget(world: World) -> None:
+def test_handshake_messages_are_processed_within_a_budget(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, 100))
     assert bob.device.worker.work(world.now, world.unix_ns, limit=10)
@@ -55,13 +55,13 @@ def test_messages_are_worked_off_within_a_budget(world: World) -> None:
     assert drops(bob) == {"NOT_AUTHENTIC": 10 + WORK_PER_CALL}
 
 
-def test_they_wait_in_a_queue_that_has_an_end(world: World) -> None:
+def test_the_admission_queue_is_bounded(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, MAX_DATAGRAMS + 10))
     assert drops(bob) == {"QUEUE_FULL": 10}
 
 
-def test_before_the_gate_the_data_plane_keeps_what_there_is_no_room_for(world: World) -> None:
+def test_initiations_beyond_the_room_of_the_queue_stay_in_the_data_plane(world: World) -> None:
     bob = world.node("bob")
     arrive(bob, flood(bob, 600))
     bob.turn()
@@ -75,7 +75,7 @@ def test_before_the_gate_the_data_plane_keeps_what_there_is_no_room_for(world: W
         bob.turn()
 
 
-def test_what_is_turned_away_at_once_makes_room_at_once(world: World) -> None:
+def test_messages_refused_at_once_make_room_at_once(world: World) -> None:
     bob = world.node("bob")
     arrive(
         bob, [one._replace(data=one.data[:116] + b"\1" * 16 + bytes(16)) for one in flood(bob, 3 * MAX_INITIATIONS)]
@@ -91,14 +91,14 @@ def test_what_is_turned_away_at_once_makes_room_at_once(world: World) -> None:
     assert bob.device.deadline() is None
 
 
-def test_messages_without_a_valid_mac1_do_not_even_wait(world: World) -> None:
+def test_messages_without_a_valid_mac1_are_not_queued(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, [one._replace(data=one.data[:116] + bytes(32)) for one in flood(bob, 600)])
     assert drops(bob) == {"BAD_MAC1": 600}
     assert bob.device.deadline() is None
 
 
-def test_under_load_a_message_without_a_cookie_gets_one_and_nothing_else(world: World) -> None:
+def test_under_load_a_message_without_mac2_gets_a_cookie_reply_only(world: World) -> None:
     bob = world.node("bob")
     datagrams = flood(bob, 600)
     receive(bob, world, datagrams)
@@ -147,14 +147,14 @@ def test_a_peer_behind_a_flood_gets_through_with_a_cookie_on_its_next_try(world:
     assert alice.status(bob).failure is None
 
 
-def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
-    """Twenty a second, five at once; another source is not touched by it."""
+def test_a_validated_source_has_its_own_rate_limit(world: World) -> None:
+    """Twenty a second after a burst of five; other sources are not affected."""
     alice, bob, carol = world.node("alice"), world.node("bob"), world.node("carol")
     for node in (alice, carol):
         node.knows(bob)
         bob.knows(node)
     checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
-    proven = []
+    validated = []
     for node, count in ((alice, 8), (carol, 1)):
         stamper = CookieStamper(bob.key.public)
         for number in range(count):
@@ -164,30 +164,30 @@ def test_a_proven_source_has_a_limit_of_its_own(world: World) -> None:
             source = bytes(int(part) for part in node.address.host.split(".")) + node.address.port.to_bytes(2, "big")
             stamper.receive_reply(checker.reply(message, source, world.now), world.now)
             message = stamper.stamp(message[:116], world.now)
-            proven.append(Datagram(message, node.address, None))
-    receive(bob, world, proven + flood(bob, 600))
-    bob.device.worker.work(world.now, world.unix_ns, limit=len(proven))
+            validated.append(Datagram(message, node.address, None))
+    receive(bob, world, validated + flood(bob, 600))
+    bob.device.worker.work(world.now, world.unix_ns, limit=len(validated))
     assert drops(bob)["NOT_AUTHENTIC"] == 5 + 1
     assert drops(bob)["RATE_LIMITED"] == 3
 
 
-def test_not_under_load_a_proven_source_has_no_limit(world: World) -> None:
+def test_sources_have_no_rate_limit_while_not_under_load(world: World) -> None:
     bob = world.node("bob")
     address = Endpoint("192.0.2.77", 51820)
     checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
     stamper = CookieStamper(bob.key.public)
-    proven = []
+    validated = []
     for datagram in flood(bob, 8):
         message = stamper.stamp(datagram.data[:116], world.now)
         reply = checker.reply(message, packed_source(address.host, address.port), world.now)
         stamper.receive_reply(reply, world.now)
-        proven.append(Datagram(stamper.stamp(datagram.data[:116], world.now), address, None))
-    receive(bob, world, proven)
+        validated.append(Datagram(stamper.stamp(datagram.data[:116], world.now), address, None))
+    receive(bob, world, validated)
     work_off(bob, world)
     assert drops(bob) == {"NOT_AUTHENTIC": 8}
 
 
-def test_a_cookie_is_a_ticket_past_a_full_queue(world: World) -> None:
+def test_a_valid_mac2_passes_a_full_queue(world: World) -> None:
     alice, bob = world.pair()
     world.path = lambda _: []
     receive(bob, world, flood(bob, MAX_DATAGRAMS))
@@ -209,24 +209,25 @@ def test_a_cookie_is_a_ticket_past_a_full_queue(world: World) -> None:
     assert world.kinds(sender=bob) == ["response"]
 
 
-def test_the_queue_of_proven_sources_has_an_end_too(world: World) -> None:
+def test_the_queue_of_validated_messages_is_bounded(world: World) -> None:
     bob = world.node("bob")
     receive(bob, world, flood(bob, MAX_DATAGRAMS))
     checker = bob.device._own_keys.current.checker  # type: ignore[union-attr]
-    proven = []
+    validated = []
     for number, datagram in enumerate(flood(bob, MAX_VALIDATED + 3)):
         endpoint = Endpoint(f"10.0.{number // 250}.{number % 250}", 51820)
         stamper = CookieStamper(bob.key.public)
         message = stamper.stamp(datagram.data[:116], world.now)
         reply = checker.reply(message, packed_source(endpoint.host, endpoint.port), world.now)
         stamper.receive_reply(reply, world.now)
-        proven.append(Datagram(stamper.stamp(datagram.data[:116], world.now), endpoint, None))
-    receive(bob, world, proven)
+        validated.append(Datagram(stamper.stamp(datagram.data[:116], world.now), endpoint, None))
+    receive(bob, world, validated)
     assert drops(bob) == {"QUEUE_FULL": 3}
 
 
-def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_gets_through(world: World) -> None:
-    """Five thousand a second from sources that do not exist: at most 200 handshakes' worth of work a second."""
+def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_connects(world: World) -> None:
+    """Five thousand initiations a second from spoofed sources cause at most 200 handshakes' worth of work a
+    second."""
     world.timing = Timing(rekey_timeout=1.0)
     alice, bob = world.pair()
     work: list[float] = []
@@ -249,8 +250,8 @@ def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_gets_th
     assert bob.delivered == [b"hello"]
 
 
-def test_whoever_knows_our_public_key_gets_a_share_of_time_and_no_more(world: World) -> None:
-    """A thousand initiations a second, too few at once to fill a queue that is emptied as fast as can be."""
+def test_initiations_with_a_valid_mac1_get_a_bounded_share_of_time(world: World) -> None:
+    """A thousand initiations a second, too few at a time to fill the queue and set the under-load state."""
     bob = world.node("bob")
     for _ in range(32):
         receive(bob, world, flood(bob, 16))
@@ -258,8 +259,8 @@ def test_whoever_knows_our_public_key_gets_a_share_of_time_and_no_more(world: Wo
     assert drops(bob) == {"NOT_AUTHENTIC": 64 + 100}  # the burst, and 200 a second
 
 
-def test_answers_to_our_own_calls_need_no_share(world: World) -> None:
-    """A node that starts calls all its peers; they may all answer at once."""
+def test_responses_to_our_initiations_spend_no_budget(world: World) -> None:
+    """A node that starts initiates to all its peers; all of them may respond at once."""
     alice = world.node("alice")
     crowd = [world.node(f"crowd {number}") for number in range(100)]
     for one in crowd:
@@ -269,7 +270,7 @@ def test_answers_to_our_own_calls_need_no_share(world: World) -> None:
     assert all(alice.status(one).state is HandshakeState.ESTABLISHED for one in crowd)
 
 
-def test_a_response_we_wait_for_passes_a_full_queue(world: World) -> None:
+def test_an_expected_response_passes_a_full_queue(world: World) -> None:
     alice, bob = world.pair()
     world.path = lambda _: [0.0]
     receive(alice, world, flood(alice, MAX_DATAGRAMS))
@@ -278,7 +279,7 @@ def test_a_response_we_wait_for_passes_a_full_queue(world: World) -> None:
     assert bob.delivered == [b"hello"]
 
 
-def test_a_response_nobody_waits_for_costs_not_even_a_hash(world: World) -> None:
+def test_an_unexpected_response_costs_no_hash(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -289,8 +290,8 @@ def test_a_response_nobody_waits_for_costs_not_even_a_hash(world: World) -> None
     assert alice.device.deadline() != 0.0
 
 
-def test_cookie_replies_to_nothing_of_ours_fill_no_queue(world: World) -> None:
-    """They carry no mac1: who sends them need not even know our public key."""
+def test_unexpected_cookie_replies_are_not_queued(world: World) -> None:
+    """A cookie reply has no mac1, so its sender need not know our public key."""
     bob = world.node("bob")
     receive(bob, world, [Datagram(b"\x03\0\0\0" + noise(60), Endpoint("198.51.100.1", 1), None)] * 600)
     assert drops(bob) == {"BAD_COOKIE": 600}
@@ -313,7 +314,7 @@ def test_a_cookie_reply_does_not_move_the_endpoint(world: World) -> None:
 
 
 @pytest.mark.parametrize("forgery", ["to no index of ours", "that does not decrypt", "a second time"])
-def test_a_forged_cookie_reply_is_counted_and_forgotten(world: World, forgery: str) -> None:
+def test_a_forged_cookie_reply_is_counted_and_dropped(world: World, forgery: str) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     message = the("initiation", world).data
@@ -331,7 +332,7 @@ def test_a_forged_cookie_reply_is_counted_and_forgotten(world: World, forgery: s
     assert drops(alice) == {"BAD_COOKIE": 1}
 
 
-def test_a_cookie_grows_old_after_115_seconds(world: World) -> None:
+def test_a_cookie_expires_after_115_seconds(world: World) -> None:
     alice, bob = world.pair()
     world.path = lambda _: []
     alice.sends(b"hello", bob)
@@ -349,7 +350,7 @@ def test_a_cookie_grows_old_after_115_seconds(world: World) -> None:
     assert all(fresh is with_mac2 for fresh, with_mac2 in carried)
 
 
-def test_a_flood_does_not_keep_us_from_calling(world: World) -> None:
+def test_a_flood_does_not_starve_our_initiations(world: World) -> None:
     alice, bob = world.pair()
     receive(alice, world, flood(alice, MAX_DATAGRAMS))
     alice.sends(b"hello", bob)  # one turn: the queue is still nearly full
@@ -360,7 +361,7 @@ def test_a_flood_does_not_keep_us_from_calling(world: World) -> None:
     assert world.now < deadline < world.now + 0.01  # packets come first, but work is not forgotten
 
 
-def test_many_calls_do_not_keep_us_from_answering(world: World) -> None:
+def test_many_initiations_do_not_starve_responses(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob")
     bob.knows(alice)
     alice.knows(bob)

@@ -1,4 +1,4 @@
-"""Two whole ends without network devices: devices on real data planes, a socketpair as TUN, loopback as the world.
+"""Two devices on real data planes, with a socket pair as TUN device and loopback as the network.
 
 The scenes beside this one use a fake data plane; these show that the real ones mean the same by the contract.
 """
@@ -32,7 +32,7 @@ _processes = itertools.count()
 
 
 class Whole:
-    """One end: data plane, device, key."""
+    """One end: a data plane, a device and a key."""
 
     def __init__(self, name: str, body: str, clock: Clock, suites: frozenset[Suite]) -> None:
         self.name, self.clock, self.body, self.suites = name, clock, body, suites
@@ -42,7 +42,7 @@ class Whole:
         self.begin()
 
     def begin(self, plane_blob: bytes | None = None, tunnel_blob: bytes | None = None) -> None:
-        """A process starts, from nothing or from what another one left."""
+        """Start a process, with or without the blobs of the one before."""
         self.end = End(self.body, self.clock)
         if plane_blob is not None:
             self.end.plane.thaw(plane_blob)
@@ -78,7 +78,7 @@ class Whole:
         return peer_status(self.device, other.name, self.clock())
 
     def turn(self) -> bool:
-        """What a driver does, when it is woken or its timer comes; says whether anything happened."""
+        """Do what a driver does when it is woken or its timer fires; return whether anything happened."""
         now = self.clock()
         due = self.device.deadline()
         # The native body may wake a tenth of a second late, on a clock of its own: it is asked.
@@ -100,14 +100,14 @@ class Scene:
         self.alice, self.bob, self.clock = alice, bob, clock
 
     async def settle(self) -> None:
-        """Until nothing moves at this instant."""
+        """Run until nothing is due at this instant."""
         while True:
             await settle(self.alice.end, self.bob.end)
             if not any([self.alice.turn(), self.bob.turn()]):
                 return
 
     async def run(self, seconds: float) -> None:
-        """From deadline to deadline."""
+        """Advance the clock from deadline to deadline."""
         end = self.clock.now + seconds
         while True:
             await self.settle()
@@ -179,7 +179,7 @@ async def test_a_session_in_use_is_renewed_and_loses_nothing(body: str) -> None:
         assert bob.received() == alice.received() == [str(second) for second in range(250)]
 
 
-async def test_one_side_talking_hears_a_keepalive_and_stays_content(body: str) -> None:
+async def test_one_way_traffic_gets_a_keepalive_back_and_keeps_the_session(body: str) -> None:
     async with two(body) as scene:
         alice, bob = scene.alice, scene.bob
         alice.sends("hello", bob)
@@ -191,7 +191,7 @@ async def test_one_side_talking_hears_a_keepalive_and_stays_content(body: str) -
         assert alice.status(bob).tx_bytes == 148 + 80  # no second handshake
 
 
-async def test_one_side_talking_all_the_time_hears_keepalives_and_stays_content(body: str) -> None:
+async def test_continuous_one_way_traffic_gets_keepalives_back(body: str) -> None:
     async with two(body) as scene:
         alice, bob = scene.alice, scene.bob
         for second in range(100):
@@ -293,7 +293,7 @@ async def test_a_new_process_takes_over_sessions_and_state(body: str) -> None:
         assert len(alice.device._indices) == 0
 
 
-async def test_a_probe_measures_the_way_there_and_back(body: str) -> None:
+async def test_a_probe_measures_the_round_trip(body: str) -> None:
     async with two(body) as scene:
         alice, bob = scene.alice, scene.bob
         ask = Prober(TUNNEL["alice"], TUNNEL["bob"], session=1, start=scene.clock())
@@ -314,7 +314,7 @@ async def test_a_probe_measures_the_way_there_and_back(body: str) -> None:
         assert alice.received() == bob.received() == []  # the hosts saw nothing of it
 
 
-async def test_a_persistent_keepalive_opens_the_way_and_keeps_it_open(body: str) -> None:
+async def test_a_persistent_keepalive_opens_the_path_and_keeps_it_open(body: str) -> None:
     async with two(body, persistent_keepalive=25.0) as scene:
         alice, bob = scene.alice, scene.bob
         await scene.run(100.0)
@@ -326,7 +326,7 @@ async def test_a_persistent_keepalive_opens_the_way_and_keeps_it_open(body: str)
 @pytest.mark.parametrize(
     "nowhere", [Endpoint("127.0.0.1", 0), Endpoint("127.0.0.1", 65536), Endpoint("bob.example", 1)]
 )
-async def test_an_endpoint_that_is_none_is_refused_and_changes_nothing(body: str, nowhere: Endpoint) -> None:
+async def test_an_invalid_endpoint_is_refused_and_changes_nothing(body: str, nowhere: Endpoint) -> None:
     async with two(body) as scene:
         alice, bob = scene.alice, scene.bob
         there = bob.end.endpoint()

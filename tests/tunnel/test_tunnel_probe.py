@@ -1,4 +1,4 @@
-"""The probe: its frame byte by byte, the packet around it, and what a prober makes of answers and of silence."""
+"""The probe: its frame byte by byte, the packet around it, and the measurements of a prober."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_extensions_follow_the_header_and_are_counted_in_its_length() -> None:
     assert Probe.parse(expected) == frame
 
 
-def test_padding_lies_behind_the_frame() -> None:
+def test_padding_follows_the_frame() -> None:
     padded = REQUEST.pack(pad_to=100)
     assert padded == REQUEST_BYTES + bytes(60)
     assert Probe.parse(padded) == REQUEST
@@ -71,7 +71,7 @@ def test_an_extension_of_a_later_version_is_skipped() -> None:
     assert Probe.parse(later).verdicts == (ForwardingVerdict(0x0123456789ABCDEF, Forwarding.DOES_NOT),)
 
 
-def test_a_verdict_of_a_later_version_is_none() -> None:
+def test_a_verdict_of_a_later_version_is_unknown() -> None:
     later = b"\x01\x01" + (53).to_bytes(2, "big") + REQUEST_BYTES[4:] + VERDICT_BYTES[:-1] + b"\x63"
     assert Probe.parse(later).verdicts == (ForwardingVerdict(0x0123456789ABCDEF, Forwarding.UNKNOWN),)
 
@@ -92,7 +92,7 @@ def test_a_verdict_of_a_later_version_is_none() -> None:
         b"\x01\x01\x04\xd1" + REQUEST_BYTES[4:] + bytes(2000),  # larger than any frame
     ],
 )
-def test_a_frame_that_contradicts_itself_is_malformed(data: bytes) -> None:
+def test_an_inconsistent_frame_is_malformed(data: bytes) -> None:
     with pytest.raises(MalformedMessage):
         Probe.parse(data)
 
@@ -107,7 +107,7 @@ def test_the_most_verdicts_fit_the_smallest_mtu() -> None:
 
 
 def test_the_packet_is_ipv6_and_udp_with_the_right_checksum() -> None:
-    """Its checksum was worked out by hand."""
+    """The checksum was computed by hand."""
     packet = wrap(ProbePacket(IPv6Address("fd00::1"), IPv6Address("fd00::2"), b"\x01\x02\x03"))
     assert packet[:8] == bytes.fromhex("60000000 000b 11 40")
     assert packet[8:24] == bytes.fromhex("fd00" + "00" * 13 + "01")
@@ -118,7 +118,7 @@ def test_the_packet_is_ipv6_and_udp_with_the_right_checksum() -> None:
 
 
 def test_a_checksum_that_comes_out_as_zero_is_sent_as_ones() -> None:
-    """RFC 8200 §8.1."""
+    """RFC 8200 §8.1: over IPv6 a checksum of zero means that there is none."""
     for word in range(0x10000):
         packet = wrap(ProbePacket(ALICE, BOB, word.to_bytes(2, "big")))
         assert packet[46:48] != b"\0\0"
@@ -206,7 +206,7 @@ def test_the_time_a_reply_was_held_does_not_count() -> None:
     assert alice.facts.rtt == 0.25
 
 
-def test_a_reply_that_claims_to_have_been_held_forever_gives_no_negative_round_trip() -> None:
+def test_an_excessive_held_time_gives_no_negative_round_trip() -> None:
     alice, _ = pair()
     request = Probe.parse(unwrap(alice.request(100.0)).payload)
     held = Probe(ProbeKind.REPLY, request.sequence, request.session, request.sent_ns, held_ns=2**64 - 1)
@@ -214,7 +214,7 @@ def test_a_reply_that_claims_to_have_been_held_forever_gives_no_negative_round_t
     assert alice.facts.rtt == 0.0
 
 
-def test_both_ends_learn_role_epoch_and_verdicts_and_forget_what_is_withdrawn() -> None:
+def test_both_ends_learn_role_epoch_and_verdicts_and_their_withdrawal() -> None:
     alice, bob = pair()
     missing = (ForwardingVerdict(5, Forwarding.DOES_NOT),)
     alice.announce(1, 10)
@@ -227,7 +227,7 @@ def test_both_ends_learn_role_epoch_and_verdicts_and_forget_what_is_withdrawn() 
     assert alice.facts.verdicts == ()
 
 
-def test_loss_is_a_share_of_what_was_asked_and_decided() -> None:
+def test_loss_is_the_share_of_lost_requests() -> None:
     alice, bob = pair()
     for second in range(4):
         exchange(alice, bob, 100.0 + second, 0.1)
@@ -275,8 +275,8 @@ def test_a_reply_counts_once() -> None:
     assert alice.drops[ProbeDrop.STALE] == 1
 
 
-def test_a_peer_can_only_speak_for_itself() -> None:
-    """What the data plane says came from Bob, with Carol's address inside, is not Carol's."""
+def test_a_packet_with_the_address_of_another_peer_is_dropped() -> None:
+    """A packet from Bob's session with Carol's inner address is not accepted as Carol's."""
     alice, _ = pair()
     forged = wrap(ProbePacket(CAROL, ALICE, REQUEST_BYTES))
     assert alice.receive(forged, 100.0) is None
@@ -291,7 +291,7 @@ def test_a_prober_never_raises_for_what_a_packet_holds(data: bytes) -> None:
     assert alice.drops[ProbeDrop.MALFORMED] == 1
 
 
-def test_a_peer_that_asks_without_end_is_answered_fifty_times_a_second() -> None:
+def test_a_peer_gets_at_most_fifty_replies_a_second() -> None:
     alice, bob = pair()
     answers = [bob.receive(alice.request(100.0), 100.5) for _ in range(80)]
     assert sum(answer is not None for answer in answers) == REPLIES_PER_SECOND == 50
@@ -299,14 +299,14 @@ def test_a_peer_that_asks_without_end_is_answered_fifty_times_a_second() -> None
     assert bob.receive(alice.request(101.0), 101.0) is not None
 
 
-def test_an_answer_is_never_larger_than_what_asked_unless_it_has_something_to_say() -> None:
+def test_a_reply_without_verdicts_is_never_larger_than_its_request() -> None:
     alice, bob = pair()
     request = alice.request(100.0, size=1400)
     reply = bob.receive(request, 100.1)
     assert (len(request), len(reply or b"")) == (1400, 48 + 40 + 8)
 
 
-def test_sizes_that_are_answered_and_sizes_that_are_not() -> None:
+def test_the_answered_and_the_lost_sizes_are_recorded() -> None:
     alice, bob = pair()
     bob.announce(1, 1, [ForwardingVerdict(1, Forwarding.DOES_NOT)])
     alice.receive(bob.request(99.0), 99.0)
@@ -363,7 +363,7 @@ def test_a_peer_that_only_answers_has_no_deadline() -> None:
     assert probers.next_due() == 105.0
 
 
-def test_a_stranger_is_not_answered() -> None:
+def test_an_unknown_peer_gets_no_reply() -> None:
     probers = ProbeSchedule(ALICE, bytes)
     assert probers.receive(PeerId(9), wrap(ProbePacket(BOB, ALICE, REQUEST_BYTES)), 100.0) is None
     probers.probe(PeerId(9), BOB, None, 100.0)
@@ -377,7 +377,7 @@ def test_a_stranger_is_not_answered() -> None:
     [(1.0, 4, 26_956_800), (5.0, 4, 5_391_360), (25.0, 4, 1_078_272), (5.0, 6, 6_082_560)],
 )
 def test_what_probing_costs_a_day(interval: float, family: int, expected: int) -> None:
-    """88 bytes padded to 96, 32 of WireGuard, 28 or 48 of UDP and IP; twice, since there is a reply."""
+    """88 bytes padded to 96, 32 of WireGuard, 28 or 48 of UDP and IP; twice, for request and reply."""
     outer = 96 + 32 + {4: 28, 6: 48}[family]
     assert len(wrap(ProbePacket(ALICE, BOB, REQUEST_BYTES))) == 88
     assert round(86400 / interval * 2 * outer) == expected

@@ -1,4 +1,4 @@
-"""Scenes of moving: where a peer is called, where it is answered, and who may say that it moved."""
+"""Roaming: the endpoint that initiations, responses and data are sent to, and which messages change it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ravenvpn.tunnel.roaming import PeerEndpoints
 A, B, C, ELSEWHERE = (Endpoint(f"203.0.113.{n}", 51820) for n in (1, 2, 3, 99))
 
 
-def test_a_peer_that_calls_from_elsewhere_is_answered_there(world: World) -> None:
+def test_an_initiation_from_a_new_endpoint_is_answered_there(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(10.0)
@@ -23,8 +23,8 @@ def test_a_peer_that_calls_from_elsewhere_is_answered_there(world: World) -> Non
     assert alice.delivered == [b"two"]
 
 
-def test_a_peer_whose_data_comes_from_elsewhere_is_called_there(world: World) -> None:
-    """The data plane moves data; handshakes follow."""
+def test_data_from_a_new_endpoint_moves_the_peer(world: World) -> None:
+    """The data plane moves the endpoint of data; handshakes follow."""
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(10.0)
@@ -36,7 +36,7 @@ def test_a_peer_whose_data_comes_from_elsewhere_is_called_there(world: World) ->
     assert the("initiation", world).to == ELSEWHERE
 
 
-def test_a_recorded_message_sent_from_elsewhere_moves_nobody(world: World) -> None:
+def test_a_replayed_message_from_another_endpoint_moves_no_peer(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)
@@ -60,7 +60,7 @@ def test_without_roaming_a_peer_stays_where_it_was_configured_and_is_still_answe
     assert bob.status(alice).endpoint == home
 
 
-def test_retries_go_round_the_candidates_and_what_answered_comes_first_after_that(world: World) -> None:
+def test_retries_go_round_the_candidates_and_the_confirmed_one_comes_first(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob", C.host)
     alice.knows(bob, endpoints=(A, B, C))
     bob.knows(alice)
@@ -80,7 +80,7 @@ def test_retries_go_round_the_candidates_and_what_answered_comes_first_after_tha
     assert alice.status(bob).endpoint == C  # a session that may live is not moved by our own retries
 
 
-def test_we_answer_from_the_address_that_was_addressed(world: World) -> None:
+def test_responses_leave_from_the_address_that_was_addressed(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob", "192.0.2.20", "192.0.2.21")
     second = bob.addresses[1]
     alice.knows(bob, endpoints=(second,))
@@ -119,7 +119,7 @@ def test_a_retry_lets_the_kernel_choose_our_address_again(world: World) -> None:
     assert bob.delivered[-1] == b"back"
 
 
-def test_unanswered_data_forgets_the_source_of_data_too(world: World) -> None:
+def test_unanswered_data_clears_the_source_address(world: World) -> None:
     alice, bob = world.pair()
     bob.sends(b"hello", alice)
     world.run(1.0)
@@ -132,7 +132,7 @@ def test_unanswered_data_forgets_the_source_of_data_too(world: World) -> None:
     assert data.source is None
 
 
-def test_an_operators_word_moves_a_peer_that_has_roamed(world: World) -> None:
+def test_set_endpoint_moves_a_peer_that_has_roamed(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -153,19 +153,19 @@ def heard(candidates: tuple[Endpoint, ...], at: Endpoint) -> PeerEndpoints:
     return endpoints
 
 
-def test_new_candidates_leave_a_peer_where_it_was_heard_from() -> None:
+def test_new_candidates_do_not_move_a_confirmed_peer() -> None:
     endpoints = heard((A, B), ELSEWHERE)
     assert not endpoints.configure((A, C))
     assert endpoints.current() == ELSEWHERE
 
 
-def test_a_withdrawn_candidate_is_left() -> None:
+def test_a_peer_leaves_a_withdrawn_candidate() -> None:
     endpoints = heard((A, B), B)
     assert endpoints.configure((A, C))
     assert endpoints.current() == A
 
 
-def test_a_new_best_candidate_is_taken_at_once() -> None:
+def test_a_new_best_candidate_is_used_at_once() -> None:
     endpoints = heard((A,), ELSEWHERE)
     assert endpoints.configure((B,))
     assert endpoints.current() == B
@@ -177,13 +177,13 @@ def test_a_candidate_that_becomes_the_best_but_is_confirmed_already_changes_noth
     assert endpoints.current() == B
 
 
-def test_losing_all_candidates_does_not_lose_a_peer_that_was_heard_from() -> None:
+def test_removing_all_candidates_keeps_the_confirmed_endpoint() -> None:
     endpoints = heard((A,), ELSEWHERE)
     assert not endpoints.configure(())
     assert endpoints.current() == ELSEWHERE
 
 
-def test_without_roaming_only_candidates_count_or_anything_while_nothing_is_known() -> None:
+def test_without_roaming_only_candidates_are_accepted_once_an_endpoint_is_known() -> None:
     endpoints = PeerEndpoints()
     assert endpoints.observe(ELSEWHERE, None, roaming=False)
     endpoints = PeerEndpoints()

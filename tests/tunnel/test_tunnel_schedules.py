@@ -1,4 +1,4 @@
-"""Two ends under whatever a network and two machines can do to them: what must hold in every schedule.
+"""Two ends under random schedules of network faults, restarts and time: invariants that hold in all of them.
 
 Steps: packets either way, time that passes, time asleep, paths that lose, duplicate, delay and reorder, wall clocks
 that jump, and restarts of one side. A machine that has restarted has a wall clock no earlier than its peers have
@@ -35,7 +35,7 @@ STEPS = st.lists(
 
 
 def path(kind: int, seed: int) -> Callable[[Flight], list[float]]:
-    """A behaviour of the network: lossless, lost, half lost, duplicated, reordered, all of it."""
+    """Set how the network behaves: lossless, lost, half lost, duplicated, reordered, or all of these."""
     count = iter(range(10**9))
 
     def dice() -> float:
@@ -112,7 +112,7 @@ class Schedule:
                 self.planes.append(self.ends[amount].dataplane)
 
     def heal(self, talking: tuple[int, ...]) -> None:
-        """The path is lossless, and there is something to say once a second."""
+        """Make the path lossless and send a packet each second."""
         self.world.path = path(0, 0)
         fresh: dict[int, list[bytes]] = {who: [] for who in talking}
         for _ in range(int(HEALED_WITHIN)):
@@ -133,7 +133,7 @@ class Schedule:
             self.check_indices(end)
 
     def check_indices(self, end: Node) -> None:
-        """Every index is one of a session in its slot or of the one handshake that waits."""
+        """Every index belongs to a session in its slot or to the one pending handshake."""
         held = set(end.dataplane.sessions)
         (status,) = end.device.peers(self.world.now)
         assert len(end.device._indices) - len(held) == (1 if status.state.pending else 0)
@@ -160,13 +160,15 @@ TALKING = st.sampled_from([(0,), (1,), (0, 1)])
 @example(steps=[("send", 0), ("wait", 20), ("sleep", 300)], talking=(1,))
 @example(steps=[("send", 0), ("send", 1), ("wait", 20), ("wall", -4000), ("idle", 600)], talking=(0, 1))
 @given(steps=STEPS, talking=TALKING)
-def test_whatever_happens_secrets_stay_and_the_pair_talks_again(steps: list[Step], talking: tuple[int, ...]) -> None:
+def test_after_any_schedule_secrets_are_kept_and_the_pair_reconnects(
+    steps: list[Step], talking: tuple[int, ...]
+) -> None:
     run(steps, talking)
 
 
 @settings(max_examples=30, deadline=None)
 @given(steps=STEPS, talking=TALKING, warm=st.booleans())
-def test_the_same_with_sessions_that_are_kept_up(steps: list[Step], talking: tuple[int, ...], warm: bool) -> None:
+def test_after_any_schedule_warm_pairs_reconnect(steps: list[Step], talking: tuple[int, ...], warm: bool) -> None:
     run(steps, talking, warm=warm, persistent_keepalive=25.0)
 
 
@@ -174,5 +176,7 @@ def test_the_same_with_sessions_that_are_kept_up(steps: list[Step], talking: tup
 @pytest.mark.timeout(3600)
 @settings(max_examples=10_000, deadline=None)
 @given(steps=STEPS, talking=TALKING, warm=st.booleans(), keepalive=st.sampled_from([0.0, 25.0]))
-def test_the_same_for_long(steps: list[Step], talking: tuple[int, ...], warm: bool, keepalive: float) -> None:
+def test_after_any_long_schedule_the_pair_reconnects(
+    steps: list[Step], talking: tuple[int, ...], warm: bool, keepalive: float
+) -> None:
     run(steps, talking, warm=warm, persistent_keepalive=keepalive)

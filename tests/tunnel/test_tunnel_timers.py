@@ -1,4 +1,4 @@
-"""Scenes of time: when a peer speaks, and when it stops (whitepaper §6). All instants are seconds since the start."""
+"""Timers (whitepaper §6): when a peer sends and when it stops. Instants are seconds since the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_path(_: Flight) -> list[float]:
 
 
 def moments(world: World, *kinds: str, sender: Node | None = None, since: float = 0.0) -> list[float]:
-    """When messages of these kinds were sent."""
+    """Return the instants at which messages of these kinds were sent."""
     return [
         flight.at - BOOT
         for flight in world.sent
@@ -53,7 +53,7 @@ def test_an_unanswered_initiation_is_repeated_every_five_seconds_with_jitter(wor
     assert len({flight.data[8:40] for flight in world.sent}) == 8  # and so is the ephemeral key
 
 
-def test_it_is_given_up_after_ninety_seconds_and_what_waited_is_dropped(world: World) -> None:
+def test_an_initiation_is_given_up_after_ninety_seconds_and_staged_packets_are_dropped(world: World) -> None:
     world.timing = Timing(max_jitter=0.0)
     alice, bob = world.pair()
     world.path = lost
@@ -69,7 +69,7 @@ def test_it_is_given_up_after_ninety_seconds_and_what_waited_is_dropped(world: W
     assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 1
 
 
-def test_after_giving_up_new_data_begins_anew(world: World) -> None:
+def test_new_data_after_giving_up_starts_a_new_handshake(world: World) -> None:
     alice, bob = world.pair()
     world.path = lost
     alice.sends(b"lost", bob)
@@ -80,8 +80,8 @@ def test_after_giving_up_new_data_begins_anew(world: World) -> None:
     assert bob.delivered == [b"hello"]
 
 
-def test_new_data_starts_the_ninety_seconds_afresh(world: World) -> None:
-    """§6.4: who keeps sending keeps trying."""
+def test_new_data_restarts_the_ninety_seconds(world: World) -> None:
+    """§6.4: new data to send prolongs the attempts."""
     alice, bob = world.pair()
     world.path = lost
     for _ in range(200):
@@ -92,7 +92,7 @@ def test_new_data_starts_the_ninety_seconds_afresh(world: World) -> None:
     assert alice.dataplane.drops[Drop.STAGED_EXPIRED] == 0
 
 
-def test_losing_a_peer_for_good_is_reported_once(world: World) -> None:
+def test_a_lost_session_is_reported_once(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(10.0)
@@ -108,7 +108,7 @@ def test_losing_a_peer_for_good_is_reported_once(world: World) -> None:
 # One initiation per REKEY_TIMEOUT (§6.2).
 
 
-def test_a_handshake_wanted_within_five_seconds_of_the_last_comes_when_they_are_over(world: World) -> None:
+def test_a_handshake_requested_within_five_seconds_of_the_last_is_deferred(world: World) -> None:
     alice, _bob = world.pair()
     alice.device.initiate("bob", world.now)
     world.run(1.0)
@@ -119,7 +119,7 @@ def test_a_handshake_wanted_within_five_seconds_of_the_last_comes_when_they_are_
     assert moments(world, "initiation") == [0.0, 5.0]
 
 
-def test_a_response_we_sent_counts_as_a_handshake_message_too(world: World) -> None:
+def test_a_response_of_ours_limits_initiations_too(world: World) -> None:
     alice, bob = world.pair()
     alice.device.initiate("bob", world.now)
     world.run(1.0)
@@ -173,7 +173,7 @@ def test_an_idle_session_is_not_renewed(world: World) -> None:
 # Keepalives (§6.5).
 
 
-def test_data_that_is_not_answered_is_acknowledged_after_ten_seconds(world: World) -> None:
+def test_data_without_an_answer_is_acknowledged_after_ten_seconds(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(5.0)
@@ -184,7 +184,7 @@ def test_data_that_is_not_answered_is_acknowledged_after_ten_seconds(world: Worl
     assert moments(world, "initiation") == [0.0]
 
 
-def test_an_answer_makes_the_acknowledgement_needless(world: World) -> None:
+def test_data_sent_back_replaces_the_passive_keepalive(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(5.0)
@@ -202,7 +202,7 @@ def test_a_keepalive_is_not_acknowledged(world: World) -> None:
     assert world.kinds() == ["initiation", "response", "keepalive"]
 
 
-def test_data_unanswered_for_fifteen_seconds_begins_a_new_handshake(world: World) -> None:
+def test_data_unanswered_for_fifteen_seconds_starts_a_new_handshake(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(20.0)
@@ -214,7 +214,7 @@ def test_data_unanswered_for_fifteen_seconds_begins_a_new_handshake(world: World
     assert 35.0 <= sent[1] < 35.0 + JITTER
 
 
-def test_a_handshake_in_between_is_an_answer(world: World) -> None:
+def test_a_handshake_counts_as_an_answer(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(20.0)
@@ -240,7 +240,7 @@ def test_the_fifteen_seconds_count_from_the_first_unanswered_packet(world: World
     assert 35.0 <= sent[1] < 35.0 + JITTER
 
 
-def test_a_persistent_keepalive_goes_out_when_nothing_passed_for_its_interval(world: World) -> None:
+def test_a_persistent_keepalive_is_sent_after_an_interval_without_traffic(world: World) -> None:
     world.timing = Timing(max_jitter=0.0)
     alice, bob = world.node("alice"), world.node("bob")
     alice.knows(bob, persistent_keepalive=25.0)
@@ -253,7 +253,7 @@ def test_a_persistent_keepalive_goes_out_when_nothing_passed_for_its_interval(wo
     assert moments(world, "keepalive", sender=bob) == []
 
 
-def test_traffic_in_either_direction_puts_the_persistent_keepalive_off(world: World) -> None:
+def test_traffic_in_either_direction_restarts_the_persistent_keepalive(world: World) -> None:
     world.timing = Timing(max_jitter=0.0)
     alice, bob = world.node("alice"), world.node("bob")
     alice.knows(bob, persistent_keepalive=25.0)
@@ -269,7 +269,7 @@ def test_traffic_in_either_direction_puts_the_persistent_keepalive_off(world: Wo
     assert moments(world, "keepalive", since=1.0) == [40.0 + LATENCY]
 
 
-def test_a_persistent_keepalive_switched_on_goes_out_at_once(world: World) -> None:
+def test_a_persistent_keepalive_that_is_switched_on_is_sent_at_once(world: World) -> None:
     alice, bob = world.pair()
     world.run(3.0)
     alice.knows(bob, persistent_keepalive=25.0)
@@ -278,7 +278,7 @@ def test_a_persistent_keepalive_switched_on_goes_out_at_once(world: World) -> No
     assert len(moments(world, "keepalive")) == 1
 
 
-def test_a_persistent_keepalive_keeps_calling_a_peer_that_is_away(world: World) -> None:
+def test_a_persistent_keepalive_keeps_initiating_to_a_peer_that_is_away(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob", up=False)
     alice.knows(bob, persistent_keepalive=25.0)
     bob.knows(alice)
@@ -314,7 +314,7 @@ def test_a_pending_handshake_is_wiped_too(world: World) -> None:
     assert alice.dataplane.sessions == {}
 
 
-def test_a_body_may_retire_old_keys_by_itself(world: World) -> None:
+def test_the_data_plane_may_retire_old_keypairs_by_itself(world: World) -> None:
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -342,7 +342,7 @@ def test_a_warm_session_is_made_at_once_and_renewed_without_traffic(world: World
     assert len(moments(world, "initiation")) in range(5, 11)
 
 
-def test_a_warm_peer_that_is_away_is_called_until_it_is_back(world: World) -> None:
+def test_a_warm_peer_that_is_away_gets_initiations_until_it_is_back(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob", up=False)
     alice.knows(bob, warm=True)
     bob.knows(alice)
@@ -369,7 +369,7 @@ def test_a_responder_renews_a_warm_session_whose_initiator_does_not(world: World
     assert 165.0 <= renewed < 166.0
 
 
-def test_a_peer_without_an_endpoint_waits_to_be_called(world: World) -> None:
+def test_a_peer_without_an_endpoint_gets_no_initiation(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob")
     alice.knows(bob, warm=True, endpoints=())
     bob.knows(alice)
@@ -384,7 +384,7 @@ def test_a_peer_without_an_endpoint_waits_to_be_called(world: World) -> None:
     assert bob.delivered == [b"hello"]
 
 
-def test_an_endpoint_that_becomes_known_is_called_if_one_was_wanted(world: World) -> None:
+def test_an_endpoint_that_becomes_known_gets_the_initiation_that_waited(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob")
     bob.knows(alice)
     alice.knows(bob, endpoints=())
@@ -398,8 +398,8 @@ def test_an_endpoint_that_becomes_known_is_called_if_one_was_wanted(world: World
     assert world.kinds() == ["initiation", "response", "keepalive"]
 
 
-def test_a_timer_that_is_due_asks_for_the_facts_before_it_strikes(world: World) -> None:
-    """The answer has arrived, but the data plane had no reason to report it by itself."""
+def test_the_traffic_facts_are_updated_before_a_timer_fires(world: World) -> None:
+    """The answer has arrived, but it is not a fact that the data plane reports unasked."""
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(40.0)
@@ -430,7 +430,7 @@ def no_jitter() -> float:
 
 
 @pytest.mark.parametrize("answered_at", [100.1, 107.0, 114.9])
-def test_a_handshake_message_answers_what_was_sent_before_it(answered_at: float) -> None:
+def test_a_received_handshake_message_answers_data_sent_before_it(answered_at: float) -> None:
     timers = Timers(Timing(), no_jitter)
     timers.traffic_reported(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
     assert timers.deadline(Timer.NEW_HANDSHAKE) == 115.25
@@ -443,7 +443,7 @@ def test_a_handshake_message_answers_what_was_sent_before_it(answered_at: float)
     assert timers.deadline(Timer.NEW_HANDSHAKE) == answered_at + 15.25
 
 
-def test_what_shares_an_instant_with_a_handshake_message_counts_as_later() -> None:
+def test_packets_at_the_instant_of_a_handshake_message_count_as_later() -> None:
     timers = Timers(Timing(), no_jitter)
     timers.response_received(100.0)
     timers.traffic_reported(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
@@ -453,7 +453,7 @@ def test_what_shares_an_instant_with_a_handshake_message_counts_as_later() -> No
     assert timers.deadline(Timer.SEND_KEEPALIVE) == 210.0
 
 
-def test_a_handshake_message_acknowledges_what_was_received_before_it() -> None:
+def test_a_sent_handshake_message_acknowledges_data_received_before_it() -> None:
     timers = Timers(Timing(), no_jitter)
     timers.traffic_reported(facts(data_received=100.0, any_received=100.0, unacknowledged_since=100.0))
     assert timers.deadline(Timer.SEND_KEEPALIVE) == 110.0
@@ -463,7 +463,7 @@ def test_a_handshake_message_acknowledges_what_was_received_before_it() -> None:
     assert timers.deadline(Timer.SEND_KEEPALIVE) == 115.0
 
 
-def test_an_expired_timer_is_disarmed_until_something_new_happens() -> None:
+def test_an_expired_timer_is_disarmed_until_a_new_event() -> None:
     timers = Timers(Timing(), no_jitter)
     report = facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0)
     timers.traffic_reported(report)
@@ -480,7 +480,7 @@ def test_timers_that_expire_together_come_in_the_order_of_their_deadlines() -> N
 
 
 def test_the_driver_is_called_when_due_and_not_before(world: World) -> None:
-    """One deadline for all peers: the earliest of them."""
+    """There is one deadline for all peers: the earliest."""
     alice = world.node("alice")
     assert alice.device.deadline() is None
     world.path = lost

@@ -1,4 +1,4 @@
-"""Who calls before the other end has heard of them is answered the moment it has."""
+"""Initiations from unknown keys: they are answered when a peer with the key is configured."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LATENCY = 1 / 64
 
 
 def call(ours: PrivateKey, theirs: PublicKey, ns: int) -> bytes:
-    """A whole initiation as anyone who holds `ours` could make it."""
+    """Return a whole initiation made with the private key `ours`."""
     ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
     body, _ = initiate(ours, theirs, Suite.CHACHA20POLY1305, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
     message = messages.Initiation(7, Suite.CHACHA20POLY1305, body).pack()
     return CookieStamper(theirs).stamp(message, 0.0)
 
 
-def test_a_call_that_came_too_early_is_answered_when_its_peer_is_configured(world: World) -> None:
+def test_an_early_initiation_is_answered_when_its_peer_is_configured(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob")
     alice.knows(bob)
     alice.sends(b"hello", bob)
@@ -38,8 +38,8 @@ def test_a_call_that_came_too_early_is_answered_when_its_peer_is_configured(worl
     assert [flight.at for flight in world.sent if flight.kind == "response"] == [configured]
 
 
-def test_a_call_is_answered_for_as_long_as_its_caller_waits(world: World) -> None:
-    """REKEY_TIMEOUT later there is a newer one, and an answer to this would come to nothing."""
+def test_an_early_initiation_expires_when_it_would_be_repeated(world: World) -> None:
+    """After REKEY_TIMEOUT the initiator sends a newer one, and would refuse a response to this one."""
     caller, bob = PrivateKey.generate(deterministic_random("caller")), world.node("bob")
     alice = world.node("alice")
     alice.key = caller
@@ -50,7 +50,7 @@ def test_a_call_is_answered_for_as_long_as_its_caller_waits(world: World) -> Non
     assert world.kinds(sender=bob) == []
 
 
-def test_an_old_call_sent_again_does_not_take_the_place_of_a_newer_one(world: World) -> None:
+def test_a_replayed_initiation_does_not_replace_a_newer_one(world: World) -> None:
     caller, bob = PrivateKey.generate(deterministic_random("caller")), world.node("bob")
     alice = world.node("alice")
     alice.key = caller
@@ -64,8 +64,8 @@ def test_an_old_call_sent_again_does_not_take_the_place_of_a_newer_one(world: Wo
     assert [flight.to for flight in world.sent if flight.kind == "response"] == [alice.address]
 
 
-def test_made_up_keys_take_no_more_than_their_room(world: World) -> None:
-    """The oldest goes first; memory stays bounded."""
+def test_initiations_of_made_up_keys_are_bounded(world: World) -> None:
+    """The oldest is dropped first; memory is bounded."""
     bob = world.node("bob")
     strangers = [PrivateKey.generate(deterministic_random(f"stranger {i}")) for i in range(MAX_UNKNOWN_KEYS + 1)]
     for stranger in strangers:
@@ -80,7 +80,7 @@ def test_made_up_keys_take_no_more_than_their_room(world: World) -> None:
         assert (len(world.kinds(sender=bob)) > before) is answered
 
 
-def test_who_we_no_longer_are_answers_nobody(world: World) -> None:
+def test_early_initiations_to_a_replaced_key_are_dropped(world: World) -> None:
     alice, bob = world.node("alice"), world.node("bob")
     alice.knows(bob)
     alice.device.initiate("bob", world.now)

@@ -1,4 +1,4 @@
-"""Handshake messages as bytes: against messages of an independent implementation, and against anything at all."""
+"""Handshake messages on the wire, compared with those of an independent implementation, and random bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RESPONSE = bytes.fromhex(EXCHANGES[0]["response"])
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES, ids=lambda one: f"{one['suite']}-{'psk' if one['psk'] else 'no-psk'}")
-def test_the_messages_of_an_independent_implementation_are_read_and_written_alike(exchange: dict[str, str]) -> None:
+def test_messages_of_an_independent_implementation_are_parsed_and_packed_alike(exchange: dict[str, str]) -> None:
     initiation, response = bytes.fromhex(exchange["initiation"]), bytes.fromhex(exchange["response"])
     read = messages.parse(initiation)
     assert isinstance(read, messages.Initiation)
@@ -35,7 +35,7 @@ def test_the_messages_of_an_independent_implementation_are_read_and_written_alik
     assert read_response.pack() == response[:60]
 
 
-def test_a_cookie_reply_is_read_and_written_alike() -> None:
+def test_a_cookie_reply_is_parsed_and_packed_alike() -> None:
     message = messages.CookieReply(0x01020304, bytes(range(24)), bytes(range(100, 132)))
     packed = message.pack()
     assert packed[:8] == b"\x03\0\0\0\x04\x03\x02\x01"
@@ -66,7 +66,7 @@ def test_a_wrong_length_type_or_reserved_byte_is_malformed(message: bytes, chang
         messages.parse(bytes(altered))
 
 
-def test_nothing_at_all_is_malformed() -> None:
+def test_an_empty_datagram_is_malformed() -> None:
     with pytest.raises(MalformedMessage):
         messages.parse(b"")
 

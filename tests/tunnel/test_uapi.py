@@ -1,4 +1,4 @@
-"""The configuration protocol as a language. Literal requests as wg(8) 1.0 writes them, answers as wireguard-go gives
+"""The configuration protocol: literal requests as wg(8) 1.0 writes them, answers as wireguard-go gives
 them (device/uapi.go)."""
 
 import errno
@@ -85,11 +85,11 @@ def test_a_whole_set_as_wg_writes_it():
     )
 
 
-def test_a_set_of_nothing_is_fine():
+def test_an_empty_set_is_accepted():
     assert ask("set=1\n\n") == [DeviceChange()]
 
 
-def test_a_private_key_of_zeros_takes_it_away():
+def test_a_private_key_of_zeros_is_a_removal():
     change = ask_set("private_key=" + "0" * 64)
     assert isinstance(change, DeviceChange)
     assert change.private_key is None
@@ -108,7 +108,7 @@ def test_an_allowed_ip_is_masked():
     assert change.peers[0].allowed_ips == [(True, ip_network("10.1.0.0/16"))]
 
 
-def test_replace_allowed_ips_forgets_those_named_before_it():
+def test_replace_allowed_ips_discards_those_before_it():
     change = ask_set(f"public_key={PUBLIC}", "allowed_ip=10.1.0.0/16", "replace_allowed_ips=true")
     assert isinstance(change, DeviceChange)
     assert change.peers[0].allowed_ips == []
@@ -229,12 +229,12 @@ def test_an_endless_set_is_refused():
     assert conversation.over
 
 
-def test_a_set_cut_off_is_no_request():
+def test_an_unfinished_set_is_no_request():
     assert ask(f"set=1\npublic_key={PUBLIC}\nremove=true\n") == []
 
 
 @given(st.data())
-def test_how_the_bytes_arrive_makes_no_difference(data):
+def test_requests_do_not_depend_on_how_the_bytes_are_split(data):
     text = f"get=1\n\nset=1\nlisten_port=1\npublic_key={PUBLIC}\nallowed_ip=10.0.0.0/8\n\nset=1\nx\n\n".encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=20)))
     conversation = Conversation(interface_index)
@@ -261,12 +261,12 @@ VALUES = ["true", "1", PUBLIC, "0" * 64, "10.0.0.0/8", "-fd00::/8", "192.0.2.1:5
         max_size=30,
     )
 )
-def test_whatever_a_client_writes_ends_in_requests_or_refusals(lines):
+def test_any_bytes_of_a_client_become_requests_or_refusals(lines):
     for request in Conversation(interface_index).receive(b"set=1\n" + b"\n".join(lines) + b"\n\n"):
         assert isinstance(request, Get | DeviceChange | UapiError)
 
 
-def test_no_secret_shows():
+def test_reprs_show_no_secret():
     change = ask_set(f"private_key={PRIVATE}", f"public_key={PUBLIC}", f"preshared_key={'01' * 32}")
     assert "e8e8" not in repr(change)
     assert "0101" not in repr(change)
@@ -312,7 +312,7 @@ def test_the_answer_to_a_get():
     )
 
 
-def test_a_device_without_anything_says_only_that_all_is_well():
+def test_an_empty_device_answers_errno_0_only():
     assert format_state(UapiDevice()) == b"errno=0\n\n"
 
 

@@ -1,4 +1,4 @@
-"""What a set does to a tunnel, told in the protocol's own words. The tunnel is real, but has no TUN."""
+"""Sets of the configuration protocol, applied to a real tunnel without a TUN device."""
 
 import asyncio
 import errno
@@ -81,7 +81,7 @@ def test_an_allowed_ip_is_routed_and_accepted_and_moves_as_one(tunnel):
     assert tunnel.peers.allowed_ips.accepted_from(ten) == {str(TWO)}
 
 
-def test_an_allowed_ip_of_another_peer_is_not_taken_away_by_a_minus(tunnel):
+def test_a_minus_does_not_remove_an_allowed_ip_of_another_peer(tunnel):
     ten = ip_network("10.0.0.0/8")
     set_(tunnel, f"public_key={ONE.raw.hex()}", "allowed_ip=10.0.0.0/8", "allowed_ip=fd00::/8")
     set_(tunnel, f"public_key={TWO.raw.hex()}", "allowed_ip=-10.0.0.0/8")
@@ -96,7 +96,7 @@ def test_replace_allowed_ips_leaves_only_the_new_ones(tunnel):
     assert tunnel.peers.allowed_ips.prefixes(str(ONE)) == [ip_network("10.1.0.0/16")]
 
 
-def test_update_only_makes_no_peer_and_changes_one_that_is_there(tunnel):
+def test_update_only_adds_no_peer_and_changes_an_existing_one(tunnel):
     change = (f"public_key={ONE.raw.hex()}", "update_only=true", "persistent_keepalive_interval=9")
     set_(tunnel, *change)
     assert tunnel.peers.settings == {}
@@ -105,7 +105,7 @@ def test_update_only_makes_no_peer_and_changes_one_that_is_there(tunnel):
     assert tunnel.peers.settings[str(ONE)].persistent_keepalive == 9
 
 
-def test_what_a_block_does_not_name_stays(tunnel):
+def test_settings_that_a_block_does_not_name_stay(tunnel):
     set_(tunnel, f"public_key={ONE.raw.hex()}", f"preshared_key={PSK}", "endpoint=192.0.2.1:1", "allowed_ip=::/0")
     set_(tunnel, f"public_key={ONE.raw.hex()}", "persistent_keepalive_interval=9")
     settings = tunnel.peers.settings[str(ONE)]
@@ -122,13 +122,13 @@ def test_replace_peers_leaves_only_the_new_ones(tunnel):
     assert list(tunnel.peers.settings) == [str(TWO)]
 
 
-def test_remove_ends_the_block_and_is_no_mistake_for_a_stranger(tunnel):
+def test_remove_of_an_unknown_peer_is_no_error(tunnel):
     set_(tunnel, f"public_key={ONE.raw.hex()}")
     set_(tunnel, f"public_key={TWO.raw.hex()}", "remove=true", f"public_key={ONE.raw.hex()}", "remove=true")
     assert tunnel.peers.settings == {}
 
 
-def test_a_peer_with_our_key_is_passed_over_and_one_that_gets_it_goes(tunnel):
+def test_a_peer_with_our_own_key_is_skipped_and_an_existing_one_is_removed(tunnel):
     set_(tunnel, f"public_key={PRIVATE.public.raw.hex()}", f"public_key={ONE.raw.hex()}")
     set_(tunnel, f"private_key={PRIVATE.to_hex()}")
     assert list(tunnel.peers.settings) == [str(ONE)]
@@ -136,7 +136,7 @@ def test_a_peer_with_our_key_is_passed_over_and_one_that_gets_it_goes(tunnel):
     assert list(tunnel.peers.settings) == [str(ONE)]
 
 
-def test_a_private_key_of_zeros_takes_ours_away(tunnel):
+def test_a_set_with_a_key_of_zeros_removes_our_key(tunnel):
     set_(tunnel, f"private_key={PRIVATE.to_hex()}")
     set_(tunnel, f"private_key={'0' * 64}")
     assert get(tunnel) == [f"listen_port={tunnel.listen_port}", "errno=0", ""]
@@ -160,8 +160,8 @@ async def test_a_port_in_use_refuses_the_whole_set(tunnel):
     tunnel.stop()
 
 
-async def test_an_endpoint_set_again_wins_over_where_the_peer_has_roamed():
-    """As in WireGuard: the operator's last word holds until the peer's next packet."""
+async def test_an_endpoint_set_by_wg_overrides_roaming():
+    """As in WireGuard: the endpoint that was set holds until the peer's next authenticated packet."""
     up = asyncio.Event()
     tunnel = Tunnel(open_resources(), listeners=Listeners(on_session_event=lambda _: up.set()))
     other = Tunnel(open_resources())

@@ -1,4 +1,4 @@
-"""The socket that wg(8) talks to: who may, who is refused, and what hostile clients can not do."""
+"""The socket that wg(8) connects to: permissions, refusals, and hostile clients."""
 
 import asyncio
 import contextlib
@@ -53,33 +53,33 @@ async def ask(folder, text: bytes) -> bytes:
     return answer
 
 
-async def test_a_client_reads_writes_and_is_told_what_went_wrong(folder):
+async def test_a_client_can_get_and_set_and_receives_errors(folder):
     async with serving(folder) as device:
         assert await ask(folder, b"get=1\n\n") == b"listen_port=51820\nerrno=0\n\n"
         assert await ask(folder, b"set=1\nfwmark=7\n\nset=1\nlisten_port=1\n\n") == b"errno=0\n\nerrno=-98\n\n"
         assert device.changes == [DeviceChange(fwmark=7)]
 
 
-async def test_on_an_agents_device_wg_may_only_look(folder):
+async def test_a_set_on_an_agents_device_is_refused_with_eperm(folder):
     async with serving(folder, writable=False) as device:
         assert await ask(folder, b"set=1\nfwmark=7\n\n") == b"errno=-1\n\n"
         assert await ask(folder, b"get=1\n\n") == b"listen_port=51820\nerrno=0\n\n"
         assert device.changes == []
 
 
-async def test_only_root_reaches_the_socket(folder):
+async def test_only_root_can_connect_to_the_socket(folder):
     async with serving(folder):
         assert stat.S_IMODE((folder / "wg0.sock").stat().st_mode) == 0o600
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-async def test_the_file_goes_with_the_server(folder):
+async def test_the_socket_file_is_removed_with_the_server(folder):
     async with serving(folder):
         pass
     assert list(folder.iterdir()) == []
 
 
-async def test_a_live_socket_is_refused_and_lives_on(folder):
+async def test_a_socket_in_use_is_refused_and_stays(folder):
     async with serving(folder):
         with pytest.raises(HostError, match="another process answers"):
             listen("wg0", folder)
@@ -95,7 +95,7 @@ async def test_the_socket_of_a_dead_process_is_replaced(folder):
         assert await ask(folder, b"get=1\n\n") == b"listen_port=51820\nerrno=0\n\n"
 
 
-def test_a_file_that_is_no_socket_is_left_alone(folder):
+def test_a_file_that_is_not_a_socket_is_kept(folder):
     folder.mkdir()
     (folder / "wg0.sock").write_text("precious")
     with pytest.raises(HostError, match="not a socket"):
@@ -113,14 +113,14 @@ async def test_removing_the_file_is_noticed(folder):
         await asyncio.wait_for(removed.wait(), 5)
 
 
-async def test_a_successors_file_is_not_removed(folder):
+async def test_the_socket_file_of_a_successor_is_not_removed(folder):
     async with serving(folder):
         (folder / "wg0.sock").unlink()
         (folder / "wg0.sock").touch()
     assert (folder / "wg0.sock").exists()
 
 
-async def test_a_client_that_writes_byte_by_byte_holds_up_nobody(folder):
+async def test_a_client_that_writes_byte_by_byte_does_not_delay_others(folder):
     async with serving(folder) as device:
         reader, writer = await asyncio.open_unix_connection(folder / "wg0.sock")
         for byte in b"set=1\nfwmark=9\n":
@@ -134,7 +134,7 @@ async def test_a_client_that_writes_byte_by_byte_holds_up_nobody(folder):
         writer.close()
 
 
-async def test_a_set_cut_off_by_hanging_up_changes_nothing(folder):
+async def test_a_set_cut_off_by_the_client_changes_nothing(folder):
     async with serving(folder) as device:
         assert await ask(folder, b"set=1\nfwmark=9\n") == b""
         assert device.changes == []
@@ -146,7 +146,7 @@ async def test_binary_and_endless_lines_end_their_connection(folder):
         assert await ask(folder, b"set=1\n" + b"a" * 100_000) == b"errno=-5\n\n"
 
 
-async def test_a_crowd_of_silent_clients_keeps_no_operator_out(folder):
+async def test_many_silent_clients_do_not_lock_an_operator_out(folder):
     async with serving(folder):
         crowd = [await asyncio.open_unix_connection(folder / "wg0.sock") for _ in range(uapi_socket.MAX_CLIENTS + 20)]
         assert await ask(folder, b"get=1\n\n") == b"listen_port=51820\nerrno=0\n\n"
@@ -158,8 +158,8 @@ async def test_a_crowd_of_silent_clients_keeps_no_operator_out(folder):
             writer.close()
 
 
-async def test_a_client_that_reads_nothing_is_not_answered_from_memory(folder):
-    """Answers wait in the kernel's buffer and one transport buffer; then its requests wait, too."""
+async def test_answers_to_a_client_that_reads_nothing_are_not_buffered(folder):
+    """Answers fill the kernel's buffer and one transport buffer; then the client's requests wait too."""
     async with serving(folder):
         greedy = socket.socket(socket.AF_UNIX)
         greedy.connect(str(folder / "wg0.sock"))

@@ -1,4 +1,4 @@
-"""A world for scenes: nodes with a whole device each, a network that can be told to misbehave, a clock one moves.
+"""A simulated world: nodes with a device each, a network with faults on demand, and a clock that tests advance.
 
 Nothing waits: `World.run(seconds)` goes from one instant at which something happens to the next.
 """
@@ -30,7 +30,7 @@ NAMES = {1: "initiation", 2: "response", 3: "cookie reply"}
 
 @dataclass(frozen=True)
 class Flight:
-    """One datagram on its way. `source` is what the receiver's kernel would report as the address addressed."""
+    """One datagram on the wire. `via` is the destination address that the receiver's kernel would report."""
 
     at: float
     data: bytes
@@ -45,7 +45,7 @@ class Flight:
 
 @dataclass
 class Node:
-    """One end: its addresses (the first is where it sends from), its device and its data plane."""
+    """One end: its addresses (it sends from the first), its device and its data plane."""
 
     name: str
     world: World
@@ -60,7 +60,7 @@ class Node:
         return self.addresses[0]
 
     def settings(self, **changes: object) -> PeerSettings:
-        """What others configure about this node."""
+        """Return the settings by which others configure this node."""
         values: dict[str, object] = {
             "name": self.name,
             "public_keys": (self.key.public,),
@@ -76,13 +76,13 @@ class Node:
         self.wake()
 
     def turn(self) -> None:
-        """What a driver does when something happened."""
+        """Do what a driver does after an event."""
         now, unix_ns = self.world.now, self.world.unix_ns
         self.device.poll(now, unix_ns)
         self.device.tick(now, unix_ns)
 
     def wake(self) -> None:
-        """A turn, if the data plane asks for one or the timer comes."""
+        """Take a turn if the data plane asks for one or the deadline has come."""
         deadline = self.device.deadline()
         if self.dataplane.has_news or (deadline is not None and deadline <= self.world.now):
             self.turn()
@@ -120,7 +120,7 @@ class World:
         up: bool = True,
         generation: int = 0,
     ) -> Node:
-        """A node that is up, with a key of its own and port 51820 on each address."""
+        """Add a node that is up, with its own key and port 51820 on each address."""
         draw = deterministic_random(f"{name} {generation}")
         ends = [Endpoint(address, 51820) for address in addresses or (f"192.0.2.{len(self.nodes) + 1}",)]
         key = PrivateKey.generate(deterministic_random(f"key of {name}"))
@@ -136,14 +136,14 @@ class World:
         return node
 
     def pair(self, **changes: object) -> tuple[Node, Node]:
-        """Alice and Bob, who know each other."""
+        """Add Alice and Bob, each configured as the other's peer."""
         alice, bob = self.node("alice"), self.node("bob")
         alice.knows(bob, **changes)
         bob.knows(alice, **changes)
         return alice, bob
 
     def restart(self, node: Node, generation: int = 1) -> Node:
-        """The same node, key and address with nothing else left from before."""
+        """Restart a node: the same key and addresses, and no other state."""
         self.nodes.remove(node)
         fresh = self.node(node.name, *(one.host for one in node.addresses), generation=generation)
         fresh.addresses = node.addresses
@@ -160,7 +160,7 @@ class World:
         self.put(data, sender, to)
 
     def put(self, data: bytes, sender: Endpoint, to: Endpoint) -> None:
-        """A datagram on the wire; anybody may do this."""
+        """Put a datagram on the wire, as any attacker can."""
         flight = Flight(self.now, data, sender, to, Source(to.host, 1))
         self.sent.append(flight)
         for delay in self.path(flight):
@@ -168,7 +168,7 @@ class World:
             heapq.heappush(self.flights, (self.now + delay, self._sequence, flight))
 
     def kinds(self, since: float = 0.0, sender: Node | None = None) -> list[str]:
-        """What went over the wire, by kind."""
+        """Return the kinds of the messages sent."""
         return [
             one.kind for one in self.sent if one.at >= since and (sender is None or one.sender in sender.addresses)
         ]
@@ -200,7 +200,7 @@ class World:
 
 
 def peer_status(device: Device, name: str, now: float) -> PeerStatus:
-    """The status of one peer. KeyError if there is none of this name."""
+    """Return the status of one peer. KeyError if there is none of this name."""
     return {one.settings.name: one for one in device.peers(now)}[name]
 
 
@@ -209,5 +209,5 @@ def drops(node: Node) -> dict[str, int]:
 
 
 def the(kind: str, world: World) -> Flight:
-    """The last message of this kind on the wire."""
+    """Return the last message of this kind that was sent."""
     return [flight for flight in world.sent if flight.kind == kind][-1]

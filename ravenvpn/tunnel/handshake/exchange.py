@@ -127,6 +127,10 @@ class HandshakeExchange:
             self._on_response(message, own, datagram, now, unix_ns)
 
     def _on_initiation(self, message: messages.Initiation, own: OwnKey, queued: QueuedMessage, now: float) -> None:
+        """Decrypt an initiation (§5.4.2) and respond to it, or keep it if its static key is unknown.
+
+        The first Diffie-Hellman results decide which peer it is; no state of a peer is touched before that.
+        """
         try:
             received = receive_initiation(own.private, message.body, message.suite)
         except MalformedMessage:
@@ -143,10 +147,15 @@ class HandshakeExchange:
     def _respond(
         self, peer: Peer, message: messages.Initiation, received: ReceivedInitiation, datagram: Datagram, now: float
     ) -> None:
+        """Check an authentic initiation of this peer, install the responder's keypair and send the response (§5.4.3).
+
+        The keypair waits in the data plane's `next` slot until a packet under it confirms that the response arrived.
+        """
         # §5.1: a timestamp that is not greater than the last one is a replay.
         if received.timestamp <= peer.timestamps.get(received.static, b""):
             peer.record_failure(HandshakeFailure.REPLAYED)
             raise AdmissionRefused(HandshakeDrop.REPLAYED_TIMESTAMP)
+        # Also bounds what a peer with a valid key can cost: each accepted initiation is a whole handshake.
         if now < peer.initiation_accepted_at + 1 / INITIATIONS_PER_SECOND:
             raise AdmissionRefused(HandshakeDrop.FLOOD)
         if message.suite not in self.suites or message.suite not in peer.settings.suites:
@@ -157,6 +166,7 @@ class HandshakeExchange:
         except MalformedMessage:
             peer.record_failure(HandshakeFailure.UNUSABLE_KEY)
             raise AdmissionRefused(HandshakeDrop.UNUSABLE_KEY) from None
+        # Every check has passed: from here on state changes.
         peer.timestamps[received.static] = received.timestamp
         peer.initiation_accepted_at = now
         peer.rx_bytes += len(datagram.data)
@@ -175,6 +185,10 @@ class HandshakeExchange:
     def _on_response(
         self, message: messages.Response, own: OwnKey, datagram: Datagram, now: float, unix_ns: int
     ) -> None:
+        """Complete the initiation that this response (§5.4.3) names, and install the initiator's keypair.
+
+        The data plane then sends what was staged, or a keepalive, which confirms the keys to the responder (§5.4.4).
+        """
         entry = self._indices.lookup(message.receiver)
         if entry is None or entry.keypair or entry.peer not in self._peers:
             raise AdmissionRefused(HandshakeDrop.STALE_RESPONSE)
@@ -186,6 +200,7 @@ class HandshakeExchange:
                 next_state(peer.state, HandshakeEvent.RESPONSE_ACCEPTED)
             except UnexpectedEvent:
                 raise AdmissionRefused(HandshakeDrop.STALE_RESPONSE) from None
+            # mac1 was made for one of our keys, but not for the one that the initiation was made with.
             if own is not pending.own:
                 raise AdmissionRefused(HandshakeDrop.NOT_AUTHENTIC)
             try:
@@ -212,6 +227,7 @@ class HandshakeExchange:
         if entry is None or entry.peer not in self._peers:
             raise AdmissionRefused(HandshakeDrop.BAD_COOKIE)
         with self._peers.change(entry.peer) as peer:
+            # The reply answers our last response (the index is a session's by now) or our pending initiation.
             if entry.keypair:
                 stamper = peer.response_stamper
             else:
@@ -230,10 +246,12 @@ class HandshakeExchange:
         return Suite.AES256GCM if Suite.AES256GCM in common else Suite.CHACHA20POLY1305
 
     def _observe_endpoint(self, peer: Peer, datagram: Datagram) -> None:
+        """Let the peer roam to the source of an authenticated message (§2.1), and answer from the address it used."""
         if peer.endpoints.observe(datagram.endpoint, datagram.source, peer.settings.roaming):
             self._dataplane.set_endpoint(peer.id, datagram.endpoint, datagram.source)
 
     def _install(self, peer: Peer, keypair: NewKeypair, remote_key: PublicKey) -> None:
+        """Hand new transport keys to the data plane. The handshake's index becomes the session's."""
         peer.session_key = remote_key
         self._indices.promote(keypair.local_index)
         peer.keypairs.add(keypair.local_index)
@@ -241,5 +259,6 @@ class HandshakeExchange:
         self._dataplane.install_keypair(peer.id, keypair)
 
     def _send(self, peer: Peer, message: bytes, endpoint: Endpoint, source: Source | None) -> None:
+        # The data plane does not count handshake messages by peer.
         peer.tx_bytes += len(message)
         self._dataplane.send_datagram(message, endpoint, source)

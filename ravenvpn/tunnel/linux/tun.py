@@ -70,6 +70,7 @@ class Tun:
             device = pytun.TunTapDevice(name=name, flags=pytun.IFF_TUN | pytun.IFF_NO_PI | pytun.IFF_VNET_HDR)
         except (OSError, pytun.Error) as error:
             raise _explain(name, error) from error
+        # pytun cannot wrap a kept descriptor, so it only opens: keep a duplicate, and drop its object.
         try:
             fd = fcntl.fcntl(device.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
         finally:
@@ -94,6 +95,7 @@ class Tun:
 
     @classmethod
     def _set_up(cls, fd: int, name: str, *, tso: bool, uso: bool, close_on_error: bool = True) -> Tun:
+        """Set descriptor flags, header size and offloads, which a new device and an adopted one need alike."""
         try:
             os.set_blocking(fd, False)
             os.set_inheritable(fd, False)
@@ -147,6 +149,7 @@ class Tun:
 
     @mtu.setter
     def mtu(self, mtu: int) -> None:
+        """Set the MTU in bytes. Raises HostError, also for a size that the kernel refuses."""
         try:
             fcntl.ioctl(self._control, SIOCSIFMTU, _IFREQ_MTU.pack(os.fsencode(self.name), mtu))
         except OSError as error:
@@ -176,6 +179,7 @@ class Tun:
             self.fd = -1
 
     def _flags(self) -> int:
+        """Return the interface flags (netdevice(7)). Raises OSError or HostError."""
         request = fcntl.ioctl(self._control, SIOCGIFFLAGS, _IFREQ_FLAGS.pack(os.fsencode(self.name), 0))
         return int(_IFREQ_FLAGS.unpack(request)[1])
 

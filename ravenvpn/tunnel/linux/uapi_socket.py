@@ -122,6 +122,7 @@ class UapiServer:
         self._uapi.close()
 
     def _file_changed(self, on_removed: Callable[[], None]) -> None:
+        """Drain inotify, and report if the socket's file is gone. IN_ATTRIB comes for other changes too."""
         assert self._watch is not None
         os.read(self._watch, 4096)
         if not self._uapi.is_there:
@@ -129,6 +130,7 @@ class UapiServer:
             on_removed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client until it closes the connection, violates the protocol or is replaced by another."""
         task = asyncio.current_task()
         assert task is not None
         if len(self._clients) >= MAX_CLIENTS:
@@ -153,6 +155,7 @@ class UapiServer:
             writer.close()
 
     def _answer(self, request: Request) -> bytes:
+        """Return the answer to one request; an error is logged, since wg(8) shows only its errno."""
         try:
             if isinstance(request, UapiError):
                 raise request
@@ -168,6 +171,7 @@ class UapiServer:
 
 
 def _bind(path: Path) -> socket.socket:
+    """Return a listening socket at `path`; a stale socket file there is replaced."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         try:
@@ -202,6 +206,7 @@ def _remove_if_stale(path: Path) -> None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
+    """Return device and inode of the file, None if there is none."""
     try:
         status = path.lstat()
     except OSError:

@@ -108,6 +108,7 @@ def adopt(v4: int | None, v6: int | None) -> UdpSockets:
 
 
 def _adopt(fd: int, family: socket.AddressFamily) -> socket.socket:
+    """Return a socket object for the descriptor, checked and set up like a new one. Raises HostError."""
     try:
         one = socket.socket(fileno=fd)
     except OSError as error:
@@ -131,6 +132,7 @@ def _adopt(fd: int, family: socket.AddressFamily) -> socket.socket:
 
 
 def _bind_once(port: int, mark: int) -> UdpSockets:
+    """Bind both families to one port; with port 0 the first family draws it. Nothing is left open after an error."""
     v4 = _open(socket.AF_INET, port)
     try:
         if v4 is not None:
@@ -163,6 +165,7 @@ def _open(family: socket.AddressFamily, port: int) -> socket.socket | None:
         raise HostError(f"no UDP socket can be opened: {error.strerror}") from error
     try:
         if family is socket.AF_INET6:
+            # The IPv4 socket binds the same port.
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             one.bind(("::", port))
             _configure_v6(one)
@@ -174,7 +177,7 @@ def _open(family: socket.AddressFamily, port: int) -> socket.socket | None:
         one.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUseError(f"UDP port {port} is in use by another socket of this host") from error
-        if error.errno == errno.EADDRNOTAVAIL:
+        if error.errno == errno.EADDRNOTAVAIL:  # the family exists, but has no address to bind
             return None
         if error.errno in {errno.EACCES, errno.EPERM}:
             raise HostError(f"binding UDP port {port} is not permitted: {error.strerror}") from error
@@ -183,6 +186,7 @@ def _open(family: socket.AddressFamily, port: int) -> socket.socket | None:
 
 
 def _configure_v4(one: socket.socket) -> None:
+    """Receive destination address and TOS (which has the ECN bits) of each datagram; allow fragmentation."""
     one.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
     one.setsockopt(socket.IPPROTO_IP, IP_RECVTOS, 1)
     # Outer packets may be fragmented, here and on the path, as those of the Linux kernel's WireGuard: a tunnel whose
@@ -191,12 +195,14 @@ def _configure_v4(one: socket.socket) -> None:
 
 
 def _configure_v6(one: socket.socket) -> None:
+    """Set what `_configure_v4` sets, with the options of IPv6."""
     one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
     one.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, IP_PMTUDISC_DONT)
 
 
 def _configure_buffers(one: socket.socket) -> None:
+    """Receive the kernel's count of dropped datagrams (SO_RXQ_OVFL), and enlarge both buffers."""
     one.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
     for forced, plain in ((SO_RCVBUFFORCE, socket.SO_RCVBUF), (SO_SNDBUFFORCE, socket.SO_SNDBUF)):
         try:
