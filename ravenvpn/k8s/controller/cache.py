@@ -93,6 +93,7 @@ class ClusterCache:
         return [node for node in self.nodes.lookup(gateway) if node.value is None]
 
     def _with_blocks(self, node: CachedNode) -> Node:
+        """Return the Node with Calico's blocks instead of podCIDRs, if Calico assigns addresses from blocks here."""
         assert node.value is not None
         # Without a single affinity in the cluster Calico assigns what the Nodes' podCIDRs say (host-local IPAM).
         if not node.calico or not self._blocks:
@@ -101,6 +102,9 @@ class ClusterCache:
         return replace(node.value, blocks=tuple(sorted(prefixes, key=sort_key)))
 
     def _update_gateway(self, name: str, document: Object | None) -> None:
+        """Mark the Gateway itself; no other Gateway's status depends on its spec. Conflicts between Gateways are
+        found by `conflict_view`, which marks the losers.
+        """
         if document is None:
             self.gateways.drop(name)
             self.dirty.add(name)
@@ -108,12 +112,18 @@ class ClusterCache:
             self.dirty.add(name)
 
     def _update_node(self, name: str, document: Object | None) -> None:
+        """Mark the Gateway of the Node's label, before and after the change, and the Gateways that list the Node as
+        an endpoint, because their conditions name it.
+        """
         node = decode.read_node(document) if document is not None else None
         gateways = self.nodes.put(name, node)
         if gateways:
             self.dirty |= gateways | self.gateways.listing(name)
 
     def _update_peer(self, name: str, document: Object | None) -> None:
+        """Mark the Gateways that list the Peer's node (for its key and address) and the Gateway of the node's label
+        (for conflicts).
+        """
         peer = decode.read_peer(document) if document is not None else None
         if self.peers.put(name, peer):
             self.dirty_peers.add(name)
@@ -122,24 +132,30 @@ class ClusterCache:
                 self.dirty.add(self.nodes[name].gateway)
 
     def _update_block(self, name: str, document: Object | None) -> None:
+        """Mark the Gateway of the block's node, or every Gateway with Calico's nodes for the first and the last
+        block.
+        """
         block = decode.read_block(document) if document is not None else None
         were_any = bool(self._blocks)
         nodes = self._blocks.put(name, block)
         if bool(self._blocks) is not were_any:
-            # The first or the last block of the cluster decides for every node of Calico, see `_with_blocks`.
+            # Whether there is any block in the cluster decides for every node of Calico, see `_with_blocks`.
             self.dirty.update(node.gateway for node in self.nodes.values() if node.calico)
         else:
             self.dirty.update(self.nodes[node].gateway for node in nodes if node in self.nodes)
 
     def _update_service(self, name: str, document: Object | None) -> None:
+        """Mark the Gateway of the Service's label, before and after the change."""
         service = decode_services.read_service(document) if document is not None else None
         self.dirty |= self.services.put(name, service)
 
     def _update_slice(self, name: str, document: Object | None) -> None:
+        """Mark the Gateway of the EndpointSlice's label, before and after the change."""
         found = decode_services.read_slice(document) if document is not None else None
         self.dirty |= self.slices.put(name, found)
 
     def _update_config(self, name: str, document: Object | None) -> None:
+        """Mark every Gateway if ConfigMap raven-cfg turns a role on or off. Other ConfigMaps are ignored."""
         if name != decode.RAVEN_CFG:
             return
         gates = decode.read_gates(document)
@@ -149,5 +165,5 @@ class ClusterCache:
 
 
 def _name(key: str) -> str:
-    """Return the object's name; no two kinds in the cache have the same name in two namespaces."""
+    """Return the object's name. Namespaced kinds are watched in one namespace only, so names are unique by kind."""
     return key.rpartition("/")[2]

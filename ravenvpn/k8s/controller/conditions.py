@@ -17,6 +17,7 @@ from ravenvpn.k8s.problems import Problem
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.model import GATEWAY_LABEL, EndpointType, Gateway, GatewayStatus
 
+# Types. Ready and EndpointElected are good when True, Conflict is good when False.
 READY, ELECTED, CONFLICT = "Ready", "EndpointElected", "Conflict"
 OURS = (READY, ELECTED, CONFLICT)
 MAX_MESSAGE = 1024  # characters; the API server takes 32768, `kubectl describe` is read on a terminal
@@ -56,6 +57,7 @@ def merge(
     change; else it is `now` (RFC 3339). `generation` is the metadata.generation that the verdicts are about.
     """
     before = {condition.type: condition for condition in present}
+    # `present` may lack a time: an empty one would be refused by the API server, so it is replaced too.
     merged = []
     for verdict in verdicts:
         value = "True" if verdict.holds else "False"
@@ -92,7 +94,12 @@ def summarize(problems: Sequence[Problem]) -> str:
 def _ready(
     gateway: CachedGateway, cache: ClusterCache, status: GatewayStatus, elected: ConditionVerdict
 ) -> ConditionVerdict:
-    """Ready: the spec is readable, an endpoint is elected, every Node is readable, and others can dial the region."""
+    """Return the verdict on Ready: the spec is readable, each role has an active endpoint, every Node is readable,
+    and a load balancer has an address.
+
+    The first check that fails is the reason. A node without pod prefixes does not make the region unready, since it
+    may run no pods; the message names it.
+    """
     if gateway.value is None or gateway.spec_malformed:
         wrong = summarize([p for p in gateway.problems if p.fatal] or gateway.problems)
         in_force = "; the last good spec stays in force" if gateway.value is not None else ""
@@ -119,12 +126,18 @@ def _ready(
 
 
 def _malformed_nodes(nodes: Sequence[CachedNode]) -> str:
+    """Return what is wrong with the first of these Nodes, and the number of the others. `nodes` is not empty."""
     more = f"; and {len(nodes) - 1} nodes more" if len(nodes) > 1 else ""
     return f"Node {nodes[0].name}: {summarize(nodes[0].problems)}{more}"
 
 
 def _elected(gateway: Gateway, cache: ClusterCache, status: GatewayStatus) -> ConditionVerdict:
-    """EndpointElected: each role that has replicas, and that raven-cfg turns on, has an active endpoint."""
+    """Return the verdict on EndpointElected: each role that the spec asks for and raven-cfg turns on has an active
+    endpoint.
+
+    A role that raven-cfg turns off counts as not asked for. If that leaves no role, the verdict is false: the
+    operator wants the region joined, and the ConfigMap prevents it.
+    """
     replicas = {EndpointType.TUNNEL: gateway.tunnel_replicas, EndpointType.PROXY: gateway.proxy_replicas}
     wanted = [kind for kind, count in replicas.items() if count > 0]
     if not wanted:
@@ -148,6 +161,7 @@ def _elected(gateway: Gateway, cache: ClusterCache, status: GatewayStatus) -> Co
 
 
 def _active(status: GatewayStatus) -> str:
+    """Return who carries which role, `edge-1 carries the tunnel`; empty if no endpoint is active."""
     parts = []
     for kind in EndpointType:
         nodes = [e.node for e in status.active if e.type is kind]
@@ -170,6 +184,11 @@ def _why_not_elected(gateway: Gateway, kind: EndpointType, cache: ClusterCache) 
 
 
 def _why_not_candidate(node: str, gateway: str, cache: ClusterCache) -> str:
+    """Return why this node cannot be elected.
+
+    Nodes without the Gateway label are not watched, so a node without the label and a node that does not exist look
+    the same from here.
+    """
     found = cache.nodes.get(node)
     if found is None:
         return f"node {node} does not exist or lacks the label {GATEWAY_LABEL}={gateway}"
@@ -181,7 +200,11 @@ def _why_not_candidate(node: str, gateway: str, cache: ClusterCache) -> str:
 
 
 def _conflict(conflicts: Sequence[Conflict]) -> ConditionVerdict:
-    """Conflict: the Gateway loses something it claims to another object, by the rules of `mesh.conflict_index`."""
+    """Return the verdict on Conflict: the Gateway loses something that it claims to another object.
+
+    `mesh.conflict_index` decides who loses. The reason is the kind of the first conflict in CamelCase (Overlap,
+    DuplicateKey, …), and the message names the loser's field, the winner and the remedy.
+    """
     if not conflicts:
         return ConditionVerdict(CONFLICT, False, "NoConflict", "no other object claims what this Gateway claims")
     first, rest = conflicts[0], len(conflicts) - 1
@@ -191,5 +214,6 @@ def _conflict(conflicts: Sequence[Conflict]) -> ConditionVerdict:
 
 
 def _names(names: Sequence[str]) -> str:
+    """Join the names, at most `MAX_LISTED` of them; the rest is a number."""
     shown = ", ".join(names[:MAX_LISTED])
     return f"{shown} and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else shown

@@ -74,5 +74,9 @@ class ConflictView:
 
 
 def _has_node_of(world: World, name: str, peers: Set[str]) -> bool:
+    """Whether one of these Peers belongs to a node in the status of this Gateway.
+
+    The index then has to compare the Gateway again, although the Gateway itself did not change.
+    """
     gateway = world.gateways.get(name)
     return gateway is not None and bool(peers) and any(info.node in peers for info in gateway.status.nodes)

@@ -143,6 +143,7 @@ class Controller:
         )
 
     def _unready(self) -> Sequence[str]:
+        """Return the reasons why this replica could not lead now, as sentences for /readyz; empty if it could."""
         reasons = []
         if not self._informers.healthy():
             errors = {c.error for c in self._informers.connections().values() if c.error}
@@ -154,11 +155,13 @@ class Controller:
         return reasons
 
     def _may_lead(self) -> bool:
-        """Whether this replica sees the cluster well enough to take the Lease or to keep it."""
+        """Whether this replica sees the cluster well enough to take the Lease or, while it leads, to keep it."""
         return self._informers.healthy(MAX_DISCONNECTED_LEADER if self._leadership.leading() else MAX_DISCONNECTED)
 
     def _on_informed(self) -> None:
-        """Wake the reconcile loop after a change of the cache or of a connection."""
+        """Wake the reconcile loop after a change of the cache or of a connection. A replica that has just become
+        healthy tries for the Lease at once, instead of after the retry period.
+        """
         healthy = self._informers.healthy()
         if healthy and not self._was_healthy and self._election is not None:
             self._election.retry_now()
@@ -173,6 +176,10 @@ class Controller:
         self._wake.set()
 
     async def _reconcile_forever(self) -> None:
+        """Reconcile after every wake-up, and every `OWNER_INTERVAL` without one.
+
+        Ends the term when cancelled, so that no write outlives the Lease that is about to be released.
+        """
         try:
             while True:
                 # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that arrives with the event.
@@ -186,7 +193,10 @@ class Controller:
             self._end_term()
 
     async def _reconcile(self) -> None:
-        """Reconcile what is dirty, if this replica leads and knows what it may write."""
+        """Reconcile what is dirty, if this replica leads and knows what it may write.
+
+        A term begins only when every kind is listed: deciding on half a cluster would move roles and delete Services.
+        """
         if not self._leadership.leading():
             self._end_term()
             return
@@ -198,7 +208,8 @@ class Controller:
         if now - self._resynced_at >= RESYNC:
             self._resynced_at = now
             self._cache.mark_all_dirty()
-        # Heartbeats of Nodes wake the loop without making anything dirty, and there are many: they cost no check.
+        # Heartbeats of Nodes wake the loop without making anything dirty. A large cluster has many, and they must not
+        # cost a check each.
         if self._cache.dirty or self._scope is None or now - self._checked_at >= OWNER_INTERVAL:
             self._checked_at = now
             await self._update_scope()
@@ -210,6 +221,10 @@ class Controller:
             self._names.set_names({name for service in self._cache.services.values() for name in service.ingress})
 
     def _begin_term(self) -> ReconcileQueue:
+        """Return the queue of a new term.
+
+        Nothing is kept from the term before: another replica may have written in between.
+        """
         assert self._discovery.mesh is not None
         self._owner = self._scope = None
         return ReconcileQueue(
@@ -222,6 +237,7 @@ class Controller:
         )
 
     def _end_term(self) -> None:
+        """Cancel writes and retries of this term, if there is one."""
         if self._queue is not None:
             self._queue.close()
             self._queue = None
@@ -251,6 +267,7 @@ class Controller:
             self._cache.mark_all_dirty()
 
     def _election_owner(self) -> ElectionOwner:
+        """Return who elects, by what the cache and discovery know at this moment."""
         lease_renewed = self._discovery.lease_renewed
         gateways = self._cache.gateways.values()
         return election_owner(self._options.elect, gateways, FIELD_MANAGER, lease_renewed, self._wall())

@@ -90,7 +90,11 @@ def decide(
 def _status_patch(
     gateway: CachedGateway, status: GatewayStatus, merged: Sequence[GatewayCondition], extra_fields: Set[str]
 ) -> dict[str, Any] | None:
-    """Return the merge patch that makes the stored status the desired one; None if it is already."""
+    """Return the merge patch that makes the stored status the desired one; None if it is already.
+
+    Nodes and active endpoints are patched together if either differs, extra fields each by itself and only where they
+    are served. Of a Gateway that was never readable only the conditions are written.
+    """
     body: dict[str, Any] = {}
     if gateway.value is not None:
         if gateway.status_malformed or status != gateway.value.status:
@@ -108,7 +112,9 @@ def subject(gateway: CachedGateway) -> EventSubject:
 
 
 def _election_notices(gateway: CachedGateway, status: GatewayStatus) -> list[EventNotice]:
-    """Return a notice for each role whose active endpoints change. Reasons are OpenYurt's."""
+    """Return a notice for each role whose active endpoints change. Reasons are OpenYurt's, so that alerts written for
+    it match.
+    """
     if gateway.value is None:
         return []
     notices = []
@@ -128,8 +134,11 @@ def _election_notices(gateway: CachedGateway, status: GatewayStatus) -> list[Eve
 def _problem_notices(
     gateway: CachedGateway, cache: ClusterCache, conflict: conditions.ConditionVerdict
 ) -> frozenset[EventNotice]:
-    """Return the problems an operator should repair. Their subjects have no resourceVersion, so that a notice equals
-    itself as long as the problem lasts."""
+    """Return the problems an operator should repair: of the Gateway, its conflicts, and its Nodes.
+
+    Their subjects have no resourceVersion, so that the notice of a lasting problem stays equal when the object
+    changes otherwise. A problem that is not fatal has the reason Questionable: the object is used as it is.
+    """
     about = EventSubject("Gateway", gateway.name, gateway.uid, GATEWAYS.api_version)
     notices = []
     if gateway.problems:

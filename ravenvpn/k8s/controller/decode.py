@@ -178,6 +178,7 @@ def _last_good_spec(before: CachedGateway | None, document: Mapping[str, Any]) -
 
 
 def _conditions(document: Mapping[str, Any]) -> tuple[GatewayCondition, ...]:
+    """Decode `status.conditions`. An element that cannot be read is left out and is lost with the next write."""
     status = document.get("status")
     found = status.get(CONDITIONS) if isinstance(status, Mapping) else None
     read = []
@@ -193,12 +194,14 @@ def _conditions(document: Mapping[str, Any]) -> tuple[GatewayCondition, ...]:
 
 
 def _node_count(document: Mapping[str, Any]) -> int | None:
+    """Decode `status.nodeCount`; None if it is absent or not a number, which makes the controller write it."""
     status = document.get("status")
     count = status.get(NODE_COUNT) if isinstance(status, Mapping) else None
     return count if isinstance(count, int) else None
 
 
 def _writers(meta: _Meta) -> tuple[StatusWriter, ...]:
+    """Return the field managers that wrote the status, each with the time of its last write."""
     found: dict[str, float] = {}
     for entry in meta.managed_fields or ():
         # API servers before 1.22 do not name the subresource; the fields of the entry tell.

@@ -103,7 +103,10 @@ class _Slice(msgspec.Struct, rename="camel"):
 
 
 def read_service(document: Mapping[str, Any]) -> CachedService | None:
-    """Decode a Service; None if it is malformed or its name is not one that a controller of Gateways gives."""
+    """Decode a Service; None if it is malformed or its name is not one that a controller of Gateways gives.
+
+    Only the first port counts: such a Service has one. A provider sets `ip` or `hostname` of each ingress.
+    """
     try:
         service = msgspec.convert(document, _Service)
     except msgspec.ValidationError:

@@ -111,6 +111,7 @@ def assign_slots(
 
 
 def _unused_names(gateway: str, kind: EndpointType, used: Collection[str]) -> Iterator[str]:
+    """Return the names for new Services of this role in the order of their slots, without those in `used`."""
     names = (service_name(gateway, kind, slot) for slot in itertools.count())
     return (name for name in names if name not in used)
 
@@ -191,6 +192,7 @@ def _first_by_family(addresses: Sequence[Address]) -> dict[int, str]:
 
 
 def _service_matches(frontend: _Frontend, service: CachedService | None) -> bool:
+    """Whether the stored Service needs no write. Fields that the provider or the API server set are not compared."""
     if service is None or not service.is_load_balancer:
         return False
     present = (service.node, service.port, service.target_port, service.protocol)
@@ -198,6 +200,7 @@ def _service_matches(frontend: _Frontend, service: CachedService | None) -> bool
 
 
 def _slice_matches(frontend: _Frontend, address: str, found: CachedSlice | None) -> bool:
+    """Whether the stored EndpointSlice needs no write."""
     if found is None or found.service != frontend.service:
         return False
     present = (found.addresses, found.node, found.port, found.protocol)
@@ -222,6 +225,7 @@ def _ports(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[int, int
 
 
 def _service(frontend: _Frontend) -> dict[str, Any]:
+    """Return the Service to apply; it has one port, named after the role."""
     port = {
         "name": frontend.kind.value,
         "port": frontend.port,
@@ -243,6 +247,10 @@ def _service(frontend: _Frontend) -> dict[str, Any]:
 
 
 def _slice(frontend: _Frontend, name: str, version: int, address: str) -> dict[str, Any]:
+    """Return the EndpointSlice of one IP family.
+
+    Without a selector on the Service no other controller makes slices.
+    """
     own = {SERVICE_LABEL: frontend.service, MANAGED_BY: CONTROLLER_NAME}
     return {
         "apiVersion": ENDPOINT_SLICES.api_version,
@@ -256,6 +264,7 @@ def _slice(frontend: _Frontend, name: str, version: int, address: str) -> dict[s
 
 
 def _metadata(name: str, frontend: _Frontend) -> dict[str, Any]:
+    """Return the metadata that Service and slices have in common; the Gateway owns both."""
     # The garbage collector deletes the objects with their Gateway, also when no controller runs.
     owner = {
         "apiVersion": GATEWAYS.api_version,

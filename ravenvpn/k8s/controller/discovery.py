@@ -55,6 +55,7 @@ class Discovery:
             tasks.create_task(self._poll_lease(), name="yurt-manager's Lease")
 
     async def _poll_definitions(self) -> None:
+        """Read the definitions every `DEFINITION_INTERVAL` seconds, with back-off while the API server refuses."""
         backoff = Backoff(self._draw)
         while True:
             before = (self.extra_fields, self.calico, self.mesh)
@@ -70,6 +71,10 @@ class Discovery:
             await asyncio.sleep(wait)
 
     async def _read_definitions(self) -> None:
+        """Read all facts but the Lease.
+
+        Raises ApiError if the API server does not answer; facts that were read before it stay.
+        """
         if self.mesh is None:
             self.mesh = await self._mesh_name()
         self.calico = bool(await self._client.served(BLOCK_AFFINITIES.group))
@@ -110,6 +115,7 @@ class Discovery:
         return str(namespace["metadata"]["uid"])
 
     async def _poll_lease(self) -> None:
+        """Read the Lease every `LEASE_INTERVAL` seconds while `poll_lease` is set."""
         while True:
             if self.poll_lease:
                 before = self.lease_renewed

@@ -103,6 +103,11 @@ class EventCorrelator:
         return bucket.allow(now)
 
     def _body(self, notice: EventNotice, series: _Series) -> dict[str, Any]:
+        """Return the Event of a series.
+
+        It has the fields of the old API (count, lastTimestamp), which every supported API server and `kubectl
+        describe` show.
+        """
         subject = notice.subject
         involved = {
             "apiVersion": subject.api_version,

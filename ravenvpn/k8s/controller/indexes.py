@@ -139,6 +139,7 @@ class GatewayIndex(Mapping[str, CachedGateway]):
         return self._epochs.get(name, {})
 
     def _index_candidates(self, name: str, before: CachedGateway | None, after: CachedGateway | None) -> None:
+        """Move the Gateway from the nodes it listed to those it lists now; None if there is no Gateway."""
         for node in _candidates(before):
             self._by_candidate.discard(node, name)
         for node in _candidates(after):
@@ -146,6 +147,7 @@ class GatewayIndex(Mapping[str, CachedGateway]):
 
 
 def _candidates(gateway: CachedGateway | None) -> set[str]:
+    """Return the nodes that spec.endpoints lists, of both roles; empty if the spec was never readable."""
     return {endpoint.node for endpoint in gateway.value.endpoints} if gateway and gateway.value else set()
 
 

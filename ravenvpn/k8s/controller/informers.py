@@ -56,7 +56,11 @@ INFORMERS = {
 
 
 class Informers:
-    """One reflector for each kind. All run on one event loop."""
+    """One reflector for each kind. All run on one event loop.
+
+    A kind that cannot be listed, because it is forbidden or not defined, is retried for ever and does not hold up the
+    others.
+    """
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Informers:
         )
 
     def _disconnected_for(self, kind: ObjectKind) -> float:
+        """Return for how many seconds the watch of this kind has been broken; 0.0 if it is connected or never was."""
         lost = self._reflectors[kind].connection.lost_since
         return 0.0 if lost is None else self._wall() - lost
 
@@ -108,6 +113,7 @@ class Informers:
             self._start(ObjectKind.BLOCK)
 
     def _start(self, kind: ObjectKind) -> None:
+        """Start the reflector of one kind as a task of the group in `run`."""
         assert self._tasks is not None
         informer = INFORMERS[kind]
         self._reflectors[kind] = Reflector(
@@ -122,6 +128,10 @@ class Informers:
         self._tasks.create_task(self._fill(kind), name=f"inform {informer.resource}")
 
     async def _fill(self, kind: ObjectKind) -> None:
+        """Feed the batches of one reflector into the cache.
+
+        A reflector retries by itself and ends only when cancelled.
+        """
         async with aclosing(self._reflectors[kind].follow()) as batches:
             async for batch in batches:
                 self._cache.apply(kind, batch.changed, batch.deleted)

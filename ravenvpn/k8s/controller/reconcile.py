@@ -28,12 +28,14 @@ log = logging.getLogger(__name__)
 
 # Gateways decided on without yielding to the event loop: about 25 ms, so that renewing the Lease is never late.
 CHUNK = 50
+# Writes in flight at once. A new leader may have a thousand statuses to write, and renewing the Lease must not wait
+# behind them.
 PARALLEL_WRITES = 8
 # Seconds; upper bounds of the first retry after a failed write. A conflict is retried sooner: the watch event that
 # caused it is on its way.
 FIRST_RETRY, FIRST_RETRY_CONFLICT = 1.0, 0.2
-MIN_RETRY = 0.05
-NOT_LEADING_RETRY = 1.0
+MIN_RETRY = 0.05  # at least, unless the API server asks for more (Retry-After)
+NOT_LEADING_RETRY = 1.0  # after a write that was not sent because the Lease had run out
 EMPTY_STATUS = GatewayStatus()  # of a Gateway that is gone or was never readable
 
 
@@ -59,8 +61,8 @@ class ReconcileQueue:
         self._reported: dict[str, frozenset[EventNotice]] = {}  # lasting problems that were emitted, by Gateway
         self._processing: dict[str, asyncio.Task[None]] = {}  # Gateway → its write
         self._requeue: set[str] = set()  # became dirty while processed
-        self._backoffs: dict[str, Backoff] = {}
-        self._retries: dict[str, asyncio.TimerHandle] = {}
+        self._backoffs: dict[str, Backoff] = {}  # Gateway → its failures since the last successful write
+        self._retries: dict[str, asyncio.TimerHandle] = {}  # Gateway → when it becomes dirty again
         self._key_limit = KeyWriteLimit()
         self._contested: set[str] = set()  # Gateways with a notice KeyContested, one for each term
         self._slots = asyncio.Semaphore(PARALLEL_WRITES)
@@ -104,6 +106,7 @@ class ReconcileQueue:
             wake()
 
     def _desired_status(self, name: str, gateway: Gateway) -> GatewayStatus:
+        """Return the desired status; the stored one, so that nothing is written, if computing it fails."""
         try:
             return desired_status(self._cache, gateway, self._resolve)
         except Exception:
@@ -116,7 +119,11 @@ class ReconcileQueue:
         log.exception("Gateway %s is left as it is because of a defect in the controller; please report it", name)
 
     def _process(self, name: str, status: GatewayStatus, scope: WriteScope, wake: Callable[[], None]) -> None:
-        """Decide for one Gateway and start its write."""
+        """Decide for one Gateway and start its write.
+
+        While its previous write runs, nothing is decided: the answer will change the cache. The Gateway is queued
+        again instead.
+        """
         if name in self._processing:
             self._requeue.add(name)
             return
@@ -162,6 +169,10 @@ class ReconcileQueue:
         return replace(decision, keys=admitted, notices=notices)
 
     async def _write(self, decision: Decision, wake: Callable[[], None]) -> None:
+        """Write one decision and schedule the retry if it fails.
+
+        Runs as a task of its own and raises nothing, so that no exception is lost in a task that is not awaited.
+        """
         name = decision.name
         try:
             async with self._slots:
@@ -202,4 +213,5 @@ class ReconcileQueue:
 
 
 def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Split the names into runs of `CHUNK`."""
     return (names[i : i + CHUNK] for i in range(0, len(names), CHUNK))

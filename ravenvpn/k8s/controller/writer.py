@@ -33,6 +33,7 @@ from ravenvpn.k8s.resource import (
 
 log = logging.getLogger(__name__)
 
+# Name in managedFields. `yurt_manager` compares the times of this manager with those of OpenYurt's controller.
 FIELD_MANAGER = CONTROLLER_NAME
 WRITE_TIMEOUT = 5.0  # seconds for one write; less if the Lease leaves less
 
@@ -72,6 +73,7 @@ class ObjectWriter:
         if this replica may not write; what follows in the order is not written then.
         """
         await self._apply_exposure(decision)
+        # The Gateway may have been deleted since the decision; then there is no status to write.
         if decision.status is not None and decision.name in self._cache.gateways:
             patch = decision.status
             answer = await self._write(
@@ -86,7 +88,11 @@ class ObjectWriter:
             await self._publish_keys(decision.name, dict(decision.keys))
 
     async def emit(self, notices: Iterable[EventNotice]) -> None:
-        """Log the notices and write them as events. A failed write of an event is ignored, nothing depends on it."""
+        """Log the notices and write them as events.
+
+        Every notice is logged, also those that `EventCorrelator` leaves out. A failed write of an event is ignored,
+        because nothing depends on events.
+        """
         for notice in notices:
             (log.warning if notice.warning else log.info)(
                 "%s %s: %s: %s", notice.subject.kind, notice.subject.name, notice.reason, notice.message
@@ -99,6 +105,7 @@ class ObjectWriter:
                     log.debug("event %s not written: %s", event.name, error)
 
     async def _write_event(self, event: EventWrite) -> None:
+        """Create the event, or raise the count of the one that was created before."""
         resource = EVENTS.within(event.body["metadata"]["namespace"])
         if event.repeated:
             patch = {key: event.body[key] for key in ("count", "lastTimestamp")}
@@ -112,6 +119,10 @@ class ObjectWriter:
         await self._write("event", lambda: self._client.create(resource, event.body))
 
     async def _apply_exposure(self, decision: Decision) -> None:
+        """Write Services and EndpointSlices of one Gateway.
+
+        Every answer and every deletion goes into the cache at once, so that the next decision does not repeat it.
+        """
         exposure = decision.exposure
         # Slices before their Service: a Service that appears has an endpoint. Deletions last, slices first.
         for document in exposure.slices:
@@ -134,6 +145,7 @@ class ObjectWriter:
         self._cache.apply(kind, [answer])
 
     async def _delete(self, what: str, resource: Resource, name: str) -> None:
+        """Delete an object; one that is gone already is not an error."""
         try:
             await self._write(what, lambda: self._client.delete(resource, name))
         except ApiError as error:
@@ -141,7 +153,10 @@ class ObjectWriter:
                 raise
 
     async def _publish_keys(self, name: str, missing: dict[str, str]) -> None:
-        """Read the Gateway and patch its endpoints: the patch needs the list as it is stored, see `key_patch`."""
+        """Read the Gateway and patch its endpoints. The patch needs the list as it is stored, see `key_patch`.
+
+        The cache has decoded values only, without the unknown fields that the patch must keep.
+        """
         document = await self._client.get(GATEWAYS, name)
         patch = key_patch(document, missing)
         if patch is not None:
@@ -152,7 +167,11 @@ class ObjectWriter:
             self._cache.apply(ObjectKind.GATEWAY, [answer])
 
     async def _write(self, what: str, call: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Send one write within the time the Lease leaves, and count its outcome; `what` names the object."""
+        """Send one write within the time the Lease leaves, and count its outcome; `what` names the object.
+
+        Raises NotLeading if no time is left, ApiError if the API server refuses or does not answer in time. After a
+        timeout it is not known whether the write took effect; the next decision finds out from the cache.
+        """
         budget = self._leadership.budget()
         if budget <= 0:
             raise NotLeading
