@@ -1,4 +1,8 @@
-"""Composition root of the controller process: client, resolver, controller, HTTP server for probes and metrics."""
+"""Composition root of the controller process: client, resolver, controller, HTTP server for probes and metrics.
+
+One event loop, one thread. The HTTP server starts before the first list, so that probes are answered while a large
+cluster is still being listed.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +45,11 @@ def run(process: ProcessOptions, options: ControllerOptions) -> None:
 
 
 async def _serve(process: ProcessOptions, options: ControllerOptions, address: tuple[str, int] | None) -> None:
+    """Run until SIGTERM or SIGINT. `address` is that of the HTTP server, None for no server.
+
+    The parts are stopped in reverse order of their start: the controller gives up the Lease while the client still
+    works, and the server answers probes until then.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,14 +90,17 @@ def application(report_now: Callable[[], ControllerReport]) -> web.Application:
     """
 
     async def livez(_: web.Request) -> web.Response:
+        """Answer from the event loop; a loop that hangs gives no answer, and the kubelet restarts the pod."""
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
+        """Answer 200 or 503, a reason per line, and the state for people."""
         report = report_now()
         status, lines = (503, list(report.unready)) if report.unready else (200, ["ok"])
         return web.Response(status=status, text="".join(f"{line}\n" for line in (*lines, *describe(report))))
 
     async def scrape(_: web.Request) -> web.Response:
+        """Answer in the text format of Prometheus. A registry of its own leaves out metrics of the Python process."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(ControllerCollector(report_now))
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE})

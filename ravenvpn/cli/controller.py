@@ -12,7 +12,7 @@ from ravenvpn.k8s.controller.options import ControllerOptions, ElectMode, Proces
 from ravenvpn.k8s.lease_timing import LeaseTiming
 
 # Where a default is shown, it is read from here.
-_OPTIONS = ControllerOptions(identity="")
+_OPTIONS = ControllerOptions(identity="")  # without an identity one is generated at the start
 _PROCESS = ProcessOptions()
 _TIMING = _OPTIONS.timing
 
@@ -123,6 +123,7 @@ def controller(
     the served definition has them. Creates the Services of Gateways with exposeType LoadBalancer. With several
     replicas one leads, by a Lease, and the others wait.
     """
+    # Imported here because the HTTP client and server take long to import, and --help needs neither.
     from ravenvpn import controllerd
 
     if not lease_name or not lease_namespace:
