@@ -1,4 +1,4 @@
-"""The prefixes a region lays claim to, before anybody asks whether another region claims them too."""
+"""The prefixes each region claims, before conflicts with other regions are resolved."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from ravenvpn.mesh.reason import Reason, ReasonCode
 
 
 class ClaimKind(StrEnum):
-    """What lives behind a prefix."""
+    """The kind of hosts behind a prefix. The value is the word in `mesh.reason`'s sentences."""
 
     PODS = "pods"
-    SOURCE = "own source"  # of a node: what starts there leaves with it
-    ADDRESS = "address"  # of a node on its region's network, with forwardNodeIP
+    SOURCE = "own source"  # of a node: source address of connections that start on it
+    ADDRESS = "address"  # of a node on its region's network; claimed with forwardNodeIP only
 
 
 class Announced(NamedTuple):
-    """A prefix of a region, the node behind it, and the object and field it comes from."""
+    """A prefix of a region, the node behind it, and the object and field that name it."""
 
     prefix: Prefix
     node: str
-    owner: str  # "Gateway factory", "Peer edge-1"
-    field: str  # of the owner
+    owner: str  # the object: "Gateway factory", "Peer edge-1"
+    field: str  # path in the owner: "status.nodes[1].subnets[0]"
     kind: ClaimKind = ClaimKind.PODS
-    dialled: bool = False  # a SOURCE or ADDRESS at which its own node is called from outside
-    source: bool = False  # an ADDRESS that is the node's own source as well
+    dialled: bool = False  # a SOURCE or ADDRESS at which other regions also dial its node
+    source: bool = False  # an ADDRESS that is also the node's own source
 
     def reason(self, code: ReasonCode, *more: object) -> Reason:
         """Return the reason of a route to this prefix; `more` are arguments beyond kind, owner and field."""
@@ -36,8 +36,11 @@ class Announced(NamedTuple):
 
 
 def claims(gateway: Gateway, peers: Mapping[str, PeerObject], *, forward_node_ip: bool = False) -> list[Announced]:
-    """Every prefix the region would have routed to it: pods of its nodes, then the nodes' own single sources, then,
-    if wanted, the addresses of its nodes. Of equal ones the first counts."""
+    """Return every prefix the region claims: pods of its nodes, own sources of nodes, addresses of nodes.
+
+    Addresses are claimed with `forward_node_ip` only. If a prefix occurs twice, the first one counts.
+    """
+    # Tens of thousands of claims are made for a first plan: nothing here is formatted but owner and field.
     owner = f"Gateway {gateway.name}"
     found = [
         Announced(
@@ -52,30 +55,30 @@ def claims(gateway: Gateway, peers: Mapping[str, PeerObject], *, forward_node_ip
     outer = outer_addresses(gateway, peers)
     for i, info in enumerate(gateway.status.nodes):
         peer = peers.get(info.node)
-        called = outer.get(info.node, {})
+        dialled = outer.get(info.node, {})
         addresses = lan_addresses(info, peer) if forward_node_ip else ()
         for k, source in enumerate(peer.sources if peer else ()):
-            if _among(source, info.subnets):
+            if _lies_in(source, info.subnets):
                 continue
-            if source in addresses:  # as an address, but where it stands with the setting off, too
-                found.append(_address(source, gateway, i, peer, called))
+            if source in addresses:  # claimed as an address, at the place that the source has without the setting
+                found.append(_address(source, gateway, i, peer, dialled))
                 continue
             owner, field = f"Peer {info.node}", f"spec.sources[{k}]"
-            found.append(Announced(host_prefix(source), info.node, owner, field, ClaimKind.SOURCE, source in called))
+            found.append(Announced(host_prefix(source), info.node, owner, field, ClaimKind.SOURCE, source in dialled))
     if forward_node_ip:
         for i, info in enumerate(gateway.status.nodes):
             peer = peers.get(info.node)
-            called = outer.get(info.node, {})
+            dialled = outer.get(info.node, {})
             for address in lan_addresses(info, peer):
-                if not _among(address, info.subnets):
-                    found.append(_address(address, gateway, i, peer, called))
+                if not _lies_in(address, info.subnets):
+                    found.append(_address(address, gateway, i, peer, dialled))
     return found
 
 
 def _address(
-    address: Address, gateway: Gateway, i: int, peer: PeerObject | None, called: Mapping[Address, str]
+    address: Address, gateway: Gateway, i: int, peer: PeerObject | None, dialled: Mapping[Address, str]
 ) -> Announced:
-    """Of the i-th node, on its region's network."""
+    """Return the claim to an address of the i-th node on its region's network."""
     info = gateway.status.nodes[i]
     if address == info.private_ip:
         owner, field = f"Gateway {gateway.name}", f"status.nodes[{i}].privateIP"
@@ -88,15 +91,19 @@ def _address(
         owner,
         field,
         ClaimKind.ADDRESS,
-        dialled=address in called,
+        dialled=address in dialled,
         source=peer is not None and address in peer.sources,
     )
 
 
 def outer_addresses(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[str, dict[Address, str]]:
-    """Literal addresses at which the region's gateway nodes are called from outside: node → address → the field that
-    names it, with its object."""
+    """Return the literal addresses at which other regions dial the region's gateway nodes.
+
+    The result maps node → address → the object and field that name it. DNS names are left out: planning does not
+    resolve them.
+    """
     found: dict[str, dict[Address, str]] = {}
+    # An active endpoint's fields count before those of the spec, and both before the Peer's addresses.
     for part, endpoints in (
         ("status.activeEndpoints", gateway.status.active),
         ("spec.endpoints", gateway.endpoints),
@@ -116,5 +123,6 @@ def outer_addresses(gateway: Gateway, peers: Mapping[str, PeerObject]) -> dict[s
     return found
 
 
-def _among(address: Address, prefixes: Iterable[Prefix]) -> bool:
+def _lies_in(address: Address, prefixes: Iterable[Prefix]) -> bool:
+    """Return whether a prefix contains the address. A linear scan: a node has a handful of pod prefixes."""
     return any(address in prefix for prefix in prefixes if prefix.version == address.version)

@@ -68,6 +68,7 @@ class Context:
         return self._own_network.covers(address)
 
 
+# Hubs are compared apart: if they alone differ, only regions that are reached through hubs are planned anew.
 _FIELDS_BUT_HUBS = tuple(f.name for f in fields(Context) if f.compare and f.name != "hubs")
 
 
@@ -115,6 +116,7 @@ def _own_network(gateway: Gateway, world: World, facts: LocalFacts) -> frozenset
 
 
 def _overlay(region: Region, situation: Situation, regions: RegionIndex) -> Overlay | None:
+    """Return the node's part in its region's VXLAN."""
     world = situation.world
     members = vxlan_members(world.gateways[region.name], world.peers, world.mesh, regions.refused(region.name))
     return overlay_of(regions.me, region, members, situation.facts.addresses, situation.liveness)

@@ -1,10 +1,10 @@
-"""What a host should look like: plain values that `mesh.plan` makes and `node` brings about.
+"""`HostState`, the desired state of a host: plain values that `mesh.plan` makes and `node` applies.
 
 Every value carries the `Reason` it is there. A reason is no part of equality: the same route for another reason is
 the same route.
 
-Only what is ours is described. What the host has beyond it is found by `node` and left alone, unless it carries our
-marks: the device names, the tables, the nft table, or protocol 157 on routes and rules.
+It holds our own objects alone. `node` leaves other objects of the host as they are, unless they carry our marks: the
+device names, the tables, the nft table, or protocol 157 on routes and rules.
 """
 
 from __future__ import annotations
@@ -20,38 +20,43 @@ Address = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
 Interface = IPv4Interface | IPv6Interface
 
-# Names of ours on a host (docs/architecture/README.md, "Fixed names").
+# Our names on a host (docs/architecture/README.md, "Fixed names").
 TUNNEL_DEVICE = "ravenvpn0"
 VXLAN_DEVICE = "raven0"
 PROTOCOL = 157  # rtm_protocol of our routes, FRA_PROTOCOL of our rules
 TABLE_REMOTE = 9127  # prefixes of other regions
-TABLE_LOCAL = 9129  # where traffic out of the tunnel goes
+TABLE_LOCAL = 9129  # for packets that arrive from the tunnel or the VXLAN
 NFT_TABLE = "ravenvpn"  # family inet
-# Last metric before the kernel's own unreachable default: a device route always wins over it.
+# So large that a route by a device always wins. The figure is that of Documentation/networking/vrf.rst for
+# unreachable default routes; FRRouting reads it as distance 255, priority 8192.
 FAIL_CLOSED_METRIC = 4278198272
 
 
 class RouteKind(StrEnum):
+    """Type of a route (ip-route(8))."""
+
     UNICAST = "unicast"
     UNREACHABLE = "unreachable"
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route. `via` is on-link by declaration: our next hops lie in no subnet of the device."""
+    """One route of the kernel."""
 
     prefix: Prefix
-    table: int
+    table: int  # TABLE_REMOTE or TABLE_LOCAL
     kind: RouteKind = RouteKind.UNICAST
-    device: str | None = None
-    via: Address | None = None
-    source: Address | None = None  # preferred source of what starts on this host
-    mtu: int | None = None
-    metric: int = 0
+    device: str | None = None  # None for UNREACHABLE
+    via: Address | None = None  # next hop, installed with `onlink`: it lies in no subnet of the device
+    source: Address | None = None  # preferred source of connections that start on this host
+    mtu: int | None = None  # bytes
+    metric: int = 0  # lower wins
     reason: Reason | None = field(default=None, compare=False)
 
 
 class RuleAction(StrEnum):
+    """Action of a policy routing rule (ip-rule(8))."""
+
     LOOKUP = "lookup"
     GOTO = "goto"
     NOP = "nop"
@@ -59,14 +64,14 @@ class RuleAction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One policy rule of one family (4 or 6). `target` is a table for LOOKUP, a preference for GOTO."""
+    """One policy routing rule. A condition that is None matches every packet."""
 
-    family: int
-    preference: int
+    family: int  # 4 or 6
+    preference: int  # lower is evaluated first
     action: RuleAction
-    target: int = 0
-    input_device: str | None = None  # "lo": what starts here
-    to: Prefix | None = None
+    target: int = 0  # table for LOOKUP, preference for GOTO
+    input_device: str | None = None  # "lo": packets that start on this host
+    to: Prefix | None = None  # destination
     ip_protocol: int | None = None  # 6 TCP, 17 UDP
     source_port: int | None = None
     destination_port: int | None = None
@@ -75,10 +80,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class TunDevice:
-    """The tunnel's device. The daemon opens it; `node` sets MTU and state."""
+    """The tunnel's device. The agent opens it; `node` sets its MTU and brings it up."""
 
     name: str
-    mtu: int
+    mtu: int  # bytes
     reason: Reason | None = field(default=None, compare=False)
 
 
@@ -88,15 +93,17 @@ class VxlanDevice:
 
     name: str
     vni: int
-    port: int
-    mtu: int
+    port: int  # UDP
+    mtu: int  # bytes
     mac: str
-    local: Address  # our underlay address; its device carries the VXLAN
+    local: Address  # outer source; the device that has this address carries the VXLAN
     reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceAddress:
+    """An address of one of our devices."""
+
     device: str
     address: Interface
     reason: Reason | None = field(default=None, compare=False)
@@ -124,32 +131,31 @@ class ForwardingEntry:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """`key` as sysctl(8) writes it, with slashes ("net/ipv4/conf/ravenvpn0/rp_filter").
+    """A kernel setting."""
 
-    `ours` is true for keys that vanish with our own devices; the others are put back by `cleanup`.
-    """
-
-    key: str
+    key: str  # with slashes: "net/ipv4/conf/ravenvpn0/rp_filter"
     value: str
-    ours: bool = True
+    ours: bool = True  # the key disappears with our own device; False: `cleanup` restores its old value
     reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class PacketFilter:
-    """The meaning of our one nft table; `node.nft` knows how it is written (docs/architecture/host-network.md)."""
+    """The content of our one nft table; `node.nft` writes it.
 
-    # TCP MSS follows the route's MTU for what is forwarded or sent to these prefixes.
-    local: Sequence[Prefix] = ()  # pods (and single node addresses) of this region, as this node sees them
-    remote: Sequence[Prefix] = ()  # of every other region
-    relays: bool = False  # remote → remote passes here (a hub)
-    own_sources: Sequence[Address] = ()  # what starts here or was masqueraded here leaves with these, one a family
+    TCP MSS is clamped to the route's MTU for packets to `local` and `remote`.
+    """
+
+    local: Sequence[Prefix] = ()  # set elements: pods, own sources and node addresses of this region
+    remote: Sequence[Prefix] = ()  # set elements: the same of every other region
+    relays: bool = False  # this node is a hub: packets from remote to remote prefixes are forwarded
+    own_sources: Sequence[Address] = ()  # SNAT of packets that start or were masqueraded here; one a family
     reason: Reason | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class HostState:
-    """All of it, each part sorted so that equal plans are equal values."""
+    """All planned objects of one host, each part sorted, so that equal plans are equal values."""
 
     tun: TunDevice | None = None
     vxlan: VxlanDevice | None = None
@@ -164,18 +170,18 @@ class HostState:
 
 @dataclass(frozen=True, slots=True)
 class HostDelta:
-    """What turns one wanted HostState into the next, so that a small change costs a small diff.
+    """The difference of two desired states, so that a small change costs a small diff.
 
-    Both sides are partial states: `added` holds what is new, `removed` what is no longer wanted. A changed value
-    (another MTU on the same route) is in both. `tun` and `vxlan` are whole where they changed and None elsewhere.
-    A packet filter whose elements alone changed holds in `local` and `remote` just those elements, and its other
-    fields are in force on both sides; `filter_replaced` says that the filter is new, gone, or changed beyond its
-    elements, and then both sides hold it whole (None where there is none).
+    Both sides are partial states. A changed object (another MTU on the same route) is in both. `tun` and `vxlan` are
+    None where they did not change. If only elements of the packet filter's sets changed, `local` and `remote` hold
+    just these elements.
     """
 
-    added: HostState = field(default_factory=HostState)
-    removed: HostState = field(default_factory=HostState)
+    added: HostState = field(default_factory=HostState)  # new or changed, with the new value
+    removed: HostState = field(default_factory=HostState)  # gone or changed, with the old value
+    # The packet filter is new, gone, or differs in more than elements; then each side holds all of it, or None.
     filter_replaced: bool = False
 
     def __bool__(self) -> bool:
+        """Return whether anything differs."""
         return self.filter_replaced or self.added != HostState() or self.removed != HostState()

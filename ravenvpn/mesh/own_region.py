@@ -44,12 +44,12 @@ class OwnRegionPlan:
     routes: Mapping[Prefix, tuple[str, ...]] = field(default_factory=dict)  # tunnel address → its peer
     accepts: Mapping[str, tuple[Prefix, ...]] = field(default_factory=dict)  # peer → permitted inner sources
     listen_port: int = DEFAULT_TUNNEL_PORT
-    tun: TunDevice | None = None
+    tun: TunDevice | None = None  # None on a plain node: it has sessions and probes, and no device
     vxlan: VxlanDevice | None = None
-    addresses: tuple[DeviceAddress, ...] = ()
-    neighbours: tuple[Neighbour, ...] = ()
-    forwarding: tuple[ForwardingEntry, ...] = ()
-    host_routes: tuple[Route, ...] = ()
+    addresses: tuple[DeviceAddress, ...] = ()  # of both devices
+    neighbours: tuple[Neighbour, ...] = ()  # of the VXLAN
+    forwarding: tuple[ForwardingEntry, ...] = ()  # of the VXLAN
+    host_routes: tuple[Route, ...] = ()  # of the mesh's /48, and of the way back over the VXLAN
     rules: tuple[Rule, ...] = ()
     sysctls: tuple[Sysctl, ...] = ()
     local: frozenset[Prefix] = frozenset()  # elements of the packet filter's set of this region's prefixes
@@ -110,6 +110,7 @@ def _sessions(
         entry = able.get(info.node)
         if info.node == context.node or info.node in refused.nodes:
             continue
+        # Plain nodes have no sessions with each other.
         if entry is None and (not context.is_gateway or info.node in refused.keys):
             continue
         # A node without a Peer has no session here and needs none to serve or be served. That includes gateways that
@@ -123,8 +124,8 @@ def _sessions(
             kind=kind,
             public_keys=entry.public_keys if entry else peer.public_keys,
             candidates=_lan_candidates(gateway, info, peer, entry),
-            keepalive=None,
-            warm=True,
+            keepalive=None,  # the LAN has no NAT
+            warm=True,  # probes decide on take-over, so they must run before there is traffic
             suites=entry.suites if entry else peer.suites,
             tunnel_address=identity.tunnel_address(context.mesh, info.node),
             carries_our_traffic=kind is PeerKind.ACTIVE and context.role is not NodeRole.ACTIVE,
@@ -146,6 +147,7 @@ def _lan_candidates(
 
 
 def _tun(context: Context, region: str) -> TunDevice:
+    """Return the TUN device. Its MTU is the largest that any path allows; routes carry the smaller ones."""
     reason = Reason(ReasonCode.TUNNEL_DEVICE, region, (context.role,))
     return TunDevice(TUNNEL_DEVICE, context.facts.tunnel_mtu(), reason)
 

@@ -1,11 +1,11 @@
-"""A map of named objects that never changes: every edit gives a new one that shares almost everything with the old.
+"""`PersistentMap`: an immutable map of named objects whose edits share almost all structure with the old map.
 
-It exists for one question: what differs between two worlds? `changed` answers it in time proportional to what
-differs, because parts that are the same object are skipped. Persistent-map libraries share structure as well, but
-none of them says what differs without walking everything.
+It exists for `changed`, the difference of two maps in time proportional to the difference: parts that are the same
+object are skipped. Persistent-map libraries (immutables, pyrsistent) share structure as well, but give no difference
+without a walk over all items.
 
-Names are spread over 32 × 32 small dictionaries by CRC-32, so an edit copies two tuples of 32 and one dictionary of
-a thousandth of the map. The order of iteration depends on the names alone, never on history.
+Names are spread over 32 × 32 small dictionaries by CRC-32, so an edit copies two tuples of 32 and one dictionary with
+a thousandth of the map. The order of iteration depends on the names alone, not on the edits that led to the map.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ _EMPTY: tuple[tuple[dict[str, object], ...], ...] = (_EMPTY_ROW,) * _FANOUT
 
 
 def _place(name: str) -> tuple[int, int]:
+    """Return (row, column) of a name."""
     spread = crc32(name.encode("utf-8", "surrogatepass"))
     return spread & 31, (spread >> 5) & 31
 
 
 class PersistentMap(Mapping[str, Value], Generic[Value]):
-    """name → value. `put` and `remove` return a new map; an equal value is kept, so identity is a cache key."""
+    """name → value. `put` and `remove` return a new map, or this one if nothing differs.
+
+    An equal value is kept, so the identity of a value tells whether it changed.
+    """
 
     __slots__ = ("_rows", "_size")
 
@@ -42,7 +46,7 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
                 leaves = rows[row] = [{} for _ in range(_FANOUT)]
             size += name not in leaves[column]
             leaves[column][name] = value
-        # Leaves without anything are one shared object, so that two empty places compare by identity.
+        # Empty leaves are one shared object, so that two empty places compare by identity.
         self._rows: tuple[tuple[dict[str, Value], ...], ...] = tuple(
             tuple(leaf or _EMPTY_LEAF for leaf in leaves) if leaves is not None else _EMPTY_ROW  # type: ignore[misc]
             for leaves in rows
@@ -66,10 +70,11 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
         for leaves in self._rows:
             if leaves is not _EMPTY_ROW:
                 for leaf in leaves:
-                    # Inside a leaf the order of insertion would show history.
+                    # The order inside a leaf would depend on earlier edits.
                     yield from sorted(leaf) if len(leaf) > 1 else leaf
 
     def put(self, name: str, value: Value) -> PersistentMap[Value]:
+        """Return a map with this item added or replaced."""
         row, column = _place(name)
         leaves = self._rows[row]
         leaf = leaves[column]
@@ -79,6 +84,7 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
         return self._with(row, column, {**leaf, name: value}, self._size + (not known))
 
     def remove(self, name: str) -> PersistentMap[Value]:
+        """Return a map without this name; no effect if it is not there."""
         row, column = _place(name)
         leaf = self._rows[row][column]
         if name not in leaf:
@@ -92,7 +98,7 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
         return self._of((*self._rows[:row], leaves, *self._rows[row + 1 :]), size)
 
     def changed(self, earlier: PersistentMap[Value]) -> set[str]:
-        """Names whose value here is another object than in `earlier`, or that only one of the two has."""
+        """Return the names whose value is another object than in `earlier`, and those that only one map has."""
         names: set[str] = set()
         if self._rows is earlier._rows:
             return names
@@ -106,6 +112,7 @@ class PersistentMap(Mapping[str, Value], Generic[Value]):
         return names
 
     def __eq__(self, other: object) -> bool:
+        """Compare by value; equal parts that are the same object cost nothing."""
         if not isinstance(other, PersistentMap):
             return NotImplemented
         if len(self) != len(other):

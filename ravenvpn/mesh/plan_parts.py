@@ -17,7 +17,7 @@ from ravenvpn.mesh.remote_region import RemoteRegionPlan
 
 
 def tunnel_settings(context: Context | None, own: OwnRegionPlan) -> TunnelPlan:
-    """Return the tunnel's part without peers and prefixes."""
+    """Return the tunnel's part without peers and prefixes; the defaults for a node without region."""
     if context is None or context.role is NodeRole.NONE:
         return TunnelPlan()
     return TunnelPlan(
@@ -32,6 +32,7 @@ def host_frame(context: Context | None, own: OwnRegionPlan) -> HostState:
     """Return the host's part without routes and without the packet filter's remote prefixes."""
     packet_filter = None
     if context is not None and context.role is not NodeRole.NONE:
+        # On every node of a region: pods keep their addresses towards other regions, also from a plain node.
         packet_filter = PacketFilter(
             local=tuple(sorted(own.local, key=PrefixOrder())),
             relays=context.relays,
@@ -69,13 +70,14 @@ def node_plan(
 ) -> NodePlan:
     """Return the whole plan, every part sorted; `remote` is by region name."""
     parts: list[OwnRegionPlan | RemoteRegionPlan] = [own, *(remote[name] for name in sorted(remote))]
-    order = PrefixOrder()
+    order = PrefixOrder()  # for this one call: it keeps keys by object identity
     accepts: dict[str, list[Prefix]] = {}
     for part in parts:
         for name, prefixes in part.accepts.items():
             accepts.setdefault(name, []).extend(prefixes)
     frame = host_frame(context, own)
     if frame.packet_filter is not None:
+        # No prefix is in two parts, so nothing has to be hashed to make them unique.
         elements = tuple(sorted((p for part in remote.values() for p in part.remote), key=order))
         frame = replace(frame, packet_filter=replace(frame.packet_filter, remote=elements))
     routes = [route for part in parts for route in part.host_routes]

@@ -14,18 +14,19 @@ MAX_LISTED = 3  # elements of a list argument that a sentence names; the rest is
 
 
 class ReasonCode(StrEnum):
-    """The closed set of causes. The value is the `code` in JSON."""
+    """The closed set of causes. The value is the `code` in JSON; `_SENTENCES` says what each one means."""
 
-    # Routes.
-    REMOTE_PREFIX = "remote-prefix"
-    REMOTE_PREFIX_BY_HUB = "remote-prefix-by-hub"
-    REMOTE_PREFIX_BY_GATEWAY = "remote-prefix-by-gateway"
-    OWN_PREFIX_OUT_OF_TUNNEL = "own-prefix-out-of-tunnel"
-    FAIL_CLOSED = "fail-closed"
+    # Routes. Subject: the node behind the prefix.
+    REMOTE_PREFIX = "remote-prefix"  # into the tunnel, to a gateway of the far region
+    REMOTE_PREFIX_BY_HUB = "remote-prefix-by-hub"  # into the tunnel, to a hub
+    REMOTE_PREFIX_BY_GATEWAY = "remote-prefix-by-gateway"  # over the VXLAN, to our own active gateway
+    OWN_PREFIX_OUT_OF_TUNNEL = "own-prefix-out-of-tunnel"  # table 9129: over the VXLAN to a node of our region
+    FAIL_CLOSED = "fail-closed"  # unreachable route below the ones above
+    # Routes of the mesh's /48. Subject: the mesh.
     MESH_ADDRESSES = "mesh-addresses"
     FAIL_CLOSED_MESH = "fail-closed-mesh"
 
-    # Devices, addresses, neighbours, packet filter.
+    # Devices, addresses, neighbour and FDB entries, packet filter. Subject: a region or a node.
     TUNNEL_DEVICE = "tunnel-device"
     TUNNEL_ADDRESS = "tunnel-address"
     VXLAN_DEVICE = "vxlan-device"
@@ -33,7 +34,7 @@ class ReasonCode(StrEnum):
     VXLAN_MEMBER = "vxlan-member"
     KEEP_SOURCES = "keep-sources"
 
-    # Rules.
+    # Policy routing rules (mesh.policy_rules). No subject.
     RULE_OUTER_BYPASS = "rule-outer-bypass"
     RULE_PORTS_TUNNEL = "rule-ports-tunnel"
     RULE_PORTS_API = "rule-ports-api"
@@ -43,7 +44,7 @@ class ReasonCode(StrEnum):
     RULE_REMOTE = "rule-remote"
     RULE_LANDING = "rule-landing"
 
-    # Sysctls.
+    # Sysctls (mesh.sysctls). Subject: the device, where the sentence names it.
     FORWARD_TUNNEL = "forward-tunnel"
     FORWARD_VXLAN = "forward-vxlan"
     FORWARD_PODS = "forward-pods"
@@ -53,12 +54,13 @@ class ReasonCode(StrEnum):
     ENABLE_IPV6 = "enable-ipv6"
     KEEP_ROUTER_ADVERTISEMENTS = "keep-router-advertisements"
 
-    # Peers of the tunnel.
+    # Peers of the tunnel. Subject: the peer's node.
     SAME_REGION_PEER = "same-region-peer"
     REMOTE_GATEWAY = "remote-gateway"
     REMOTE_GATEWAY_BEHIND_NAT = "remote-gateway-behind-nat"
 
-    # Notes of a plan: nothing is wrong with this node, and still not everything is reached.
+    # Notes of a plan: no fault of this node, but some region or address is not reached. Subject: a node, or the
+    # region or Gateway concerned.
     NO_REGION = "no-region"
     NO_VXLAN_MEMBER = "no-vxlan-member"
     NO_ACTIVE_VXLAN_MEMBER = "no-active-vxlan-member"
@@ -72,11 +74,12 @@ class ReasonCode(StrEnum):
     NO_ACTIVE_ENDPOINT = "no-active-endpoint"
     STANDBY_TOOK_OVER = "standby-took-over"
 
-    # Sessions with peers, and the reach of other regions.
+    # State of a session. Subject: the peer.
     PROBES_UNANSWERED = "probes-unanswered"
     HANDSHAKE_FAILED = "handshake-failed"
     HANDSHAKE_RUNNING = "handshake-running"
     NO_HANDSHAKE = "no-handshake"
+    # Reachability of a region. Subject: the far region, the gateway whose session carries it, or our own region.
     REGION_WITHOUT_GATEWAY = "region-without-gateway"
     REGION_WITHOUT_PATH = "region-without-path"
     GATEWAY_SESSION = "gateway-session"
@@ -96,6 +99,8 @@ class Reason(NamedTuple):
 
 _ORIGIN = "{1} of node {0}, {2}, {3}"  # arguments: mesh.claims.ClaimKind, owning object, its field
 
+# {0} is the subject, {1} the first argument. A sentence starts in lower case and has no full stop, since it stands
+# after a colon or in brackets as often as alone.
 _SENTENCES: dict[ReasonCode, str] = {
     ReasonCode.REMOTE_PREFIX: _ORIGIN + ", through {4}",
     ReasonCode.REMOTE_PREFIX_BY_HUB: _ORIGIN + ", through {4} of hub region {5}",

@@ -1,8 +1,8 @@
-"""`Gateway.status` as a pure function of the Gateway and its Nodes: who is active, and what the nodes hold.
+"""`Gateway.status` as a pure function of the Gateway and its Nodes: the elected endpoints and the members.
 
-The rules are those of upstream's gateway-pickup-controller, with its defects mended: which endpoint survives when
-Replicas shrinks follows the order of the spec, every pod CIDR of both families is listed, and each role carries
-an epoch. The controller and the file source use it. (`mesh.topology.acting` says who stands in while nobody elects.)
+The rules are those of OpenYurt's gateway-pickup-controller with three differences: if Replicas shrinks, the order of
+the spec decides which endpoint stays active; every pod CIDR of both families is listed; each role has an epoch. The
+controller and the file source use it. `mesh.topology.with_takeover` covers the time until the next election.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from ravenvpn.mesh.model import (
     NodeInfo,
 )
 
-# What upstream's controller writes into the config of an active endpoint, by type.
+# Keys that OpenYurt's controller sets to "true" in the config of an active endpoint, by type.
 _GATE_KEYS = {EndpointType.TUNNEL: "enable-l3-tunnel", EndpointType.PROXY: "enable-l7-proxy"}
 
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """ConfigMap kube-system/raven-cfg: what is wanted at all in this cluster."""
+    """Feature gates of the cluster (ConfigMap kube-system/raven-cfg). A disabled type has no active endpoints."""
 
-    tunnel: bool = True
-    proxy: bool = False
+    tunnel: bool = True  # enable-l3-tunnel
+    proxy: bool = False  # enable-l7-proxy
 
-    def wants(self, kind: EndpointType) -> bool:
+    def enables(self, kind: EndpointType) -> bool:
+        """Return whether endpoints of this type are elected."""
         return self.tunnel if kind is EndpointType.TUNNEL else self.proxy
 
 
@@ -42,10 +43,10 @@ def fill(
     gates: Gates = Gates(),
     known_epochs: Mapping[EndpointType, int] | None = None,
 ) -> GatewayStatus:
-    """The status of `gateway`, given the nodes that carry its label; its present status counts as "current".
+    """Return the desired status of `gateway`, given the nodes that carry its label.
 
-    `known_epochs` are the highest epochs seen of this Gateway, for the case that its status has forgotten them
-    because nobody was active for a while.
+    Its present status tells which endpoints are active now. `known_epochs` are the highest epochs seen of this
+    Gateway: without an active endpoint the status holds no epoch.
     """
     members = sorted(nodes, key=lambda n: n.name)
     ready = {node.name for node in members if node.ready}
@@ -54,7 +55,7 @@ def fill(
         (EndpointType.PROXY, gateway.proxy_replicas),
         (EndpointType.TUNNEL, gateway.tunnel_replicas),
     ):
-        if gates.wants(kind):
+        if gates.enables(kind):
             active += elect(gateway, kind, replicas, ready, (known_epochs or {}).get(kind, 0))
     active.sort(key=lambda e: (e.node, e.type))
     carrier = next((e.node for e in active if e.type is EndpointType.TUNNEL), None)
@@ -70,6 +71,7 @@ def fill(
 
 
 def _subnets(node: Node, extra: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
+    """Return the prefixes of a node's pods, and `extra` ones routed to it."""
     own = node.pod_cidrs if node.blocks is None else node.blocks
     return tuple(dict.fromkeys((*own, *extra)))
 
@@ -77,10 +79,10 @@ def _subnets(node: Node, extra: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
 def elect(
     gateway: Gateway, kind: EndpointType, replicas: int, ready: Set[str], known_epoch: int = 0
 ) -> list[GatewayEndpoint]:
-    """The active endpoints of one kind: at most `replicas`, among those of the spec whose node is ready.
+    """Return the active endpoints of one kind: at most `replicas`, among those of the spec whose node is ready.
 
-    Who is active stays so (there is no fail-back); free places go to the others in the order of the spec. Content is
-    copied from the spec anew. The epoch grows by one whenever the set of active nodes becomes another one.
+    An active endpoint stays active (no fail-back); free places go to the others in the order of the spec. Fields are
+    copied from the spec. The epoch grows by one whenever the set of active nodes changes.
     """
     able: dict[str, GatewayEndpoint] = {}
     for endpoint in gateway.endpoints:

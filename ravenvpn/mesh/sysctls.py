@@ -9,7 +9,7 @@ from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Sysctl
 from ravenvpn.mesh.reason import Reason, ReasonCode
 
 _V4, _V6 = "net/ipv4/conf", "net/ipv6/conf"
-_FORWARDING = {
+_FORWARDING = {  # why a device of ours forwards
     TUNNEL_DEVICE: Reason(ReasonCode.FORWARD_TUNNEL),
     VXLAN_DEVICE: Reason(ReasonCode.FORWARD_VXLAN),
 }
@@ -24,6 +24,8 @@ def sysctls(context: Context) -> Iterable[Sysctl]:
     if not devices:
         return
     for device in devices:
+        # rp_filter 2 (loose): while roles change, packets arrive by another device than the route back (RFC 3704).
+        # send_redirects 0: a hub forwards packets out of the device they came in by, which is no routing mistake.
         yield Sysctl(f"{_V4}/{device}/forwarding", "1", reason=_FORWARDING[device])
         yield Sysctl(f"{_V4}/{device}/rp_filter", "2", reason=Reason(ReasonCode.LOOSE_RP_FILTER))
         yield Sysctl(f"{_V4}/{device}/send_redirects", "0", reason=Reason(ReasonCode.NO_REDIRECTS))
@@ -35,6 +37,7 @@ def sysctls(context: Context) -> Iterable[Sysctl]:
 
 
 def _ipv6(devices: list[str], context: Context) -> Iterable[Sysctl]:
+    """Yield the IPv6 settings: per device with force_forwarding (Linux ≥ 6.17), else for the whole host."""
     facts = context.facts
     if facts.ipv6_disabled:
         for device in devices:

@@ -145,7 +145,7 @@ def _elected(gateway: Gateway, cache: ClusterCache, status: GatewayStatus) -> Co
             "spec.tunnelConfig.Replicas is 0 or missing: this region is not joined to others; set it to 1 to join it"
         )
         return ConditionVerdict(ELECTED, False, "NotWanted", message)
-    turned_on = [kind for kind in wanted if cache.gates.wants(kind)]
+    turned_on = [kind for kind in wanted if cache.gates.enables(kind)]
     if not turned_on:
         key = _GATES[wanted[0]]
         message = (
