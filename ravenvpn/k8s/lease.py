@@ -67,11 +67,6 @@ class Candidacy:
         """Identity of the leader as last observed; "" without one, or before the first observation."""
         return self._seen.holder if self._seen else ""
 
-    @property
-    def transitions(self) -> int:
-        """How often the leader changed, as last observed."""
-        return self._seen.transitions if self._seen else 0
-
     def observe(self, record: LeaseRecord, now: float) -> None:
         """Record the Lease as the API server returned it.
 

@@ -41,7 +41,6 @@ class CachedSlice:
     name: str
     gateway: str
     service: str
-    family: str  # addressType: "IPv4", "IPv6" or "FQDN"
     addresses: tuple[str, ...]
     node: str
     port: int
@@ -95,9 +94,8 @@ class _SlicePort(msgspec.Struct):
     protocol: str | None = None
 
 
-class _Slice(msgspec.Struct, rename="camel"):
+class _Slice(msgspec.Struct):
     metadata: _Labelled
-    address_type: str = ""
     endpoints: list[_SliceEndpoint] | None = None
     ports: list[_SlicePort] | None = None
 
@@ -143,7 +141,6 @@ def read_slice(document: Mapping[str, Any]) -> CachedSlice | None:
         name=found.metadata.name,
         gateway=labels.get(GATEWAY_LABEL, ""),
         service=labels.get(SERVICE_LABEL, ""),
-        family=found.address_type,
         addresses=tuple(endpoint.addresses or ()),
         node=endpoint.node_name or "",
         port=port.port or 0,
