@@ -224,9 +224,12 @@ class Device:
             else:
                 if isinstance(event, KeypairRetired):
                     self._indices.release(event.local_index, event.peer)
-                if event.peer in self._peers:
-                    with self._peers.change(event.peer) as peer:
-                        self._rules.on_event(peer, event, now, unix_ns)
+                try:
+                    change = self._peers.change(event.peer)
+                except KeyError:  # the peer was removed after the event was queued
+                    continue
+                with change as peer:
+                    self._rules.on_event(peer, event, now, unix_ns)
 
     def tick(self, now: float, unix_ns: int) -> None:
         """Act on the deadlines that have come, then do a portion of handshake work."""
@@ -243,8 +246,11 @@ class Device:
 
     def deadline(self) -> float | None:
         """Return when to call `tick` at the latest: in the past while work may be done, None if nothing is due."""
-        due = (self._schedule.next_due(), self.worker.due_at(self._dataplane.waiting_initiations()))
-        return min((at for at in due if at is not None), default=None)
+        work = self.worker.due_at(self._dataplane.waiting_initiations())
+        due = self._schedule.next_due()
+        if work is None or due is None:
+            return due if work is None else work
+        return min(due, work)
 
     # Observation.
 
