@@ -103,8 +103,10 @@ class AgentConfig:
         choices=("auto", "native", "pure"),
         env="RAVENVPN_DATAPLANE",
     )
-    without: str = _setting("", f"Offloads to leave off, separated by commas: {', '.join(OFFLOAD_NAMES)}.")
-    aes: bool = _setting(True, "Offer AES-256-GCM where the CPU accelerates it.")
+    without: str = _setting(
+        "", f"Offloads to leave off, separated by commas: {', '.join(OFFLOAD_NAMES)}.", applies=RELOAD
+    )
+    aes: bool = _setting(True, "Offer AES-256-GCM where the CPU accelerates it.", applies=RELOAD)
     # The process.
     cleanup_on_exit: bool = _setting(
         False, "Remove everything of ours from the host at exit, not only the tunnel device.", applies=RELOAD

@@ -34,7 +34,7 @@ from ravenvpn.mesh.local_facts import ApiEndpoint
 from ravenvpn.mesh.model import EndpointType
 from ravenvpn.mesh.nodeplan import TunnelDelta
 from ravenvpn.mesh.plan import Planner
-from ravenvpn.mesh.situation import IdentityKeys, Intent, Situation
+from ravenvpn.mesh.situation import IdentityKeys, Intent, Observations, Situation
 from ravenvpn.node.reconciler import WantedState
 from ravenvpn.tunnel.driver import Listeners
 from ravenvpn.tunnel.session_events import SessionLost, SessionUp
@@ -256,7 +256,8 @@ class Agent:
             waiters = self._reloads.take()  # before planning: a reload that arrives meanwhile needs another pass
             if self._has_world:
                 await self._converge()
-                if self.introspection.tunnel_problem:
+                # A former port is closed after a while, and its rules are then removed by another pass.
+                if self.introspection.tunnel_problem or len(self._tunnel_owner.ports()) > 1:
                     retry = asyncio.get_running_loop().call_later(RETRY, self._work.set)
                 self.converged.set()
             self._reloads.release(waiters)
@@ -265,8 +266,10 @@ class Agent:
         """Plan from the present situation and apply what the plan changed.
 
         The tunnel's additions come before the host's change and its removals after it, so that no route ever leads to
-        a peer that the tunnel does not have."""
+        a peer that the tunnel does not have. Rules for another port of the tunnel come before both."""
         await self._discover_host()
+        if (ports := self._tunnel_owner.ports()) != self._situation.observed.tunnel_ports:
+            self._situation = replace(self._situation, observed=Observations(tunnel_ports=ports))
         situation = self._situation
         began = time.monotonic()
         delta = self._planner.update(situation)  # costs as much as what differs from the situation before
@@ -275,9 +278,12 @@ class Agent:
             self._peer_writer.set_content(peer_content(self._node, situation, planner.role, planner.region, present))
             self._peer_writer.observe(situation.world.peers.get(self._node))
         self._tunnel_owner.configure(situation.intent, situation.keys)
-        opened = await self._add_to_tunnel(delta.tunnel)
         wanted = WantedState(self._planner.host, self._planner.host_frame)
-        await self._host.apply(delta.host, wanted, whole=opened, began=began)
+        host_delta = delta.host
+        if self._tunnel_owner.moves_port(delta.tunnel):
+            host_delta = await self._host.add_rules(host_delta, wanted)
+        opened = await self._add_to_tunnel(delta.tunnel)
+        await self._host.apply(host_delta, wanted, whole=opened, began=began)
         self._tunnel_owner.apply_removals(delta.tunnel)
         # Not at every pass: it costs a step a peer.
         if delta.tunnel.peers_removed:

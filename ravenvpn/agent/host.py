@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ravenvpn.agent.reports import PlanLine, ProblemReport
@@ -82,6 +83,17 @@ class HostKeeper:
             self._has_plan = True
         elif delta:
             self._log_result(await self._reconciler.change(delta, wanted), began)
+
+    async def add_rules(self, delta: HostDelta, wanted: WantedState) -> HostDelta:
+        """Install the routing rules that `delta` adds, and return the rest of it, still to be applied.
+
+        For a change of the tunnel's port: rules recognise outer packets by their source port, so they have to be
+        there before the tunnel sends from the new one. Otherwise outer packets to a node whose addresses are routed
+        into the tunnel (forward_node_ip) would enter the tunnel that they carry."""
+        if not self._has_plan or not delta.added.rules:
+            return delta
+        self._log_result(await self._reconciler.change(HostDelta(HostState(rules=delta.added.rules)), wanted))
+        return replace(delta, added=replace(delta.added, rules=()))
 
     async def cleanup(self) -> None:
         """Remove everything of ours from the host and stop repairing it."""

@@ -87,6 +87,19 @@ class TunnelOwner:
             self._device_lost = True
             self._on_stale()
 
+    def ports(self) -> frozenset[int]:
+        """Return the UDP ports on which the tunnel receives, empty without a tunnel. Two or more: its port
+        changes."""
+        return self.tunnel.ports if self.tunnel is not None else frozenset()
+
+    def moves_port(self, delta: TunnelDelta) -> bool:
+        """Return whether applying this delta binds the open tunnel to another port."""
+        return (
+            self.tunnel is not None
+            and delta.settings is not None
+            and self.tunnel.listen_port != delta.settings.listen_port
+        )
+
     async def apply_additions(self, plan: Callable[[], NodePlan], delta: TunnelDelta) -> bool:
         """Add what the plan added, and open the tunnel if there is none; return whether one was opened.
 
@@ -111,7 +124,7 @@ class TunnelOwner:
         for change in delta.accepts:
             self._accept(change.peer, add=change.add)
         for prefix, names in delta.routes:
-            self._set_route(prefix, names)
+            _set_route(self.tunnel, prefix, names)
         self._watch_names()
         if self._names_changed:
             self._set_all_peers()
@@ -177,7 +190,7 @@ class TunnelOwner:
             for name, prefixes in plan.tunnel.accepts:
                 self._accept(name, add=prefixes)
             for prefix, names in plan.tunnel.routes:
-                self._set_route(prefix, names)
+                _set_route(tunnel, prefix, names)
             tunnel.start()
         except BaseException:
             # Not kept half open: the next attempt needs the device's name and the port.
@@ -254,15 +267,14 @@ class TunnelOwner:
         if name in self.tunnel.peers.settings:
             self.tunnel.peers.accept(name, add=add, remove=remove)
 
-    def _set_route(self, prefix: Prefix, names: tuple[str, ...]) -> None:
-        """Route a prefix to the first of these peers that carries it; peers that were refused are left out."""
-        assert self.tunnel is not None
-        known = [name for name in names if name in self.tunnel.peers.settings]
-        self.tunnel.peers.route(prefix, known)
-
     def _watch_names(self) -> None:
         """Resolve the DNS names of exactly the present peers' endpoints."""
         self._resolver.set_names({candidate.host for peer in self._plans.values() for candidate in peer.candidates})
+
+
+def _set_route(tunnel: Tunnel, prefix: Prefix, names: tuple[str, ...]) -> None:
+    """Route a prefix to the first of these peers that carries it; peers that the tunnel refused are left out."""
+    tunnel.peers.route(prefix, [name for name in names if name in tunnel.peers.settings])
 
 
 def _kind(settings: TunnelPlan) -> tuple[bool, IPv6Address | None]:

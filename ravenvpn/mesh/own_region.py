@@ -61,12 +61,14 @@ def plan_own_region(
     gateway: Gateway | None,
     peers: Mapping[str, PeerObject],
     refused: RefusedClaims,
+    *,
     configured_port: int | None = None,
+    bound_ports: frozenset[int] = frozenset(),
 ) -> OwnRegionPlan:
     """Return the own region's part of the plan.
 
     `gateway` is the Gateway of `context.region`, `refused` what it lost in conflicts, `configured_port` the
-    operator's listen port on this node.
+    operator's listen port on this node, `bound_ports` those on which the tunnel receives now.
     """
     region = context.region
     if region is None or gateway is None:
@@ -87,7 +89,7 @@ def plan_own_region(
         neighbours=tuple(vxlan.neighbours(context)),
         forwarding=tuple(vxlan.forwarding(context)),
         host_routes=(*_mesh_routes(context), *vxlan.local_routes(context)),
-        rules=tuple(policy_rules(port, context)),
+        rules=tuple(policy_rules((port, *sorted(bound_ports - {port})), context)),
         sysctls=tuple(sysctls(context)),
         local=frozenset(a.prefix for a in region.announced),
         notes=(

@@ -65,6 +65,7 @@ class Planner:
         if (
             context != before
             or situation.intent.listen_port != earlier.intent.listen_port
+            or situation.observed != earlier.observed
             or (context.region is not None and context.region.name in stale)
         ):
             own = self._plan_own(context, situation)
@@ -147,7 +148,14 @@ class Planner:
     def _plan_own(self, context: Context, situation: Situation) -> OwnRegionPlan:
         name, world = self.region, situation.world
         refused = self._regions.refused(name)
-        return plan_own_region(context, world.gateways.get(name), world.peers, refused, situation.intent.listen_port)
+        return plan_own_region(
+            context,
+            world.gateways.get(name),
+            world.peers,
+            refused,
+            configured_port=situation.intent.listen_port,
+            bound_ports=situation.observed.tunnel_ports,
+        )
 
     def _replan(self, name: str, context: Context, difference: PlanDifference) -> None:
         """Make the part of one region anew, and add what changed to `difference`."""
@@ -169,5 +177,6 @@ def _may_change_plan(earlier: Situation, situation: Situation) -> bool:
         or (situation.liveness is not earlier.liveness and situation.liveness != earlier.liveness)
         or (situation.facts is not earlier.facts and situation.facts != earlier.facts)
         or situation.intent.listen_port != earlier.intent.listen_port
+        or situation.observed != earlier.observed
         or situation.intent.forward_node_ip != earlier.intent.forward_node_ip
     )

@@ -7,7 +7,7 @@ kernel resolves local addresses at 0, and OpenYurt's own rule is at 100, after o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import TABLE_LOCAL, TABLE_REMOTE, TUNNEL_DEVICE, VXLAN_DEVICE, Rule, RuleAction
@@ -22,26 +22,31 @@ PREF_LANDING = 102  # where PREF_BYPASS continues, after the look-up of table 91
 _TCP, _UDP = 6, 17  # IANA protocol numbers
 
 
-def policy_rules(port: int, context: Context) -> Iterable[Rule]:
-    """Yield the rules of every family; `port` is the tunnel's UDP port.
+def policy_rules(ports: Sequence[int], context: Context) -> Iterable[Rule]:
+    """Yield the rules of every family; `ports` are the tunnel's UDP ports, more than one while its port changes.
+
+    Each port needs its rules as long as packets arrive there: source validation (rp_filter) looks up the way back as
+    for an answer from that port. Without the bypass it finds the tunnel for a node whose addresses are routed into
+    it, and drops the packet.
 
     The NOP rules serve source validation (rp_filter): it evaluates the rules as for a packet that starts here, and
     with ports only if some rule names a protocol or ports and an input device other than lo
     (`fib_rule_requires_fldissect` in include/net/fib_rules.h, `__fib_validate_source` in net/ipv4/fib_frontend.c).
     """
     for family in context.facts.families:
-        yield Rule(
-            family,
-            PREF_BYPASS,
-            RuleAction.GOTO,
-            PREF_LANDING,
-            input_device="lo",
-            ip_protocol=_UDP,
-            source_port=port,
-            reason=Reason(ReasonCode.RULE_OUTER_BYPASS),
-        )
+        for port in ports:
+            yield Rule(
+                family,
+                PREF_BYPASS,
+                RuleAction.GOTO,
+                PREF_LANDING,
+                input_device="lo",
+                ip_protocol=_UDP,
+                source_port=port,
+                reason=Reason(ReasonCode.RULE_OUTER_BYPASS),
+            )
         if context.is_gateway:
-            yield from _arriving(family, port, context)
+            yield from _arriving(family, ports, context)
         elif context.facts.api:
             # A rule may name a device that does not exist.
             yield Rule(
@@ -57,17 +62,18 @@ def policy_rules(port: int, context: Context) -> Iterable[Rule]:
         yield Rule(family, PREF_LANDING, RuleAction.NOP, reason=Reason(ReasonCode.RULE_LANDING))
 
 
-def _arriving(family: int, port: int, context: Context) -> Iterable[Rule]:
+def _arriving(family: int, ports: Sequence[int], context: Context) -> Iterable[Rule]:
     """Yield the rules of a gateway or a standby for packets that arrive by one of our devices."""
-    yield Rule(
-        family,
-        PREF_BYPASS,
-        RuleAction.NOP,
-        input_device=TUNNEL_DEVICE,
-        ip_protocol=_UDP,
-        source_port=port,
-        reason=Reason(ReasonCode.RULE_PORTS_TUNNEL),
-    )
+    for port in ports:
+        yield Rule(
+            family,
+            PREF_BYPASS,
+            RuleAction.NOP,
+            input_device=TUNNEL_DEVICE,
+            ip_protocol=_UDP,
+            source_port=port,
+            reason=Reason(ReasonCode.RULE_PORTS_TUNNEL),
+        )
     yield Rule(
         family,
         PREF_ARRIVING,

@@ -49,10 +49,11 @@ class IdentityKeys:
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """Measurements of the network, for planning: endpoints of peers as others see them, path MTUs.
+    """State that is measured while the agent runs. Endpoints as other nodes see them and path MTUs belong here."""
 
-    Empty for now; each feature that measures something adds its field.
-    """
+    # UDP ports on which the open tunnel receives. Besides the planned one this has the former one while the port
+    # changes: until the new one is bound, and for as long as peers may still send to the old one.
+    tunnel_ports: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

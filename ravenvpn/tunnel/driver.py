@@ -159,6 +159,11 @@ class Tunnel:
         return self._port
 
     @property
+    def ports(self) -> frozenset[int]:
+        """The outer UDP ports that are read: the one in use, and former ones for a moment."""
+        return self._replaced.ports | {self._port}
+
+    @property
     def fwmark(self) -> int:
         """SO_MARK of outer packets, 0 for none."""
         return self._mark

@@ -39,6 +39,11 @@ class ReplacedSockets:
                 self._loop.add_reader(fd, self._on_readable, fd, ipv6)
         self._closers[sockets.port] = (sockets, self._loop.call_later(LINGER, self._close, sockets.port))
 
+    @property
+    def ports(self) -> frozenset[int]:
+        """The ports that are still read."""
+        return frozenset(self._closers)
+
     def reclaim(self, port: int) -> UdpSockets | None:
         """Return the sockets of this port, which are the caller's again: the port was changed back. None if there are
         none."""

@@ -43,6 +43,25 @@ def owner() -> TunnelOwner:
     return made
 
 
+async def test_a_moving_tunnel_receives_on_both_ports(owner: TunnelOwner) -> None:
+    """The plan needs rules for the former port until its sockets are closed."""
+    planner, world_now, ports = Planner("edge-9"), world("mesh"), (free_port(), free_port())
+    try:
+        situation = Situation(world_now, intent=Intent(listen_port=ports[0]))
+        delta = planner.update(situation).tunnel
+        assert not owner.moves_port(delta), "there is no tunnel yet"
+        await owner.apply_additions(planner.plan, delta)
+        assert owner.ports() == {ports[0]}
+        delta = planner.update(replace(situation, intent=Intent(listen_port=ports[1]))).tunnel
+        assert owner.moves_port(delta)
+        await owner.apply_additions(planner.plan, delta)
+        assert owner.ports() == set(ports)
+        assert not owner.moves_port(delta)
+    finally:
+        await owner.close()
+    assert owner.ports() == set()
+
+
 async def test_another_mesh_name_opens_another_tunnel(owner: TunnelOwner) -> None:
     """Every tunnel address depends on the mesh name, so measurements of the tunnel before are void."""
     planner, intent = Planner("edge-9"), Intent(listen_port=free_port())

@@ -70,6 +70,19 @@ def test_another_listen_port_changes_the_tunnel_and_the_rules_alone() -> None:
     assert replace(delta.host.added, rules=()) == replace(delta.host.removed, rules=()) == type(delta.host.added)()
 
 
+def test_a_former_port_keeps_its_rules_as_long_as_the_tunnel_receives_on_it() -> None:
+    planner, before = Planner("a0"), Situation(world(), observed=Observations(frozenset({4500})))
+    planner.update(before)
+    moving = replace(before, intent=Intent(listen_port=51820))
+    delta = planner.update(moving).host
+    assert {rule.source_port for rule in delta.added.rules} == {51820}
+    assert delta.removed.rules == ()
+    assert not planner.update(replace(moving, observed=Observations(frozenset({4500, 51820}))))
+    delta = planner.update(replace(moving, observed=Observations(frozenset({51820})))).host
+    assert {rule.source_port for rule in delta.removed.rules} == {4500}
+    assert delta.added.rules == ()
+
+
 def test_forward_node_ip_is_switched_on_and_off_by_an_update() -> None:
     planner, off = Planner("a0"), Situation(world())
     on = replace(off, intent=Intent(forward_node_ip=True))
