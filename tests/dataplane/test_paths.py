@@ -8,7 +8,7 @@ from ipaddress import ip_network
 
 import pytest
 from dataplane.packets import is_valid, tcp, udp
-from dataplane.rig import ALICE, BOB, CAROL, Clock, End, Eve, keypairs, message, settle, two
+from dataplane.rig import ALICE, BOB, CAROL, Clock, End, Eve, keypairs, message, settle, two, udp_socket
 
 from ravenvpn.dataplane.contract import Endpoint, EndpointMoved, Source
 
@@ -119,6 +119,28 @@ async def test_a_source_that_went_away_is_forgotten_and_nothing_is_lost(body, fa
         source = pair.alice.counters.peers[BOB].source
         assert source is None or source.host != gone
         assert pair.alice.plane.offloads().udp_gso, "it was not segmentation's fault"
+
+
+async def test_a_replaced_socket_is_read_as_long_as_it_is_pumped(body):
+    """A change of the listen port: datagrams on their way to the old port arrive, replies leave from the new one."""
+    async with two(body) as pair:
+        with Eve() as eve:
+            _, yours = await pair.connect()
+            bob = pair.bob
+            old, eve_to_old = bob.v4, bob.endpoint()
+            bob.v4 = udp_socket(socket.AF_INET)
+            bob.plane.set_sockets(bob.v4.fileno(), bob.v6.fileno())
+            with old:
+                eve.send(message(yours, 100, udp(A, B)), eve_to_old)
+                await pair.settle()
+                assert bob.packets() == []
+                bob.plane.pump_replaced_socket(old.fileno(), False)
+                assert len(bob.packets()) == 1
+                bob.plane.pump_replaced_socket(old.fileno(), False)  # an empty one
+            assert bob.drops() == {}
+            bob.put(udp(B, A))
+            await pair.settle()
+            assert eve.socket.recvfrom(2048)[1] == (bob.endpoint().host, bob.endpoint().port)
 
 
 async def test_new_sockets_forget_sources(body):
