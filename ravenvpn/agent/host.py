@@ -17,20 +17,19 @@ from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.reason import code_of, explain
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.discovery import LocalAddress
-from ravenvpn.node.format import counted, words
-from ravenvpn.node.host_diff import diff
-from ravenvpn.node.operations import Verb
-from ravenvpn.node.reconciler import (
+from ravenvpn.node.format import format_counts, format_object
+from ravenvpn.node.host_diff import required_operations
+from ravenvpn.node.host_events import (
     AddressesChanged,
     ChangeRefused,
     DeviceGone,
-    Event,
     FlappingDetected,
     FlowsRebound,
-    Reconciler,
+    HostEvent,
     Restored,
-    WantedState,
 )
+from ravenvpn.node.operations import Verb
+from ravenvpn.node.reconciler import Reconciler, WantedState
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class HostKeeper:
 
     async def ended(self) -> None:
         """Return when repairing has stopped; raise the exception that stopped it, if it was not `stop`."""
-        await self._reconciler.ended()
+        await self._reconciler.wait_stopped()
 
     async def apply(
         self, delta: HostDelta, wanted: WantedState, *, whole: bool = False, began: float | None = None
@@ -79,10 +78,10 @@ class HostKeeper:
         (time.monotonic), so that the log shows how long a change took to reach the kernel."""
         # A difference is applied to the plan before, so the first plan after the start is always applied as a whole.
         if whole or not self._has_plan:
-            self._log_result(await self._reconciler.want(wanted), began)
+            self._log_result(await self._reconciler.reconcile(wanted), began)
             self._has_plan = True
         elif delta:
-            self._log_result(await self._reconciler.change(delta, wanted), began)
+            self._log_result(await self._reconciler.reconcile_delta(delta, wanted), began)
 
     async def add_rules(self, delta: HostDelta, wanted: WantedState) -> HostDelta:
         """Install the routing rules that `delta` adds, and return the rest of it, still to be applied.
@@ -92,7 +91,9 @@ class HostKeeper:
         into the tunnel (forward_node_ip) would enter the tunnel that they carry."""
         if not self._has_plan or not delta.added.rules:
             return delta
-        self._log_result(await self._reconciler.change(HostDelta(HostState(rules=delta.added.rules)), wanted))
+        self._log_result(
+            await self._reconciler.reconcile_delta(HostDelta(HostState(rules=delta.added.rules)), wanted)
+        )
         return replace(delta, added=replace(delta.added, rules=()))
 
     async def cleanup(self) -> None:
@@ -104,18 +105,18 @@ class HostKeeper:
 
         `destinations`: addresses whose route MTU is looked up; `pods`: prefixes whose devices are looked up; `port`:
         the tunnel's UDP port."""
-        found = await self._reconciler.look(lambda host: host.facts(destinations, pods, port))
+        found = await self._reconciler.run(lambda host: host.discover(destinations, pods, port))
         self.addresses = found.addresses
-        return found.local()
+        return found.local_facts()
 
     async def diff(self, wanted: HostState) -> list[PlanLine]:
         """Return what applying `wanted` would change now, after reading the kernel's state; changes nothing.
 
         Waits for its turn: a change that is being applied ends first."""
-        operations = await self._reconciler.look(lambda host: diff(host.observe(wanted), wanted))
+        operations = await self._reconciler.run(lambda host: required_operations(host.observe(wanted), wanted))
         return [
             PlanLine(
-                what=words(item.thing),
+                what=format_object(item.target),
                 why=explain(item.reason),
                 code=code_of(item.reason),
                 change=_CHANGE[item.verb],
@@ -125,9 +126,9 @@ class HostKeeper:
 
     @property
     def missing(self) -> int:
-        """Number of planned things that the host is known not to have: refused, undone, or being fought over."""
+        """Number of planned things that the host is known not to have: refused, undone, or flapping."""
         reconciler = self._reconciler
-        return max(len(reconciler.failed), len(reconciler.fights), len(reconciler.disturbed))
+        return max(len(reconciler.failed), len(reconciler.flapping), len(reconciler.pending))
 
     @property
     def problems(self) -> list[ProblemReport]:
@@ -135,7 +136,7 @@ class HostKeeper:
         refused = [
             ProblemReport(
                 kind="host",
-                where=words(failure.operation.thing) if failure.operation else "reading the kernel's state",
+                where=format_object(failure.operation.target) if failure.operation else "reading the kernel's state",
                 message=str(failure.error),
             )
             for failure in self._reconciler.failed
@@ -143,11 +144,11 @@ class HostKeeper:
         undone = [
             ProblemReport(
                 kind="host",
-                where=fight.what,
-                message=f"was undone {fight.times} times" + (f" by {', '.join(fight.by)}" if fight.by else ""),
+                where=one.description,
+                message=f"was undone {one.times} times" + (f" by {', '.join(one.programs)}" if one.programs else ""),
                 remedy="find the program that does it; until then the pause before each repair grows",
             )
-            for fight in self._reconciler.fights
+            for one in self._reconciler.flapping
         ]
         return [*refused, *undone]
 
@@ -158,11 +159,11 @@ class HostKeeper:
         self.applied_at = time.time()
         if result.changed:
             took = {} if began is None else {"seconds": round(time.monotonic() - began, 4)}
-            log.info("host: %s", counted(result.changed), extra=took)
+            log.info("host: %s", format_counts(result.changed), extra=took)
         for failure in result.failed[:_LOGGED]:
             log.warning("host: %s", failure)
 
-    def _on_event(self, event: Event) -> None:
+    def _on_event(self, event: HostEvent) -> None:
         """Log an event of the reconciler; pass on those that need a new plan or a new tunnel."""
         match event:
             case AddressesChanged():
@@ -170,12 +171,14 @@ class HostKeeper:
             case DeviceGone(name=name):
                 log.warning("device %s was deleted by another program", name)
                 self._on_device_gone(name)
-            case Restored(things=things, by=by):
-                program = f" by {', '.join(by)}" if by else ""
-                log.warning("host: restored what was changed%s: %s", program, "; ".join(things[:_LOGGED]))
-            case FlappingDetected(fights=fights, delay=delay):
+            case Restored(descriptions=descriptions, programs=programs):
+                by = f" by {', '.join(programs)}" if programs else ""
+                log.warning("host: restored what was changed%s: %s", by, "; ".join(descriptions[:_LOGGED]))
+            case FlappingDetected(flapping=flapping, delay=delay):
                 log.error(
-                    "host: %s keeps being undone by another program; next repair in %.0f s", fights[0].what, delay
+                    "host: %s keeps being undone by another program; next repair in %.0f s",
+                    flapping[0].description,
+                    delay,
                 )
             case FlowsRebound(count=count):
                 log.info("host: %d live flows had another source address; their next packets are routed anew", count)

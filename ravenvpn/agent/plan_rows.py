@@ -17,7 +17,7 @@ from ravenvpn.mesh.hoststate import (
 )
 from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.reason import Reason, code_of, explain
-from ravenvpn.node.format import words
+from ravenvpn.node.format import format_object
 
 _HostThing = (
     TunDevice | VxlanDevice | DeviceAddress | Neighbour | ForwardingEntry | Rule | Route | Sysctl | PacketFilter
@@ -50,7 +50,7 @@ def plan_lines(plan: NodePlan) -> list[PlanLine]:
         *host.sysctls,
         *([host.packet_filter] if host.packet_filter else []),
     ]
-    return [*lines, *(_line(words(thing), thing.reason) for thing in things)]
+    return [*lines, *(_line(format_object(thing), thing.reason) for thing in things)]
 
 
 def _line(what: str, reason: Reason | None) -> PlanLine:

@@ -33,12 +33,12 @@ def check(ctx: click.Context, output: str) -> None:
     cluster where the world comes from one. Exits 1 if a check fails; a warning does not count as a failure.
     """
     from ravenvpn.node import preflight as checks
-    from ravenvpn.node.preflight_facts import gather
+    from ravenvpn.node.preflight_facts import gather_facts
 
     config = config_of(ctx)
     http = config.http_endpoint
-    findings = checks.judge(
-        gather(listen_port=config.listen_port or DEFAULT_TUNNEL_PORT, health_port=http[1] if http else 10275)
+    findings = checks.evaluate(
+        gather_facts(listen_port=config.listen_port or DEFAULT_TUNNEL_PORT, health_port=http[1] if http else 10275)
     )
     if config.world_directory is None:
         from ravenvpn.cli import cluster_check

@@ -23,12 +23,12 @@ def cleanup(state_dir: Path) -> None:
     Keys, configuration and saved state stay. Stop the agent first: a running one restores everything.
     """
     from ravenvpn.node.apply import Host
-    from ravenvpn.node.format import words
+    from ravenvpn.node.format import format_object
 
     with Host(state_dir / "host") as host:
         result = host.cleanup()
     for operation in result.changed:
-        click.echo(f"{operation.verb} {words(operation.thing)}")
+        click.echo(f"{operation.verb} {format_object(operation.target)}")
     if not result.changed and not result.failed:
         click.echo("nothing of ravenvpn is on this host")
     for failure in result.failed:

@@ -132,7 +132,7 @@ def _own_addresses(state_dir: Path, prefixes: list[Prefix]) -> tuple[tuple[Addre
     from ravenvpn.node.apply import Host
 
     with Host(state_dir / "host") as host:
-        found = [item.address.ip for item in host.facts().addresses]
+        found = [item.address.ip for item in host.discover().addresses]
     inside = [ip for ip in found if any(ip in prefix for prefix in prefixes if prefix.version == ip.version)]
     return _first_of_each([ip for ip in found if ip not in inside]), _first_of_each(inside)
 

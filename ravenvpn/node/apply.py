@@ -1,6 +1,6 @@
-"""Bring a host to the wanted state: observe, diff, execute. The one place of the agent that changes the host.
+"""`Host`: bring this host to a planned state (observe, diff, execute). The only part of the agent that changes it.
 
-Synchronous; the agent calls it through `asyncio.to_thread`, one call at a time.
+Blocking; `reconciler` calls it through `asyncio.to_thread`, one call at a time.
 """
 
 from __future__ import annotations
@@ -23,61 +23,65 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
-from ravenvpn.node import nft, sysctl
-from ravenvpn.node.conntrack import Rebinding
-from ravenvpn.node.discovery import HostFacts, look
-from ravenvpn.node.execute import Execution, OperationFailure
-from ravenvpn.node.host_diff import assumed, closes, diff
+from ravenvpn.node import sysctl
+from ravenvpn.node.conntrack import FlowCheck
+from ravenvpn.node.discovery import HostFacts, discover_host
+from ravenvpn.node.execute import Executor, OperationFailure
+from ravenvpn.node.host_diff import expected_state, is_fail_closed, required_operations
 from ravenvpn.node.links import LinkClient
 from ravenvpn.node.netlink import NetlinkSocket
-from ravenvpn.node.observe import ALL, HostPart, narrowed, observe
-from ravenvpn.node.operations import HostDevice, LocalPrefixes, Observed, Operation, Verb
+from ravenvpn.node.nft_ruleset import Ruleset
+from ravenvpn.node.observe import observe
+from ravenvpn.node.operations import LocalPrefixes, ObservedState, Operation, OwnedDevice, Verb
+from ravenvpn.node.parts import ALL_PARTS, HostPart, restrict
 from ravenvpn.prefixes import PrefixSet
 
 _NOTHING = HostState()
+_NFT_PROCESSES_KEPT = 64  # more than run between a write and the arrival of its notification
 
 
 @dataclass(frozen=True, slots=True)
 class ApplyResult:
-    """What was changed, in order, and what was refused. `changed` is empty if the host was as it should be.
+    """Outcome of one pass over the host."""
 
-    `follow` are parts that have to be looked at because of it, where they were not asked for: what hangs on a device
-    that was made anew. `rebinding` says which live flows are to be judged anew now, by `conntrack.forget`.
-    """
-
-    changed: tuple[Operation, ...] = ()
+    changed: tuple[Operation, ...] = ()  # in order; empty if the host was as planned
     failed: tuple[OperationFailure, ...] = ()
-    follow: frozenset[HostPart] = frozenset()
-    rebinding: Rebinding | None = field(default=None, compare=False)
+    # Parts outside the pass that its changes may have altered: what depends on a device that was recreated.
+    affected: frozenset[HostPart] = frozenset()
+    flow_check: FlowCheck | None = field(default=None, compare=False)  # live flows to check now (`flows`)
 
 
 class Host:
-    """This host's network, as far as it is ours. One call at a time, from whichever thread.
+    """The part of this host's network that is ours. One call at a time, from any thread.
 
-    `state_file` remembers sysctls of devices that are not ours (`sysctl.Originals`).
+    Every method blocks. A refused change is in the result's `failed`; HostError is raised where the state cannot be
+    read at all.
     """
 
     def __init__(self, state_file: Path) -> None:
-        self._pipe = NetlinkSocket()
-        self._originals = sysctl.Originals(state_file)
+        """`state_file` is the journal of sysctls on devices of others (`sysctl.SysctlJournal`)."""
+        self._netlink = NetlinkSocket()
+        self._journal = sysctl.SysctlJournal(state_file)
         # Process ids of our latest writes to nf_tables: notifications about them carry one.
-        self.nft_processes: deque[int] = deque(maxlen=64)
-        # Elements of the filter's sets, since a delta holds only those that changed.
+        self.nft_processes: deque[int] = deque(maxlen=_NFT_PROCESSES_KEPT)
+        # All local prefixes of the filter in force, since a delta holds only those that changed.
         self._local: frozenset[Prefix] = frozenset()
-        self._foreign: frozenset[str] = frozenset()  # devices of others under our names, when last looked
-        # What live flows are judged by. A process that was killed may have left them unjudged, so the first look does
-        # not ask whether the filter is new.
-        self._remote = PrefixSet()
-        self._own_sources: frozenset[bytes] = frozenset()
-        self._judged = False
+        self._foreign: frozenset[str] = frozenset()  # our device names taken by others, as of the last observation
+        # The facts by which live flows are checked.
+        self._remote = PrefixSet()  # prefixes with a fail-closed route
+        self._own_sources: frozenset[bytes] = frozenset()  # packed
+        # A process that was killed may have left flows unchecked, so the first whole pass checks all flows even if it
+        # finds the filter in place.
+        self._all_checked = False
 
     @property
     def port(self) -> int:
-        """The netlink port of our route and rule changes: notifications about them carry it."""
-        return self._pipe.port
+        """Netlink port of our changes of routes, rules and neighbours; notifications about them carry it."""
+        return self._netlink.port
 
     def close(self) -> None:
-        self._pipe.close()
+        """Close the netlink socket; the host stays as it is."""
+        self._netlink.close()
 
     def __enter__(self) -> Host:
         return self
@@ -85,95 +89,103 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def observe(self, wanted: HostState = _NOTHING, parts: frozenset[HostPart] = ALL) -> Observed:
-        """What is there of ours (see `observe.observe`)."""
-        with LinkClient() as netlink:
-            return observe(netlink, self._pipe, self._originals.load(), wanted, parts)
+    def observe(self, wanted: HostState = _NOTHING, parts: frozenset[HostPart] = ALL_PARTS) -> ObservedState:
+        """Return the state of this host in the terms of the plan `wanted` (see `observe.observe`)."""
+        with LinkClient() as links:
+            return observe(links, self._netlink, self._journal.load(), wanted, parts)
 
-    def facts(
+    def discover(
         self,
         destinations: Iterable[Address] = (),
         pods: Iterable[Prefix] = (),
         listen_port: int = DEFAULT_TUNNEL_PORT,
     ) -> HostFacts:
-        """What planning wants to know of this host (see `facts`)."""
-        with LinkClient() as netlink:
-            return look(
-                netlink,
-                self._pipe,
-                self._originals.load(),
+        """Return the facts that planning needs (see `discovery.discover_host`)."""
+        with LinkClient() as links:
+            return discover_host(
+                links,
+                self._netlink,
+                self._journal.load(),
                 destinations=destinations,
                 pods=pods,
                 listen_port=listen_port,
             )
 
-    def apply(self, wanted: HostState, parts: frozenset[HostPart] = ALL) -> ApplyResult:
-        """Look at everything of ours, or at some parts, and bring it to `wanted`.
+    def apply(self, wanted: HostState, parts: frozenset[HostPart] = ALL_PARTS) -> ApplyResult:
+        """Observe these parts of the host and bring them to `wanted`.
 
-        What `wanted` says of other parts is not read, but for our two devices, which everything else hangs on.
+        `wanted` may leave out other parts; its two devices are read in any case, since everything depends on them.
         """
         if HostPart.FILTER in parts:
             self._local = frozenset(wanted.packet_filter.local) if wanted.packet_filter is not None else frozenset()
-            self._know_sources(wanted.packet_filter)
+            self._set_own_sources(wanted.packet_filter)
         if HostPart.ROUTES in parts:
-            self._remote = PrefixSet(route.prefix for route in wanted.routes if closes(route))
-        wanted = narrowed(wanted, parts)
-        remembered, unreadable = self._remembered() if HostPart.DEVICES in parts else ({}, ())
-        with LinkClient() as netlink:
-            observed = observe(netlink, self._pipe, remembered, wanted, parts)
+            self._remote = PrefixSet(route.prefix for route in wanted.routes if is_fail_closed(route))
+        wanted = restrict(wanted, parts)
+        saved, unreadable = self._saved_sysctls() if HostPart.DEVICES in parts else ({}, ())
+        with LinkClient() as links:
+            observed = observe(links, self._netlink, saved, wanted, parts)
             self._foreign = frozenset(observed.foreign)
-            result = self._execute(diff(observed, wanted), netlink)
-        hanging = frozenset((HostPart.DEVICES, HostPart.ROUTES)) if any(map(_shakes, result.changed)) else frozenset()
-        if not self._judged and parts >= {HostPart.ROUTES, HostPart.FILTER}:
-            self._judged = True
-            result = replace(result, rebinding=self._rebinding(self._remote))
-        return replace(result, failed=(*unreadable, *result.failed), follow=hanging - parts)
+            result = self._execute(required_operations(observed, wanted), links)
+        dependent = (
+            frozenset((HostPart.DEVICES, HostPart.ROUTES))
+            if any(map(_changes_device, result.changed))
+            else frozenset[HostPart]()
+        )
+        if not self._all_checked and parts >= {HostPart.ROUTES, HostPart.FILTER}:
+            self._all_checked = True
+            result = replace(result, flow_check=self._flow_check(self._remote))
+        return replace(result, failed=(*unreadable, *result.failed), affected=dependent - parts)
 
     def apply_delta(self, delta: HostDelta, wanted: Callable[[], HostState]) -> ApplyResult:
-        """Make a planned change, at the price of the change. The host has to be as it was planned before.
+        """Apply a change of the plan at a cost proportional to the change.
 
-        Nothing is observed, so after a failure or a change by others `apply` is due. Our devices and addresses are
-        the exception: where they change `wanted` is asked for the whole, and everything is looked at.
+        Nothing is observed, so the host must be as the plan before had it; after a failure or a change by another
+        program call `apply`. Where our devices or their addresses change, `wanted` is called for the whole plan, and
+        everything is observed.
         """
         added, removed = delta.added, delta.removed
         if any((added.tun, added.vxlan, added.addresses, removed.tun, removed.vxlan, removed.addresses)):
             return self.apply(wanted())
-        added, removed = self._with_whole_filter(delta)
-        observed = assumed(removed)
+        added, removed = self._complete_filter(delta)
+        observed = expected_state(removed)
         if removed.sysctls:
-            gone = {item.key for item in removed.sysctls}
-            observed.remembered = {key: entry for key, entry in self._remembered()[0].items() if key in gone}
-        with LinkClient() as netlink:
-            return self._execute(diff(observed, added), netlink)
+            keys = {item.key for item in removed.sysctls}
+            observed.saved_sysctls = {key: entry for key, entry in self._saved_sysctls()[0].items() if key in keys}
+        with LinkClient() as links:
+            return self._execute(required_operations(observed, added), links)
 
     def cleanup(self) -> ApplyResult:
-        """Remove everything of ours, found by its marks, and put back the sysctls of others' devices."""
+        """Remove everything that carries our marks, and restore the sysctls of devices of others."""
         return self.apply(_NOTHING)
 
-    def _execute(self, operations: Sequence[Operation], netlink: LinkClient) -> ApplyResult:
-        execution = Execution(netlink, self._pipe, self._originals, self.nft_processes.append, self._foreign)
-        execution.run(operations)
+    def _execute(self, operations: Sequence[Operation], links: LinkClient) -> ApplyResult:
+        executor = Executor(links, self._netlink, self._journal, self.nft_processes.append, self._foreign)
+        executor.run(operations)
         return ApplyResult(
-            tuple(execution.changed), tuple(execution.failed), rebinding=self._newly_bound(execution.changed)
+            tuple(executor.changed), tuple(executor.failed), flow_check=self._flows_to_check(executor.changed)
         )
 
-    def _remembered(self) -> tuple[dict[str, sysctl.Remembered], tuple[OperationFailure, ...]]:
-        """What sysctls of others were before us. A file that can't be read is reported, and stops nothing else."""
+    def _saved_sysctls(self) -> tuple[dict[str, sysctl.SavedSysctl], tuple[OperationFailure, ...]]:
+        """Return the journal. An unreadable file is a failure that is reported and does not stop the rest."""
         try:
-            return self._originals.load(), ()
+            return self._journal.load(), ()
         except HostError as error:
             return {}, (OperationFailure(None, error),)
 
-    def _with_whole_filter(self, delta: HostDelta) -> tuple[HostState, HostState]:
-        """Both sides of a delta, with all local prefixes where it holds only those that changed, and with no filter
-        where nothing about its table changed: remote prefixes are no part of that."""
+    def _complete_filter(self, delta: HostDelta) -> tuple[HostState, HostState]:
+        """Return both sides of a delta with the complete packet filter, or without one if the nft table stays as is.
+
+        Where the delta holds only the local prefixes that changed, all of them are filled in. Remote prefixes are no
+        part of the table.
+        """
         added, removed = delta.added, delta.removed
         new, old = added.packet_filter, removed.packet_filter
         before = self._local
         frame = new or old
         if delta.filter_replaced:
             self._local = frozenset(new.local) if new is not None else frozenset()
-            self._know_sources(new)
+            self._set_own_sources(new)
             return added, removed
         self._local = before.difference(old.local if old is not None else ()).union(
             new.local if new is not None else ()
@@ -187,32 +199,34 @@ class Host:
 
     # Live flows.
 
-    def _know_sources(self, packet_filter: PacketFilter | None) -> None:
+    def _set_own_sources(self, packet_filter: PacketFilter | None) -> None:
         sources = packet_filter.own_sources if packet_filter is not None else ()
         self._own_sources = frozenset(address.packed for address in sources)
 
-    def _newly_bound(self, changed: Iterable[Operation]) -> Rebinding | None:
-        """Flows are judged anew when our chains or what they keep change, and those with a prefix that has just
-        become remote. After a restart device routes come back too, but a fail-closed one is new only with its
-        prefix."""
+    def _flows_to_check(self, changed: Iterable[Operation]) -> FlowCheck | None:
+        """Return which flows may be misbound because of these changes; update the set of remote prefixes.
+
+        All flows with remote prefixes if our chains or the local prefixes changed, else those with a prefix that has
+        just become remote. A new fail-closed route marks such a prefix: device routes also come back after a restart.
+        """
         filter_changed, fresh = False, PrefixSet()
         for operation in changed:
-            thing = operation.thing
-            if isinstance(thing, nft.Ruleset | LocalPrefixes):
+            target = operation.target
+            if isinstance(target, Ruleset | LocalPrefixes):
                 filter_changed = True
-            elif isinstance(thing, Route) and closes(thing):
+            elif isinstance(target, Route) and is_fail_closed(target):
                 if operation.verb is Verb.REMOVE:
-                    self._remote.discard(thing.prefix)
+                    self._remote.discard(target.prefix)
                 else:
-                    self._remote.add(thing.prefix)
+                    self._remote.add(target.prefix)
                     if operation.verb is Verb.ADD:
-                        fresh.add(thing.prefix)
-        return self._rebinding(self._remote | () if filter_changed else fresh)
+                        fresh.add(target.prefix)
+        return self._flow_check(self._remote | () if filter_changed else fresh)
 
-    def _rebinding(self, remote: PrefixSet) -> Rebinding | None:
-        return Rebinding(remote, self._own_sources, PrefixSet(self._local)) if remote else None
+    def _flow_check(self, remote: PrefixSet) -> FlowCheck | None:
+        return FlowCheck(remote, self._own_sources, PrefixSet(self._local)) if remote else None
 
 
-def _shakes(operation: Operation) -> bool:
-    """Whether routes, or whatever else hangs on a device, may have gone with this change of it."""
-    return isinstance(operation.thing, TunDevice | VxlanDevice | HostDevice | DeviceAddress)
+def _changes_device(operation: Operation) -> bool:
+    """Return whether routes, or other objects on a device, may have gone with this change of it."""
+    return isinstance(operation.target, TunDevice | VxlanDevice | OwnedDevice | DeviceAddress)

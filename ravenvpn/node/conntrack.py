@@ -1,11 +1,12 @@
-"""Live flows that were bound to another source before our nft chain was there.
+"""Find and delete live flows whose NAT binding predates our nft chain.
 
-conntrack asks the nat chains once, for a flow's first packet. A flow that a CNI's MASQUERADE has bound stays bound,
-whatever our chain says later, so its entry is deleted and the next packet is judged anew. Flows that are bound as
-our chain would bind them are left alone: deleting those of a Service could send them to another backend.
+Netfilter evaluates nat chains once, for the first packet of a flow. A flow that a CNI's MASQUERADE has bound stays
+bound whatever our chain says later, so its conntrack entry is deleted, and its next packet is evaluated anew. Flows
+whose binding our chain would have chosen too are left alone: deleting a Service's flow could move it to another
+backend.
 
-The kernel has no index that would help: finding them is one walk over all flows, which takes it 10 ms for an empty
-table of the usual 262,144 buckets. So it is done after a change, not as part of it.
+The kernel has no index for this. Finding the flows is a walk over the whole table, which takes 10 ms even for an
+empty table of the usual 262,144 buckets. `flows` therefore runs it after a change, not as part of it.
 
 Layouts: linux/netfilter/nfnetlink_conntrack.h.
 """
@@ -19,84 +20,99 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ravenvpn.node.netlink import NETLINK_NETFILTER, NLM_F_ACK, NetlinkSocket, attribute, attributes, message
+from ravenvpn.node.netlink import (
+    NETLINK_NETFILTER,
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NetlinkSocket,
+    pack_attribute,
+    pack_message,
+    parse_attributes,
+)
 from ravenvpn.prefixes import PrefixSet
 
 _CT_GET, _CT_DELETE = 0x101, 0x102  # NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_*
-_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18
-_TUPLE_IP = 1
+_TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ID, _ZONE = 1, 2, 3, 12, 18  # CTA_*
+_TUPLE_IP = 1  # CTA_TUPLE_IP
+_IP_V4, _IP_V6 = (1, 2), (3, 4)  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
 _STATUS_DNAT = 1 << 5  # IPS_DST_NAT
-_NFGEN = struct.Struct("=BBH")
+_NFGENMSG = struct.Struct("=BBH")  # family, version, resource id
 
 
 class Flow(NamedTuple):
-    """Where a flow came from and went to, and what its replies look like; addresses as packed bytes."""
+    """One conntrack entry. Addresses are 4 or 16 bytes in network byte order."""
 
-    family: int
-    source: bytes
+    family: int  # AF_INET or AF_INET6
+    source: bytes  # of the first packet, before any translation
     destination: bytes
-    reply_source: bytes
-    reply_destination: bytes
-    dnat: bool
-    handle: bytes  # attributes that name the entry for deletion
+    reply_source: bytes  # of the expected replies: where the flow really goes
+    reply_destination: bytes  # where replies are sent: the source the flow is bound to
+    dnat: bool  # the destination was translated (a Service)
+    handle: bytes  # attributes that identify the entry for its deletion
 
 
 @dataclass(frozen=True, slots=True)
-class Rebinding:
-    """Whose live flows are to be judged anew: those with the prefixes in `remote`, by what `own_sources` are now, and
-    whose sources are kept: `local`."""
+class FlowCheck:
+    """Which flows to check, and the facts to check them by."""
 
-    remote: PrefixSet
-    own_sources: frozenset[bytes]
-    local: PrefixSet = field(default_factory=PrefixSet)
+    remote: PrefixSet  # flows from or to these prefixes are checked
+    own_sources: frozenset[bytes]  # our own source addresses, packed
+    local: PrefixSet = field(default_factory=PrefixSet)  # prefixes of this region, whose addresses are kept
 
-    def after(self, earlier: Rebinding | None) -> Rebinding:
-        """Both in one walk."""
-        return self if earlier is None else Rebinding(earlier.remote | self.remote, self.own_sources, self.local)
+    def merge(self, earlier: FlowCheck | None) -> FlowCheck:
+        """Return one check that covers this and an earlier one that has not run; the newer facts count."""
+        if earlier is None:
+            return self
+        # `|` copies its left side cheaply and adds the right one element by element.
+        larger, smaller = sorted((earlier.remote, self.remote), key=len, reverse=True)
+        return FlowCheck(larger | smaller, self.own_sources, self.local)
 
 
-def misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes], local: PrefixSet) -> bool:
-    """Whether a flow with another region is bound to a source that our nft chain would not have given it."""
-    if flow.reply_destination == flow.source:  # not translated
+def is_misbound(flow: Flow, remote: PrefixSet, own_sources: Collection[bytes], local: PrefixSet) -> bool:
+    """Return whether a flow with another region is bound to a source that our nft chain would not have chosen."""
+    if flow.reply_destination == flow.source:  # the source is not translated
         return False
     if remote.covers_packed(flow.reply_source):
-        # Our own source may be just what a CNI or an operator gave a pod's flow. It is right for what starts here,
-        # and for what kube-proxy sent to a Service's endpoint.
+        # Our own source is right for flows that start on this host, and for those that kube-proxy sent to a Service's
+        # endpoint. A CNI or an operator may have given the same address to a pod's flow, where it is wrong.
         return flow.reply_destination not in own_sources or (local.covers_packed(flow.source) and not flow.dnat)
-    # From another region to a Service here and masqueraded by kube-proxy: rightly so.
+    # A flow from another region must keep its source, except to a Service here, where kube-proxy may masquerade.
     return remote.covers_packed(flow.source) and not flow.dnat
 
 
-def forget(rebinding: Rebinding) -> int:
-    """Delete the misbound flows; how many there were. Blocking."""
-    doomed: list[bytes] = []
+def delete_misbound_flows(check: FlowCheck) -> int:
+    """Walk all flows, delete the misbound ones, and return their number. Blocks; raises HostError."""
+    deletions: list[bytes] = []
 
-    def judge(body: bytes) -> bool:
-        flow = read_flow(body)
-        if flow is not None and misbound(flow, rebinding.remote, rebinding.own_sources, rebinding.local):
-            doomed.append(message(_CT_DELETE, NLM_F_ACK, _NFGEN.pack(flow.family, 0, 0) + flow.handle))
-        return False  # a host may have a million flows: none is kept
+    def collect(body: bytes) -> bool:
+        flow = parse_flow(body)
+        if flow is not None and is_misbound(flow, check.remote, check.own_sources, check.local):
+            header = _NFGENMSG.pack(flow.family, 0, 0)
+            deletions.append(pack_message(_CT_DELETE, NLM_F_ACK, header + flow.handle))
+        return False  # a host may have a million flows: the dump keeps none
 
-    pipe = NetlinkSocket(NETLINK_NETFILTER)
+    netlink = NetlinkSocket(NETLINK_NETFILTER)
     try:
-        pipe.dump(_CT_GET, _NFGEN.pack(socket.AF_UNSPEC, 0, 0), judge)  # both families in one walk
-        replies = pipe.request(doomed)
+        netlink.dump(_CT_GET, _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0), collect)  # both families in one walk
+        replies = netlink.request(deletions)
     finally:
-        pipe.close()
-    return sum(1 for reply in replies if reply.errno in (0, errno.ENOENT))
+        netlink.close()
+    return sum(1 for reply in replies if reply.errno in (0, errno.ENOENT))  # ENOENT: the flow ended meanwhile
 
 
-def read_flow(body: bytes) -> Flow | None:
+def parse_flow(body: bytes) -> Flow | None:
+    """Parse a dumped conntrack entry; None if it has no addresses of its family."""
     family = body[0]
-    found = attributes(body, _NFGEN.size)
+    found = parse_attributes(body, _NFGENMSG.size)
     if _TUPLE_ORIG not in found or _TUPLE_REPLY not in found:
         return None
-    original = attributes(attributes(found[_TUPLE_ORIG]).get(_TUPLE_IP, b""))
-    reply = attributes(attributes(found[_TUPLE_REPLY]).get(_TUPLE_IP, b""))
-    source, destination = (1, 2) if family == socket.AF_INET else (3, 4)
+    original = parse_attributes(parse_attributes(found[_TUPLE_ORIG]).get(_TUPLE_IP, b""))
+    reply = parse_attributes(parse_attributes(found[_TUPLE_REPLY]).get(_TUPLE_IP, b""))
+    source, destination = _IP_V4 if family == socket.AF_INET else _IP_V6
     if not {source, destination} <= set(original) & set(reply):
         return None
-    handle = b"".join(attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
+    # The id tells the entry from a later one with the same addresses and ports.
+    identity = b"".join(pack_attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
     return Flow(
         family,
         original[source],
@@ -104,5 +120,5 @@ def read_flow(body: bytes) -> Flow | None:
         reply[source],
         reply[destination],
         bool(struct.unpack("!I", found[_STATUS])[0] & _STATUS_DNAT) if _STATUS in found else False,
-        attribute(_TUPLE_ORIG | 0x8000, found[_TUPLE_ORIG]) + handle,
+        pack_attribute(_TUPLE_ORIG | NLA_F_NESTED, found[_TUPLE_ORIG]) + identity,
     )

@@ -1,7 +1,7 @@
-"""What planning wants to know of this host: its addresses, what IPv6 it has, path MTUs, who forwards.
+"""Discover the facts of this host that planning needs: addresses, IPv6, MTUs of routes, devices that forward.
 
-Settings that we changed ourselves count as they were before us: a plan that asks for forwarding on a device because
-it is off must not forget about it once it is on.
+Sysctls that we changed count with their original value. Otherwise a plan that turns forwarding on because it is off
+would drop that again as soon as it is on.
 """
 
 from __future__ import annotations
@@ -14,34 +14,36 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, Interface, Prefix
-from ravenvpn.mesh.local_facts import ApiEndpoint, LocalFacts
+from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT
 from ravenvpn.node import rtnetlink, sysctl
 from ravenvpn.node.links import LinkClient, LinkFacts
 from ravenvpn.node.netlink import NetlinkSocket
+from ravenvpn.node.sysctl import SavedSysctl
 from ravenvpn.overhead import ETHERNET_MTU
 
-_MAIN_TABLE = 254
-# Stand for the outside: documentation addresses (RFC 5737, RFC 3849), so no region can own them.
+_MAIN_TABLE = 254  # RT_TABLE_MAIN
+# Destinations outside every region: documentation addresses (RFC 5737, RFC 3849), which no region can announce.
 _OUTSIDE = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
-_PROTOCOL_RA = 9  # RTPROT_RA: learnt from a router advertisement
+_PROTOCOL_RA = 9  # RTPROT_RA: routes from router advertisements
 
 
 @dataclass(frozen=True, slots=True)
 class LocalAddress:
+    """An address of this host."""
+
     device: str
-    address: Interface
+    address: Interface  # with its prefix length
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """`addresses` are usable ones of both families: no loopback, link-local or tentative ones, none of our devices'.
+    """Facts of this host at one instant. `LocalFacts` documents those that are the same there."""
 
-    `mtus` map a destination to the MTU of the route that our outer packets take to it. See `LocalFacts` for the rest.
-    """
-
+    # Usable addresses of both families. Left out: loopback, link-local and tentative ones, and those of our devices.
     addresses: tuple[LocalAddress, ...] = ()
-    default_mtu: int = ETHERNET_MTU
+    default_mtu: int = ETHERNET_MTU  # of the default route, bytes
+    # Destination → MTU of the route that outer packets take to it, where it differs from `default_mtu`.
     mtus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     ipv6: bool = True
     ipv6_disabled: bool = False
@@ -49,8 +51,8 @@ class HostFacts:
     pod_devices: tuple[str, ...] = ()
     advertised: tuple[str, ...] = ()
 
-    def local(self, api: tuple[ApiEndpoint, ...] = ()) -> LocalFacts:
-        """The same, as planning takes it."""
+    def local_facts(self) -> LocalFacts:
+        """Return the facts as planning takes them, without API endpoints, which the cluster client adds."""
         return LocalFacts(
             addresses=frozenset(item.address.ip for item in self.addresses),
             networks=frozenset(item.address.network for item in self.addresses),
@@ -61,61 +63,68 @@ class HostFacts:
             force_forwarding=self.force_forwarding,
             pod_devices=self.pod_devices,
             advertised=self.advertised,
-            api=api,
         )
 
 
-def look(
-    netlink: LinkClient,
-    pipe: NetlinkSocket,
-    remembered: Mapping[str, sysctl.Remembered],
+def discover_host(
+    links: LinkClient,
+    netlink: NetlinkSocket,
+    saved_sysctls: Mapping[str, SavedSysctl],
     *,
     destinations: Iterable[Address] = (),
     pods: Iterable[Prefix] = (),
     listen_port: int = DEFAULT_TUNNEL_PORT,
 ) -> HostFacts:
-    """`destinations` are addresses of peers, `pods` the prefixes of the pods of this node."""
-    links = netlink.links()
-    names = {link.index: link.name for link in links}
+    """Read the facts from the kernel. Blocking; raises HostError.
+
+    `destinations` are underlay addresses of peers, `pods` the pod prefixes of this node, `listen_port` the tunnel's
+    UDP port, `saved_sysctls` the journal's entries.
+    """
+    devices = links.links()
+    names = {link.index: link.name for link in devices}
     ipv6 = ipv6_present()
-    default_mtu = way_out(pipe, links) or ETHERNET_MTU
-    mtus = ((str(address), path_mtu(pipe, links, address, listen_port)) for address in destinations)
+    default_mtu = default_route_mtu(netlink, devices) or ETHERNET_MTU
+    mtus = ((str(address), route_mtu(netlink, devices, address, listen_port)) for address in destinations)
     return HostFacts(
-        addresses=_addresses(netlink, names),
+        addresses=_addresses(links, names),
         default_mtu=default_mtu,
         mtus=MappingProxyType({name: mtu for name, mtu in mtus if mtu is not None and mtu != default_mtu}),
         ipv6=ipv6,
         ipv6_disabled=sysctl.read("net/ipv6/conf/all/disable_ipv6") == "1",
         force_forwarding=sysctl.read("net/ipv6/conf/all/force_forwarding") is not None,
-        pod_devices=tuple(sorted(_pod_devices(pipe, names, remembered, tuple(pods)))),
-        advertised=tuple(sorted(_advertised(pipe, names, remembered))) if ipv6 else (),
+        pod_devices=tuple(sorted(_pod_devices(netlink, names, saved_sysctls, tuple(pods)))),
+        advertised=tuple(sorted(_advertised_devices(netlink, names, saved_sysctls))) if ipv6 else (),
     )
 
 
-def path_mtu(pipe: NetlinkSocket, links: Iterable[LinkFacts], destination: Address, udp_port: int = 0) -> int | None:
-    """MTU of the route to `destination` for UDP from that port; None if there is none."""
-    found = rtnetlink.route_to(pipe, destination, udp_port)
+def route_mtu(
+    netlink: NetlinkSocket, devices: Iterable[LinkFacts], destination: Address, udp_port: int = 0
+) -> int | None:
+    """Return the MTU of the route to `destination` in bytes, that of its device if the route has none; None if
+    unreachable. With `udp_port` the route is that of UDP packets from that source port."""
+    found = rtnetlink.lookup_route(netlink, destination, udp_port)
     if found is None:
         return None
     index, mtu = found
-    return mtu or next((link.mtu for link in links if link.index == index), None)
+    return mtu or next((link.mtu for link in devices if link.index == index), None)
 
 
-def way_out(pipe: NetlinkSocket, links: Iterable[LinkFacts]) -> int | None:
-    """MTU of the way to the outside, by IPv4 if it has a route; None if there is no way."""
-    found = (path_mtu(pipe, links, address) for address in _OUTSIDE)
+def default_route_mtu(netlink: NetlinkSocket, devices: Iterable[LinkFacts]) -> int | None:
+    """Return the MTU of the default route, that of IPv4 if there is one; None without a default route."""
+    found = (route_mtu(netlink, devices, address) for address in _OUTSIDE)
     return next((mtu for mtu in found if mtu is not None), None)
 
 
 def ipv6_present() -> bool:
-    """False where the kernel runs without IPv6 altogether (ipv6.disable=1, or not built in)."""
+    """Return False if the kernel runs without IPv6 (ipv6.disable=1, or not built in)."""
     return Path("/proc/sys/net/ipv6").is_dir()
 
 
-def _addresses(netlink: LinkClient, names: Mapping[int, str]) -> tuple[LocalAddress, ...]:
+def _addresses(links: LinkClient, names: Mapping[int, str]) -> tuple[LocalAddress, ...]:
+    """Return the usable addresses, sorted by family, device and address, so that equal facts are equal values."""
     found = [
         LocalAddress(names[index], address)
-        for index, address, _ in netlink.addresses(usable=True)
+        for index, address, _ in links.addresses(usable=True)
         if index in names
         and names[index] not in (TUNNEL_DEVICE, VXLAN_DEVICE)
         and not (address.is_loopback or address.is_link_local)
@@ -123,44 +132,48 @@ def _addresses(netlink: LinkClient, names: Mapping[int, str]) -> tuple[LocalAddr
     return tuple(sorted(found, key=lambda item: (item.address.version, item.device, item.address.ip.packed)))
 
 
-def _before_us(key: str, remembered: Mapping[str, sysctl.Remembered]) -> str | None:
-    return remembered[key].original if key in remembered else sysctl.read(key)
+def _original_value(key: str, saved_sysctls: Mapping[str, SavedSysctl]) -> str | None:
+    return saved_sysctls[key].original if key in saved_sysctls else sysctl.read(key)
 
 
 def _pod_devices(
-    pipe: NetlinkSocket,
+    netlink: NetlinkSocket,
     names: Mapping[int, str],
-    remembered: Mapping[str, sysctl.Remembered],
+    saved_sysctls: Mapping[str, SavedSysctl],
     pods: tuple[Prefix, ...],
 ) -> Iterable[str]:
-    """Devices with routes into the pods' prefixes (a bridge, or one device a pod) that do not forward IPv4."""
+    """Yield the devices with routes into pod prefixes (a bridge, or one device a pod) that do not forward IPv4."""
     networks = [pod for pod in pods if pod.version == 4]
     if not networks:
         return
     seen: set[str] = set()
-    for prefix, index in _main_routes(pipe, socket.AF_INET):
+    for prefix, index in _main_routes(netlink, socket.AF_INET):
         name = names.get(index)
         if name is None or name in seen or name in (TUNNEL_DEVICE, VXLAN_DEVICE):
             continue
         if any(prefix.version == pod.version and prefix.subnet_of(pod) for pod in networks):
             seen.add(name)
-            if _before_us(f"net/ipv4/conf/{name}/forwarding", remembered) == "0":
+            if _original_value(f"net/ipv4/conf/{name}/forwarding", saved_sysctls) == "0":
                 yield name
 
 
-def _advertised(
-    pipe: NetlinkSocket, names: Mapping[int, str], remembered: Mapping[str, sysctl.Remembered]
+def _advertised_devices(
+    netlink: NetlinkSocket, names: Mapping[int, str], saved_sysctls: Mapping[str, SavedSysctl]
 ) -> Iterable[str]:
-    """Devices whose routes come from advertisements that the kernel itself reads, which forwarding would end."""
+    """Yield the devices whose routes come from router advertisements that the kernel itself processes.
+
+    With accept_ra=1 the kernel ignores them once the device forwards (kernel document ip-sysctl), so the plan sets 2.
+    """
     seen: set[str] = set()
-    for _, index in _main_routes(pipe, socket.AF_INET6, protocol=_PROTOCOL_RA):
+    for _, index in _main_routes(netlink, socket.AF_INET6, protocol=_PROTOCOL_RA):
         name = names.get(index)
         if name is not None and name not in seen:
             seen.add(name)
-            if _before_us(f"net/ipv6/conf/{name}/accept_ra", remembered) == "1":
+            if _original_value(f"net/ipv6/conf/{name}/accept_ra", saved_sysctls) == "1":
                 yield name
 
 
-def _main_routes(pipe: NetlinkSocket, family: int, protocol: int = 0) -> Iterable[tuple[Prefix, int]]:
-    for body in rtnetlink.dump_routes(pipe, family, table=_MAIN_TABLE, protocol=protocol):
-        yield from rtnetlink.read_destination(body)
+def _main_routes(netlink: NetlinkSocket, family: int, protocol: int = 0) -> Iterable[tuple[Prefix, int]]:
+    """Yield (prefix, ifindex) of the routes of the main table with a single next hop."""
+    for body in rtnetlink.dump_routes(netlink, family, table=_MAIN_TABLE, protocol=protocol):
+        yield from rtnetlink.parse_destination(body)

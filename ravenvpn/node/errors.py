@@ -1,4 +1,4 @@
-"""What the kernel's refusals mean to a person: an errno becomes an error that names the thing and a remedy."""
+"""From an errno of the kernel to a `HostError` that names the object and a remedy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 
 from ravenvpn.errors import HostError
 
+# Remedies for the errnos that netlink, /proc/sys and nft return for changes of ours.
 _REMEDIES = {
     errno.EPERM: "run as root, or with CAP_NET_ADMIN",
     errno.EACCES: "run as root, or with CAP_NET_ADMIN",
@@ -28,14 +29,19 @@ _REMEDIES = {
 
 
 def errno_name(code: int) -> str:
+    """Return the symbolic name of an errno ("EPERM"), or its number if Python does not know it."""
     return errno.errorcode.get(code, str(code))
 
 
-def host_error(subject: str, code: int, detail: str = "", *, remedy: str = "") -> HostError:
-    """`subject` is the thing in words, `code` an errno, `detail` what the kernel added."""
+def host_error(subject: str, code: int, detail: str = "") -> HostError:
+    """Build the HostError for a refused request.
+
+    `subject` names the object ("route 10.0.0.0/8 table 9127"). `code` is a positive errno. `detail` is the kernel's
+    own explanation (netlink extended acknowledgement); where there is one, it is more precise than strerror(3).
+    """
     return HostError(
         detail.rstrip(".") or os.strerror(code),
         subject=subject,
         errno_name=errno_name(code),
-        remedy=remedy or _REMEDIES.get(code, ""),
+        remedy=_REMEDIES.get(code, ""),
     )

@@ -1,8 +1,8 @@
-"""Telling an accident from a fight: when another program keeps undoing what we restore. Pure.
+"""Flap detection: tell a single change by another program from one that keeps reverting what we restore. Pure.
 
-An accident is mended at once. Whoever undoes the same thing again and again is met more and more slowly, so that two
-programs don't spin against each other, and it is said what they fight over and how often. Each part of the host's
-state has its own patience: a fight over a rule does not delay the mending of a route.
+A single change is repaired at once. An object that is reverted again and again is repaired with an exponential
+back-off, so that two programs do not spin against each other, and the flapping is reported with its count. Each part
+of the host has its own delay: a flapping rule does not delay the repair of a route.
 """
 
 from __future__ import annotations
@@ -11,77 +11,87 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ravenvpn.backoff import doubled
-from ravenvpn.node.observe import HostPart
+from ravenvpn.node.parts import HostPart
 
-FIGHT = 4  # times the same thing was undone without CALM seconds between
-CALM = 60.0
+FLAP_THRESHOLD = 4  # repairs of one object without a quiet period in between, from which on it flaps
+QUIET_PERIOD = 60.0  # seconds without a repair, after which the count starts again
 MIN_DELAY = 0.1  # seconds from the first notification to the repair: changes come in groups
-MAX_DELAY = 60.0
+FIRST_BACKOFF, MAX_DELAY = 1.0, 60.0  # seconds; the delay at the threshold, and its upper bound
 
 
 @dataclass(frozen=True, slots=True)
 class Flapping:
-    """`what` was undone `times` times since `since` (seconds on the caller's clock). `by`: programs, where known."""
+    """One object that another program keeps reverting."""
 
     part: HostPart
-    what: str
-    times: int
-    since: float
-    by: tuple[str, ...] = ()
+    description: str  # of the object, as `format_object` has it
+    times: int  # repairs since `since`
+    since: float  # seconds on the clock of FlapDetector's caller
+    programs: tuple[str, ...] = ()  # that changed it, where the kernel names them: for the nft table only
 
     def __str__(self) -> str:
-        # The kernel says who changes nft tables, and nobody else.
-        who = f" by {', '.join(self.by)}" if self.by else " by another program"
-        return f"{self.what}: undone {self.times} times{who}"
+        who = f" by {', '.join(self.programs)}" if self.programs else " by another program"
+        return f"{self.description}: undone {self.times} times{who}"
 
 
 @dataclass(slots=True)
-class _History:
-    since: float
+class _RepairHistory:
+    """Repairs of one object since its last quiet period."""
+
+    since: float  # of the first
     last: float
     times: int = 0
-    by: dict[str, None] = field(default_factory=dict)
+    programs: dict[str, None] = field(default_factory=dict)  # an ordered set
 
 
 class FlapDetector:
-    """What was restored how often, and how long to wait before the next repair. `now` is in seconds."""
+    """Count repairs by object and compute the delay before the next one.
+
+    `now` is seconds of one monotonic clock. Each call drops histories past their quiet period, so the size is bounded
+    by the objects that were repaired within the last minutes.
+    """
 
     def __init__(self) -> None:
-        self._things: dict[tuple[HostPart, str], _History] = {}
+        self._histories: dict[tuple[HostPart, str], _RepairHistory] = {}
 
-    def restored(self, part: HostPart, things: Iterable[str], by: Iterable[str], now: float) -> None:
-        """These had been undone and are restored now; `by` are programs that were seen changing ours."""
-        self._forget(now)
-        for thing in things:
-            history = self._things.setdefault((part, thing), _History(now, now))
+    def record_repairs(
+        self, part: HostPart, descriptions: Iterable[str], programs: Iterable[str], now: float
+    ) -> None:
+        """Count one repair of each object. `programs` were seen changing this part."""
+        self._expire(now)
+        for description in descriptions:
+            history = self._histories.setdefault((part, description), _RepairHistory(now, now))
             history.times += 1
             history.last = now
-            history.by.update(dict.fromkeys(by))
+            history.programs.update(dict.fromkeys(programs))
 
     def delay(self, part: HostPart, now: float) -> float:
-        """Seconds to wait before the next repair of this part."""
-        self._forget(now)
+        """Return the seconds to wait before the next repair of this part: those of its worst object."""
+        self._expire(now)
         return max(
-            (_delay(history.times) for (of, _), history in self._things.items() if of is part), default=MIN_DELAY
+            (_delay(history.times) for (of, _), history in self._histories.items() if of is part), default=MIN_DELAY
         )
 
-    def current(self, now: float) -> list[Flapping]:
-        """Fights going on now, worst first."""
-        self._forget(now)
-        fights = [
-            Flapping(part, what, history.times, history.since, tuple(history.by))
-            for (part, what), history in self._things.items()
-            if history.times >= FIGHT
+    def flapping(self, now: float) -> list[Flapping]:
+        """Return the objects at or over the threshold, the most frequent first."""
+        self._expire(now)
+        found = [
+            Flapping(part, description, history.times, history.since, tuple(history.programs))
+            for (part, description), history in self._histories.items()
+            if history.times >= FLAP_THRESHOLD
         ]
-        return sorted(fights, key=lambda fight: (-fight.times, fight.part, fight.what))
+        return sorted(found, key=lambda one: (-one.times, one.part, one.description))
 
-    def _forget(self, now: float) -> None:
-        # Slower repairs are undone more rarely, so it takes longer to know that a fight is over.
-        calm = {key: CALM + 2 * _delay(history.times) for key, history in self._things.items()}
-        self._things = {key: history for key, history in self._things.items() if now - history.last < calm[key]}
+    def _expire(self, now: float) -> None:
+        # The longer the delay, the longer no repair shows that the other program has stopped.
+        quiet = {key: QUIET_PERIOD + 2 * _delay(history.times) for key, history in self._histories.items()}
+        self._histories = {
+            key: history for key, history in self._histories.items() if now - history.last < quiet[key]
+        }
 
 
 def _delay(times: int) -> float:
-    if times < FIGHT:
+    """Return the delay after so many repairs of one object, in seconds."""
+    if times < FLAP_THRESHOLD:
         return MIN_DELAY
-    return doubled(1.0, times - FIGHT, MAX_DELAY)
+    return doubled(FIRST_BACKOFF, times - FLAP_THRESHOLD, MAX_DELAY)

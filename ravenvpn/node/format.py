@@ -1,4 +1,4 @@
-"""Our things on a host in words, near to how ip(8) writes them: for plans, reports and errors."""
+"""Format host objects and operations as text, close to the syntax of ip(8): for plans, reports, logs and errors."""
 
 from __future__ import annotations
 
@@ -10,61 +10,108 @@ from ravenvpn.mesh.hoststate import (
     DeviceAddress,
     ForwardingEntry,
     Neighbour,
+    PacketFilter,
     Route,
+    RouteKind,
     Rule,
     Sysctl,
     TunDevice,
     VxlanDevice,
 )
-from ravenvpn.node.operations import HostDevice, LocalPrefixes, Operation
+from ravenvpn.node.links import LinkFacts
+from ravenvpn.node.operations import HostObject, LocalPrefixes, Operation, OwnedDevice
 from ravenvpn.node.rtnetlink import Stray
 
 
-def words(thing: object) -> str:
-    """One thing, without its reason."""
-    match thing:
+def format_object(target: HostObject | PacketFilter) -> str:
+    """Return one line for an object, without its reason: "route 10.244.2.0/24 table 9127 dev ravenvpn0 mtu 1420".
+
+    Errors use it as their subject, so the text identifies the object on the host.
+    """
+    match target:
         case Route():
-            parts = [str(thing.prefix), f"table {thing.table}"]
-            parts[0] = f"{thing.kind} {parts[0]}" if thing.kind != "unicast" else parts[0]
-            for name in ("via", "device", "source", "mtu"):
-                value = getattr(thing, name)
-                if value is not None:
-                    parts.append(f"{ {'device': 'dev', 'source': 'src'}.get(name, name) } {value}")
-            return "route " + " ".join([*parts, *([f"metric {thing.metric}"] if thing.metric else [])])
+            return _format_route(target)
         case Rule():
-            parts = [f"rule {thing.preference} IPv{thing.family}"]
-            conditions = (
-                ("iif", thing.input_device),
-                ("to", thing.to),
-                ("ipproto", thing.ip_protocol),
-                ("sport", thing.source_port),
-                ("dport", thing.destination_port),
-            )
-            parts += [f"{name} {value}" for name, value in conditions if value is not None]
-            return " ".join([*parts, thing.action, *([str(thing.target)] if thing.target else [])])
+            return _format_rule(target)
         case TunDevice():
-            return f"device {thing.name} mtu {thing.mtu} up"
+            return f"device {target.name} mtu {target.mtu} up"
         case VxlanDevice():
-            return f"device {thing.name} VXLAN {thing.vni} port {thing.port} local {thing.local} mtu {thing.mtu}"
-        case HostDevice():
-            return f"device {thing.name}"
+            return f"device {target.name} VXLAN {target.vni} port {target.port} local {target.local} mtu {target.mtu}"
+        case OwnedDevice():
+            return f"device {target.name}"
         case DeviceAddress():
-            return f"address {thing.address} dev {thing.device}"
+            return f"address {target.address} dev {target.device}"
         case Neighbour():
-            return f"neighbour {thing.address} at {thing.mac} dev {thing.device}"
+            return f"neighbour {target.address} at {target.mac} dev {target.device}"
         case ForwardingEntry():
-            return f"forwarding entry {thing.mac} to {thing.destination} dev {thing.device}"
+            return f"forwarding entry {target.mac} to {target.destination} dev {target.device}"
         case Sysctl():
-            return f"sysctl {thing.key}={thing.value}"
+            return f"sysctl {target.key}={target.value}"
         case Stray():
-            return thing.what
+            return target.description
         case LocalPrefixes():
-            return f"nft table {NFT_TABLE}: {len(thing.prefixes)} prefixes of this region"
-        case _:
+            return f"nft table {NFT_TABLE}: {len(target.prefixes)} prefixes of this region"
+        case _:  # the packet filter, planned, written or removed
             return f"nft table {NFT_TABLE}"
 
 
-def counted(operations: Iterable[Operation]) -> str:
-    """For a log line: "add 12 route, change 1 sysctl"."""
-    counts = Counter((operation.verb, type(operation.thing).__name__.lower()) for operation in operations)
+# Nouns for counts, one per type. Everything that is not listed is the nft table or a part of it.
+_NOUNS: dict[type, str] = {
+    Route: "route",
+    Rule: "rule",
+    Stray: "stray object",
+    TunDevice: "device",
+    VxlanDevice: "device",
+    OwnedDevice: "device",
+    DeviceAddress: "address",
+    Neighbour: "neighbour",
+    ForwardingEntry: "forwarding entry",
+    Sysctl: "sysctl",
+}
+
+
+def format_counts(operations: Iterable[Operation]) -> str:
+    """Return the number of operations by verb and type, for a log line: "add 12 route, change 1 sysctl"."""
+    counts = Counter((operation.verb, _NOUNS.get(type(operation.target), "nft table")) for operation in operations)
     return ", ".join(f"{verb} {count} {name}" for (verb, name), count in sorted(counts.items()))
+
+
+def format_link(link: LinkFacts | None) -> str:
+    """Return the settings of a device that a change replaces: "mtu 1400 aa:0f:0a:00:00:05 up"; "absent" for None."""
+    if link is None:
+        return "absent"
+    words = (f"mtu {link.mtu}", link.mac, "up" if link.up else "down")
+    return " ".join(word for word in words if word)
+
+
+def _format_route(route: Route) -> str:
+    kind = () if route.kind is RouteKind.UNICAST else (route.kind,)
+    options = (("via", route.via), ("dev", route.device), ("src", route.source), ("mtu", route.mtu))
+    return " ".join(
+        (
+            "route",
+            *kind,
+            str(route.prefix),
+            f"table {route.table}",
+            *(f"{name} {value}" for name, value in options if value is not None),
+            *((f"metric {route.metric}",) if route.metric else ()),
+        )
+    )
+
+
+def _format_rule(rule: Rule) -> str:
+    conditions = (
+        ("iif", rule.input_device),
+        ("to", rule.to),
+        ("ipproto", rule.ip_protocol),
+        ("sport", rule.source_port),
+        ("dport", rule.destination_port),
+    )
+    return " ".join(
+        (
+            f"rule {rule.preference} IPv{rule.family}",
+            *(f"{name} {value}" for name, value in conditions if value is not None),
+            rule.action,
+            *((str(rule.target),) if rule.target else ()),
+        )
+    )

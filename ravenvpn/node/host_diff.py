@@ -1,9 +1,9 @@
-"""What to change on the host, and in which order: a pure function of what is there and what should be.
+"""Compute the operations that bring a host from its observed state to the planned one, in a safe order. Pure.
 
-The order is the point. Coming up: fail-closed routes first, so that from the first moment on traffic for another
-region is refused rather than sent in clear; then devices, their settings, addresses and neighbours; the packet filter
-before the first packet can need it; routes; and the rules that send traffic to them last. Going down it is mirrored,
-fail-closed routes last of all. Where something is exchanged, the new is there before the old goes.
+The order prevents leaks and outages. Setting up: fail-closed routes first, so that traffic for another region is
+refused rather than sent in clear from the first moment on; then devices, sysctls, addresses and neighbours; the
+packet filter before any packet can need it; device routes; and last the rules that send traffic to them. Tearing
+down goes the other way, fail-closed routes last of all. A replacement exists before the old object goes.
 """
 
 from __future__ import annotations
@@ -26,178 +26,188 @@ from ravenvpn.mesh.hoststate import (
     Sysctl,
     VxlanDevice,
 )
-from ravenvpn.node import nft
+from ravenvpn.node.format import format_link
 from ravenvpn.node.links import LinkFacts
-from ravenvpn.node.operations import Filter, HostDevice, LocalPrefixes, Observed, Operation, Thing, Verb
-from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, Key, route_key
+from ravenvpn.node.nft_ruleset import build_ruleset
+from ravenvpn.node.operations import (
+    HostObject,
+    LocalPrefixes,
+    NftTable,
+    ObservedState,
+    Operation,
+    OwnedDevice,
+    Verb,
+)
+from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, RouteKey, route_key
 
 _Entry = TypeVar("_Entry", Neighbour, ForwardingEntry)
 
 
-def diff(observed: Observed, wanted: HostState) -> list[Operation]:
-    """The operations that turn `observed` into `wanted`; empty if that is what is there."""
-    fresh = set(_fresh_devices(observed, wanted))
-    flushed = _flushed_devices(observed, wanted) - fresh
-    put, drop = _routes(observed, wanted, fresh, flushed)
-    unwanted_addresses = _removed_addresses(observed, wanted, fresh)
+def required_operations(observed: ObservedState, wanted: HostState) -> list[Operation]:
+    """Return the operations that turn `observed` into `wanted`, in order; empty if nothing differs."""
+    recreated = set(_recreated_devices(observed, wanted))
+    flushed = _flushed_devices(observed, wanted) - recreated
+    put, drop = _routes(observed, wanted, recreated, flushed)
+    unwanted_addresses = _removed_addresses(observed, wanted, recreated)
     add_rules, remove_rules = _rules(observed, wanted)
     filter_first, filter_last = _filter(observed, wanted)
     return list(
         chain(
-            (operation for operation in put if closes(operation.thing)),
+            (operation for operation in put if is_fail_closed(operation.target)),
             _links(observed, wanted),
-            _sysctls(observed, wanted, fresh),
-            _addresses(observed, wanted, fresh),
+            _sysctls(observed, wanted, recreated),
+            _addresses(observed, wanted, recreated),
+            # The removal of the last IPv4 address takes routes with it: before the routes are put.
             (operation for device, operation in unwanted_addresses if device in flushed),
-            _neighbours(observed, wanted, fresh | set(_renamed_devices(observed, wanted))),
-            _forwarding(observed, wanted, fresh),
+            _neighbours(observed, wanted, recreated | set(_devices_with_new_mac(observed, wanted))),
+            _forwarding(observed, wanted, recreated),
             filter_first,
-            (operation for operation in put if not closes(operation.thing)),
+            (operation for operation in put if not is_fail_closed(operation.target)),
             add_rules,
             remove_rules,
             (Operation(Verb.REMOVE, stray) for stray in observed.strays),
-            (operation for operation in drop if not closes(operation.thing)),
-            _removed_neighbours(observed, wanted, fresh),
+            (operation for operation in drop if not is_fail_closed(operation.target)),
+            _removed_neighbours(observed, wanted, recreated),
             (operation for device, operation in unwanted_addresses if device not in flushed),
             _removed_links(observed, wanted),
-            (operation for operation in drop if closes(operation.thing)),
+            (operation for operation in drop if is_fail_closed(operation.target)),
             filter_last,
             _restored_sysctls(observed, wanted),
         )
     )
 
 
-def assumed(wanted: HostState) -> Observed:
-    """The host as it is if `wanted` was applied and nobody touched it since: what `diff` needs of it for a delta.
+def expected_state(wanted: HostState) -> ObservedState:
+    """Return what `observe` would find if `wanted` was applied and nothing changed since, without the devices.
 
-    Of devices it knows nothing.
+    The starting point for a delta, and the stand-in for parts that are not observed.
     """
-    rules = nft.ruleset(wanted)
-    return Observed(
+    ruleset = build_ruleset(wanted)
+    return ObservedState(
         addresses=set(wanted.addresses),
         neighbours=set(wanted.neighbours),
         forwarding=set(wanted.forwarding),
-        routes={route_key(route): route for route in map(_normal, wanted.routes)},
+        routes={route_key(route): route for route in map(_normalized, wanted.routes)},
         rules=set(wanted.rules),
         sysctls={item.key: item.value for item in wanted.sysctls},
-        packet_filter=rules.facts if rules is not None else None,
+        packet_filter=ruleset.facts if ruleset is not None else None,
     )
 
 
-def closes(thing: Thing | None) -> bool:
-    """Whether it keeps traffic from leaving in clear. What looks the same in the other table only keeps a packet from
-    going round in circles: to put it long before the route it backs would refuse what is under way."""
+def is_fail_closed(target: HostObject) -> bool:
+    """Return whether an object is a route that keeps traffic for a remote prefix from leaving in clear.
+
+    The same kind of route in table 9129 is none: it only prevents a loop, and added before the device route of its
+    prefix it would refuse packets under way.
+    """
     return (
-        isinstance(thing, Route)
-        and thing.table == TABLE_REMOTE
-        and thing.kind is RouteKind.UNREACHABLE
-        and thing.metric == FAIL_CLOSED_METRIC
+        isinstance(target, Route)
+        and target.table == TABLE_REMOTE
+        and target.kind is RouteKind.UNREACHABLE
+        and target.metric == FAIL_CLOSED_METRIC
     )
 
 
-def _normal(route: Route) -> Route:
+def _normalized(route: Route) -> Route:
+    """Return the route as `observe` reads it back: IPv6 routes without a metric get 1024 from the kernel."""
     if route.metric == IP6_RT_PRIO_USER and route.prefix.version == 6:
-        return replace(route, metric=0)  # the kernel writes 1024 where nothing is said
+        return replace(route, metric=0)
     return route
 
 
 # --- Devices ---------------------------------------------------------------------------------------------------
 
 
-def _fresh_devices(observed: Observed, wanted: HostState) -> Iterable[str]:
-    """Devices that will be made anew: what hangs on them is gone then."""
+def _recreated_devices(observed: ObservedState, wanted: HostState) -> Iterable[str]:
+    """Yield devices that will be created or replaced; nothing that belonged to an earlier one survives."""
     for device in (wanted.tun, wanted.vxlan):
         if device is not None and device.name not in observed.links:
             yield device.name
     vxlan = wanted.vxlan
-    if vxlan is not None and vxlan.name in observed.links and _differs(observed.links[vxlan.name], vxlan, observed):
+    link = observed.links.get(vxlan.name) if vxlan is not None else None
+    if vxlan is not None and link is not None and _must_recreate(link, vxlan, observed):
         yield vxlan.name
 
 
-def _renamed_devices(observed: Observed, wanted: HostState) -> Iterable[str]:
-    """Devices that get another MAC, and with that, so the kernel has it, lose all their neighbours."""
+def _devices_with_new_mac(observed: ObservedState, wanted: HostState) -> Iterable[str]:
+    """Yield devices that get another MAC: the kernel drops all their neighbours then."""
     vxlan = wanted.vxlan
     link = observed.links.get(vxlan.name) if vxlan is not None else None
     if vxlan is not None and link is not None and link.mac.lower() != vxlan.mac.lower():
         yield vxlan.name
 
 
-def _differs(link: LinkFacts, vxlan: VxlanDevice, observed: Observed) -> bool:
-    """Whether the device has to be made anew: the kernel changes neither VNI nor port of a living one."""
+def _must_recreate(link: LinkFacts, vxlan: VxlanDevice, observed: ObservedState) -> bool:
+    """Return whether a setting differs that the kernel does not change on an existing VXLAN."""
     found = link.vxlan
     if found is None:
         return True
     moved = observed.underlay is not None and found.underlay != observed.underlay
-    return (found.vni, found.port, found.local, found.learning) != (
-        vxlan.vni,
-        vxlan.port,
-        vxlan.local,
-        False,
-    ) or moved
+    settings = (found.vni, found.port, found.local, found.learning)
+    return moved or settings != (vxlan.vni, vxlan.port, vxlan.local, False)
 
 
-def _links(observed: Observed, wanted: HostState) -> Iterable[Operation]:
+def _links(observed: ObservedState, wanted: HostState) -> Iterable[Operation]:
+    """Yield the changes of both devices. The TUN itself is opened by the tunnel; only MTU and state are set."""
     tun, vxlan = wanted.tun, wanted.vxlan
     if tun is not None:
         link = observed.links.get(tun.name)
         if link is None or (link.kind, link.mtu, link.up) != ("tun", tun.mtu, True):
-            yield Operation(Verb.CHANGE, tun, _link_words(link))
+            yield Operation(Verb.CHANGE, tun, format_link(link))
     if vxlan is not None:
         link = observed.links.get(vxlan.name)
         if link is None:
             yield Operation(Verb.ADD, vxlan)
-        elif _differs(link, vxlan, observed):
-            yield Operation(Verb.REMOVE, HostDevice(vxlan.name), _link_words(link))
+        elif _must_recreate(link, vxlan, observed):
+            yield Operation(Verb.REMOVE, OwnedDevice(vxlan.name), format_link(link))
             yield Operation(Verb.ADD, vxlan)
         elif (link.mtu, link.mac.lower(), link.up) != (vxlan.mtu, vxlan.mac.lower(), True):
-            yield Operation(Verb.CHANGE, vxlan, _link_words(link))
+            yield Operation(Verb.CHANGE, vxlan, format_link(link))
 
 
-def _link_words(link: LinkFacts | None) -> str:
-    return "absent" if link is None else f"mtu {link.mtu} {link.mac} {'up' if link.up else 'down'}".replace("  ", " ")
-
-
-def _removed_links(observed: Observed, wanted: HostState) -> Iterable[Operation]:
+def _removed_links(observed: ObservedState, wanted: HostState) -> Iterable[Operation]:
     kept = {device.name for device in (wanted.tun, wanted.vxlan) if device is not None}
     for name in sorted(set(observed.links) - kept):
-        yield Operation(Verb.REMOVE, HostDevice(name))
+        yield Operation(Verb.REMOVE, OwnedDevice(name))
 
 
-# --- What hangs on devices -------------------------------------------------------------------------------------
+# --- Addresses, neighbours, FDB entries ------------------------------------------------------------------------
 
 
-def _addresses(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
+def _addresses(observed: ObservedState, wanted: HostState, recreated: set[str]) -> Iterable[Operation]:
     for item in wanted.addresses:
-        if item.device in fresh or item not in observed.addresses:
+        if item.device in recreated or item not in observed.addresses:
             yield Operation(Verb.ADD, item)
 
 
-def _removed_addresses(observed: Observed, wanted: HostState, fresh: set[str]) -> list[tuple[str, Operation]]:
-    """(device, removal) of each address that is not wanted."""
+def _removed_addresses(
+    observed: ObservedState, wanted: HostState, recreated: set[str]
+) -> list[tuple[str, Operation]]:
+    """Return (device, removal) of each address that is not planned."""
     gone = observed.addresses - set(wanted.addresses)
-    kept = sorted((item for item in gone if item.device not in fresh), key=str)
-    return [(item.device, Operation(Verb.REMOVE, item)) for item in kept]
+    removed = sorted((item for item in gone if item.device not in recreated), key=str)
+    return [(item.device, Operation(Verb.REMOVE, item)) for item in removed]
 
 
-def _flushed_devices(observed: Observed, wanted: HostState) -> set[str]:
-    """Devices that lose their last IPv4 address, and with it, so the kernel has it, all their IPv4 routes."""
+def _flushed_devices(observed: ObservedState, wanted: HostState) -> set[str]:
+    """Return devices that lose their last IPv4 address: the kernel drops all their IPv4 routes then."""
     with_addresses = {item.device for item in observed.addresses if item.address.version == 4}
     return with_addresses - {item.device for item in wanted.addresses if item.address.version == 4}
 
 
-def _neighbours(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
-    return _entries(observed.neighbours, wanted.neighbours, fresh, lambda item: (item.device, item.address))
+def _neighbours(observed: ObservedState, wanted: HostState, emptied: set[str]) -> Iterable[Operation]:
+    return _entries(observed.neighbours, wanted.neighbours, emptied, lambda item: (item.device, item.address))
 
 
-def _forwarding(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
-    return _entries(observed.forwarding, wanted.forwarding, fresh, lambda item: (item.device, item.mac))
+def _forwarding(observed: ObservedState, wanted: HostState, emptied: set[str]) -> Iterable[Operation]:
+    return _entries(observed.forwarding, wanted.forwarding, emptied, lambda item: (item.device, item.mac))
 
 
 def _entries(
-    present: Collection[_Entry], wanted: Iterable[_Entry], fresh: set[str], key: Callable[[_Entry], Hashable]
+    present: Collection[_Entry], wanted: Iterable[_Entry], emptied: set[str], key: Callable[[_Entry], Hashable]
 ) -> Iterable[Operation]:
-    """One that is there under a wanted one's key is changed into it. A device made anew has none."""
-    held = {key(item): item for item in present if item.device not in fresh}
+    """Yield additions and changes. The kernel holds one entry a key; devices in `emptied` have none by then."""
+    held = {key(item): item for item in present if item.device not in emptied}
     for item in wanted:
         before = held.get(key(item))
         if before is None:
@@ -206,15 +216,15 @@ def _entries(
             yield Operation(Verb.CHANGE, item, before)
 
 
-def _removed_neighbours(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
-    """Those that no wanted one takes the place of."""
+def _removed_neighbours(observed: ObservedState, wanted: HostState, recreated: set[str]) -> Iterable[Operation]:
+    """Yield the removal of entries that neither go with their device nor are replaced by one with the same key."""
     replaced = {(entry.device, entry.mac) for entry in wanted.forwarding if entry not in observed.forwarding}
     for entry in sorted(observed.forwarding - set(wanted.forwarding), key=str):
-        if entry.device not in fresh and (entry.device, entry.mac) not in replaced:
+        if entry.device not in recreated and (entry.device, entry.mac) not in replaced:
             yield Operation(Verb.REMOVE, entry)
     addresses = {(item.device, item.address) for item in wanted.neighbours}
     for item in sorted(observed.neighbours - set(wanted.neighbours), key=str):
-        if item.device not in fresh and (item.device, item.address) not in addresses:
+        if item.device not in recreated and (item.device, item.address) not in addresses:
             yield Operation(Verb.REMOVE, item)
 
 
@@ -222,16 +232,16 @@ def _removed_neighbours(observed: Observed, wanted: HostState, fresh: set[str]) 
 
 
 def _routes(
-    observed: Observed, wanted: HostState, fresh: set[str], flushed: set[str]
+    observed: ObservedState, wanted: HostState, recreated: set[str], flushed: set[str]
 ) -> tuple[list[Operation], list[Operation]]:
-    """(to put, to drop). A put takes the place of the route with its key in one step."""
+    """Return (routes to put, routes to remove). A put replaces the route with its key in one step."""
 
     def lost(route: Route) -> bool:
-        return route.device in fresh or (route.device in flushed and route.prefix.version == 4)
+        return route.device in recreated or (route.device in flushed and route.prefix.version == 4)
 
     put: list[Operation] = []
-    kept: set[Key] = set()
-    for route in map(_normal, wanted.routes):
+    kept: set[RouteKey] = set()
+    for route in map(_normalized, wanted.routes):
         key = route_key(route)
         kept.add(key)
         before = observed.routes.get(key)
@@ -240,12 +250,12 @@ def _routes(
         if before != route:
             put.append(Operation(Verb.ADD if before is None else Verb.CHANGE, route, before))
     gone = [route for key, route in observed.routes.items() if key not in kept and not lost(route)]
-    gone.sort(key=lambda route: -route.metric)  # what backs a route goes before it
+    gone.sort(key=lambda route: -route.metric)  # of one prefix the fallback goes before the route it backs
     return put, [Operation(Verb.REMOVE, route) for route in gone]
 
 
-def _rules(observed: Observed, wanted: HostState) -> tuple[list[Operation], list[Operation]]:
-    """(to add, to remove). Where gotos land comes before them, and goes after them."""
+def _rules(observed: ObservedState, wanted: HostState) -> tuple[list[Operation], list[Operation]]:
+    """Return (rules to add, rules to remove). The target of gotos is added before them and removed after them."""
 
     def order(rule: Rule) -> tuple[bool, int, str]:
         return rule.action is not RuleAction.NOP, rule.preference, str(rule)
@@ -258,16 +268,17 @@ def _rules(observed: Observed, wanted: HostState) -> tuple[list[Operation], list
 # --- Sysctls ---------------------------------------------------------------------------------------------------
 
 
-def _sysctls(observed: Observed, wanted: HostState, fresh: set[str]) -> Iterable[Operation]:
+def _sysctls(observed: ObservedState, wanted: HostState, recreated: set[str]) -> Iterable[Operation]:
     for item in wanted.sysctls:
         current = observed.sysctls.get(item.key)
-        if current != item.value or fresh & set(item.key.split("/")):
+        if current != item.value or recreated & set(item.key.split("/")):  # a key of a new device has its default
             yield Operation(Verb.CHANGE, item, current)
 
 
-def _restored_sysctls(observed: Observed, wanted: HostState) -> Iterable[Operation]:
+def _restored_sysctls(observed: ObservedState, wanted: HostState) -> Iterable[Operation]:
+    """Yield the restoration of sysctls that were changed on devices of others and are no longer planned."""
     kept = {item.key for item in wanted.sysctls}
-    for key, entry in sorted(observed.remembered.items()):
+    for key, entry in sorted(observed.saved_sysctls.items()):
         if key not in kept:
             yield Operation(Verb.REMOVE, Sysctl(key, entry.original, ours=False), entry.written)
 
@@ -275,12 +286,13 @@ def _restored_sysctls(observed: Observed, wanted: HostState) -> Iterable[Operati
 # --- Packet filter ---------------------------------------------------------------------------------------------
 
 
-def _filter(observed: Observed, wanted: HostState) -> tuple[list[Operation], list[Operation]]:
-    rules, found = nft.ruleset(wanted), observed.packet_filter
-    if rules is None:
-        return [], [] if found is None else [Operation(Verb.REMOVE, Filter())]
-    if found == rules.facts:
+def _filter(observed: ObservedState, wanted: HostState) -> tuple[list[Operation], list[Operation]]:
+    """Return (operations before the routes, operations after them): the table is written early and removed late."""
+    ruleset, found = build_ruleset(wanted), observed.packet_filter
+    if ruleset is None:
+        return [], [] if found is None else [Operation(Verb.REMOVE, NftTable())]
+    if found == ruleset.facts:
         return [], []
-    if found is not None and found.shape == rules.facts.shape:
-        return [Operation(Verb.CHANGE, LocalPrefixes(rules.facts.local))], []
-    return [Operation(Verb.ADD if found is None else Verb.CHANGE, rules)], []
+    if found is not None and found.shape == ruleset.facts.shape:
+        return [Operation(Verb.CHANGE, LocalPrefixes(ruleset.facts.local))], []
+    return [Operation(Verb.ADD if found is None else Verb.CHANGE, ruleset)], []

@@ -1,11 +1,13 @@
-"""What this host has of ours: by device name, table, nft table name and protocol 157, and nothing else is read."""
+"""Read from the kernel what this host has of ours, in the terms of a plan.
+
+Ownership is told by marks: the two device names, our two routing tables, the nft table's name, and protocol 157 on
+routes and rules anywhere. Nothing else is read.
+"""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
-from dataclasses import replace
-from enum import StrEnum
 
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import (
@@ -14,104 +16,92 @@ from ravenvpn.mesh.hoststate import (
     TABLE_REMOTE,
     TUNNEL_DEVICE,
     VXLAN_DEVICE,
+    Address,
     DeviceAddress,
     HostState,
     Rule,
 )
 from ravenvpn.node import neighbours, nft, rtnetlink, sysctl
-from ravenvpn.node.host_diff import assumed
+from ravenvpn.node.host_diff import expected_state
 from ravenvpn.node.links import LinkClient
 from ravenvpn.node.netlink import NetlinkSocket
-from ravenvpn.node.operations import Observed
+from ravenvpn.node.nft_ruleset import FilterFacts
+from ravenvpn.node.operations import ObservedState
+from ravenvpn.node.parts import ALL_PARTS, HostPart
 from ravenvpn.node.rtnetlink import Stray, route_key
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _TABLES = (TABLE_REMOTE, TABLE_LOCAL)
-_OUR_DEVICES = {TUNNEL_DEVICE: "tun", VXLAN_DEVICE: "vxlan"}  # and their kinds: of another kind they are not ours
-_SCOPE_LINK = 253
-
-
-class HostPart(StrEnum):
-    """What can be looked at by itself. Devices come with what hangs on them: addresses, neighbours, sysctls."""
-
-    DEVICES = "devices"
-    ROUTES = "routes"
-    RULES = "rules"
-    FILTER = "filter"
-
-
-ALL = frozenset(HostPart)
-
-
-def narrowed(wanted: HostState, parts: frozenset[HostPart]) -> HostState:
-    """What is wanted of these parts. Our two devices stay in, since everything else hangs on them."""
-    if HostPart.DEVICES not in parts:
-        wanted = replace(wanted, addresses=(), neighbours=(), forwarding=(), sysctls=())
-    return replace(
-        wanted,
-        routes=wanted.routes if HostPart.ROUTES in parts else (),
-        rules=wanted.rules if HostPart.RULES in parts else (),
-        packet_filter=wanted.packet_filter if HostPart.FILTER in parts else None,
-    )
+_OUR_DEVICES = {TUNNEL_DEVICE: "tun", VXLAN_DEVICE: "vxlan"}  # name → kind; with another kind the device is not ours
+_LOOPBACK_INDEX = 1  # ifindex of lo in every network namespace
+_SCOPE_LINK = 253  # RT_SCOPE_LINK
 
 
 def observe(
-    netlink: LinkClient,
-    pipe: NetlinkSocket,
-    remembered: Mapping[str, sysctl.Remembered],
+    links: LinkClient,
+    netlink: NetlinkSocket,
+    saved_sysctls: Mapping[str, sysctl.SavedSysctl],
     wanted: HostState,
-    parts: frozenset[HostPart] = ALL,
-) -> Observed:
-    """`wanted` says which sysctls and which underlay address to look at; parts not asked for are taken from it, so it
-    should be `narrowed` to them."""
-    observed = assumed(wanted) if parts != ALL else Observed()
-    observed.remembered = dict(remembered)
-    names = _devices(observed, netlink, wanted)
+    parts: frozenset[HostPart] = ALL_PARTS,
+) -> ObservedState:
+    """Return the state of these parts; the others are assumed to be as `wanted` has them.
+
+    `wanted` also says which sysctls and which underlay address to read. Pass a plan that `restrict` reduced to the
+    same parts, so that nothing is compared that was not read. Raises HostError, but not for nft (see `_filter`).
+    """
+    observed = expected_state(wanted) if parts != ALL_PARTS else ObservedState()
+    observed.saved_sysctls = dict(saved_sysctls)
+    names = _observe_devices(observed, links, wanted)
     if HostPart.DEVICES in parts:
-        _what_hangs_on_devices(observed, netlink, pipe, names, wanted)
+        _observe_device_state(observed, links, netlink, names, wanted)
     if HostPart.ROUTES in parts:
-        _routes(observed, pipe, names)
+        _observe_routes(observed, netlink, names)
     if HostPart.RULES in parts:
-        _rules(observed, pipe)
+        _observe_rules(observed, netlink)
     if HostPart.FILTER in parts:
         observed.packet_filter = _filter()
     return observed
 
 
-def _devices(observed: Observed, netlink: LinkClient, wanted: HostState) -> dict[int, str]:
+def underlay_index(links: LinkClient, local: Address) -> int | None:
+    """Return the ifindex of the device that has the address `local`, None if no device has it.
+
+    0 for an address on lo: it is reached by any device, so the VXLAN must not be bound to one.
+    """
+    for index, address, _ in links.addresses():
+        if address.ip == local:
+            return 0 if index == _LOOPBACK_INDEX else index
+    return None
+
+
+def _observe_devices(observed: ObservedState, links: LinkClient, wanted: HostState) -> dict[int, str]:
+    """Fill in our devices; return their names by ifindex."""
     for name, kind in _OUR_DEVICES.items():
-        link = netlink.link(name)
+        link = links.link(name)
         if link is not None and link.kind == kind:
             observed.links[name] = link
         elif link is not None:
             observed.foreign.add(name)
     if wanted.vxlan is not None:
-        observed.underlay = underlay(netlink, wanted.vxlan.local)
+        observed.underlay = underlay_index(links, wanted.vxlan.local)
     return {link.index: name for name, link in observed.links.items()}
 
 
-def underlay(netlink: LinkClient, local: object) -> int | None:
-    """Index of the device with this address; 0 for lo, whose addresses are reached by any device; None: absent."""
-    for index, address, _ in netlink.addresses():
-        if address.ip == local:
-            return 0 if index == 1 else index
-    return None
-
-
-def _what_hangs_on_devices(
-    observed: Observed, netlink: LinkClient, pipe: NetlinkSocket, names: dict[int, str], wanted: HostState
+def _observe_device_state(
+    observed: ObservedState, links: LinkClient, netlink: NetlinkSocket, names: dict[int, str], wanted: HostState
 ) -> None:
-    # The kernel's own link-local IPv6 address comes and goes with the device.
+    """Fill in addresses, neighbours, FDB entries and sysctls. `names`: our devices by ifindex."""
+    # The kernel adds a link-local IPv6 address to a device that comes up and removes it with the device.
     observed.addresses = {
         DeviceAddress(names[index], address)
-        for index, address, scope in netlink.addresses()
+        for index, address, scope in links.addresses()
         if index in names and not (address.version == 6 and scope == _SCOPE_LINK)
     }
     observed.neighbours, observed.forwarding = set(), set()
     vxlan = observed.links.get(VXLAN_DEVICE)
     if vxlan is not None:
-        observed.neighbours.update(neighbours.neighbours(pipe, vxlan.index, vxlan.name))
-        for entry in neighbours.forwarding(pipe, vxlan.index, vxlan.name):
+        observed.neighbours.update(neighbours.dump_neighbours(netlink, vxlan.index, vxlan.name))
+        for entry in neighbours.dump_forwarding(netlink, vxlan.index, vxlan.name):
             if isinstance(entry, Stray):
                 observed.strays.append(entry)
             else:
@@ -119,53 +109,56 @@ def _what_hangs_on_devices(
     observed.sysctls = {item.key: sysctl.read(item.key) for item in wanted.sysctls}
 
 
-def _routes(observed: Observed, pipe: NetlinkSocket, names: dict[int, str]) -> None:
+def _observe_routes(observed: ObservedState, netlink: NetlinkSocket, names: dict[int, str]) -> None:
+    """Fill in the routes of our tables, whoever added them, and those with our protocol in any other table."""
     observed.routes = {}
     for family in _FAMILIES:
-        # Our tables, whoever wrote there, and what carries our protocol anywhere else.
         bodies = [
-            *rtnetlink.dump_routes(pipe, family, table=TABLE_REMOTE),
-            *rtnetlink.dump_routes(pipe, family, table=TABLE_LOCAL),
+            *rtnetlink.dump_routes(netlink, family, table=TABLE_REMOTE),
+            *rtnetlink.dump_routes(netlink, family, table=TABLE_LOCAL),
             *(
                 body
-                for body in rtnetlink.dump_routes(pipe, family, protocol=PROTOCOL)
+                for body in rtnetlink.dump_routes(netlink, family, protocol=PROTOCOL)
                 if rtnetlink.route_owner(body)[0] not in _TABLES
             ),
         ]
         for body in bodies:
-            found = rtnetlink.read_route(body, names)
+            found = rtnetlink.parse_route(body, names)
             if isinstance(found, Stray):
                 observed.strays.append(found)
             elif found is not None:
                 route, ours = found
                 key = route_key(route)
-                # What names another device or table is no route of ours, even if it carries our protocol.
+                # No plan has a route in another table or on another device, even with our protocol.
                 ours = ours and route.table in _TABLES and (route.device is None or route.device in _OUR_DEVICES)
                 if ours and key not in observed.routes:
                     observed.routes[key] = route
                 else:
-                    what = f"route {route.prefix} in table {route.table}"
-                    observed.strays.append(Stray(what, body, rtnetlink.RTM_DELROUTE))
+                    description = f"route {route.prefix} in table {route.table}"
+                    observed.strays.append(Stray(description, body, rtnetlink.RTM_DELROUTE))
 
 
-def _rules(observed: Observed, pipe: NetlinkSocket) -> None:
+def _observe_rules(observed: ObservedState, netlink: NetlinkSocket) -> None:
+    """Fill in the rules with our protocol; a second copy of a rule is a stray."""
     observed.rules = set()
     for family in _FAMILIES:
-        for body in rtnetlink.dump_rules(pipe, family):
-            found = rtnetlink.read_rule(body)
+        for body in rtnetlink.dump_rules(netlink, family):
+            found = rtnetlink.parse_rule(body)
             if isinstance(found, Rule) and found not in observed.rules:
                 observed.rules.add(found)
             elif isinstance(found, Rule):
-                what = f"second rule {found.preference}"
-                observed.strays.append(Stray(what, body, rtnetlink.RTM_DELRULE))
+                description = f"second rule {found.preference}"
+                observed.strays.append(Stray(description, body, rtnetlink.RTM_DELRULE))
             elif found is not None:
                 observed.strays.append(found)
 
 
-def _filter() -> nft.FilterFacts | None:
+def _filter() -> FilterFacts | None:
+    """Return our nft table; None also if nft does not work, so that the rest of the host's state is not held up.
+
+    Where a table is planned, the attempt to write it reports the error of nft.
+    """
     try:
         return nft.observe()
     except HostError:
-        # Without a working nft there is no table to be seen. Where one is wanted, writing it says what is wrong, and
-        # the rest of the host's state does not wait for it.
         return None

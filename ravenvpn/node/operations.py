@@ -1,4 +1,4 @@
-"""The words of `diff`: what may be on a host, as it was found, and the changes that can be made to it."""
+"""Value types between `observe`, `host_diff` and `execute`: the observed state of a host, and changes to it."""
 
 from __future__ import annotations
 
@@ -17,81 +17,83 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.mesh.reason import Reason
-from ravenvpn.node import nft
 from ravenvpn.node.links import LinkFacts
-from ravenvpn.node.rtnetlink import Key, Stray
-from ravenvpn.node.sysctl import Remembered
+from ravenvpn.node.nft_ruleset import FilterFacts, Ruleset
+from ravenvpn.node.rtnetlink import RouteKey, Stray
+from ravenvpn.node.sysctl import SavedSysctl
 
 
 class Verb(StrEnum):
+    """Kind of a change. The values appear in log lines and in the output of `raven-vpn cleanup`."""
+
     ADD = "add"
     CHANGE = "change"
     REMOVE = "remove"
 
 
 @dataclass(frozen=True, slots=True)
-class HostDevice:
-    """One of our devices, only to be removed."""
+class OwnedDevice:
+    """A device of ours by its name alone; target of removals."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class LocalPrefixes:
-    """The elements of the nft sets, where the rest of the table is as it should be."""
+    """Elements of both nft sets of local prefixes; target of changes where the rest of the table is right."""
 
-    prefixes: frozenset[Prefix]
+    prefixes: frozenset[Prefix]  # without overlaps
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Our nft table, only to be removed."""
+class NftTable:
+    """Our nft table; target of its removal."""
 
 
-Thing = (
+HostObject = (
     Route
     | Stray
     | Rule
     | TunDevice
     | VxlanDevice
-    | HostDevice
+    | OwnedDevice
     | DeviceAddress
     | Neighbour
     | ForwardingEntry
     | Sysctl
-    | nft.Ruleset
+    | Ruleset
     | LocalPrefixes
-    | Filter
+    | NftTable
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One change. `before` is what is replaced, where that tells a person something."""
+    """One change of the host."""
 
     verb: Verb
-    thing: Thing
-    before: Thing | str | None = None
+    target: HostObject
+    before: HostObject | str | None = None  # the state it replaces, where a reader of the log gains from it
 
     @property
     def reason(self) -> Reason | None:
-        """Return why the thing is planned; None for things that no plan holds (a stray route, a saved sysctl)."""
-        return getattr(self.thing, "reason", None)
+        """Why the target is part of the plan; None for removals of what no plan contains."""
+        return getattr(self.target, "reason", None)
 
 
 @dataclass(slots=True)
-class Observed:
-    """What this host has of ours."""
+class ObservedState:
+    """What the kernel holds of ours at one instant, in the terms of `HostState`."""
 
-    links: dict[str, LinkFacts] = field(default_factory=dict)
-    foreign: set[str] = field(default_factory=set)  # devices of another kind under our names: never touched
-    underlay: int | None = None  # index of the device that has the VXLAN's local address; 0: bind to none
-    addresses: set[DeviceAddress] = field(default_factory=set)
-    neighbours: set[Neighbour] = field(default_factory=set)
-    forwarding: set[ForwardingEntry] = field(default_factory=set)
-    routes: dict[Key, Route] = field(default_factory=dict)
-    rules: set[Rule] = field(default_factory=set)
-    strays: list[Stray] = field(default_factory=list)  # what no plan makes, or what is there twice
-    sysctls: dict[str, str | None] = field(default_factory=dict)
-    remembered: dict[str, Remembered] = field(default_factory=dict)
-    packet_filter: nft.FilterFacts | None = None
+    links: dict[str, LinkFacts] = field(default_factory=dict)  # our devices that exist, by name
+    foreign: set[str] = field(default_factory=set)  # our device names taken by devices of another kind: never touched
+    underlay: int | None = None  # ifindex of the device with the VXLAN's local address; 0: lo has it; None: none has
+    addresses: set[DeviceAddress] = field(default_factory=set)  # on our devices, without IPv6 link-local ones
+    neighbours: set[Neighbour] = field(default_factory=set)  # permanent entries on the VXLAN
+    forwarding: set[ForwardingEntry] = field(default_factory=set)  # permanent FDB entries of the VXLAN
+    routes: dict[RouteKey, Route] = field(default_factory=dict)  # in our tables, with our protocol
+    rules: set[Rule] = field(default_factory=set)  # with our protocol
+    strays: list[Stray] = field(default_factory=list)  # with our marks, but not expressible in a plan, or duplicate
+    sysctls: dict[str, str | None] = field(default_factory=dict)  # the planned keys; None: the kernel has no such key
+    saved_sysctls: dict[str, SavedSysctl] = field(default_factory=dict)  # from the journal, by key
+    packet_filter: FilterFacts | None = None  # None: no table of ours

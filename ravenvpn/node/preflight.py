@@ -1,6 +1,6 @@
-"""Is this host fit to run the agent? `judge` is pure and says for each thing: ok, warn or fail, what, and the remedy.
+"""Preflight: evaluate whether a host can run the agent. Pure; `preflight_facts` collects the facts.
 
-`gather` collects what is judged.
+Every check yields one Finding (some none, some several) with a level, the observed fact and a remedy.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from typing import Any
 
 from ravenvpn.overhead import MIN_IPV6_MTU, TUNNEL_OVERHEAD
 
-NET_ADMIN = 12  # linux/capability.h: number of the bit
-MIN_KERNEL = (5, 7)  # nft's iifname in postrouting
+NET_ADMIN = 12  # linux/capability.h: bit of CAP_NET_ADMIN
+MIN_KERNEL = (5, 7)  # nftables' iifname in postrouting
 USO_KERNEL = (6, 2)  # TUN_F_USO4
-PLAUSIBLE_CLOCK = 1767225600.0  # 2026-01-01: this program is younger than that
+# 2026-01-01 in Unix seconds. This program is younger, so an earlier clock is wrong. Handshakes carry timestamps, and
+# a peer refuses one that is older than the last (whitepaper section 5.1).
+PLAUSIBLE_CLOCK = 1767225600.0
+CONNTRACK_ALARM = 0.8  # fraction of nf_conntrack_max from which on a warning is due
 
 
 class FindingLevel(StrEnum):
+    """Severity of a finding. FAIL: the agent cannot work; WARN: it works with the named restriction."""
+
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
@@ -26,43 +31,46 @@ class FindingLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    name: str
+    """Result of one check. Field names are those of the JSON output."""
+
+    name: str  # of the check
     verdict: FindingLevel
-    what: str
-    remedy: str = ""
+    what: str  # the observed fact
+    remedy: str = ""  # what the operator can do; "" if nothing is wrong
 
 
 @dataclass(frozen=True, slots=True)
 class PortFact:
-    """`holder` is who has it ("charon (process 812)"), "" if it is free, "?" if that can't be told."""
+    """Whether a port that the agent binds is free."""
 
     protocol: str  # "udp" or "tcp"
     port: int
-    holder: str = ""
+    holder: str = ""  # "": free; else the program that has it ("charon (process 812)"), "?" if unknown
 
 
 @dataclass(frozen=True, slots=True)
-class CheckFacts:
-    """What is known of a host. None: could not be looked at."""
+class PreflightFacts:
+    """Facts of a host at one instant. None: could not be determined."""
 
-    kernel: tuple[int, int] = (0, 0)
-    tun: str = ""  # "" if /dev/net/tun opens, else why not
-    capabilities: int = 0  # CapEff
-    nft: str | None = None  # version, None if there is none
-    vxlan: bool | None = None
-    udp_gso: bool = False
-    udp_gro: bool = False
-    wall_clock: float = 0.0
-    clock_synchronised: bool | None = None
-    sysctls: Mapping[str, str | None] = field(default_factory=dict)
-    reverse_path_filters: tuple[str, ...] | None = ()  # rules of others, each with where it is
-    mtu: int | None = None  # of the way out
+    kernel: tuple[int, int] = (0, 0)  # major and minor version
+    tun: str = ""  # "" if /dev/net/tun opens, else the error
+    capabilities: int = 0  # CapEff of /proc/self/status, one bit a capability
+    nft: str | None = None  # version line, None if nft is not installed
+    vxlan: bool | None = None  # the kernel has VXLAN devices
+    udp_gso: bool = False  # UDP_SEGMENT
+    udp_gro: bool = False  # UDP_GRO
+    wall_clock: float = 0.0  # Unix seconds
+    clock_synchronised: bool | None = None  # by NTP, as adjtimex(2) reports
+    sysctls: Mapping[str, str | None] = field(default_factory=dict)  # None: no such key
+    reverse_path_filters: tuple[str, ...] | None = ()  # places of rules of other programs that check reverse paths
+    mtu: int | None = None  # of the default route, bytes
     ipv6: bool = True
     ports: tuple[PortFact, ...] = ()
-    upstream: bool = False  # the upstream Raven agent's rule or table is here
+    upstream: bool = False  # the upstream Raven agent's rule or table exists
 
 
-def judge(facts: CheckFacts) -> list[Finding]:
+def evaluate(facts: PreflightFacts) -> list[Finding]:
+    """Return the findings of all checks, in the order in which they are shown."""
     return [
         _kernel(facts),
         _tun(facts),
@@ -81,155 +89,154 @@ def judge(facts: CheckFacts) -> list[Finding]:
 
 
 def worst(findings: Iterable[Finding]) -> FindingLevel:
-    verdicts = {finding.verdict for finding in findings}
-    return next(
-        (verdict for verdict in (FindingLevel.FAIL, FindingLevel.WARN) if verdict in verdicts), FindingLevel.OK
-    )
+    """Return the most severe level among findings, OK without any."""
+    levels = {finding.verdict for finding in findings}
+    return next((level for level in (FindingLevel.FAIL, FindingLevel.WARN) if level in levels), FindingLevel.OK)
 
 
 def _finding(name: str, ok: bool, what: str, remedy: str, bad: FindingLevel = FindingLevel.FAIL) -> Finding:
+    """Return a finding that is OK, or else `bad` with a remedy."""
     return Finding(name, FindingLevel.OK if ok else bad, what, "" if ok else remedy)
 
 
-def _kernel(facts: CheckFacts) -> Finding:
+def _kernel(facts: PreflightFacts) -> Finding:
     major, minor = facts.kernel
     needed = f"{MIN_KERNEL[0]}.{MIN_KERNEL[1]}"
     return _finding("kernel", facts.kernel >= MIN_KERNEL, f"Linux {major}.{minor}", f"Linux ≥ {needed} is needed")
 
 
-def _tun(facts: CheckFacts) -> Finding:
+def _tun(facts: PreflightFacts) -> Finding:
     remedy = "modprobe tun; in a container: mount /dev/net/tun and allow device 10:200"
     return _finding("tun", not facts.tun, facts.tun or "/dev/net/tun opens", remedy)
 
 
-def _capabilities(facts: CheckFacts) -> Finding:
+def _capabilities(facts: PreflightFacts) -> Finding:
     has = bool(facts.capabilities >> NET_ADMIN & 1)
     what = "CAP_NET_ADMIN" if has else "CAP_NET_ADMIN is missing"
     return _finding("capabilities", has, what, "run as root, or with CAP_NET_ADMIN (AmbientCapabilities= in systemd)")
 
 
-def _nft(facts: CheckFacts) -> Finding:
+def _nft(facts: PreflightFacts) -> Finding:
     return _finding("nft", facts.nft is not None, facts.nft or "nft is not installed", "apt-get install nftables")
 
 
-def _vxlan(facts: CheckFacts) -> Finding:
-    words = {True: "there", False: "this kernel has none", None: "could not be told"}
-    remedy = "install the kernel's extra modules; regions of one node do without"
-    return _finding("vxlan", facts.vxlan is not False, words[facts.vxlan], remedy, FindingLevel.WARN)
+def _vxlan(facts: PreflightFacts) -> Finding:
+    observed = {True: "supported", False: "this kernel does not support it", None: "support is unknown"}
+    remedy = "install the kernel's extra modules; only regions of one node work without VXLAN"
+    return _finding("vxlan", facts.vxlan is not False, observed[facts.vxlan], remedy, FindingLevel.WARN)
 
 
-def _offloads(facts: CheckFacts) -> Finding:
+def _offloads(facts: PreflightFacts) -> Finding:
     missing = [
         name
-        for name, there in (
+        for name, supported in (
             ("UDP GSO", facts.udp_gso),
             ("UDP GRO", facts.udp_gro),
             ("TUN USO (Linux 6.2)", facts.kernel >= USO_KERNEL),
         )
-        if not there
+        if not supported
     ]
     what = f"missing: {', '.join(missing)}" if missing else "UDP GSO and GRO, TUN TSO and USO"
     return _finding(
-        "offloads", not missing, what, "it works, more slowly; a newer kernel has them", FindingLevel.WARN
+        "offloads", not missing, what, "the tunnel works, but slower; use a newer kernel", FindingLevel.WARN
     )
 
 
-def _clock(facts: CheckFacts) -> Finding:
+def _clock(facts: PreflightFacts) -> Finding:
     remedy = "run an NTP client (apt-get install systemd-timesyncd)"
     if facts.wall_clock < PLAUSIBLE_CLOCK:
-        what = "the clock is years behind: handshakes carry timestamps that may never go back"
+        what = "the clock is years behind: peers refuse handshakes with a timestamp older than the last one"
         return Finding("clock", FindingLevel.FAIL, what, remedy)
-    words = {True: "synchronised", False: "not synchronised", None: "plausible"}
-    what = words[facts.clock_synchronised]
+    what = {True: "synchronised", False: "not synchronised", None: "plausible"}[facts.clock_synchronised]
     return _finding("clock", facts.clock_synchronised is not False, what, remedy, FindingLevel.WARN)
 
 
-def _sysctls(facts: CheckFacts) -> Iterable[Finding]:
+def _sysctls(facts: PreflightFacts) -> Iterable[Finding]:
+    """Yield findings about forwarding, reverse-path filtering and the size of the conntrack table."""
     if facts.sysctls.get("net/ipv4/ip_forward") == "0":
         yield Finding(
             "forwarding",
             FindingLevel.WARN,
-            "net.ipv4.ip_forward is 0: the agent turns it on for its own and the pods' devices only",
-            "a CNI usually wants it on: sysctl -w net.ipv4.ip_forward=1",
+            "net.ipv4.ip_forward is 0: the agent enables forwarding on its own and the pods' devices only",
+            "most CNIs need forwarding: sysctl -w net.ipv4.ip_forward=1",
         )
     else:
         yield Finding("forwarding", FindingLevel.OK, "net.ipv4.ip_forward is on")
     strict = facts.sysctls.get("net/ipv4/conf/all/rp_filter") == "1"
-    what = "strict here, loose on the agent's own devices" if strict else "not strict"
+    what = "strict; the agent makes its own devices loose" if strict else "not strict"
     yield Finding("rp_filter", FindingLevel.OK, what)
     limit, used = (facts.sysctls.get(f"net/netfilter/nf_conntrack_{name}") for name in ("max", "count"))
     if limit and used and int(limit) > 0:
-        full = int(used) / int(limit)
         yield _finding(
             "conntrack",
-            full < 0.8,
+            int(used) / int(limit) < CONNTRACK_ALARM,
             f"{used} of {limit} flows",
             "raise net.netfilter.nf_conntrack_max: a full table drops packets",
             FindingLevel.WARN,
         )
 
 
-def _reverse_path(facts: CheckFacts) -> Finding:
+def _reverse_path(facts: PreflightFacts) -> Finding:
     if facts.reverse_path_filters is None:
         return Finding("reverse path", FindingLevel.WARN, "the packet filter could not be read", "run as root")
     found = facts.reverse_path_filters
-    what = "; ".join(found) if found else "no rule of others asks for it"
+    what = "; ".join(found) if found else "no rule of another program checks reverse paths"
     remedy = (
-        "let ravenvpn0 and raven0 pass before such rules (firewalld: IPv6_rpfilter=loose): packets arrive "
-        "asymmetrically while roles change"
+        "accept packets from ravenvpn0 and raven0 before such rules (firewalld: IPv6_rpfilter=loose): packets arrive "
+        "asymmetrically while gateway roles change"
     )
     return _finding("reverse path", not found, what, remedy, FindingLevel.WARN)
 
 
-def _mtu(facts: CheckFacts) -> Finding:
+def _mtu(facts: PreflightFacts) -> Finding:
     if facts.mtu is None:
-        return Finding("mtu", FindingLevel.WARN, "there is no route out", "give the host a default route")
+        return Finding("mtu", FindingLevel.WARN, "there is no default route", "give the host a default route")
     inner = facts.mtu - TUNNEL_OVERHEAD
-    what = f"{facts.mtu} on the way out, so {max(inner, 0)} in the tunnel"
+    what = f"{facts.mtu} on the default route, so {max(inner, 0)} in the tunnel"
     if inner < MIN_IPV6_MTU:
-        remedy = f"an underlay below {MIN_IPV6_MTU + TUNNEL_OVERHEAD} makes the outer packets fragment; raise its MTU"
+        remedy = f"raise the MTU of the underlay: below {MIN_IPV6_MTU + TUNNEL_OVERHEAD} outer packets are fragmented"
         return Finding("mtu", FindingLevel.WARN, what, remedy)
     return Finding("mtu", FindingLevel.OK, what)
 
 
-def _ipv6(facts: CheckFacts) -> Finding:
+def _ipv6(facts: PreflightFacts) -> Finding:
     if not facts.ipv6:
-        what = "the kernel runs without IPv6: pods reach other regions by IPv4 only"
+        what = "the kernel runs without IPv6: pods reach other regions over IPv4 only"
         return Finding("ipv6", FindingLevel.WARN, what, "boot without ipv6.disable=1")
     if facts.sysctls.get("net/ipv6/conf/all/disable_ipv6") == "1":
         return Finding("ipv6", FindingLevel.OK, "disabled by sysctl; the agent enables it on its own device only")
     return Finding("ipv6", FindingLevel.OK, "enabled")
 
 
-def _ports(facts: CheckFacts) -> Iterable[Finding]:
-    settings = {"udp": "listen_port", "tcp": "health_address"}
+def _ports(facts: PreflightFacts) -> Iterable[Finding]:
+    settings = {"udp": "listen_port", "tcp": "http_address"}
     for port in facts.ports:
         name = f"{port.protocol} port {port.port}"
         ours = port.holder.startswith(("raven-vpn", "ravenvpn"))
         what = f"held by {port.holder}" if port.holder else "free"
-        remedy = f"stop it, or choose another with the setting {settings[port.protocol]}"
+        remedy = f"stop that program, or choose another port with the setting {settings[port.protocol]}"
         yield _finding(name, not port.holder or ours, what, remedy)
 
 
-def _upstream(facts: CheckFacts) -> Iterable[Finding]:
+def _upstream(facts: PreflightFacts) -> Iterable[Finding]:
     if facts.upstream:
-        what = "objects of the upstream Raven agent are here (its rule at 100, table 9027)"
+        what = "objects of the upstream Raven agent exist (its rule at 100, table 9027)"
         remedy = (
-            "one agent per node: stop its DaemonSet on this node and run its cleanup. What it left is asked after "
-            "our rules, so it leads astray only what no other region has any more"
+            "one agent per node: stop its DaemonSet on this node and run its cleanup. Our rules are evaluated before "
+            "its leftovers, so these only affect prefixes that no region announces any more"
         )
         yield Finding("upstream raven", FindingLevel.WARN, what, remedy)
 
 
 def reverse_path_rules(listing: Mapping[str, Any], saved: Mapping[str, str]) -> tuple[str, ...]:
-    """Rules that drop by reverse path, in words. Pure.
+    """Return the places ("nft inet firewalld filter_PREROUTING") of rules that check the reverse path. Pure.
 
-    `listing` is what `nft -j list ruleset` says, `saved` what each iptables-legacy-save says, by its name.
+    `listing` is the output of `nft -j list ruleset`, `saved` that of each iptables-legacy-save, by program name.
     """
     found: dict[str, None] = {}
     for item in listing.get("nftables", ()):
         rule = item.get("rule")
-        if rule is not None and any(_asks_reverse_path(expression) for expression in rule.get("expr", ())):
+        if rule is not None and any(_checks_reverse_path(expression) for expression in rule.get("expr", ())):
             where = f"nft {rule.get('family')} {rule.get('table')} {rule.get('chain')}"
             found[where] = None
     for program, text in saved.items():
@@ -242,8 +249,8 @@ def reverse_path_rules(listing: Mapping[str, Any], saved: Mapping[str, str]) -> 
     return tuple(found)
 
 
-def _asks_reverse_path(expression: Any) -> bool:
-    """`fib saddr . iif oif` in nft's own words, `-m rpfilter` in those of iptables-nft."""
+def _checks_reverse_path(expression: Any) -> bool:
+    """Return whether an expression checks the reverse path: nft's `fib saddr . iif oif`, iptables-nft's rpfilter."""
     if isinstance(expression, Mapping):
         fib = expression.get("fib")
         if isinstance(fib, Mapping) and str(fib.get("result", "")).startswith("oif"):
@@ -253,7 +260,7 @@ def _asks_reverse_path(expression: Any) -> bool:
         extension = expression.get("xt")
         if isinstance(extension, Mapping) and extension.get("name") == "rpfilter":
             return True
-        return any(_asks_reverse_path(value) for value in expression.values())
+        return any(_checks_reverse_path(value) for value in expression.values())
     if isinstance(expression, list):
-        return any(_asks_reverse_path(value) for value in expression)
+        return any(_checks_reverse_path(value) for value in expression)
     return False

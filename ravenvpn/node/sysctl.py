@@ -1,7 +1,7 @@
-"""Kernel settings under /proc/sys, and the memory of those that were not ours to begin with.
+"""Kernel settings under /proc/sys, and a journal of the original values of those on devices of others.
 
-A key that lives on our own devices vanishes with them. Any other one is remembered, with what stood there and what we
-wrote, before it is changed; so `cleanup` can put it back, even after a kill at any instant.
+A setting of our own device disappears with the device. Any other setting is written to the journal, with its value
+before us and our value, before it is changed. So `cleanup` can restore it, even after a kill at any instant.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from ravenvpn.errors import HostError
 from ravenvpn.node.errors import host_error
 
 _ROOT = Path("/proc/sys")
-# The /proc/sys of a container that is not privileged is read-only, and no runtime lets anything be mounted over it.
-# So the DaemonSet mounts the host's /proc/sys/net here.
+# In an unprivileged container /proc/sys is read-only, and runtimes allow no mount over it. The DaemonSet mounts the
+# host's /proc/sys/net here instead.
 _CONTAINER_ROOT = Path("/host/proc/sys")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def read(key: str) -> str | None:
-    """The value of "net/ipv4/…", None where the kernel has no such key (no device, no IPv6)."""
+    """Return the value of a key such as "net/ipv4/ip_forward", None if the kernel has no such key.
+
+    A key is absent without its device, and all of net/ipv6 without IPv6.
+    """
     try:
         return (_ROOT / key).read_text().strip()
     except OSError:
@@ -31,6 +34,7 @@ def read(key: str) -> str | None:
 
 
 def write(key: str, value: str) -> None:
+    """Set a key. Raises HostError, with EROFS where neither /proc/sys nor the container's mount is writable."""
     try:
         try:
             (_ROOT / key).write_text(value + "\n")
@@ -43,38 +47,43 @@ def write(key: str, value: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
-    """`original` is what stood there before us, `written` what we put."""
+class SavedSysctl:
+    """One entry of the journal."""
 
-    original: str
-    written: str
+    original: str  # value before us
+    written: str  # value we wrote; if the key has another one now, another program set it since
 
 
-class Originals:
-    """The file that remembers. Entries of another boot mean nothing: a reboot has put everything back."""
+class SysctlJournal:
+    """The journal file: JSON with the boot id and, for each key, original and written value.
+
+    Entries of another boot are void, since a reboot resets every setting. Methods block and raise HostError; one
+    thread at a time.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def load(self) -> dict[str, Remembered]:
+    def load(self) -> dict[str, SavedSysctl]:
+        """Return the entries of this boot, by key; empty without a file."""
         try:
             content = json.loads(self._path.read_text())
             if content["boot"] != _boot_id():
                 return {}
-            return {key: Remembered(*pair) for key, pair in content["sysctls"].items()}
+            return {key: SavedSysctl(*pair) for key, pair in content["sysctls"].items()}
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise host_error(str(self._path), error.errno or 0) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise HostError(
-                "what this host's sysctls were before us can't be read",
+                "the original values of this host's sysctls cannot be read",
                 subject=str(self._path),
-                remedy="put back by hand what `sysctl -a` shows changed, then delete the file",
+                remedy="compare `sysctl -a` with the values you want, restore them by hand, then delete the file",
             ) from error
 
-    def store(self, entries: dict[str, Remembered]) -> None:
-        """Whole or not at all, and on the disk before a sysctl is touched."""
+    def store(self, entries: dict[str, SavedSysctl]) -> None:
+        """Replace the file atomically and durably; without entries, delete it."""
         try:
             if not entries:
                 self._path.unlink(missing_ok=True)
@@ -88,14 +97,18 @@ class Originals:
         except OSError as error:
             raise host_error(str(self._path), error.errno or 0) from error
 
-    def remember(self, key: str, current: str, value: str) -> None:
-        """Before `key`, now `current`, becomes `value`. What was remembered first stays."""
+    def record(self, key: str, current: str, value: str) -> None:
+        """Add an entry; to be called before `key`, which is `current` now, is set to `value`.
+
+        The original value of an earlier entry stays.
+        """
         entries = self.load()
         original = entries[key].original if key in entries else current
-        entries[key] = Remembered(original, value)
+        entries[key] = SavedSysctl(original, value)
         self.store(entries)
 
-    def forget(self, key: str) -> None:
+    def drop(self, key: str) -> None:
+        """Remove the entry of a key; no effect without one."""
         entries = self.load()
         if entries.pop(key, None) is not None:
             self.store(entries)

@@ -1,19 +1,17 @@
-"""The kernel's notifications: addresses that come and go, and what others do to things of ours.
+"""Watch the kernel's notifications: addresses that come and go, and changes of our objects by other programs.
 
-Two plain netlink sockets whose descriptors any event loop can watch. pyroute2's asynchronous sockets want asyncio's
-own loop (uvloop refuses the family), a thread would need a hand-over; here one `recv` a wake-up and a few bytes of
-each message are enough to know whether it concerns us. What exactly changed is not read from a notification: whoever
-is told looks (`observe`), since notifications can be lost and IPv4 routes that go with a device are never announced.
+Two plain netlink sockets (rtnetlink, nf_tables) whose descriptors any event loop can watch. pyroute2's asynchronous
+sockets need asyncio's own loop (uvloop refuses the family), and a thread would need a hand-over. One `recv` a wake-up
+and a few bytes of each message tell which part of the host it concerns.
 
-A filter in the kernel keeps away what a host has much of and does not concern us: our own 40,000 routes as we put
-them, a routing daemon's in tables of its own, neighbours that come and go on other devices.
+A notification is a hint, not the truth: notifications can be lost, and the kernel announces no IPv4 routes that go
+with a device. So the receiver observes the part instead of applying the message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
 import socket
 import struct
@@ -33,56 +31,68 @@ from ravenvpn.mesh.hoststate import (
 )
 from ravenvpn.node.errors import host_error
 from ravenvpn.node.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH
-from ravenvpn.node.netlink import HEADER, NETLINK_NETFILTER, NETLINK_ROUTE, SO_RCVBUFFORCE, attributes
-from ravenvpn.node.observe import ALL, HostPart
-from ravenvpn.node.rtnetlink import RTM_DELROUTE, RTM_DELRULE, RTM_NEWROUTE, RTM_NEWRULE, RTMSG, route_owner
+from ravenvpn.node.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NLMSGHDR, SO_RCVBUFFORCE, parse_attributes
+from ravenvpn.node.notification_filter import attach_filter, notification_filter
+from ravenvpn.node.parts import ALL_PARTS, HostPart
+from ravenvpn.node.rtnetlink import (
+    FRA_PROTOCOL,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    RTMSG,
+    route_owner,
+)
 
-# Bits of sockaddr_nl.nl_groups: 1 << (RTNLGRP_* - 1), linux/rtnetlink.h.
+# Multicast groups as bits of sockaddr_nl.nl_groups: 1 << (RTNLGRP_* - 1), linux/rtnetlink.h.
 _LINK, _NEIGHBOUR, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1 << 0, 1 << 2, 1 << 4, 1 << 6, 1 << 7
 _IPV6_ADDRESS, _IPV6_ROUTE, _IPV6_RULE = 1 << 8, 1 << 10, 1 << 18
 _GROUPS = _LINK | _NEIGHBOUR | _IPV4_ADDRESS | _IPV4_ROUTE | _IPV4_RULE | _IPV6_ADDRESS | _IPV6_ROUTE | _IPV6_RULE
 _NFT_GROUPS = 1 << 6  # NFNLGRP_NFTABLES = 7
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR = 16, 17, 20, 21
+_IFINFOMSG = struct.Struct("=4xiIxxxx")  # ifindex, flags
+_IFADDRMSG = struct.Struct("=3xBI")  # scope, ifindex
+_NDM_INDEX = struct.Struct("=4xixxxx")  # ndmsg, of which only the ifindex is read
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
 _IFF_UP = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_FRA_PROTOCOL = 21
-_NFT_NEWGEN = 0x0A0F  # NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN: the end of a transaction, and who made it
-_GEN_PROCESS_ID, _GEN_PROCESS_NAME = 2, 3
-_TABLE_NAME = NFT_TABLE.encode() + b"\0"
-_OURS = {TUNNEL_DEVICE, VXLAN_DEVICE}
-_SCOPE_LINK, _SCOPE_HOST = 253, 254
-_BATCH = 64  # receives for one wake-up, so that a storm does not starve the loop
+# NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_NEWGEN: ends the notifications of a transaction and names its process.
+_NFT_NEWGEN = 0x0A0F
+_GEN_PROCESS_ID, _GEN_PROCESS_NAME = 2, 3  # NFTA_GEN_PROC_*
+_NFGENMSG_BYTES = 4
+_TABLE_NAME = NFT_TABLE.encode() + b"\0"  # as attributes carry it
+_OUR_DEVICES = {TUNNEL_DEVICE, VXLAN_DEVICE}
+_SCOPE_LINK, _SCOPE_HOST = 253, 254  # RT_SCOPE_*
+_RECEIVES_PER_WAKEUP = 64  # so that a storm of notifications does not starve the event loop
+_RECEIVE_BYTES = 1 << 18
+_BUFFER_BYTES = 8 << 20  # of each socket's receive buffer: a burst must fit, or everything has to be observed
 
 
 class AddressChange(NamedTuple):
-    """An address of this host appeared or went; not a link-local one, and none of our own devices."""
+    """An address of this host was added or removed; not a link-local one, and none of our own devices."""
 
     address: Address
     present: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Disturbance:
-    """Something of ours may have been changed, and not by us.
-
-    `by` names the program where the kernel says so, `gone` one of our devices that was deleted. `routes_lost`: routes
-    may have gone with it, which the kernel does not tell of those of IPv4.
-    """
+class ForeignChange:
+    """Another program may have changed something of ours."""
 
     part: HostPart
-    what: str
-    by: str = ""
-    gone: str = ""
+    description: str  # of the notification, for the log
+    program: str = ""  # that made the change, where the kernel names it: for the nft table only
+    deleted_device: str = ""  # the device of ours that was deleted
+    # Routes may have gone as well. The kernel does not announce IPv4 routes that go with a device or address.
     routes_lost: bool = False
 
 
-Change = AddressChange | Disturbance
+Change = AddressChange | ForeignChange
 
 
 class _Link(NamedTuple):
-    """What we set of a device."""
+    """The settings of a device that we set, to tell changes of them from other notifications of the device."""
 
     ifindex: int
     up: bool
@@ -91,24 +101,24 @@ class _Link(NamedTuple):
 
 
 class Watch:
-    """Reads notifications while started.
+    """Report changes from `start` to `stop`. Owned by one event loop.
 
-    Our own changes are told apart by `own_port`, the netlink port of those that go by `pipe`, and by
-    `own_processes`, ids of the processes that wrote to nf_tables for us. In a process namespace of our own the kernel
-    tells other ids, and of links, addresses and forwarding entries it does not tell the port: that costs a look at
-    a few things in vain.
+    Our own changes are recognised by `own_port`, the netlink port of `Host`, and by `own_processes`, the ids of
+    processes that wrote to nf_tables for us. Two cases are not recognised and cost an observation in vain: changes of
+    devices, addresses and FDB entries, whose notifications carry no port; and nft in a process namespace of our own,
+    where the kernel reports other ids.
     """
 
     def __init__(self, own_port: int, own_processes: Container[int]) -> None:
         self._own_port, self._own_processes = own_port, own_processes
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []  # rtnetlink first
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._touched = False  # the nft transaction being read concerns our table
-        self._links: dict[str, _Link] = {}
+        self._table_seen = False  # the nft transaction whose notifications are being read concerns our table
+        self._links: dict[str, _Link] = {}  # our devices, as last announced
         self._on_changes: Callable[[list[Change]], None] = lambda _: None
 
     def start(self, loop: asyncio.AbstractEventLoop, on_changes: Callable[[list[Change]], None]) -> None:
-        """Call `on_changes` on `loop` with what was told, in order, repetitions left out."""
+        """Begin to call `on_changes` on `loop` with changes in order, without repetitions. Raises HostError."""
         self._loop, self._on_changes = loop, on_changes
         for protocol, groups, read in (
             (NETLINK_ROUTE, _GROUPS, self._read_route),
@@ -123,13 +133,14 @@ class Watch:
                 self.stop()
                 raise host_error("netlink notifications", error.errno or 0) from error
             with contextlib.suppress(PermissionError):
-                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
+                sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
             if protocol == NETLINK_ROUTE:
                 self._links.clear()
-                attach(sock, worth_a_look(self._own_port, _index(VXLAN_DEVICE)))
+                attach_filter(sock, notification_filter(self._own_port, _device_index(VXLAN_DEVICE)))
             loop.add_reader(sock.fileno(), self._readable, sock, read)
 
     def stop(self) -> None:
+        """Close the sockets."""
         for sock in self._sockets:
             if self._loop is not None:
                 self._loop.remove_reader(sock.fileno())
@@ -137,49 +148,52 @@ class Watch:
         self._sockets.clear()
 
     def _readable(self, sock: socket.socket, read: Callable[[bytes], Iterator[Change]]) -> None:
-        changes: dict[Change, None] = {}
-        for _ in range(_BATCH):
+        """Read what is queued, up to a bound, and report it at once."""
+        changes: dict[Change, None] = {}  # an ordered set
+        for _ in range(_RECEIVES_PER_WAKEUP):
             try:
-                data = sock.recv(1 << 18)
+                data = sock.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 break
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                # More was told than we could take in: anything may have changed.
-                changes.update(dict.fromkeys(Disturbance(part, "notifications were lost") for part in sorted(ALL)))
+                # The receive buffer overflowed: any part may have changed.
+                lost = (ForeignChange(part, "notifications were lost") for part in sorted(ALL_PARTS))
+                changes.update(dict.fromkeys(lost))
                 continue
             changes.update(dict.fromkeys(read(data)))
         if changes:
             self._on_changes(list(changes))
 
     def _read_route(self, data: bytes) -> Iterator[Change]:
+        """Yield the changes that an rtnetlink datagram announces."""
         for kind, port, body in _messages(data):
             change: Change | None = None
             if kind in (_RTM_NEWLINK, _RTM_DELLINK):
-                change = self._link(kind, body)
+                change = self._link_change(kind, body)
             elif port == self._own_port:
                 continue
             elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
-                change = _route(kind, body)
+                change = _route_change(kind, body)
             elif kind in (RTM_NEWRULE, RTM_DELRULE):
-                change = _rule(kind, body)
+                change = _rule_change(kind, body)
             elif kind in (_RTM_NEWADDR, _RTM_DELADDR):
-                change = _address(kind, body)
+                change = _address_change(kind, body)
             elif kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-                change = self._neighbour(kind, body)
+                change = self._neighbour_change(kind, body)
             if change is not None:
                 yield change
 
-    def _link(self, kind: int, body: bytes) -> Change | None:
-        """The kernel tells of a device for many reasons; it matters when something that we set is different."""
-        if len(body) < 16:
+    def _link_change(self, kind: int, body: bytes) -> Change | None:
+        """Return a change if a setting of ours differs; the kernel announces a device for many other reasons."""
+        if len(body) < _IFINFOMSG.size:
             return None
-        found = attributes(body, 16)
+        found = parse_attributes(body, _IFINFOMSG.size)
         name = found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
-        if name not in _OURS:
+        if name not in _OUR_DEVICES:
             return None
-        index, flags = struct.unpack_from("=4xiI", body)  # ifinfomsg
+        index, flags = _IFINFOMSG.unpack_from(body)
         before = self._links.get(name)
         now = _Link(index, bool(flags & _IFF_UP), found.get(_IFLA_MTU), found.get(_IFLA_ADDRESS))
         if kind == _RTM_DELLINK:
@@ -187,157 +201,110 @@ class Watch:
         else:
             self._links[name] = now
         if name == VXLAN_DEVICE and (before is None or before.ifindex != index or kind == _RTM_DELLINK):
-            self._follow_neighbours(0 if kind == _RTM_DELLINK else index)
+            self._filter_neighbours(0 if kind == _RTM_DELLINK else index)
         if kind == _RTM_DELLINK:
-            return Disturbance(HostPart.DEVICES, f"device {name} deleted", gone=name, routes_lost=True)
+            return ForeignChange(HostPart.DEVICES, f"device {name} deleted", deleted_device=name, routes_lost=True)
         if before == now:
             return None
         went_down = before is not None and before.up and not now.up
-        return Disturbance(HostPart.DEVICES, f"device {name} changed", routes_lost=went_down)
+        return ForeignChange(HostPart.DEVICES, f"device {name} changed", routes_lost=went_down)
 
-    def _follow_neighbours(self, index: int) -> None:
+    def _filter_neighbours(self, index: int) -> None:
+        """Have the kernel keep the neighbours of the VXLAN with this ifindex (0: none)."""
         for sock in self._sockets[:1]:
-            attach(sock, worth_a_look(self._own_port, index))
+            attach_filter(sock, notification_filter(self._own_port, index))
 
-    def _neighbour(self, kind: int, body: bytes) -> Change | None:
+    def _neighbour_change(self, kind: int, body: bytes) -> Change | None:
         link = self._links.get(VXLAN_DEVICE)
-        index = struct.unpack_from("=4xi", body)[0] if len(body) >= 12 else 0
-        if index != (link.ifindex if link is not None else _index(VXLAN_DEVICE)):
+        index = _NDM_INDEX.unpack_from(body)[0] if len(body) >= _NDM_INDEX.size else 0
+        if index != (link.ifindex if link is not None else _device_index(VXLAN_DEVICE)):
             return None
-        told = "added" if kind == RTM_NEWNEIGH else "deleted"
-        return Disturbance(HostPart.DEVICES, f"neighbour or forwarding entry of {VXLAN_DEVICE} {told}")
+        verb = "added" if kind == RTM_NEWNEIGH else "deleted"
+        return ForeignChange(HostPart.DEVICES, f"neighbour or forwarding entry of {VXLAN_DEVICE} {verb}")
 
     def _read_nft(self, data: bytes) -> Iterator[Change]:
-        if not self._touched:
-            # kube-proxy may rewrite thousands of rules a minute: a search is all they get.
-            self._touched = _TABLE_NAME in data
-            if not self._touched:
+        """Yield a change for each transaction that touches our table and was not made by a process of ours.
+
+        A transaction may span datagrams; the one that ends it names the process.
+        """
+        if not self._table_seen:
+            # kube-proxy may rewrite thousands of rules a minute. A search in the bytes is all that they cost.
+            self._table_seen = _TABLE_NAME in data
+            if not self._table_seen:
                 return
         for kind, _, body in _messages(data):
             if kind == _NFT_NEWGEN:
-                self._touched = False
-                found = attributes(body, 4)
+                self._table_seen = False
+                found = parse_attributes(body, _NFGENMSG_BYTES)
                 name = found.get(_GEN_PROCESS_NAME, b"").rstrip(b"\0").decode(errors="replace")
                 process = int.from_bytes(found.get(_GEN_PROCESS_ID, b""), "big")
                 if process in self._own_processes:
                     continue
-                yield Disturbance(
-                    HostPart.FILTER, f"nft table {NFT_TABLE}", f"{name} (process {process})" if name else ""
-                )
+                program = f"{name} (process {process})" if name else ""
+                yield ForeignChange(HostPart.FILTER, f"nft table {NFT_TABLE}", program)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(type, port of the requester, body) of each message."""
+    """Yield (type, netlink port of the requester, body) of each message."""
     at = 0
-    while at + HEADER.size <= len(data):
-        length, kind, _, _, port = HEADER.unpack_from(data, at)
-        if length < HEADER.size:
+    while at + NLMSGHDR.size <= len(data):
+        length, kind, _, _, port = NLMSGHDR.unpack_from(data, at)
+        if length < NLMSGHDR.size:
             return
-        yield kind, port, data[at + HEADER.size : at + length]
+        yield kind, port, data[at + NLMSGHDR.size : at + length]
         at += (length + 3) & ~3
 
 
-def _route(kind: int, body: bytes) -> Change | None:
+def _route_change(kind: int, body: bytes) -> Change | None:
+    """Return a change for a route in one of our tables or with our protocol."""
     if len(body) < RTMSG.size:
         return None
     table, protocol = route_owner(body)
     if table not in (TABLE_REMOTE, TABLE_LOCAL) and protocol != PROTOCOL:
         return None
-    return Disturbance(HostPart.ROUTES, f"route in table {table} {'added' if kind == RTM_NEWROUTE else 'deleted'}")
+    verb = "added" if kind == RTM_NEWROUTE else "deleted"
+    return ForeignChange(HostPart.ROUTES, f"route in table {table} {verb}")
 
 
-def _rule(kind: int, body: bytes) -> Change | None:
-    if len(body) < RTMSG.size or attributes(body, RTMSG.size).get(_FRA_PROTOCOL) != bytes([PROTOCOL]):
+def _rule_change(kind: int, body: bytes) -> Change | None:
+    """Return a change for a rule with our protocol."""
+    if len(body) < RTMSG.size or parse_attributes(body, RTMSG.size).get(FRA_PROTOCOL) != bytes([PROTOCOL]):
         return None
-    return Disturbance(HostPart.RULES, f"rule {'added' if kind == RTM_NEWRULE else 'deleted'}")
+    return ForeignChange(HostPart.RULES, f"rule {'added' if kind == RTM_NEWRULE else 'deleted'}")
 
 
-def _address(kind: int, body: bytes) -> Change | None:
-    if len(body) < 8:
+def _address_change(kind: int, body: bytes) -> Change | None:
+    """Return a ForeignChange for an address of our devices, an AddressChange for another that planning may use."""
+    if len(body) < _IFADDRMSG.size:
         return None
-    _, _, _, scope, index = struct.unpack_from("=BBBBI", body)  # ifaddrmsg
-    found = attributes(body, 8)
-    raw = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, b""))
-    if len(raw) not in (4, 16) or scope == _SCOPE_HOST:
+    scope, index = _IFADDRMSG.unpack_from(body)
+    found = parse_attributes(body, _IFADDRMSG.size)
+    packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS, b""))  # of a point-to-point device LOCAL is ours
+    if len(packed) not in (4, 16) or scope == _SCOPE_HOST:
         return None
-    address: IPv4Address | IPv6Address = ip_address(raw)
-    if _device(index) in _OURS:
+    address: IPv4Address | IPv6Address = ip_address(packed)
+    if _device_name(index) in _OUR_DEVICES:
         if address.is_link_local:
             return None
-        gone = kind == _RTM_DELADDR
-        return Disturbance(HostPart.DEVICES, f"address {address} {'deleted' if gone else 'added'}", routes_lost=gone)
+        deleted = kind == _RTM_DELADDR
+        description = f"address {address} {'deleted' if deleted else 'added'}"
+        return ForeignChange(HostPart.DEVICES, description, routes_lost=deleted)
     if scope == _SCOPE_LINK:
         return None
     return AddressChange(address, kind == _RTM_NEWADDR)
 
 
-def _device(index: int) -> str:
+def _device_name(index: int) -> str:
+    """Return the name of a device, "" if it is gone (addresses go after their device)."""
     try:
         return socket.if_indextoname(index)
-    except OSError:  # gone with its addresses
+    except OSError:
         return ""
 
 
-def _index(device: str) -> int:
-    """0 if there is no such device."""
+def _device_index(name: str) -> int:
+    """Return the ifindex of a device, 0 if there is none."""
     try:
-        return socket.if_nametoindex(device)
+        return socket.if_nametoindex(name)
     except OSError:
         return 0
-
-
-# --- The filter in the kernel ----------------------------------------------------------------------------------
-
-# linux/bpf_common.h, linux/filter.h, asm-generic/socket.h
-_LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30  # BPF_LD | BPF_ABS | BPF_W, _H, _B
-_JUMP_EQUAL, _RETURN = 0x15, 0x06  # BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K
-_SO_ATTACH_FILTER = 26
-_TYPE, _PORT, _BODY = 4, 12, HEADER.size  # offsets in a notification; the kernel sends them one by one
-_RTM_TABLE, _RTM_PROTOCOL, _NDM_INDEX = _BODY + 4, _BODY + 5, _BODY + 4
-_RT_TABLE_COMPAT = 252  # the table's number needs more than a byte, as ours do
-
-Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, value
-
-
-def worth_a_look(own_port: int, vxlan_index: int) -> list[Instruction]:
-    """A classic BPF program over one notification: keep it, or drop it before it is queued.
-
-    Dropped are routes of tables below 256 that do not carry our protocol, what we changed ourselves, and neighbours
-    of any device but the VXLAN (`vxlan_index` 0: of all).
-    """
-    route, neighbour, owner, keep, drop = 8, 12, 14, 17, 16
-
-    def when(at: int, value: int, then: int, otherwise: int = -1) -> Instruction:
-        """Jumps are relative to the next instruction; without `otherwise` that is where it goes on."""
-        return _JUMP_EQUAL, then - at - 1, 0 if otherwise < 0 else otherwise - at - 1, value
-
-    # Loads take the bytes as big-endian, netlink is in host order: constants are turned around instead.
-    return [
-        (_LOAD_HALF, 0, 0, _TYPE),
-        when(1, socket.htons(RTM_NEWROUTE), route),
-        when(2, socket.htons(RTM_DELROUTE), route),
-        when(3, socket.htons(RTM_NEWRULE), owner),
-        when(4, socket.htons(RTM_DELRULE), owner),
-        when(5, socket.htons(RTM_NEWNEIGH), neighbour),
-        when(6, socket.htons(RTM_DELNEIGH), neighbour),
-        (_RETURN, 0, 0, 0xFFFFFFFF),
-        (_LOAD_BYTE, 0, 0, _RTM_PROTOCOL),  # route
-        when(9, PROTOCOL, owner),
-        (_LOAD_BYTE, 0, 0, _RTM_TABLE),
-        when(11, _RT_TABLE_COMPAT, owner, drop),
-        (_LOAD_WORD, 0, 0, _NDM_INDEX),  # neighbour
-        when(13, socket.htonl(vxlan_index) if vxlan_index else 0xFFFFFFFF, owner, drop),
-        (_LOAD_WORD, 0, 0, _PORT),  # owner
-        when(15, socket.htonl(own_port), drop, keep),
-        (_RETURN, 0, 0, 0),  # drop
-        (_RETURN, 0, 0, 0xFFFFFFFF),  # keep
-    ]
-
-
-def attach(sock: socket.socket, program: list[Instruction]) -> None:
-    """Put a filter on a socket, in the place of the one it has. A kernel that refuses it leaves us more to read."""
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *instruction) for instruction in program))
-    with contextlib.suppress(OSError):
-        sock.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code))
-        )

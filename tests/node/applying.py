@@ -1,4 +1,4 @@
-"""A host state brought about, or taken away, by a `Host` of its own, as at a start of the agent."""
+"""Apply or remove a host state with a `Host` of its own, as at a start of the agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cleanup(state_file: Path) -> ApplyResult:
 
 
 def delta_between(previous: HostState, wanted: HostState) -> HostDelta:
-    """The delta of two whole states, as the planner hands one over."""
+    """Return the delta of two whole states, as the planner makes one."""
 
     def parts(one: HostState, other: HostState) -> dict[str, Any]:
         names = ("routes", "neighbours", "forwarding")

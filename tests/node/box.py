@@ -1,4 +1,4 @@
-"""A host in a network namespace: commands and code run inside it, on a thread of its own."""
+"""A host in a network namespace, with commands and functions run inside it on a thread of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 class Box:
-    """`call` runs a function inside the namespace, `sh` a shell command; both raise what goes wrong."""
+    """`call` runs a function inside the namespace, `sh` a shell command; both raise its errors."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -92,7 +92,7 @@ def open_tun(name: str = "ravenvpn0") -> io.FileIO:
 
 
 def read_packet(tun: io.FileIO, wanted: Callable[[bytes], bool], timeout: float = 5.0) -> bytes | None:
-    """The next packet out of a TUN that `wanted` likes; None if none comes in time."""
+    """Return the next packet from a TUN that `wanted` accepts; None if none arrives in time."""
     until = time.monotonic() + timeout
     while (left := until - time.monotonic()) > 0:
         if select.select([tun], [], [], left)[0]:

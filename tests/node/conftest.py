@@ -12,7 +12,7 @@ from node.worlds import HOST
 
 @pytest.fixture
 def box(netns: Callable[[], str]) -> Iterator[Callable[[], Box]]:
-    """Call it for a host in a namespace of its own."""
+    """Return a function that makes a host in a namespace of its own."""
     boxes: list[Box] = []
 
     def add() -> Box:
@@ -26,7 +26,7 @@ def box(netns: Callable[[], str]) -> Iterator[Callable[[], Box]]:
 
 @pytest.fixture
 def held() -> Iterator[ExitStack]:
-    """Closes what enters it when the test ends."""
+    """A stack that is closed when the test ends."""
     with ExitStack() as stack:
         yield stack
 
@@ -46,14 +46,14 @@ def node(box: Callable[[], Box]) -> Box:
 
 @pytest.fixture
 def gateway_node(node: Box, held: ExitStack) -> Box:
-    """The same with ravenvpn0 open, as an agent holds it."""
+    """`node` with ravenvpn0 open, as an agent holds it."""
     held.enter_context(node.tun())
     return node
 
 
 @pytest.fixture
 def region(box: Callable[[], Box], state_file: Path, held: ExitStack) -> Region:
-    """Nothing is applied yet; a router that the uplink leads to is known by its MAC, so that packets leave."""
+    """A gateway and a pod without any state of ours. The router's MAC is known, so that packets leave."""
     node, pod = box(), box()
     node.sh(HOST)
     node.sh(

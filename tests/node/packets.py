@@ -1,4 +1,4 @@
-"""Inner packets made and read by hand, as the far end of a TUN sees them."""
+"""Make and parse inner packets, as the far end of a TUN sees them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def syn(source: str, destination: str, sport: int, dport: int, mss: int) -> byte
 
 
 def to(destination: str, protocol: int = UDP) -> Callable[[bytes], bool]:
-    """A taste: packets to this address."""
+    """Return a predicate that accepts packets to this address."""
     return lambda data: parse(data).destination == destination and parse(data).protocol == protocol
 
 
@@ -78,7 +78,7 @@ def _sum(data: bytes) -> int:
 
 
 class Capture:
-    """Everything that passes a device, both ways, from now on; to be made and read inside its namespace."""
+    """Capture of all packets of a device in both directions; to be made and read inside its namespace."""
 
     def __init__(self, device: str) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(3))

@@ -1,4 +1,4 @@
-"""A region of a gateway and a pod: what leaves by the TUN is read, and what comes out of the tunnel written there."""
+"""A region of a gateway and a pod, with the TUN held open: its packets are read and written by the test."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAVOURS = pytest.mark.parametrize("flavour", ["nft", "iptables-nft", "iptables-
 
 
 def masquerade(flavour: str, family: int) -> str:
-    """Masquerade what leaves the pods' network and what comes into it, both ways as flannel does."""
+    """Return commands that masquerade packets leaving and entering the pod network, as flannel does."""
     cidr = POD_CIDR[family]
     if flavour == "nft":
         ip = "ip" if family == 4 else "ip6"
@@ -41,16 +41,16 @@ def masquerade(flavour: str, family: int) -> str:
     """
 
 
-def judged(result: ApplyResult) -> ApplyResult:
-    """Live flows come right after a change, as the keeper has it."""
-    if result.rebinding is not None:
-        conntrack.forget(result.rebinding)
+def check_flows(result: ApplyResult) -> ApplyResult:
+    """Check live flows after a change, as the reconciler does; return the result."""
+    if result.flow_check is not None:
+        conntrack.delete_misbound_flows(result.flow_check)
     return result
 
 
 @dataclass
 class Region:
-    """`tun` is the gateway's ravenvpn0, held open by the test in place of an agent; `apply` judges flows too."""
+    """`tun` is the gateway's ravenvpn0, held open in place of an agent; `apply` checks live flows too."""
 
     node: Box
     pod: Box
@@ -60,7 +60,7 @@ class Region:
     def apply(self, wanted: HostState) -> None:
         def work() -> ApplyResult:
             with Host(self.state_file) as host:
-                return judged(host.apply(wanted))
+                return check_flows(host.apply(wanted))
 
         assert self.node.call(work).failed == ()
 

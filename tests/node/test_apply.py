@@ -1,4 +1,4 @@
-"""A whole host state on a real kernel, in a namespace: brought about once, kept, and taken away without a trace."""
+"""`Host.apply` and `Host.cleanup` on a real kernel, in a network namespace."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from node.worlds import gateway, lan_gateway
 
 from ravenvpn.mesh.hoststate import TABLE_REMOTE, HostState, Route, Sysctl
 from ravenvpn.node.apply import ApplyResult
-from ravenvpn.node.format import words
+from ravenvpn.node.format import format_object
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 
 
 @pytest.mark.parametrize("wanted", [gateway(), lan_gateway()], ids=["gateway", "gateway with a LAN"])
-def test_what_is_wanted_is_what_ip_and_nft_show(gateway_node: Box, state_file: Path, wanted: HostState) -> None:
+def test_ip_and_nft_show_the_applied_state(gateway_node: Box, state_file: Path, wanted: HostState) -> None:
     result = gateway_node.call(apply, state_file, wanted)
 
     assert result.failed == ()
@@ -57,7 +57,7 @@ def test_what_is_wanted_is_what_ip_and_nft_show(gateway_node: Box, state_file: P
 
 
 @pytest.mark.parametrize("wanted", [gateway(), lan_gateway()], ids=["gateway", "gateway with a LAN"])
-def test_after_cleanup_nothing_is_left(node: Box, state_file: Path, wanted: HostState, held: ExitStack) -> None:
+def test_cleanup_leaves_nothing(node: Box, state_file: Path, wanted: HostState, held: ExitStack) -> None:
     node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
     before = node.dump()
     held.enter_context(node.tun())
@@ -73,7 +73,7 @@ def test_after_cleanup_nothing_is_left(node: Box, state_file: Path, wanted: Host
 
 
 def test_applying_twice_writes_nothing(gateway_node: Box, state_file: Path) -> None:
-    """Watched from outside: neither rtnetlink nor nf_tables nor a sysctl sees a write."""
+    """Watched from outside: no write through rtnetlink, to nf_tables or to a sysctl."""
     gateway_node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
     gateway_node.call(apply, state_file, lan_gateway())
     gateway_node.sh("ip -6 route flush cache; ip neigh flush all")
@@ -94,7 +94,7 @@ def test_applying_twice_writes_nothing(gateway_node: Box, state_file: Path) -> N
 
 
 def wait_until_monitored(box: Box) -> None:
-    """Until three more sockets listen: two of NETLINK_ROUTE, one of NETLINK_NETFILTER."""
+    """Wait until three more sockets listen: two of NETLINK_ROUTE, one of NETLINK_NETFILTER."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         lines = box.sh("cat /proc/thread-self/net/netlink").splitlines()[1:]
@@ -106,7 +106,7 @@ def wait_until_monitored(box: Box) -> None:
 
 
 def listen(monitor: subprocess.Popen[str], until: str | None) -> list[str]:
-    """What a monitor said, up to the marker; with no marker, what it said before it was stopped."""
+    """Return the output of a monitor up to the marker, or all of it without one."""
     assert monitor.stdout is not None
     lines: list[str] = []
     with monitor:
@@ -121,8 +121,8 @@ def listen(monitor: subprocess.Popen[str], until: str | None) -> list[str]:
     return lines
 
 
-def test_objects_of_others_stay(node: Box, state_file: Path, held: ExitStack) -> None:
-    """Upstream's table and rule, iptables of both kinds, other nft tables, and routes beside ours."""
+def test_objects_of_other_programs_are_kept(node: Box, state_file: Path, held: ExitStack) -> None:
+    """Upstream's table and rule, iptables of both kinds, other nft tables, routes in other tables."""
     node.sh(
         """
         sysctl -qw net.ipv4.conf.cni0.forwarding=0
@@ -150,8 +150,8 @@ def test_objects_of_others_stay(node: Box, state_file: Path, held: ExitStack) ->
     assert changes(before, node.dump()) == []
 
 
-def test_what_others_put_among_ours_goes(gateway_node: Box, state_file: Path) -> None:
-    """Our tables are ours: a route or a chain in them that no plan made could leak or bind flows."""
+def test_foreign_objects_in_our_tables_are_removed(gateway_node: Box, state_file: Path) -> None:
+    """A route or chain in our tables that no plan contains could leak packets or bind flows."""
     gateway_node.call(apply, state_file, gateway())
     clean = gateway_node.dump()
     gateway_node.sh(
@@ -179,7 +179,7 @@ def test_what_others_put_among_ours_goes(gateway_node: Box, state_file: Path) ->
 
 
 def test_a_host_with_ipv6_disabled_by_sysctl(node: Box, state_file: Path, held: ExitStack) -> None:
-    """Our own device gets IPv6 all the same: the plan asks for disable_ipv6=0 on it alone."""
+    """Our own device gets IPv6 nevertheless: the plan sets disable_ipv6=0 on it alone."""
     node.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
     before = node.dump()
     held.enter_context(node.tun())
@@ -203,8 +203,8 @@ def test_a_host_with_ipv6_disabled_by_sysctl(node: Box, state_file: Path, held: 
     assert changes(before, node.dump()) == []
 
 
-def test_one_refusal_stops_nothing_else(gateway_node: Box, state_file: Path) -> None:
-    """A route with a source that is gone is refused and reported; all other routes are there."""
+def test_a_refused_operation_does_not_stop_the_others(gateway_node: Box, state_file: Path) -> None:
+    """A route with an absent source is refused and reported; all other routes are added."""
     wanted = gateway()
     absent = replace(wanted.routes[0], source=ip_address("10.244.1.77"))
     wanted = replace(wanted, routes=(absent, *wanted.routes[1:]))
@@ -222,7 +222,7 @@ def test_one_refusal_stops_nothing_else(gateway_node: Box, state_file: Path) -> 
     assert "unreachable 10.244.2.0/24" in routes
 
 
-def test_a_lost_memory_of_sysctls_stops_nothing_else(gateway_node: Box, state_file: Path) -> None:
+def test_an_unreadable_sysctl_journal_does_not_stop_the_rest(gateway_node: Box, state_file: Path) -> None:
     gateway_node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
     state_file.write_text("not what we wrote")
 
@@ -234,11 +234,11 @@ def test_a_lost_memory_of_sysctls_stops_nothing_else(gateway_node: Box, state_fi
     assert gateway_node.sh("sysctl -n net.ipv4.conf.cni0.forwarding").strip() == "0"
 
 
-def test_without_the_tunnel_device_everything_is_closed(node: Box, state_file: Path) -> None:
-    """The agent died and its device with it; or it has not opened it yet."""
+def test_without_the_tunnel_device_traffic_is_refused(node: Box, state_file: Path) -> None:
+    """The agent was killed and its TUN went with it, or it has not opened the TUN yet."""
     result = node.call(apply, state_file, gateway())
 
-    assert {words(failure.operation.thing) for failure in result.failed if failure.operation} >= {
+    assert {format_object(failure.operation.target) for failure in result.failed if failure.operation} >= {
         "device ravenvpn0 mtu 1420 up",
         "route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
     }
@@ -246,8 +246,8 @@ def test_without_the_tunnel_device_everything_is_closed(node: Box, state_file: P
     assert "dev eth0" not in node.sh("ip -6 route get fd00:2::9 || true")
 
 
-def test_no_nft_no_filter_but_all_the_rest(gateway_node: Box, state_file: Path, tmp_path: Path) -> None:
-    """Where the program is absent the error names the package, and routes are in place regardless."""
+def test_without_nft_all_but_the_filter_is_applied(gateway_node: Box, state_file: Path, tmp_path: Path) -> None:
+    """The error names the package to install; routes are added regardless."""
     script = tmp_path / "without_nft.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom node.applying import apply\nfrom node.worlds import gateway\n"

@@ -1,4 +1,4 @@
-"""Which live flows are judged anew: only those bound to a source that our chain would not have given them."""
+"""Which live flows are misbound: those with a source that our nft chain would not have chosen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from ravenvpn.node.conntrack import Flow, misbound
+from ravenvpn.node.conntrack import Flow, is_misbound
 from ravenvpn.prefixes import PrefixSet
 
 POD, OTHER_POD, FAR, NODE, OWN, SERVICE, OUTSIDE = (
@@ -39,5 +39,5 @@ def flow(
         ("inside the region", flow(POD, OTHER_POD, OTHER_POD, NODE), False),
     ],
 )
-def test_misbound(what: str, one: Flow, expected: bool) -> None:
-    assert misbound(one, REMOTE, {OWN}, PODS) is expected, what
+def test_only_flows_with_a_wrong_source_are_misbound(what: str, one: Flow, expected: bool) -> None:
+    assert is_misbound(one, REMOTE, {OWN}, PODS) is expected, what

@@ -1,4 +1,4 @@
-"""Our devices on a real kernel: made anew, taken over from upstream, left alone where they are another program's."""
+"""Our devices on a real kernel: recreated, taken over from upstream, or kept if another program owns them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from node.worlds import lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import Route, Rule, Sysctl
 from ravenvpn.node.apply import ApplyResult
-from ravenvpn.node.format import words
+from ravenvpn.node.format import format_object
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 
 
-def test_a_moved_underlay_address_makes_the_vxlan_anew(gateway_node: Box, state_file: Path) -> None:
+def test_a_moved_underlay_address_recreates_the_vxlan(gateway_node: Box, state_file: Path) -> None:
     gateway_node.call(apply, state_file, lan_gateway())
     gateway_node.sh("ip link add eth1 type veth peer name uplink1; ip link set eth1 up; ip link set uplink1 up")
     gateway_node.sh("ip addr del 10.0.0.5/24 dev eth0; ip addr add 10.0.0.5/24 dev eth1")
@@ -33,7 +33,7 @@ def test_a_moved_underlay_address_makes_the_vxlan_anew(gateway_node: Box, state_
     assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
 
 
-def test_an_underlay_of_ipv6(gateway_node: Box, state_file: Path) -> None:
+def test_the_vxlan_works_over_an_ipv6_underlay(gateway_node: Box, state_file: Path) -> None:
     wanted = lan_gateway()
     assert wanted.vxlan is not None
     entry = replace(wanted.forwarding[0], destination=ip_address("fd00:10::6"))
@@ -48,8 +48,8 @@ def test_an_underlay_of_ipv6(gateway_node: Box, state_file: Path) -> None:
     assert gateway_node.call(apply, state_file, wanted) == ApplyResult()
 
 
-def test_another_mac_costs_no_neighbour(gateway_node: Box, state_file: Path) -> None:
-    """The kernel forgets all neighbours of a device whose MAC is set, permanent ones too."""
+def test_neighbours_are_restored_after_a_change_of_the_mac(gateway_node: Box, state_file: Path) -> None:
+    """The kernel drops all neighbours of a device whose MAC is set, permanent ones too."""
     gateway_node.call(apply, state_file, lan_gateway())
     gateway_node.sh("ip link set raven0 address aa:0f:00:00:00:77")
     gateway_node.sh("ip neigh replace 240.0.0.6 lladdr aa:0f:0a:00:00:06 dev raven0 nud permanent")
@@ -60,7 +60,7 @@ def test_another_mac_costs_no_neighbour(gateway_node: Box, state_file: Path) -> 
     assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
 
 
-def test_what_upstream_left_on_our_device_name_is_adopted(gateway_node: Box, state_file: Path) -> None:
+def test_the_device_that_upstream_left_is_adopted(gateway_node: Box, state_file: Path) -> None:
     """A pool is moved node by node: raven0 of the upstream agent, with its own MTU, learning and addresses."""
     gateway_node.sh(
         """
@@ -81,7 +81,7 @@ def test_what_upstream_left_on_our_device_name_is_adopted(gateway_node: Box, sta
     assert gateway_node.call(apply, state_file, lan_gateway()) == ApplyResult()
 
 
-def test_upstreams_vxlan_is_taken_over_as_it_is(node: Box, state_file: Path) -> None:
+def test_the_vxlan_of_upstream_is_taken_over_in_place(node: Box, state_file: Path) -> None:
     """A plain node whose agent of upstream was stopped: the device stays, and so does what leads to the gateway;
     what floods, and what leads elsewhere, goes. Its rule and its table are not ours to change."""
     node.sh(
@@ -107,9 +107,9 @@ def test_upstreams_vxlan_is_taken_over_as_it_is(node: Box, state_file: Path) -> 
 
     assert result.failed == ()
     assert [
-        f"{operation.verb} {words(operation.thing)}"
+        f"{operation.verb} {format_object(operation.target)}"
         for operation in result.changed
-        if not isinstance(operation.thing, Route | Rule | Sysctl) and " fd" not in words(operation.thing)
+        if not isinstance(operation.target, Route | Rule | Sysctl) and " fd" not in format_object(operation.target)
     ] == [
         "change device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1420",
         "add nft table ravenvpn",
@@ -130,7 +130,7 @@ def test_upstreams_vxlan_is_taken_over_as_it_is(node: Box, state_file: Path) -> 
 
 
 @pytest.mark.parametrize("device", ["ravenvpn0", "raven0"])
-def test_a_device_of_another_kind_under_our_name_is_said_and_left_alone(
+def test_a_device_of_another_kind_under_our_name_is_reported_and_kept(
     node: Box, state_file: Path, held: ExitStack, device: str
 ) -> None:
     if device == "raven0":

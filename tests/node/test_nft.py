@@ -1,4 +1,4 @@
-"""The nft table as a value: what it depends on, what is compared, and that a real nft says the same back."""
+"""The nft table: what it depends on, how edits are noticed, and how a real nft lists it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from node.box import Box
 from node.worlds import gateway
 
 from ravenvpn.mesh.hoststate import HostState, PacketFilter
-from ravenvpn.node import nft
+from ravenvpn.node import nft, nft_ruleset
 
 
 def filter_of(wanted: HostState) -> PacketFilter:
@@ -21,18 +21,18 @@ def filter_of(wanted: HostState) -> PacketFilter:
     return wanted.packet_filter
 
 
-def test_the_world_does_not_change_the_table() -> None:
-    """A region that joins costs the packet filter nothing: routes decide what is remote."""
+def test_a_remote_prefix_does_not_change_the_table() -> None:
+    """The rules match devices; the routes decide which prefixes are remote."""
     wanted = gateway()
     grown = replace(wanted, packet_filter=replace(filter_of(wanted), remote=(ip_network("10.250.0.0/16"),)))
 
-    assert nft.ruleset(grown) == nft.ruleset(wanted)
+    assert nft_ruleset.build_ruleset(grown) == nft_ruleset.build_ruleset(wanted)
 
 
-def test_another_own_source_is_another_table() -> None:
+def test_another_own_source_changes_the_table() -> None:
     wanted = gateway()
     moved = replace(wanted, packet_filter=replace(filter_of(wanted), own_sources=(ip_address("10.0.0.5"),)))
-    one, other = nft.ruleset(wanted), nft.ruleset(moved)
+    one, other = nft_ruleset.build_ruleset(wanted), nft_ruleset.build_ruleset(moved)
 
     assert one is not None
     assert other is not None
@@ -42,7 +42,7 @@ def test_another_own_source_is_another_table() -> None:
 def test_overlapping_and_neighbouring_prefixes_are_collapsed() -> None:
     """An interval set refuses elements that overlap; a pod CIDR and a node address inside it do."""
     local = ("10.244.1.0/24", "10.244.1.7/32", "10.244.0.0/24", "fd00::/64", "fd00::1/128")
-    rules = nft.ruleset(HostState(packet_filter=PacketFilter(local=tuple(map(ip_network, local)))))
+    rules = nft_ruleset.build_ruleset(HostState(packet_filter=PacketFilter(local=tuple(map(ip_network, local)))))
 
     assert rules is not None
     assert rules.facts.local == {ip_network("10.244.0.0/23"), ip_network("fd00::/64")}
@@ -62,20 +62,20 @@ def test_overlapping_and_neighbouring_prefixes_are_collapsed() -> None:
     ],
     ids=["rule gone", "rule added", "chain", "map", "rule replaced", "chain moved", "element", "strange element"],
 )
-def test_any_edit_is_seen(harm: Callable[[list[dict[str, Any]]], object]) -> None:
+def test_every_edit_is_noticed(harm: Callable[[list[dict[str, Any]]], object]) -> None:
     wanted = gateway()
-    rules = nft.ruleset(wanted)
+    rules = nft_ruleset.build_ruleset(wanted)
     assert rules is not None
     items = listing(rules)
-    assert nft.read({"nftables": items}) == rules.facts
+    assert nft.parse_table({"nftables": items}) == rules.facts
 
     harm(items)
 
-    assert nft.read({"nftables": items}) != rules.facts
+    assert nft.parse_table({"nftables": items}) != rules.facts
 
 
-def listing(rules: nft.Ruleset) -> list[dict[str, Any]]:
-    """What nft would list of a table just written."""
+def listing(rules: nft_ruleset.Ruleset) -> list[dict[str, Any]]:
+    """Return what nft lists after a table was written."""
     items: list[dict[str, Any]] = []
     for command in nft.replacement(rules)[2:]:
         ((kind, value),) = command["add"].items()
@@ -89,8 +89,8 @@ def listing(rules: nft.Ruleset) -> list[dict[str, Any]]:
 
 @pytest.mark.root
 @pytest.mark.needs("nft")
-def test_what_nft_lists_is_what_was_written(box: Callable[[], Box]) -> None:
-    rules = nft.ruleset(gateway())
+def test_nft_lists_the_table_that_was_written(box: Callable[[], Box]) -> None:
+    rules = nft_ruleset.build_ruleset(gateway())
     assert rules is not None
     one = box()
 

@@ -1,4 +1,4 @@
-"""What applying needs to be allowed, what it says where it is not, and what it leaves as it found it."""
+"""Capabilities that applying needs, errors without them, and settings of other programs that stay."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def once(work):
         result = work(host)
     failed = [str(failure) for failure in result.failed]
     try:
-        if result.rebinding is not None:
-            conntrack.forget(result.rebinding)
+        if result.flow_check is not None:
+            conntrack.delete_misbound_flows(result.flow_check)
     except HostError as error:
         failed.append(str(error))
     return len(result.changed), failed
@@ -76,8 +76,8 @@ def node(box: Callable[[], Box]) -> Box:
 
 
 @ROLES
-def test_one_capability_is_enough(node: Box, state_file: Path, role: str) -> None:
-    """CAP_NET_ADMIN: no module is loaded by us (the kernel loads what a request needs), no raw socket opened."""
+def test_cap_net_admin_is_enough(node: Box, state_file: Path, role: str) -> None:
+    """No other capability is needed: the kernel loads modules itself, and no raw socket is opened."""
     before = node.dump()
     only = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all", "--no-new-privs"]
 
@@ -89,7 +89,7 @@ def test_one_capability_is_enough(node: Box, state_file: Path, role: str) -> Non
     assert changes(before, node.dump()) == []
 
 
-def test_without_it_every_refusal_says_so(node: Box, state_file: Path) -> None:
+def test_without_cap_net_admin_every_failure_names_it(node: Box, state_file: Path) -> None:
     none = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]
 
     applied, _, _ = run(node, state_file, "plain", *none)
@@ -105,8 +105,8 @@ def test_without_it_every_refusal_says_so(node: Box, state_file: Path) -> None:
     assert [text for text in others if "ENODEV" not in text and "/raven0/" not in text] == []
 
 
-def test_read_only_settings_are_named_and_stop_nothing_else(node: Box, state_file: Path) -> None:
-    """A container that is not privileged. What is right already is not written, so nothing is missing then."""
+def test_read_only_sysctls_are_reported_and_do_not_stop_the_rest(node: Box, state_file: Path) -> None:
+    """An unprivileged container. Sysctls that are right already are not written, so they do not fail."""
     sealed = ["unshare", "-m", "sh", "-ec", 'mount --bind -o ro /proc/sys /proc/sys; exec "$@"', "sh"]
 
     applied, _, _ = run(node, state_file, "plain", *sealed)
@@ -132,8 +132,8 @@ def test_read_only_settings_are_named_and_stop_nothing_else(node: Box, state_fil
 
 
 @ROLES
-def test_no_setting_of_others_is_loosened(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
-    """Reverse path filters stay strict but on our devices; of others only what pods come by is made to forward."""
+def test_sysctls_of_foreign_devices_stay_strict(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
+    """Reverse-path filters are loose on our devices only; of others, only pod devices are made to forward."""
     node.sh(
         "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1"
     )

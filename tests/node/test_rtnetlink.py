@@ -1,4 +1,4 @@
-"""Messages packed by hand say what they mean: read back they are the same (test_apply has ip(8) read them)."""
+"""Packed rtnetlink messages parse back to the same object (in test_apply, ip(8) reads them)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ravenvpn.mesh.hoststate import Route, RouteKind, Rule, RuleAction
-from ravenvpn.node.netlink import attribute, attributes, message, number
-from ravenvpn.node.rtnetlink import RTMSG, Stray, read_route, read_rule, route_body, rule_body, rule_table
+from ravenvpn.node.netlink import pack_attribute, pack_message, pack_u32, parse_attributes
+from ravenvpn.node.rtnetlink import RTMSG, Stray, pack_route, pack_rule, parse_route, parse_rule, rule_table
 
 
 def prefixes(version: int) -> st.SearchStrategy[IPv4Network | IPv6Network]:
@@ -46,8 +46,8 @@ def routes(draw: st.DrawFn) -> Route:
 
 @given(routes())
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_route_read_back_is_the_same(route: Route) -> None:
-    assert read_route(route_body(route, 7 if route.device else 0), {7: "raven0"}) == (route, True)
+def test_a_packed_route_parses_to_the_same_route(route: Route) -> None:
+    assert parse_route(pack_route(route, 7 if route.device else 0), {7: "raven0"}) == (route, True)
 
 
 ports = st.none() | st.integers(1, 65535)
@@ -71,31 +71,31 @@ def rules(draw: st.DrawFn) -> Rule:
 
 @given(rules())
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_a_rule_read_back_is_the_same(rule: Rule) -> None:
-    assert read_rule(rule_body(rule)) == rule
-    assert rule_table(rule_body(rule)) == (rule.target if rule.action is RuleAction.LOOKUP else 0)
+def test_a_packed_rule_parses_to_the_same_rule(rule: Rule) -> None:
+    assert parse_rule(pack_rule(rule)) == rule
+    assert rule_table(pack_rule(rule)) == (rule.target if rule.action is RuleAction.LOOKUP else 0)
 
 
 def test_a_rule_without_our_protocol_is_not_ours() -> None:
     rule = Rule(4, 100, RuleAction.LOOKUP, 9127)
 
-    assert read_rule(rule_body(rule).replace(bytes([157, 0, 0, 0]), bytes([3, 0, 0, 0]))) is None
+    assert parse_rule(pack_rule(rule).replace(bytes([157, 0, 0, 0]), bytes([3, 0, 0, 0]))) is None
 
 
-def test_what_a_route_can_not_say_is_a_stray() -> None:
-    """Two next hops (RTA_MULTIPATH, 9): removed whole, never read as half of it."""
+def test_a_route_with_two_next_hops_is_a_stray() -> None:
+    """RTA_MULTIPATH (9): the route is removed whole, not parsed as one of its halves."""
     body = RTMSG.pack(2, 16, 0, 0, 252, 157, 0, 1, 0)
-    body += number(15, 9127) + attribute(1, bytes([10, 1, 0, 0])) + attribute(9, bytes(16))
+    body += pack_u32(15, 9127) + pack_attribute(1, bytes([10, 1, 0, 0])) + pack_attribute(9, bytes(16))
 
-    assert read_route(body, {}) == Stray("route 10.1.0.0/16 in table 9127", body, 25)
+    assert parse_route(body, {}) == Stray("route 10.1.0.0/16 in table 9127", body, 25)
 
 
-def test_attributes_end_where_the_message_does() -> None:
-    """A length that lies leads nowhere: neither past the end nor in circles."""
-    assert attributes(number(1, 5) + struct.pack("=HH", 400, 2)) == {1: struct.pack("=I", 5)}
-    assert attributes(struct.pack("=HH", 0, 2) + number(1, 5)) == {}
+def test_parsing_stops_at_a_malformed_attribute() -> None:
+    """A wrong length neither reads past the end nor loops."""
+    assert parse_attributes(pack_u32(1, 5) + struct.pack("=HH", 400, 2)) == {1: struct.pack("=I", 5)}
+    assert parse_attributes(struct.pack("=HH", 0, 2) + pack_u32(1, 5)) == {}
 
 
 def test_messages_are_padded_to_four() -> None:
-    assert len(message(24, 0, b"12345")) == 24
-    assert struct.unpack_from("=I", message(24, 0, b"12345"))[0] == 21
+    assert len(pack_message(24, 0, b"12345")) == 24
+    assert struct.unpack_from("=I", pack_message(24, 0, b"12345"))[0] == 21

@@ -1,4 +1,4 @@
-"""What the host state does to packets: real ones, from a pod through a gateway's kernel to its TUN, and back."""
+"""Effect of the host state on real packets: from a pod through a gateway's kernel to its TUN, and back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "iptables-nft", "iptabl
 
 
 def receive(host: Box, address: str, port: int, inject: Callable[[], None]) -> str:
-    """The source that a server on `host` sees of what `inject` sends."""
+    """Return the source address that a server on `host` sees of the packets that `inject` sends."""
 
     def serve() -> socket.socket:
         sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
@@ -37,7 +37,7 @@ def receive(host: Box, address: str, port: int, inject: Callable[[], None]) -> s
 @FAMILIES
 @FLAVOURS
 def test_a_pod_keeps_its_source_through_the_tunnel(region: Region, family: int, flavour: str) -> None:
-    """A CNI's MASQUERADE would make it the gateway's, which the far side does not accept (upstream's issue 184)."""
+    """A CNI's MASQUERADE would change it to the gateway's, which the far side drops (openyurtio/raven #184)."""
     region.node.sh(masquerade(flavour, family))
     region.apply(replace(gateway(), packet_filter=None))
     region.pod.call(send, None, FAR_POD[family])
@@ -56,7 +56,7 @@ def test_a_pod_keeps_its_source_through_the_tunnel(region: Region, family: int, 
 @FAMILIES
 @FLAVOURS
 def test_a_pod_sees_the_source_of_the_far_pod(region: Region, family: int, flavour: str) -> None:
-    """Flannel masquerades what comes into the pod network, too."""
+    """Flannel also masquerades packets that enter the pod network."""
     region.node.sh(masquerade(flavour, family))
     region.apply(gateway())
 
@@ -66,7 +66,7 @@ def test_a_pod_sees_the_source_of_the_far_pod(region: Region, family: int, flavo
     assert receive(region.pod, POD[family], 8888, inject) == FAR_POD[family]
 
 
-def test_a_hub_relays_between_regions_with_their_sources(region: Region) -> None:
+def test_a_hub_relays_packets_with_their_source(region: Region) -> None:
     region.node.sh("iptables-legacy -t nat -A POSTROUTING -j MASQUERADE")
     region.apply(gateway())
 
@@ -87,8 +87,8 @@ iptables-legacy -t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE
 """
 
 
-def test_what_kube_proxy_masquerades_comes_back_to_the_node_that_translated_it(region: Region) -> None:
-    """Bound for another region with the pod's source, the reply would bypass the DNAT."""
+def test_replies_to_a_flow_that_kube_proxy_masquerades_return_to_the_node_of_the_dnat(region: Region) -> None:
+    """With the pod's source the reply would bypass the node that holds the DNAT state."""
     region.node.sh(KUBE_PROXY.format(service="10.96.0.10", port=80, pod="10.244.2.9:8080"))
     region.apply(gateway())
 
@@ -99,8 +99,8 @@ def test_what_kube_proxy_masquerades_comes_back_to_the_node_that_translated_it(r
     assert (packet.source, packet.ports[1]) == ("10.244.1.1", 8080)
 
 
-def test_a_far_client_of_a_service_here_is_left_to_kube_proxy(region: Region) -> None:
-    """NodePort on the gateway, endpoint a local pod: masqueraded with the bridge's address, as without us."""
+def test_a_remote_client_of_a_local_service_is_left_to_kube_proxy(region: Region) -> None:
+    """NodePort on the gateway with a local pod: masqueraded with the bridge's address, as without an agent."""
     own = PacketFilter(local=(ip_network("10.244.1.0/24"),), own_sources=(ip_address("10.0.0.5"),))
     region.node.sh(KUBE_PROXY.format(service="10.0.0.5", port=30080, pod="10.244.1.9:8080"))
     region.apply(replace(gateway(), packet_filter=own))
@@ -112,7 +112,7 @@ def test_a_far_client_of_a_service_here_is_left_to_kube_proxy(region: Region) ->
 
 
 @FAMILIES
-def test_another_source_of_the_node_becomes_the_one_it_announces(region: Region, family: int) -> None:
+def test_other_sources_of_the_node_are_translated_to_the_announced_one(region: Region, family: int) -> None:
     region.apply(gateway())
 
     region.node.call(send, {4: "10.0.0.5", 6: "fd00:10::5"}[family], FAR_POD[family])
@@ -122,7 +122,7 @@ def test_another_source_of_the_node_becomes_the_one_it_announces(region: Region,
     assert packet.source == {4: "10.244.1.1", 6: "fd00:1::1"}[family]
 
 
-def test_the_tunnel_address_stays_itself(region: Region) -> None:
+def test_the_tunnel_address_is_not_translated(region: Region) -> None:
     wanted = gateway()
     own = wanted.addresses[0].address.ip
     mesh = Route(ip_network("fdaa::/48"), TABLE_REMOTE, device="ravenvpn0", source=own, mtu=1420)
@@ -136,8 +136,8 @@ def test_the_tunnel_address_stays_itself(region: Region) -> None:
 
 
 @FAMILIES
-def test_the_mss_follows_the_route(region: Region, family: int) -> None:
-    """Out of the tunnel by the route to the far pod; into the pod by the route back."""
+def test_the_mss_follows_the_mtu_of_the_route(region: Region, family: int) -> None:
+    """Towards the far pod by the route to it, towards the pod by the route back."""
     expected = {4: 1420 - 40, 6: 1420 - 60}[family]
     region.apply(gateway())
 
@@ -158,7 +158,7 @@ def test_the_mss_follows_the_route(region: Region, family: int) -> None:
 
 
 def captured(capture: Capture, taste: Callable[[Packet], bool], timeout: float = 5.0) -> list[Packet]:
-    """The first packets to this taste."""
+    """Return the first packets that `wanted` accepts."""
     until = time.monotonic() + timeout
     found: list[Packet] = []
     while not found and time.monotonic() < until:
@@ -169,7 +169,7 @@ def captured(capture: Capture, taste: Callable[[Packet], bool], timeout: float =
 
 @FAMILIES
 def test_traffic_is_refused_when_the_tunnel_is_gone(region: Region, family: int) -> None:
-    """kill -9 of the agent: its device and routes vanish. Pods hear it at once, and nothing leaves in clear."""
+    """After kill -9 device and routes are gone. Pods get an ICMP error at once, nothing leaves in clear."""
     uplink = region.node.call(Capture, "uplink")
     region.pod.call(send, None, FAR_POD[family], 1111)
     clear = captured(uplink, lambda packet: packet.destination == FAR_POD[family])
@@ -195,8 +195,8 @@ def test_traffic_is_refused_when_the_tunnel_is_gone(region: Region, family: int)
 
 
 @FAMILIES
-def test_what_comes_by_the_tunnel_for_nobody_here_is_refused(region: Region, family: int) -> None:
-    """Its sender knows a region that this node does not, or no longer: it must not leave in clear."""
+def test_packets_from_the_tunnel_for_an_unknown_prefix_are_refused(region: Region, family: int) -> None:
+    """The sender knows a region that this node does not know (any more); the packet must not leave in clear."""
     astray = {4: "198.51.100.9", 6: "2001:db8:9::9"}[family]
     region.apply(replace(gateway(), packet_filter=None))
     uplink = region.node.call(Capture, "uplink")
@@ -216,8 +216,8 @@ def test_what_comes_by_the_tunnel_for_nobody_here_is_refused(region: Region, fam
     assert [packet.ports[1] for packet in seen] == [3333]
 
 
-def test_an_answer_to_what_this_host_masqueraded_into_the_tunnel_comes_home(region: Region) -> None:
-    """A machine of the LAN that is no node: somebody else's rule lends it an accepted source."""
+def test_replies_to_flows_masqueraded_by_this_host_are_accepted(region: Region) -> None:
+    """A LAN machine that is no node gets an accepted source from another program's rule."""
     region.node.sh("iptables-legacy -t nat -A POSTROUTING -s 10.0.0.77 -j SNAT --to-source 10.244.1.1")
     region.node.sh("ip neigh add 10.0.0.77 lladdr 02:00:00:00:00:77 dev eth0 nud permanent")
     region.apply(gateway())
@@ -239,8 +239,8 @@ def test_an_answer_to_what_this_host_masqueraded_into_the_tunnel_comes_home(regi
     assert [packet.ports for packet in answers] == [(7001, 7000)]
 
 
-def test_the_outer_packets_never_enter_the_tunnel_they_carry(region: Region) -> None:
-    """The rule at preference 98 holds even where a prefix of another region covers a peer's address."""
+def test_outer_packets_never_enter_their_own_tunnel(region: Region) -> None:
+    """The rule at preference 98 applies even where a remote prefix covers a peer's address."""
     wanted = gateway()
     region.apply(wanted)
     uplink = region.node.call(Capture, "uplink")

@@ -1,4 +1,4 @@
-"""Wanted states as the planner makes them: a gateway, and a gateway with a LAN behind it."""
+"""Host states as the planner makes them: a gateway, and a gateway with a LAN."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _PODS = Reason(ReasonCode.REMOTE_PREFIX)
 
 
 def remote_routes(*prefixes: str, device: str = "ravenvpn0", mtu: int = 1420) -> tuple[Route, ...]:
-    """The two routes that a prefix of another region has: through the tunnel, and closed where that is missing."""
+    """Return the two routes of each remote prefix: through the tunnel, and fail-closed."""
     routes: list[Route] = []
     for prefix in map(ip_network, prefixes):
         source = OWN4 if prefix.version == 4 else OWN6
@@ -78,7 +78,7 @@ def rules(family: int) -> tuple[Rule, ...]:
 
 
 def gateway(families: tuple[int, ...] = (4, 6)) -> HostState:
-    """A gateway of a region of one node."""
+    """Return the state of a gateway in a region of one node."""
     remote = [prefix for prefix in REMOTE if prefix.version in families]
     return HostState(
         tun=TunDevice("ravenvpn0", 1420),
@@ -100,7 +100,7 @@ def gateway(families: tuple[int, ...] = (4, 6)) -> HostState:
 
 
 def lan_gateway() -> HostState:
-    """A gateway with a second node on its LAN, whose pods it reaches over VXLAN."""
+    """Return the state of a gateway with a second node on its LAN, whose pods it reaches over VXLAN."""
     base = gateway()
     assert base.packet_filter is not None
     local = (*LOCAL, ip_network("10.244.4.0/24"), ip_network("fd00:4::/64"))
@@ -127,7 +127,7 @@ def lan_gateway() -> HostState:
 
 
 def planned(role: str) -> HostState:
-    """What the planner wants of the host of `HOST` as "gateway", "standby" or "plain" node of a region of three."""
+    """Return the plan for the host of `HOST` as "gateway", "standby" or "plain" node of a region of three."""
     me = GatewayEndpoint("here-1", public_ip="198.51.100.1")
     other, far = (
         GatewayEndpoint("here-2", public_ip="198.51.100.2"),

@@ -1,4 +1,4 @@
-"""What the planner asks for, done to a real kernel: from world to world by deltas, never different from a look."""
+"""Plans of the planner applied to a real kernel by deltas, compared with an observation after each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FACTS = LocalFacts(addresses=frozenset({OWN}))
 
 @given(data=st.data())
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
-def test_deltas_lead_where_a_look_would(data: st.DataObject, box: Callable[[], Box], state_file: Path) -> None:
+def test_deltas_equal_a_whole_apply(data: st.DataObject, box: Callable[[], Box], state_file: Path) -> None:
     """Random worlds and edits, seen by a node that may be gateway, standby, plain or neither."""
     world: World = data.draw(worlds(least=2))
     course = [world]

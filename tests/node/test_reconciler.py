@@ -1,4 +1,4 @@
-"""What another program undoes comes back; what it keeps undoing is called a fight."""
+"""The reconciler on a real kernel: repairs, flap detection, events."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from node.worlds import HOST, lan_gateway, planned
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import ApplyResult, Host
 from ravenvpn.node.flapping import FlapDetector
-from ravenvpn.node.observe import HostPart
-from ravenvpn.node.reconciler import (
+from ravenvpn.node.host_events import (
     AddressesChanged,
     ChangeRefused,
     DeviceGone,
-    Event,
     FlappingDetected,
-    Reconciler,
+    HostEvent,
     Restored,
-    WantedState,
 )
-from ravenvpn.node.watch import AddressChange, attach, worth_a_look
+from ravenvpn.node.notification_filter import attach_filter, notification_filter
+from ravenvpn.node.parts import HostPart
+from ravenvpn.node.reconciler import Reconciler, WantedState
+from ravenvpn.node.watch import AddressChange
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
 
@@ -43,26 +43,26 @@ LOOPS = pytest.mark.parametrize("loop_factory", FACTORIES.values(), ids=FACTORIE
 
 @dataclass
 class Scene:
-    """A kept host, and everything it has said."""
+    """A host with a running reconciler, and the events so far."""
 
     box: Box
     host: Host
-    keeper: Reconciler
-    events: list[Event]
+    reconciler: Reconciler
+    events: list[HostEvent]
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def sh(self, command: str) -> str:
         return await asyncio.to_thread(self.box.sh, command)
 
     async def settled(self) -> None:
-        """Until what our own start was told of has been looked at: it would mend what a scene breaks."""
+        """Wait until the notifications of our own start are dealt with; a repair of theirs would hide the scene's."""
         await self.sh("sleep 0.05")
-        while self.keeper.disturbed:
+        while self.reconciler.pending:
             await self.sh("sleep 0.05")
-        await self.keeper.look(lambda _: None)
+        await self.reconciler.run(lambda _: None)
 
-    async def event(self, kind: type[Event]) -> Event:
-        """The next event of this kind that nobody has asked for yet."""
+    async def event(self, kind: type[HostEvent]) -> HostEvent:
+        """Return the next event of this kind; those before it are dropped."""
         async with asyncio.timeout(20):
             while True:
                 for at, event in enumerate(self.events):
@@ -80,19 +80,19 @@ def play(
     loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     wanted: HostState | None = None,
 ) -> None:
-    """Run a scene on a loop inside the namespace, with the keeper started and the wanted state in place."""
+    """Run a scene on a loop inside the namespace, with the reconciler started and the wanted state in place."""
 
     async def main() -> None:
-        events: list[Event] = []
+        events: list[HostEvent] = []
         with Host(state_file) as host:
-            keeper = Reconciler(host, lambda event: (events.append(event), one.arrived.set())[0])
-            one = Scene(box, host, keeper, events)
-            keeper.start()
+            reconciler = Reconciler(host, lambda event: (events.append(event), one.arrived.set())[0])
+            one = Scene(box, host, reconciler, events)
+            reconciler.start()
             try:
-                assert (await keeper.want(WantedState.of(wanted or lan_gateway()))).failed == ()
+                assert (await reconciler.reconcile(WantedState.fixed(wanted or lan_gateway()))).failed == ()
                 await scene(one)
             finally:
-                await keeper.stop()
+                await reconciler.stop()
 
     def inside() -> None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -136,21 +136,21 @@ def node(box: Callable[[], Box], held: ExitStack) -> Box:
             "forwarding entry aa:0f:0a:00:00:06 to 10.0.0.6 dev raven0",
         ),
         (
-            # The kernel drops its IPv4 routes and tells nobody.
+            # The kernel drops its IPv4 routes without a notification.
             "ip link set ravenvpn0 down; ip link set ravenvpn0 up",
             "route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
         ),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) and value.startswith(("ip", "nft")) else "",
 )
-def test_what_is_undone_comes_back(
+def test_a_reverted_object_is_restored(
     node: Box,
     state_file: Path,
     loop_factory: Callable[[], asyncio.AbstractEventLoop],
     harm: str,
     thing: str,
 ) -> None:
-    """Within two seconds (on an idle machine a fifth of one), with an event that says what."""
+    """Within two seconds (0.2 s on an idle machine), with an event that names the object."""
 
     async def scene(one: Scene) -> None:
         await one.settled()
@@ -160,9 +160,9 @@ def test_what_is_undone_comes_back(
         while thing not in restored:
             event = await one.event(Restored)
             assert isinstance(event, Restored)
-            restored += event.things
+            restored += event.descriptions
         assert time.monotonic() - start < 8
-        assert await one.keeper.look(lambda host: host.apply(lan_gateway())) == ApplyResult()
+        assert await one.reconciler.run(lambda host: host.apply(lan_gateway())) == ApplyResult()
 
     play(node, state_file, scene, loop_factory)
 
@@ -188,10 +188,10 @@ def test_what_is_undone_comes_back(
     ],
     ids=["device", "packet filter", "forwarding entry"],
 )
-def test_what_is_undone_on_a_plain_node_comes_back(
+def test_a_reverted_object_on_a_plain_node_is_restored(
     box: Callable[[], Box], state_file: Path, harm: str, things: list[str]
 ) -> None:
-    """No tunnel device: all it has is the VXLAN and what hangs on it."""
+    """A plain node has no tunnel device, only the VXLAN and its objects."""
     plain = box()
     plain.sh(HOST)
 
@@ -202,21 +202,21 @@ def test_what_is_undone_on_a_plain_node_comes_back(
         while not set(things) <= set(restored):
             event = await one.event(Restored)
             assert isinstance(event, Restored)
-            restored += event.things
-        assert await one.keeper.look(lambda host: host.apply(planned("plain"))) == ApplyResult()
+            restored += event.descriptions
+        assert await one.reconciler.run(lambda host: host.apply(planned("plain"))) == ApplyResult()
 
     play(plain, state_file, scene, wanted=planned("plain"))
 
 
-def test_the_kernel_keeps_away_what_concerns_nobody_here(node: Box, state_file: Path) -> None:
-    """Of a routing daemon's routes, of neighbours elsewhere and of our own routes nothing is even queued."""
+def test_the_socket_filter_drops_irrelevant_notifications(node: Box, state_file: Path) -> None:
+    """A routing daemon's routes, neighbours on other devices and our own routes are not queued."""
 
     def listen() -> tuple[socket.socket, Host]:
         host = Host(state_file)
         assert host.apply(lan_gateway()).failed == ()
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
         sock.bind((0, 1 << 2 | 1 << 6 | 1 << 7))  # neighbours, IPv4 routes and rules
-        attach(sock, worth_a_look(host.port, socket.if_nametoindex("raven0")))
+        attach_filter(sock, notification_filter(host.port, socket.if_nametoindex("raven0")))
         return sock, host
 
     def heard(sock: socket.socket) -> list[int]:
@@ -248,23 +248,25 @@ def test_the_kernel_keeps_away_what_concerns_nobody_here(node: Box, state_file: 
         assert heard(sock) == [24, 24, 32, 28]  # RTM_NEWROUTE twice, RTM_NEWRULE, RTM_NEWNEIGH
 
 
-def test_nft_changes_name_the_program(node: Box, state_file: Path) -> None:
+def test_a_changed_nft_table_is_reported_with_the_program(node: Box, state_file: Path) -> None:
     async def scene(one: Scene) -> None:
         await one.sh("nft delete table inet ravenvpn")
         event = await one.event(Restored)
         assert isinstance(event, Restored)
-        assert [who.split()[0] for who in event.by] == ["nft"]
+        assert [who.split()[0] for who in event.programs] == ["nft"]
 
     play(node, state_file, scene)
 
 
-def test_our_own_changes_disturb_nobody(node: Box, state_file: Path) -> None:
-    """What `want` and `change` do comes back as notifications; nothing is restored because of it."""
+def test_our_own_changes_cause_no_repair(node: Box, state_file: Path) -> None:
+    """Changes by the reconciler itself come back as notifications and are ignored."""
 
     async def scene(one: Scene) -> None:
         wanted = lan_gateway()
-        await one.keeper.cleanup()
-        await one.keeper.want(WantedState.of(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter)))
+        await one.reconciler.cleanup()
+        await one.reconciler.reconcile(
+            WantedState.fixed(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter))
+        )
         await one.sh("ip rule del pref 99 lookup 9127")  # the one real harm
         event = await one.event(Restored)
         assert event == Restored(("rule 99 IPv4 lookup 9127",), ())
@@ -273,20 +275,20 @@ def test_our_own_changes_disturb_nobody(node: Box, state_file: Path) -> None:
     play(node, state_file, scene)
 
 
-def test_a_fight_is_told_and_met_more_slowly(node: Box, state_file: Path) -> None:
+def test_flapping_is_reported_and_delays_the_repair(node: Box, state_file: Path) -> None:
     async def scene(one: Scene) -> None:
-        event: Event | None = None
+        event: HostEvent | None = None
         for _ in range(4):
             await one.sh("ip rule del pref 99 lookup 9127")
             event = await one.event(Restored)
         event = await one.event(FlappingDetected)
         assert isinstance(event, FlappingDetected)
-        (fight,) = event.fights
-        assert (fight.part, fight.what, fight.times) == (HostPart.RULES, "rule 99 IPv4 lookup 9127", 4)
+        (fight,) = event.flapping
+        assert (fight.part, fight.description, fight.times) == (HostPart.RULES, "rule 99 IPv4 lookup 9127", 4)
         assert str(fight) == "rule 99 IPv4 lookup 9127: undone 4 times by another program"
         assert event.delay == 1.0
-        assert one.keeper.fights == [fight]
-        # A fight over rules does not delay the rest.
+        assert one.reconciler.flapping == [fight]
+        # Flapping rules do not delay other parts.
         await one.sh("ip rule del pref 99 lookup 9127; ip route del 10.244.2.0/24 dev ravenvpn0 table 9127")
         event = await one.event(Restored)
         assert event == Restored(("route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",), ())
@@ -294,7 +296,7 @@ def test_a_fight_is_told_and_met_more_slowly(node: Box, state_file: Path) -> Non
     play(node, state_file, scene)
 
 
-def test_addresses_that_come_and_go_are_told(node: Box, state_file: Path) -> None:
+def test_added_and_removed_addresses_are_reported(node: Box, state_file: Path) -> None:
     async def scene(one: Scene) -> None:
         await one.sh("ip addr add 10.0.0.77/24 dev eth0")
         assert await one.event(AddressesChanged) == AddressesChanged((AddressChange(ip_address("10.0.0.77"), True),))
@@ -305,8 +307,8 @@ def test_addresses_that_come_and_go_are_told(node: Box, state_file: Path) -> Non
     play(node, state_file, scene)
 
 
-def test_a_route_that_lost_its_source_is_seen_and_comes_back(node: Box, state_file: Path) -> None:
-    """The kernel strips a preferred IPv6 source that is gone and tells nobody; planning has to choose another."""
+def test_a_route_that_lost_its_source_is_restored(node: Box, state_file: Path) -> None:
+    """The kernel removes a deleted IPv6 source from routes without a notification."""
 
     async def scene(one: Scene) -> None:
         await one.sh("ip addr del fd00:1::1/64 dev cni0")
@@ -315,15 +317,15 @@ def test_a_route_that_lost_its_source_is_seen_and_comes_back(node: Box, state_fi
         assert [failure.error.errno_name for failure in refused.failed] == ["EINVAL"]
         assert "unreachable fd00:2::/64" in await one.sh("ip -6 route show table 9127")
         await one.sh("ip addr add fd00:1::1/64 dev cni0")
-        while one.keeper.failed:  # tried again by itself
+        while one.reconciler.failed:  # tried again by itself
             await one.event(Restored)
         assert "fd00:2::/64 dev ravenvpn0 proto 157 src fd00:1::1" in await one.sh("ip -6 route show table 9127")
 
     play(node, state_file, scene)
 
 
-def test_a_deleted_tunnel_device_is_told_at_once(node: Box, state_file: Path) -> None:
-    """Only the daemon can open it again; until then its prefixes are closed."""
+def test_a_deleted_tunnel_device_is_reported_at_once(node: Box, state_file: Path) -> None:
+    """Only the tunnel can open it again; until then traffic for remote prefixes is refused."""
 
     async def scene(one: Scene) -> None:
         await one.sh("ip link del ravenvpn0")
@@ -334,11 +336,11 @@ def test_a_deleted_tunnel_device_is_told_at_once(node: Box, state_file: Path) ->
     play(node, state_file, scene)
 
 
-def test_others_may_change_what_is_theirs(node: Box, state_file: Path) -> None:
-    """Their routes, rules, links and nft tables wake nobody up."""
+def test_changes_of_foreign_objects_are_ignored(node: Box, state_file: Path) -> None:
+    """Routes, rules, devices and nft tables of other programs cause no repair."""
 
     async def scene(one: Scene) -> None:
-        looked: list[Event] = one.events
+        looked: list[HostEvent] = one.events
         await asyncio.sleep(0.3)  # our own start has been looked at
         looked.clear()
         before = await one.sh("cat /proc/thread-self/net/netlink | wc -l")
@@ -358,36 +360,36 @@ def test_others_may_change_what_is_theirs(node: Box, state_file: Path) -> None:
     play(node, state_file, scene)
 
 
-# --- Fights, with a clock one moves ------------------------------------------------------------------------------
+# --- Flap detection, with a clock of the test ------------------------------------------------------------------
 
 
-def test_an_accident_is_no_fight() -> None:
-    fights = FlapDetector()
+def test_a_single_repair_is_not_flapping() -> None:
+    detector = FlapDetector()
 
-    fights.restored(HostPart.RULES, ["rule 100"], [], now=0.0)
+    detector.record_repairs(HostPart.RULES, ["rule 100"], [], now=0.0)
 
-    assert fights.current(0.0) == []
-    assert fights.delay(HostPart.RULES, 0.0) == 0.1
+    assert detector.flapping(0.0) == []
+    assert detector.delay(HostPart.RULES, 0.0) == 0.1
 
 
-def test_patience_grows_while_it_goes_on_and_returns_when_it_ends() -> None:
-    fights, now, delays = FlapDetector(), 0.0, []
+def test_the_delay_grows_while_an_object_flaps_and_is_reset_after_a_quiet_period() -> None:
+    detector, now, delays = FlapDetector(), 0.0, []
     for _ in range(11):
-        fights.restored(HostPart.FILTER, ["nft table ravenvpn"], ["kube-proxy (process 7)"], now)
-        delays.append(fights.delay(HostPart.FILTER, now))
+        detector.record_repairs(HostPart.FILTER, ["nft table ravenvpn"], ["kube-proxy (process 7)"], now)
+        delays.append(detector.delay(HostPart.FILTER, now))
         now += delays[-1]
 
     assert delays == [0.1, 0.1, 0.1, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
-    assert str(fights.current(now)[0]) == "nft table ravenvpn: undone 11 times by kube-proxy (process 7)"
-    assert fights.delay(HostPart.ROUTES, now) == 0.1
-    assert fights.current(now + 119) != []
-    assert fights.current(now + 121) == []
-    assert fights.delay(HostPart.FILTER, now + 121) == 0.1
+    assert str(detector.flapping(now)[0]) == "nft table ravenvpn: undone 11 times by kube-proxy (process 7)"
+    assert detector.delay(HostPart.ROUTES, now) == 0.1
+    assert detector.flapping(now + 119) != []
+    assert detector.flapping(now + 121) == []
+    assert detector.delay(HostPart.FILTER, now + 121) == 0.1
 
 
-def test_accidents_far_apart_make_no_fight() -> None:
-    fights = FlapDetector()
+def test_repairs_far_apart_are_not_flapping() -> None:
+    detector = FlapDetector()
     for hour in range(10):
-        fights.restored(HostPart.RULES, ["rule 100"], [], now=hour * 3600.0)
+        detector.record_repairs(HostPart.RULES, ["rule 100"], [], now=hour * 3600.0)
 
-        assert fights.current(hour * 3600.0) == []
+        assert detector.flapping(hour * 3600.0) == []

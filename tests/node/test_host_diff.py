@@ -1,4 +1,4 @@
-"""The order of changes, on a model of a host: on the way from plan to plan nothing leaks and nothing breaks."""
+"""Order of operations, on a model of a host: no leak and no outage on the way from plan to plan."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from ravenvpn.mesh.hoststate import (
     Sysctl,
 )
 from ravenvpn.mesh.reason import Reason, ReasonCode
-from ravenvpn.node.format import words
-from ravenvpn.node.host_diff import assumed, diff
+from ravenvpn.node.format import format_object
+from ravenvpn.node.host_diff import expected_state, required_operations
 from ravenvpn.node.links import LinkFacts, VxlanFacts
-from ravenvpn.node.operations import HostDevice, Observed, Operation, Verb
+from ravenvpn.node.operations import ObservedState, Operation, OwnedDevice, Verb
 from ravenvpn.node.rtnetlink import route_key
-from ravenvpn.node.sysctl import Remembered
+from ravenvpn.node.sysctl import SavedSysctl
 
 PREFIXES = [ip_network(text) for text in ("10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/24", "fd01::/64", "fd02::/64")]
 
 
-def observed_as(wanted: HostState) -> Observed:
-    """A host on which `wanted` is in force, devices included."""
-    observed = assumed(wanted)
+def observed_as(wanted: HostState) -> ObservedState:
+    """Return the state of a host to which `wanted` was applied, devices included."""
+    observed = expected_state(wanted)
     if wanted.tun is not None:
         observed.links[wanted.tun.name] = LinkFacts(wanted.tun.name, 7, "tun", wanted.tun.mtu, True)
     if wanted.vxlan is not None:
@@ -46,22 +46,22 @@ def observed_as(wanted: HostState) -> Observed:
         facts = VxlanFacts(vxlan.vni, vxlan.port, vxlan.local, False, 3)
         observed.links[vxlan.name] = LinkFacts(vxlan.name, 8, "vxlan", vxlan.mtu, True, vxlan.mac, facts)
         observed.underlay = 3
-    observed.remembered = {item.key: Remembered("0", item.value) for item in wanted.sysctls if not item.ours}
+    observed.saved_sysctls = {item.key: SavedSysctl("0", item.value) for item in wanted.sysctls if not item.ours}
     return observed
 
 
 def said(operations: list[Operation]) -> list[str]:
-    return [f"{operation.verb} {words(operation.thing)}" for operation in operations]
+    return [f"{operation.verb} {format_object(operation.target)}" for operation in operations]
 
 
-def test_nothing_to_do_where_everything_is_there() -> None:
-    assert diff(observed_as(lan_gateway()), lan_gateway()) == []
+def test_a_host_at_its_plan_needs_no_operation() -> None:
+    assert required_operations(observed_as(lan_gateway()), lan_gateway()) == []
 
 
-def test_coming_up_closes_first_and_sends_traffic_last() -> None:
+def test_set_up_adds_fail_closed_routes_first_and_rules_last() -> None:
     wanted = replace(gateway(families=(4,)), sysctls=())
 
-    assert said(diff(Observed(), wanted)) == [
+    assert said(required_operations(ObservedState(), wanted)) == [
         "add route unreachable 10.244.2.0/24 table 9127 metric 4278198272",
         "add route unreachable 10.244.3.0/24 table 9127 metric 4278198272",
         "change device ravenvpn0 mtu 1420 up",
@@ -76,12 +76,12 @@ def test_coming_up_closes_first_and_sends_traffic_last() -> None:
     ]
 
 
-def test_going_down_is_mirrored() -> None:
+def test_tear_down_is_in_the_reverse_order() -> None:
     before = observed_as(
         replace(gateway(families=(4,)), sysctls=(Sysctl("net/ipv4/conf/cni0/forwarding", "1", False),))
     )
 
-    assert said(diff(before, HostState())) == [
+    assert said(required_operations(before, HostState())) == [
         "remove rule 99 IPv4 lookup 9127",
         "remove rule 98 IPv4 iif ravenvpn0 lookup 9129",
         "remove rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
@@ -97,8 +97,8 @@ def test_going_down_is_mirrored() -> None:
     ]
 
 
-def test_a_role_that_moves_never_refuses_what_is_under_way() -> None:
-    """What backs the routes for arriving packets (table 9129) comes after them and goes before them."""
+def test_a_moved_role_never_refuses_packets_under_way() -> None:
+    """The unreachable routes of table 9129 are added after the device routes and removed before them."""
     remote, closed = ip_network("10.244.2.0/24"), {"kind": RouteKind.UNREACHABLE, "metric": FAIL_CLOSED_METRIC}
     shut = Route(remote, TABLE_REMOTE, **closed)
     active = HostState(routes=(Route(remote, TABLE_REMOTE, device="ravenvpn0"), shut))
@@ -111,24 +111,24 @@ def test_a_role_that_moves_never_refuses_what_is_under_way() -> None:
         )
     )
 
-    assert said(diff(observed_as(active), standby)) == [
+    assert said(required_operations(observed_as(active), standby)) == [
         "change route 10.244.2.0/24 table 9127 via 240.0.0.6 dev raven0",
         "add route 10.244.2.0/24 table 9129 dev ravenvpn0",
         "add route unreachable 10.244.2.0/24 table 9129 metric 4278198272",
     ]
-    assert said(diff(observed_as(standby), active)) == [
+    assert said(required_operations(observed_as(standby), active)) == [
         "change route 10.244.2.0/24 table 9127 dev ravenvpn0",
         "remove route unreachable 10.244.2.0/24 table 9129 metric 4278198272",
         "remove route 10.244.2.0/24 table 9129 dev ravenvpn0",
     ]
 
 
-def test_a_vxlan_with_another_port_is_made_anew_with_all_that_hangs_on_it() -> None:
+def test_a_vxlan_with_another_port_is_recreated_with_its_objects() -> None:
     wanted = lan_gateway()
     assert wanted.vxlan is not None
     before = observed_as(replace(wanted, vxlan=replace(wanted.vxlan, port=4789)))
 
-    operations = diff(before, wanted)
+    operations = required_operations(before, wanted)
 
     assert said(operations) == [
         "remove device raven0",
@@ -143,50 +143,53 @@ def test_a_vxlan_with_another_port_is_made_anew_with_all_that_hangs_on_it() -> N
     ]
 
 
-def test_another_mtu_keeps_the_vxlan() -> None:
+def test_another_mtu_does_not_recreate_the_vxlan() -> None:
     wanted = lan_gateway()
     assert wanted.vxlan is not None
     before = observed_as(replace(wanted, vxlan=replace(wanted.vxlan, mtu=1300)))
 
-    assert [operation.verb for operation in diff(before, wanted)] == [Verb.CHANGE]
+    assert [operation.verb for operation in required_operations(before, wanted)] == [Verb.CHANGE]
 
 
 def test_a_neighbour_that_moved_is_changed_and_not_removed() -> None:
     wanted = lan_gateway()
     moved = Neighbour("raven0", wanted.neighbours[0].address, "aa:0f:0a:00:00:99")
 
-    operations = diff(observed_as(wanted), replace(wanted, neighbours=(moved, wanted.neighbours[1])))
+    operations = required_operations(observed_as(wanted), replace(wanted, neighbours=(moved, wanted.neighbours[1])))
 
     assert said(operations) == ["change neighbour 240.0.0.6 at aa:0f:0a:00:00:99 dev raven0"]
     assert operations[0].before == wanted.neighbours[0]
 
 
-def test_losing_the_last_ipv4_address_puts_the_ipv4_routes_back_after() -> None:
+def test_ipv4_routes_are_added_again_after_the_last_ipv4_address_is_lost() -> None:
     """The kernel flushes a device's IPv4 routes with its last IPv4 address."""
     wanted = gateway()
     before = observed_as(wanted)
     before.addresses.add(DeviceAddress("ravenvpn0", ip_interface("192.0.2.7/32")))
 
-    assert said(diff(before, wanted)) == [
+    assert said(required_operations(before, wanted)) == [
         "remove address 192.0.2.7/32 dev ravenvpn0",
         "add route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
         "add route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
     ]
 
 
-def test_a_reason_is_no_difference() -> None:
+def test_another_reason_is_no_difference() -> None:
     wanted = gateway()
     other = replace(
         wanted, routes=tuple(replace(route, reason=Reason(ReasonCode.FAIL_CLOSED)) for route in wanted.routes)
     )
 
-    assert diff(observed_as(wanted), other) == []
+    assert required_operations(observed_as(wanted), other) == []
 
 
 def test_ipv6_routes_of_metric_1024_and_of_none_are_the_same() -> None:
     route = Route(ip_network("fd01::/64"), TABLE_REMOTE, device="ravenvpn0", metric=1024)
 
-    assert diff(assumed(HostState(routes=(replace(route, metric=0),))), HostState(routes=(route,))) == []
+    assert (
+        required_operations(expected_state(HostState(routes=(replace(route, metric=0),))), HostState(routes=(route,)))
+        == []
+    )
 
 
 # --- Any plan to any other --------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ def test_ipv6_routes_of_metric_1024_and_of_none_are_the_same() -> None:
 
 @st.composite
 def plans(draw: st.DrawFn) -> HostState:
-    """Prefixes with a way and a fail-closed route, or with the latter alone; with rules or without."""
+    """Prefixes with a device route and a fail-closed route, or with the latter alone; with rules or without."""
     routes: list[Route] = []
     for prefix in draw(st.lists(st.sampled_from(PREFIXES), unique=True)):
         device = draw(st.sampled_from(["ravenvpn0", "raven0", None]))
@@ -211,12 +214,12 @@ def ways(routes: dict[object, Route], prefix: Prefix) -> set[RouteKind]:
     return {route.kind for route in routes.values() if route.prefix == prefix}
 
 
-def steps(observed: Observed, operations: list[Operation]) -> Iterator[tuple[dict[object, Route], set[Rule]]]:
+def steps(observed: ObservedState, operations: list[Operation]) -> Iterator[tuple[dict[object, Route], set[Rule]]]:
     """Routes and rules after each operation, as a kernel would have them."""
     routes: dict[object, Route] = dict(observed.routes)
     rules = set(observed.rules)
     for operation in operations:
-        thing = operation.thing
+        thing = operation.target
         if isinstance(thing, Route) and operation.verb is Verb.REMOVE:
             assert routes.pop(route_key(thing)) == thing
         elif isinstance(thing, Route):
@@ -225,16 +228,16 @@ def steps(observed: Observed, operations: list[Operation]) -> Iterator[tuple[dic
             rules.remove(thing)
         elif isinstance(thing, Rule):
             rules.add(thing)
-        elif isinstance(thing, HostDevice):
+        elif isinstance(thing, OwnedDevice):
             routes = {key: route for key, route in routes.items() if route.device != thing.name}
         yield routes, rules
 
 
 @given(plans(), plans())
 @settings(max_examples=150, deadline=None)
-def test_from_any_plan_to_any_other_nothing_leaks_and_nothing_breaks(before: HostState, after: HostState) -> None:
+def test_no_leak_and_no_outage_from_any_plan_to_any_other(before: HostState, after: HostState) -> None:
     observed = observed_as(before)
-    operations = diff(observed, after)
+    operations = required_operations(observed, after)
     both = {route.prefix for route in before.routes} & {route.prefix for route in after.routes}
     carried = [
         prefix
@@ -259,9 +262,9 @@ def test_from_any_plan_to_any_other_nothing_leaks_and_nothing_breaks(before: Hos
 
 @given(plans(), plans())
 @settings(max_examples=100, deadline=None)
-def test_a_delta_makes_the_same_changes_as_a_look(before: HostState, after: HostState) -> None:
+def test_a_delta_needs_the_same_operations_as_an_observation(before: HostState, after: HostState) -> None:
     delta = delta_between(before, after)
 
-    changed = diff(assumed(delta.removed), delta.added)
+    changed = required_operations(expected_state(delta.removed), delta.added)
 
-    assert sorted(said(changed)) == sorted(said(diff(observed_as(before), after)))
+    assert sorted(said(changed)) == sorted(said(required_operations(observed_as(before), after)))

@@ -1,4 +1,4 @@
-"""What a host that is fit looks like, and what is said about one that is not."""
+"""Preflight findings, from given facts and on a real kernel."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from node.box import Box
 
-from ravenvpn.node.preflight import CheckFacts, FindingLevel, PortFact, judge, reverse_path_rules, worst
-from ravenvpn.node.preflight_facts import gather
+from ravenvpn.node.preflight import FindingLevel, PortFact, PreflightFacts, evaluate, reverse_path_rules, worst
+from ravenvpn.node.preflight_facts import gather_facts
 
-FIT = CheckFacts(
+FIT = PreflightFacts(
     kernel=(6, 12),
     capabilities=1 << 12,
     nft="nftables v1.0.6 (Lester Gooch #5)",
@@ -31,8 +31,8 @@ FIT = CheckFacts(
 )
 
 
-def test_a_fit_host_has_nothing_to_mend() -> None:
-    findings = judge(FIT)
+def test_a_fit_host_has_no_remedy() -> None:
+    findings = evaluate(FIT)
 
     assert worst(findings) is FindingLevel.OK
     assert [finding for finding in findings if finding.remedy] == []
@@ -45,8 +45,8 @@ def test_a_fit_host_has_nothing_to_mend() -> None:
         (replace(FIT, tun="/dev/net/tun: No such file or directory"), "tun", FindingLevel.FAIL, "modprobe tun"),
         (replace(FIT, capabilities=0), "capabilities", FindingLevel.FAIL, "CAP_NET_ADMIN"),
         (replace(FIT, nft=None), "nft", FindingLevel.FAIL, "apt-get install nftables"),
-        (replace(FIT, vxlan=False), "vxlan", FindingLevel.WARN, "regions of one node do without"),
-        (replace(FIT, udp_gro=False), "offloads", FindingLevel.WARN, "more slowly"),
+        (replace(FIT, vxlan=False), "vxlan", FindingLevel.WARN, "only regions of one node work without VXLAN"),
+        (replace(FIT, udp_gro=False), "offloads", FindingLevel.WARN, "slower"),
         (replace(FIT, kernel=(6, 1)), "offloads", FindingLevel.WARN, "newer kernel"),
         (replace(FIT, wall_clock=0.0), "clock", FindingLevel.FAIL, "NTP"),
         (replace(FIT, clock_synchronised=False), "clock", FindingLevel.WARN, "NTP"),
@@ -85,20 +85,20 @@ def test_a_fit_host_has_nothing_to_mend() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_is_said_with_its_remedy(
-    facts: CheckFacts, name: str, verdict: FindingLevel, words: str
+def test_each_defect_is_reported_with_its_remedy(
+    facts: PreflightFacts, name: str, verdict: FindingLevel, words: str
 ) -> None:
-    findings = judge(facts)
+    findings = evaluate(facts)
     (finding,) = [finding for finding in findings if finding.name == name]
 
     assert finding.verdict is verdict is worst(findings)
     assert words in finding.remedy
 
 
-def test_the_agent_itself_may_hold_its_ports() -> None:
+def test_ports_held_by_the_agent_are_accepted() -> None:
     held = replace(FIT, ports=(PortFact("udp", 4500, "raven-vpn (process 9)"),))
 
-    assert worst(judge(held)) is FindingLevel.OK
+    assert worst(evaluate(held)) is FindingLevel.OK
 
 
 def test_reverse_path_rules_are_found_in_every_notation() -> None:
@@ -137,7 +137,7 @@ def test_reverse_path_rules_are_found_in_every_notation() -> None:
 
 @pytest.mark.root
 @pytest.mark.needs("nft", "iptables-nft")
-def test_a_host_is_looked_at_without_being_changed(box: Callable[[], Box]) -> None:
+def test_gathering_facts_changes_nothing(box: Callable[[], Box]) -> None:
     one = box()
     one.sh(
         """
@@ -149,10 +149,10 @@ def test_a_host_is_looked_at_without_being_changed(box: Callable[[], Box]) -> No
     )
     before = one.dump()
 
-    def busy() -> CheckFacts:
+    def busy() -> PreflightFacts:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
             holder.bind(("0.0.0.0", 4500))
-            return gather()
+            return gather_facts(listen_port=4500, health_port=10275)
 
     facts = one.call(busy)
 
@@ -164,7 +164,10 @@ def test_a_host_is_looked_at_without_being_changed(box: Callable[[], Box]) -> No
     assert facts.ports[0].holder.startswith(("pytest (process", "__main__.py (process", "python", "?", "-m"))
     assert facts.ports[1] == PortFact("tcp", 10275)
 
-    # Of upstream's agent its rule alone is left, as when its device went and took the routes along.
+    # Upstream's rule alone is left, as after its device was deleted with the routes.
+    def gather() -> PreflightFacts:
+        return gather_facts(listen_port=4500, health_port=10275)
+
     one.sh("ip route flush table 9027; ip rule add pref 100 fwmark 0x40 lookup 9027")
     assert one.call(gather).upstream
     one.sh("ip rule del pref 100")

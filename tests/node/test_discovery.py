@@ -1,4 +1,4 @@
-"""What planning hears about a host, on a real kernel."""
+"""Discovery of host facts on a real kernel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PODS = [ip_network("10.244.1.0/24"), ip_network("fd00:1::/64")]
 
 def look(state_file: Path) -> HostFacts:
     with Host(state_file) as host:
-        return host.facts([ip_address("203.0.113.9"), ip_address("10.0.0.7")], PODS)
+        return host.discover([ip_address("203.0.113.9"), ip_address("10.0.0.7")], PODS)
 
 
-def test_addresses_routes_and_who_forwards(box: Callable[[], Box], state_file: Path) -> None:
+def test_addresses_mtus_and_forwarding_are_discovered(box: Callable[[], Box], state_file: Path) -> None:
     node = box()
     node.sh(HOST)
     node.sh(
@@ -52,13 +52,13 @@ def test_addresses_routes_and_who_forwards(box: Callable[[], Box], state_file: P
     assert facts.pod_devices == ("cni0",)
     assert facts.advertised == ("eth0",)
     assert (facts.ipv6, facts.ipv6_disabled) == (True, False)
-    assert facts.local().addresses == {
+    assert facts.local_facts().addresses == {
         ip_address(text) for text in ("10.244.1.1", "10.0.0.5", "fd00:1::1", "fd00:10::5")
     }
 
 
-def test_tentative_addresses_are_not_usable_yet(box: Callable[[], Box], state_file: Path) -> None:
-    """An IPv6 route that prefers one would be refused."""
+def test_tentative_addresses_are_left_out(box: Callable[[], Box], state_file: Path) -> None:
+    """The kernel refuses an IPv6 route that prefers one as source."""
     node = box()
     node.sh(
         """
@@ -72,8 +72,8 @@ def test_tentative_addresses_are_not_usable_yet(box: Callable[[], Box], state_fi
     assert node.call(look, state_file).addresses == ()
 
 
-def test_what_we_turned_on_still_counts_as_off(box: Callable[[], Box], state_file: Path) -> None:
-    """Else the next plan would not ask for it any more, and it would be put back: on and off for ever."""
+def test_a_sysctl_that_we_set_counts_with_its_original_value(box: Callable[[], Box], state_file: Path) -> None:
+    """Otherwise the next plan would drop it, the value would be restored, and so on forever."""
     node = box()
     node.sh(HOST + "sysctl -qw net.ipv4.conf.cni0.forwarding=0")
 
@@ -89,7 +89,7 @@ def test_what_we_turned_on_still_counts_as_off(box: Callable[[], Box], state_fil
     assert node.call(look, state_file.with_name("none")).pod_devices == ()
 
 
-def test_ipv6_disabled_by_sysctl(box: Callable[[], Box], state_file: Path) -> None:
+def test_ipv6_disabled_by_sysctl_is_discovered(box: Callable[[], Box], state_file: Path) -> None:
     node = box()
     node.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
 
@@ -98,8 +98,8 @@ def test_ipv6_disabled_by_sysctl(box: Callable[[], Box], state_file: Path) -> No
     assert (facts.ipv6, facts.ipv6_disabled) == (True, True)
 
 
-def test_our_own_devices_and_routes_are_no_facts(box: Callable[[], Box], state_file: Path) -> None:
-    """The way to a peer is the one our outer packets take, even if a prefix of another region covers its address."""
+def test_our_own_devices_and_routes_are_left_out(box: Callable[[], Box], state_file: Path) -> None:
+    """The MTU to a peer is that of the outer packets' route, even if a remote prefix covers its address."""
     node = box()
     node.sh(HOST + "ip route add 203.0.113.0/24 via 10.0.0.1 mtu 1400")
     wanted = gateway()

@@ -1,4 +1,4 @@
-"""Done again, or cut off and done again: the second time writes nothing, and a start after a kill makes it whole."""
+"""Idempotence: applying twice writes nothing, and applying after an interruption converges."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from node.worlds import HOST, lan_gateway, planned
 
 from ravenvpn.mesh.hoststate import HostState
 from ravenvpn.node.apply import Host
-from ravenvpn.node.execute import Execution
-from ravenvpn.node.host_diff import diff
+from ravenvpn.node.execute import Executor
+from ravenvpn.node.host_diff import required_operations
 from ravenvpn.node.links import LinkClient
 from ravenvpn.node.netlink import NetlinkSocket
-from ravenvpn.node.sysctl import Originals
+from ravenvpn.node.sysctl import SysctlJournal
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 
@@ -56,7 +56,7 @@ def node(box: Callable[[], Box]) -> Box:
 
 
 def traced(node: Box, state_file: Path, role: str) -> tuple[str, list[str]]:
-    """What an apply in a process of its own says it did, and the writes that strace saw it and its children make."""
+    """Apply in a process of its own; return its output and the writes that strace saw."""
     trace = state_file.with_name("trace")
     calls = "trace=openat,rename,unlink,sendto,sendmsg"
     watching = ["strace", "-f", "-qq", "-s", "500", "-e", calls, "-o", str(trace)]
@@ -73,8 +73,8 @@ def traced(node: Box, state_file: Path, role: str) -> tuple[str, list[str]]:
 
 @pytest.mark.needs("strace")
 @ROLES
-def test_the_second_time_writes_nothing(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
-    """strace sees neither rtnetlink nor nf_tables nor conntrack nor a sysctl nor our own file written."""
+def test_the_second_apply_writes_nothing(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
+    """strace sees no write through rtnetlink, to nf_tables, conntrack, a sysctl or the journal."""
     if role != "plain":
         held.enter_context(node.tun())
 
@@ -86,15 +86,15 @@ def test_the_second_time_writes_nothing(node: Box, state_file: Path, held: ExitS
     assert traced(node, state_file, role) == ("0 []", [])
 
 
-def test_a_stop_after_any_number_of_operations_converges(node: Box, state_file: Path) -> None:
-    """Coming up and going down are cut off all over; the next start makes it whole, and cleanup bare."""
+def test_an_interruption_after_any_operation_converges(node: Box, state_file: Path) -> None:
+    """Set-up and tear-down are cut off at every fifth operation; apply then completes, cleanup leaves nothing."""
     before = node.dump()
 
     def cut(wanted: HostState, count: int) -> int:
         with Host(state_file) as host:
-            made = diff(host.observe(wanted), wanted)
+            made = required_operations(host.observe(wanted), wanted)
         with LinkClient() as links, closing(NetlinkSocket()) as netlink:
-            Execution(links, netlink, Originals(state_file), lambda _: None).run(made[:count])
+            Executor(links, netlink, SysctlJournal(state_file), lambda _: None).run(made[:count])
         return len(made)
 
     tun = node.tun()
@@ -163,8 +163,8 @@ for line in sys.stdin:
 
 @ROLES
 @pytest.mark.parametrize("kills", [pytest.param(8), pytest.param(50, marks=pytest.mark.soak)])
-def test_a_kill_at_any_moment_converges(node: Box, state_file: Path, role: str, kills: int) -> None:
-    """kill -9 while the host is changed this way and that; then start, then cleanup."""
+def test_a_kill_at_any_instant_converges(node: Box, state_file: Path, role: str, kills: int) -> None:
+    """kill -9 during applies, deltas and cleanups; then a start, then a cleanup."""
     before = node.dump()
 
     def start() -> ExitStack:

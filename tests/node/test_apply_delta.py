@@ -1,4 +1,4 @@
-"""From one host state to the next on a real kernel: what changed is touched, and no more."""
+"""`Host.apply_delta` on a real kernel: only changed objects are written."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from node.worlds import gateway, lan_gateway, remote_routes
 
 from ravenvpn.mesh.hoststate import PacketFilter
 from ravenvpn.node.apply import ApplyResult, Host
-from ravenvpn.node.format import words
+from ravenvpn.node.format import format_object
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "iptables-legacy")]
 
 
-def test_a_change_touches_what_changed(gateway_node: Box, state_file: Path) -> None:
-    """From one plan to the next without looking at the host; then a look finds nothing to do."""
+def test_a_delta_writes_only_what_changed(gateway_node: Box, state_file: Path) -> None:
+    """From one plan to the next without an observation; an observation then finds no difference."""
     first = lan_gateway()
     assert first.packet_filter is not None
     kept = first.routes[2:]
@@ -46,7 +46,7 @@ def test_a_change_touches_what_changed(gateway_node: Box, state_file: Path) -> N
 
     assert looked == ApplyResult()
     assert changed.failed == ()
-    assert [f"{operation.verb} {words(operation.thing)}" for operation in changed.changed] == [
+    assert [f"{operation.verb} {format_object(operation.target)}" for operation in changed.changed] == [
         "add route unreachable 10.250.0.0/16 table 9127 metric 4278198272",
         "add route unreachable fd00:50::/64 table 9127 metric 4278198272",
         "change nft table ravenvpn: 5 prefixes of this region",
@@ -62,8 +62,8 @@ def test_a_change_touches_what_changed(gateway_node: Box, state_file: Path) -> N
     assert gateway_node.call(apply, state_file, first) == ApplyResult()
 
 
-def test_thousands_of_prefixes(gateway_node: Box, state_file: Path) -> None:
-    """A world of hundreds of Gateways: a second at once, milliseconds for a change of it."""
+def test_a_delta_of_thousands_of_prefixes_is_fast(gateway_node: Box, state_file: Path) -> None:
+    """Hundreds of Gateways: a second for all of them, milliseconds for a change."""
     prefixes = [f"{10 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24" for number in range(3_000)]
     base = replace(gateway(), routes=remote_routes(*prefixes))
     assert base.packet_filter is not None
