@@ -1,7 +1,7 @@
-"""A planner that is obvious instead of fast: what every node should do, from the whole world, with loops in loops.
+"""A reference planner: the plan of every node from the whole world, with nested loops, obvious instead of fast.
 
-It shares the model and the names' hashes with the real one, and nothing else: conflicts, topology, routes and
-acceptances are written a second time here, straight from docs/architecture/host-network.md.
+It shares the model and the hashes of names with the real planner. Conflicts, topology, routes and accepted prefixes
+are written a second time here, straight from docs/architecture/host-network.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Ends:
 
 @dataclass
 class Resolved:
-    """The world without what lost a conflict."""
+    """The world without the losers of conflicts."""
 
     members: dict[str, list[str]]
     keyless: set[str]
@@ -67,7 +67,7 @@ class Resolved:
     shadowed: dict[str, set]
     addresses: dict[str, set] = field(default_factory=dict)  # of the prefixes, those that are nodes' own addresses
     gateways: dict[str, list[Ends]] = field(default_factory=dict)
-    elected: dict[str, list[Ends]] = field(default_factory=dict)  # the same, whoever is dead
+    elected: dict[str, list[Ends]] = field(default_factory=dict)  # the same without regard to liveness
 
 
 def lan_of(world: World, info) -> list:
@@ -76,7 +76,7 @@ def lan_of(world: World, info) -> list:
 
 
 def called_at(world: World, gateway: Gateway, node: str) -> set:
-    """Literal addresses at which a node is called from outside."""
+    """Return the literal addresses at which other regions dial a node."""
     mine = [
         e for e in (*gateway.status.active, *gateway.endpoints) if e.node == node and e.type is EndpointType.TUNNEL
     ]
@@ -104,7 +104,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
 
     claimed: dict[str, list] = {}
     dialled: list[tuple[str, object]] = []
-    own_calls: set[tuple[str, object]] = set()  # single sources at which their own node is called
+    own_calls: set[tuple[str, object]] = set()  # single sources at which their own node is dialled
     lan: list[tuple[str, object]] = []
     for gateway in ordered:
         mine: list = []
@@ -137,7 +137,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
                             own_calls.add((gateway.name, alone))
                         mine.append(alone)
         claimed[gateway.name] = mine
-    addresses: dict[str, dict] = {}  # region → prefix → whether its own node is called there
+    addresses: dict[str, dict] = {}  # region → prefix → whether its own node is dialled there
     for gateway in ordered:
         mine = addresses[gateway.name] = {}
         for info in gateway.status.nodes if forward else ():
@@ -188,7 +188,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
 
 
 def stand_in(world: World, resolved: Resolved, liveness: Liveness, me: str) -> None:
-    """Where all active gateways are proven dead, as many others are taken for active: living ones, then unknown."""
+    """If all active gateways are proven dead, as many others count as active: live ones first, then unknown ones."""
     for name, elected in resolved.elected.items():
         resolved.gateways[name] = [replace(e) for e in elected]
         by_name = {e.node: e for e in resolved.gateways[name]}
@@ -232,7 +232,7 @@ def hubs(resolved: Resolved) -> list[str]:
 
 
 def serving(resolved: Resolved, hub: str) -> list[str]:
-    """The nodes of a hub that relay now."""
+    """Return the nodes of a hub that relay now."""
     for who in (resolved.gateways, resolved.elected):
         found = [e.node for e in who[hub] if e.active and e.dialable]
         if found:
@@ -278,7 +278,7 @@ class BrutePlan:
     routes: dict = field(default_factory=dict)  # prefix → names
     accepts: set = field(default_factory=set)
     remote_table: dict = field(default_factory=dict)  # prefix → "tunnel", or the next hop on the VXLAN
-    local_table: dict = field(default_factory=dict)  # the same for what arrives by our devices
+    local_table: dict = field(default_factory=dict)  # the same for packets that arrive by our devices
     closed: set = field(default_factory=set)  # prefixes with an unreachable route in the remote table
     closed_local: set = field(default_factory=set)  # and in the other
     neighbours: set = field(default_factory=set)  # (address, MAC)
@@ -287,7 +287,7 @@ class BrutePlan:
 
 
 def heeded(world: World, resolved: Resolved, home: str, name: str) -> set:
-    """What a node of `home` takes of another region's prefixes."""
+    """Return the prefixes of another region that a node of `home` routes."""
     near = [p for info in world.gateways[home].status.nodes for p in info.subnets]
     near += [ipaddress.ip_network(a) for info in world.gateways[home].status.nodes for a in lan_of(world, info)]
     sources = {
@@ -367,7 +367,7 @@ def on_vxlan(
     liveness: Liveness,
     plan: BrutePlan,
 ) -> str | None:
-    """Returns the gateway that takes what this node sends elsewhere."""
+    """Return the gateway that carries this node's packets to other regions."""
     nodes = seated(world, resolved, home)
     if me not in nodes or len(nodes) < 2:
         return None

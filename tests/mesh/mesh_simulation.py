@@ -1,4 +1,4 @@
-"""Packets pushed through the plans of all nodes, one lookup at a time, as kernel and data plane would do it."""
+"""Simulation of packets through the plans of all nodes, one look-up at a time, as kernel and data plane do it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ class Journey(NamedTuple):
 def plans(
     world: World, liveness: Mapping[str, Liveness] | Liveness = UNKNOWN, forward_node_ip: bool | Set[str] = False
 ) -> dict[str, NodePlan]:
-    """The plan of every node that is in a region, each with its own view of who is alive. `forward_node_ip` may be a
-    set of nodes that have it on."""
+    """Return the plan of every node that is in a region.
+
+    `liveness` is one view for all, or a view by node; `forward_node_ip` may be the set of nodes that have it on.
+    """
     nodes = {info.node for gateway in world.gateways.values() for info in gateway.status.nodes}
     views = liveness if isinstance(liveness, Mapping) else dict.fromkeys(nodes, liveness)
     forwards = forward_node_ip if isinstance(forward_node_ip, Set) else nodes if forward_node_ip else set()
@@ -57,7 +59,7 @@ def send(
     broken: Set[frozenset[str]] = frozenset(),
     dead: Set[str] = frozenset(),
 ) -> Journey:
-    """A packet of a pod on `start`. `broken` are pairs of nodes whose path is cut, `dead` nodes that are gone."""
+    """Send a packet from a pod on `start`. `broken` are pairs of nodes with a cut path, `dead` are removed nodes."""
     path, device = [start], "cni0"
     while len(path) <= MAX_HOPS:
         here = all_plans[path[-1]]
@@ -65,7 +67,7 @@ def send(
         if route is None:
             if len(path) == 1:
                 return Journey(Fate.CLEAR, tuple(path))
-            # Left to the CNI, which knows the region it is in; the packet filter lets nothing else through.
+            # The CNI's own network; the packet filter lets no other packet through.
             packet_filter = here.host.packet_filter
             arrived = packet_filter and longest(set(packet_filter.local), destination)
             return Journey(Fate.DELIVERED if arrived else Fate.REFUSED, tuple(path))
@@ -91,7 +93,7 @@ def send(
 
 
 def lookup(node: NodePlan, device: str, destination: Address) -> Route | None:
-    """What the policy rules find for a packet that came by `device`; None: our tables have nothing for it."""
+    """Return the route that the policy rules find for a packet from `device`; None: no route in our tables."""
     for rule in sorted(node.host.rules, key=lambda r: r.preference):
         if rule.family != destination.version or rule.action is not RuleAction.LOOKUP:
             continue
@@ -105,7 +107,7 @@ def lookup(node: NodePlan, device: str, destination: Address) -> Route | None:
 
 
 def at_next_hop(all_plans: Mapping[str, NodePlan], node: NodePlan, route: Route) -> str | None:
-    """Who takes in what this route puts on the VXLAN: by neighbour entry, forwarding entry, and device."""
+    """Return the node that receives a packet by this route over the VXLAN: neighbour entry, FDB entry, device."""
     assert node.host.vxlan is not None
     macs = {n.address: n.mac for n in node.host.neighbours}
     underlay = {f.mac: f.destination for f in node.host.forwarding}
@@ -128,7 +130,7 @@ def arrives(
     broken: Set[frozenset[str]],
     dead: Set[str],
 ) -> bool:
-    """Both ends hold the session, one of them can call the other, and the far end accepts the inner source."""
+    """Return whether both ends have the session, one can dial the other, and the far end accepts the inner source."""
     if receiver in dead or sender in dead or frozenset((sender, receiver)) in broken or receiver not in all_plans:
         return False
     here = {p.name: p for p in all_plans[sender].tunnel.peers}

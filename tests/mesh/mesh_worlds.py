@@ -1,4 +1,4 @@
-"""Random worlds: small, quarrelsome, and drawn so that a failing one shrinks to something a person can read."""
+"""Random worlds: small, full of conflicts, and drawn so that a failing example shrinks to a readable one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def node(region: int, number: int) -> str:
 
 
 def own_addresses(region: int, number: int) -> tuple[ipaddress.IPv4Address, ipaddress.IPv6Address]:
-    """Of the node on its region's network; nobody else has them."""
+    """Return addresses of the node on its region's network, unique in the world."""
     return (
         ipaddress.IPv4Address(f"172.16.{region}.{number + 1}"),
         ipaddress.IPv6Address(f"fd00:fe:{region}::{number + 1}"),
@@ -38,7 +38,7 @@ def own_addresses(region: int, number: int) -> tuple[ipaddress.IPv4Address, ipad
 
 
 def own_prefixes(region: int, number: int) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
-    """Prefixes nobody else has."""
+    """Return prefixes that no other node has."""
     return (
         ipaddress.IPv4Network(f"10.{region}.{number}.0/24"),
         ipaddress.IPv6Network(f"fd00:{region}:{number}::/64"),
@@ -124,12 +124,12 @@ def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
         lan=draw(st.sampled_from((4, 4, 6))),
         created=None if peaceful else draw(st.sampled_from((None, 1.0, 2.0))),
     )
-    if not peaceful and draw(st.integers(0, 3)) == 0:  # an address that others have too, or of the other family
+    if not peaceful and draw(st.integers(0, 3)) == 0:  # an address that other nodes have too, or of the other family
         infos = made.status.nodes
         odd = draw(st.sampled_from(ODD_ADDRESSES))
         status = replace(made.status, nodes=(replace(infos[0], private_ip=odd), *infos[1:]))
         made = replace(made, status=status)
-    if not peaceful and draw(st.integers(0, 5)) == 0:  # somebody else's node
+    if not peaceful and draw(st.integers(0, 5)) == 0:  # a node of another region
         stranger = node(draw(st.integers(0, len(REGIONS) - 1)), 0)
         if stranger not in nodes:
             status = replace(made.status, nodes=(*made.status.nodes, NodeInfo(stranger)))
@@ -151,7 +151,7 @@ def number_of(name: str) -> int:
 def peers(
     draw: st.DrawFn, name: str, *, peaceful: bool, lan: Address | None = None, both: bool = False
 ) -> PeerObject:
-    """In a peaceful world a node has addresses of both families, or the one `lan`."""
+    """Draw a Peer; in a peaceful world a node has addresses of both families, or the one `lan`."""
     key = number_of(name)
     region, number = "abcdefg".index(name[0]), int(name[1:])
     if peaceful:
@@ -174,7 +174,7 @@ def peers(
                     (ipaddress.ip_address("10.1.1.7"),),
                     (ipaddress.ip_address(f"172.16.{region}.9"),),
                     own_addresses(region, number),
-                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is called, if it is
+                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is dialled
                     (ipaddress.ip_address("203.0.113.9"), ipaddress.ip_address("fd00:fe::1")),
                 )
             )
@@ -187,7 +187,7 @@ def peers(
                     (ipaddress.ip_address(f"10.{region}.0.1"),),
                     (ipaddress.ip_address(f"172.31.{region}.1"),),
                     (ipaddress.ip_address("172.16.1.1"),),
-                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is called, if it is
+                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is dialled
                 )
             )
         ),
@@ -213,7 +213,7 @@ def worlds(draw: st.DrawFn, *, peaceful: bool = False, least: int = 0) -> World:
 
 @st.composite
 def edits(draw: st.DrawFn, world: World) -> World:
-    """One change of a kind a person makes."""
+    """Draw one change of the kind an operator makes."""
     region = draw(st.integers(0, len(REGIONS) - 1))
     name = node(draw(st.integers(0, len(REGIONS) - 1)), draw(st.integers(0, NODES_A_REGION - 1)))
     kind = draw(st.sampled_from(("gateway", "gateway", "no gateway", "peer", "peer", "no peer")))

@@ -1,4 +1,4 @@
-"""The fast planner against the obvious one, and against itself from scratch."""
+"""The planner against the reference planner, and incremental updates against a plan from scratch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A
 
 @given(worlds(), livenesses(), names, st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_the_obvious_planner_agrees(world: World, liveness: Liveness, me: str, forward: bool) -> None:
+def test_the_planner_agrees_with_the_reference_planner(
+    world: World, liveness: Liveness, me: str, forward: bool
+) -> None:
     fast = plan(Situation(world, liveness, intent=Intent(forward_node_ip=forward)), me)
     slow = brute_plan(world, liveness, me, forward)
 
@@ -91,7 +93,7 @@ def histories(draw: st.DrawFn) -> list[Situation]:
 
 @given(histories(), names)
 @settings(max_examples=40, deadline=None)
-def test_updates_end_where_a_fresh_plan_begins(history: list[Situation], me: str) -> None:
+def test_incremental_updates_equal_a_plan_from_scratch(history: list[Situation], me: str) -> None:
     planner = Planner(me)
     before = planner.plan()
     for situation in history:
@@ -112,7 +114,7 @@ def reasons(of: NodePlan) -> list[Reason | None]:
 
 
 def apply_tunnel(before: TunnelPlan, delta: TunnelDelta) -> TunnelPlan:
-    """As an agent would do it, with dictionaries."""
+    """Apply a difference as an agent does, with dictionaries."""
     peers = {p.name: p for p in before.peers} | {p.name: p for p in delta.peers_set}
     accepts = {name: set(prefixes) for name, prefixes in before.accepts}
     for change in delta.accepts:
@@ -169,7 +171,7 @@ def apply_host(before: HostState, delta: HostDelta) -> HostState:
 
 
 def by_words(state: HostState) -> HostState:
-    """With rules, and what hangs on the devices, in an order that does not know the nodes' names."""
+    """Return the state with rules, addresses and entries in an order that does not depend on the nodes' names."""
     return replace(
         state,
         rules=tuple(sorted(state.rules, key=str)),

@@ -1,4 +1,4 @@
-"""Two objects that contradict each other: who wins, what the loser loses, and what a person reads."""
+"""Conflicts of two objects: the winner, the losses, and the message."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_regions_that_share_nothing_lose_nothing() -> None:
     assert index.refused("a") == index.refused("b") == NOTHING_REFUSED
 
 
-def test_of_two_regions_with_one_prefix_the_first_by_name_keeps_it() -> None:
+def test_two_regions_with_one_prefix_the_first_name_keeps_it() -> None:
     index, said = settle(
         gateway("b", info("b1", "10.1.0.0/24", "10.2.0.0/24")), gateway("a", info("a1", "10.1.0.0/24"))
     )
@@ -65,15 +65,15 @@ def test_of_two_regions_with_one_prefix_the_first_by_name_keeps_it() -> None:
     ("a", "b", "loser"),
     [(2.0, 1.0, "a"), (1.0, 2.0, "b"), (1.0, 1.0, "b"), (None, None, "b"), (None, 1.0, "a"), (1.0, None, "b")],
 )
-def test_the_older_one_wins_then_the_name(a: float | None, b: float | None, loser: str) -> None:
+def test_the_older_gateway_wins_then_the_first_name(a: float | None, b: float | None, loser: str) -> None:
     index, _ = settle(
         gateway("a", info("a1", "10.1.0.0/24"), created=a), gateway("b", info("b1", "10.1.0.0/25"), created=b)
     )
     assert [name for name in "ab" if index.refused(name).prefixes] == [loser]
 
 
-def test_only_what_overlaps_is_lost_and_a_loser_takes_nobody_along() -> None:
-    """b loses its wide prefix to a; what c has under b's is free then."""
+def test_a_lost_prefix_does_not_refuse_other_prefixes() -> None:
+    """Region b loses its wide prefix to a, so a prefix of c inside it stays."""
     index, _ = settle(
         gateway("a", info("a1", "10.1.0.0/16")),
         gateway("b", info("b1", "10.0.0.0/8", "172.16.0.0/24")),
@@ -90,7 +90,7 @@ def test_prefixes_of_one_region_may_nest() -> None:
     assert said == []
 
 
-def test_a_loser_regains_its_prefix_when_the_winner_goes() -> None:
+def test_a_loser_regains_its_prefix_when_the_winner_is_removed() -> None:
     a, b, c = (gateway(n, info(f"{n}1", "10.1.0.0/24")) for n in "abc")
     world = World.of([a, b, c])
     index = ConflictIndex("ravenvpn")
@@ -100,7 +100,7 @@ def test_a_loser_regains_its_prefix_when_the_winner_goes() -> None:
     assert (index.refused("b"), bool(index.refused("c").prefixes)) == (NOTHING_REFUSED, True)
 
 
-def test_a_prefix_that_covers_a_dialled_address_is_refused_whoever_is_older() -> None:
+def test_a_prefix_that_covers_a_dialled_address_is_refused_at_any_age() -> None:
     index, said = settle(
         gateway("old", info("o1", "203.0.113.0/24"), created=1.0),
         gateway("young", info("y1", "10.2.0.0/24"), created=9.0, public="203.0.113.7"),
@@ -116,7 +116,7 @@ def test_a_prefix_that_covers_a_dialled_address_is_refused_whoever_is_older() ->
 
 
 def test_a_region_that_covers_its_own_dialled_address_is_refused_too() -> None:
-    """Others would send the tunnel's own datagrams into the tunnel."""
+    """Other nodes would route the tunnel's own outer packets into the tunnel."""
     index, _ = settle(
         gateway("a", info("a1", "203.0.113.0/24")),
         peers=(PeerObject("a1", b"1" * 32, addresses=(HostPort("203.0.113.7"),)),),
@@ -124,8 +124,8 @@ def test_a_region_that_covers_its_own_dialled_address_is_refused_too() -> None:
     assert index.refused("a").prefixes == {net("203.0.113.0/24")}
 
 
-def test_a_node_may_be_called_at_its_own_source() -> None:
-    """A public gateway whose CNI gives the host no address among its pods announces the address others call it at."""
+def test_a_node_may_be_dialled_at_its_own_source() -> None:
+    """A public gateway without an address inside its pod prefixes announces the address at which it is dialled."""
     index, said = settle(
         gateway("a", info("a1", "10.1.0.0/24", at="203.0.113.7")),
         gateway("b", info("b1", "10.2.0.0/24", at="203.0.113.8")),
@@ -139,8 +139,8 @@ def test_a_node_may_be_called_at_its_own_source() -> None:
     assert len(said) == 1
 
 
-def test_nodes_of_another_region_are_not_swallowed() -> None:
-    """Not only its gateways: a region's nodes talk to each other on their own network."""
+def test_a_prefix_that_covers_nodes_of_another_region_is_refused() -> None:
+    """Plain nodes count as well: nodes of a region reach each other on their own network."""
     index, said = settle(
         gateway("a", info("a1", "192.168.0.0/16")),
         gateway("b", info("b1", "10.2.0.0/24"), info("b2", at="192.168.1.11")),
@@ -149,8 +149,8 @@ def test_nodes_of_another_region_are_not_swallowed() -> None:
     assert "Gateway b, status.nodes[1].privateIP: 192.168.1.11" in said[0]
 
 
-def test_single_sources_that_meet_are_refused_for_both_and_the_rest_goes_on() -> None:
-    """Two homes with the same LAN: neither node's own address can be routed, their pods can."""
+def test_single_sources_that_overlap_are_refused_for_both_regions() -> None:
+    """Two sites with the same LAN prefix: neither node's own address is routed, their pods are."""
     index, said = settle(
         gateway("a", info("a1", "10.1.0.0/24", at="192.168.1.10")),
         gateway("b", info("b1", "10.2.0.0/24", at="192.168.1.10")),
@@ -163,8 +163,8 @@ def test_single_sources_that_meet_are_refused_for_both_and_the_rest_goes_on() ->
     assert said[0].startswith("Peer a1, spec.sources[0]: prefix covers a gateway's address: 192.168.1.10/32")
 
 
-def test_a_prefix_that_arrives_under_a_much_wider_one_is_settled_with_it() -> None:
-    """An update looks up from what changed to the shortest prefix that covers it, and down from there."""
+def test_a_new_prefix_is_resolved_against_a_much_wider_one() -> None:
+    """An update resolves the range of the shortest prefix that contains the changed one."""
     world = World.of([gateway("a", info("a1", "10.0.0.0/8")), gateway("c", info("c1", "11.0.0.0/8"))])
     index = ConflictIndex("ravenvpn")
     index.update({"a", "c"}, set(), world)
@@ -178,7 +178,7 @@ def test_a_prefix_that_arrives_under_a_much_wider_one_is_settled_with_it() -> No
     assert index.refused("b").prefixes == {net("10.2.3.0/24")}
 
 
-def test_an_underlay_address_that_appears_later_takes_the_prefix_away() -> None:
+def test_a_new_underlay_address_refuses_the_prefix_that_covers_it() -> None:
     world = World.of([gateway("a", info("a1", "203.0.113.0/24"))])
     index = ConflictIndex("ravenvpn")
     index.update({"a"}, set(), world)
@@ -192,7 +192,7 @@ def test_an_underlay_address_that_appears_later_takes_the_prefix_away() -> None:
     assert index.refused("a") == NOTHING_REFUSED
 
 
-def test_nobody_may_claim_the_addresses_of_the_mesh() -> None:
+def test_the_mesh_prefix_is_reserved() -> None:
     index, said = settle(gateway("a", info("a1", "fd6f:8e5e::/32")))
 
     assert index.refused("a").prefixes == {net("fd6f:8e5e::/32")}
@@ -230,8 +230,8 @@ def test_a_key_belongs_to_one_peer() -> None:
     assert [p.name for p in plan(Situation(World.of([a, b], peers)), "b1").tunnel.peers] == []
 
 
-def test_a_peer_that_lost_its_keys_blocks_nobody() -> None:
-    """b shares with a and with c; it has none of them, so c keeps its own."""
+def test_a_peer_that_lost_its_keys_refuses_no_other_peer() -> None:
+    """Peer b shares keys with a and with c; b loses all of its keys, so c keeps its own."""
     index, _ = settle(
         gateway("g", info("a"), info("b"), info("c")),
         peers=(
@@ -243,8 +243,8 @@ def test_a_peer_that_lost_its_keys_blocks_nobody() -> None:
     assert index.refused("g").keys == {"b"}
 
 
-def test_tunnel_addresses_that_collide_are_seen() -> None:
-    """64 bits of SHA-256 do not collide on demand, so the derivation is swapped for one that does."""
+def test_colliding_tunnel_addresses_are_a_conflict() -> None:
+    """64 bits of SHA-256 do not collide on demand, so the test uses another derivation."""
 
     def derive(mesh: str, node: str) -> IPv6Address:
         return IPv6Address(f"fd00::{len(node)}")
@@ -260,8 +260,8 @@ def test_tunnel_addresses_that_collide_are_seen() -> None:
     ]
 
 
-def test_vxlan_addresses_that_collide_are_seen() -> None:
-    """Upstream's derivation drops the first octet."""
+def test_colliding_vxlan_addresses_are_a_conflict() -> None:
+    """OpenYurt's derivation drops the first octet."""
     index, said = settle(gateway("a", info("n1", at="10.0.0.5"), info("n2", at="172.0.0.5")))
 
     assert index.refused("a") == RefusedClaims(vxlan=frozenset({"n2"}))
@@ -287,7 +287,7 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
     assert dict(c.tunnel.routes)[net(shared)] == ("a1",)
     assert net(shared) not in dict(c.tunnel.accepts)["b1"]
 
-    b = plan(Situation(world), "b1")  # here it is the local network, whoever won
+    b = plan(Situation(world), "b1")  # in this region the prefix stays local
     assert net(shared) not in {r.prefix for r in b.host.routes} | set(dict(b.tunnel.routes))
     assert net(shared) not in dict(b.tunnel.accepts)["a1"]
     assert b.notes == (Reason(ReasonCode.PREFIX_IN_OWN_REGION, "a", (net("10.1.0.0/24"),)),)
@@ -295,7 +295,7 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
     assert b.host.packet_filter.local == (net("10.2.0.0/24"),)
 
 
-def test_a_conflict_that_ends_comes_back_into_all_plans() -> None:
+def test_the_end_of_a_conflict_restores_the_prefix_in_the_plan() -> None:
     a, b = (gateway(n, info(f"{n}1", "10.1.0.0/24"), public=f"192.0.2.{i}") for i, n in enumerate("ab", 1))
     c = gateway("c", info("c1", "10.3.0.0/24"), public="192.0.2.3")
     world = World.of([a, b, c], [PeerObject(f"{n}1", n.encode() * 32) for n in "abc"])

@@ -1,4 +1,4 @@
-"""What the plans of all nodes do together (issue: delivers, never loops, never leaves in clear, one hub for both)."""
+"""Properties of the plans of all nodes together: packets arrive, never loop, never leave unencrypted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ravenvpn.mesh.plan import plan
 from ravenvpn.mesh.situation import Situation
 
 QUICK = settings(max_examples=25, deadline=None)
-QUICKER = settings(max_examples=12, deadline=None)  # where every node is planned for several times
+QUICKER = settings(max_examples=12, deadline=None)  # where every node is planned several times
 
 
 def pod(region: int, number: int = 0, family: int = 4):
@@ -47,7 +47,7 @@ def natted(world: World, region: int) -> bool:
 @given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
 @QUICK
 def test_any_two_healthy_regions_reach_each_other(world: World, family: int) -> None:
-    """A pair is healthy when one end can be dialled or somebody else can relay."""
+    """A pair is healthy if one end can be dialled or a hub can relay."""
     all_plans = plans(world)
     public = [r for r, _ in pairs(world) if not natted(world, r)]
     for here, there in pairs(world):
@@ -79,7 +79,7 @@ def test_a_pod_of_any_node_reaches_a_pod_of_any_node_of_another_region(world: Wo
     for name, here, number, there in journeys(world):
         journey = send(all_plans, name, pod(here, int(name[1:]), family), pod(there, number, family))
         if natted(world, here) and natted(world, there) and not public:
-            # A plain node does not know what its gateway cannot reach: it is refused there.
+            # A plain node cannot know that its gateway has no path: the packet is refused at the gateway.
             assert journey.fate is Fate.REFUSED
             continue
         assert journey.fate is Fate.DELIVERED, (name, there, number, journey)
@@ -94,8 +94,8 @@ def test_a_pod_of_any_node_reaches_a_pod_of_any_node_of_another_region(world: Wo
 
 @given(worlds(peaceful=True, least=2), st.data())
 @QUICK
-def test_while_a_role_moves_nothing_loops_and_nothing_is_lost(world: World, data: st.DataObject) -> None:
-    """Whichever nodes have learnt of the move, in whichever regions: the others' packets still arrive."""
+def test_no_packet_loops_or_is_lost_while_a_role_moves(world: World, data: st.DataObject) -> None:
+    """Any subset of nodes in any regions may know of the move: packets of the others still arrive."""
     moving = [g for g in world.gateways.values() if len(g.endpoints) > 1]
     if not moving:
         return
@@ -104,7 +104,7 @@ def test_while_a_role_moves_nothing_loops_and_nothing_is_lost(world: World, data
     later = world.with_gateway(replace(gateway, status=replace(gateway.status, active=(successor,))))
     old, new = plans(world), plans(later)
     before = {way: fate(old, way) for way in journeys(world)}
-    # The two at odds, each believing the other to be active or both to be; and whoever else.
+    # Nodes that know of the move: the old gateway alone, the new one alone, or any set.
     some = data.draw(st.sets(st.sampled_from(sorted(old))))
     for learnt in ({gateway.status.active[0].node}, {successor.node}, some):
         mixed = {name: (new if name in learnt else old)[name] for name in old}
@@ -122,8 +122,8 @@ def crossing(world: World, family: int) -> Iterator[tuple[str, int, str, int, ip
 
 @given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
 @QUICK
-def test_node_addresses_are_reached_as_pods_are_where_that_is_wanted(world: World, family: int) -> None:
-    """By pods and by nodes with their own address as source; otherwise they are none of our business."""
+def test_node_addresses_are_reached_as_pods_are_with_forward_node_ip(world: World, family: int) -> None:
+    """From pods, and from nodes with their own address as source. Without the setting our tables have no route."""
     wanted, unwanted = plans(world, forward_node_ip=True), plans(world)
     for name, here, far, there, address in crossing(world, family):
         as_pods = send(wanted, name, pod(here, int(name[1:])), pod(there, int(far[1:])))
@@ -135,8 +135,8 @@ def test_node_addresses_are_reached_as_pods_are_where_that_is_wanted(world: Worl
 
 @given(worlds(peaceful=True, least=2), st.data())
 @QUICKER
-def test_agents_at_odds_over_node_addresses_refuse_and_never_send_in_clear(world: World, data: st.DataObject) -> None:
-    """Some have it on, whoever they are: what those send to nodes arrives or is refused; pods do not notice."""
+def test_agents_with_and_without_forward_node_ip_never_send_in_clear(world: World, data: st.DataObject) -> None:
+    """Any subset of agents has it on: their packets to nodes arrive or are refused; traffic of pods is unaffected."""
     some = data.draw(st.sets(st.sampled_from(sorted(plans(world)))))
     mixed, before = plans(world, forward_node_ip=some), plans(world)
     for name, here, far, there, address in crossing(world, 4):
@@ -151,7 +151,7 @@ def test_agents_at_odds_over_node_addresses_refuse_and_never_send_in_clear(world
 
 @given(worlds(), livenesses())
 @QUICKER
-def test_forwarding_node_addresses_adds_and_takes_nothing_away(world: World, liveness: Liveness) -> None:
+def test_forward_node_ip_adds_routes_and_removes_none(world: World, liveness: Liveness) -> None:
     more, less = plans(world, liveness, forward_node_ip=True), plans(world, liveness)
     for name, node_plan in less.items():
         # (Inside the region, a prefix that holds an own address of the gateway is left to the CNI: see local_routes.)
@@ -166,10 +166,10 @@ def test_forwarding_node_addresses_adds_and_takes_nothing_away(world: World, liv
 
 @given(worlds(), livenesses(), st.data())
 @QUICKER
-def test_nodes_that_know_different_worlds_send_nothing_in_clear(
+def test_nodes_with_different_worlds_send_nothing_in_clear(
     world: World, liveness: Liveness, data: st.DataObject
 ) -> None:
-    """A change reaches nodes at different instants: what its sender routes arrives, is refused, or is dropped."""
+    """A change reaches nodes at different instants: every routed packet arrives, is refused, or is dropped."""
     later = data.draw(edits(data.draw(edits(world))))
     old, new = (plans(w, liveness, data.draw(st.booleans())) for w in (world, later))
     names = sorted(old.keys() | new.keys())
@@ -189,7 +189,7 @@ def fate(all_plans: dict[str, NodePlan], way: tuple[str, int, int, int]) -> Fate
 @given(worlds(), livenesses())
 @QUICK
 def test_nothing_loops_and_nothing_leaves_in_clear(world: World, liveness: Liveness) -> None:
-    """Whatever the world holds, and whoever is believed dead, from every node and to every prefix anybody routes."""
+    """In any world and with any verdicts, from every node to every prefix that any node routes."""
     all_plans = plans(world, liveness)
     everywhere = {
         route.prefix.network_address + (route.prefix.num_addresses > 1)
@@ -208,10 +208,8 @@ def test_nothing_loops_and_nothing_leaves_in_clear(world: World, liveness: Liven
 
 @given(worlds(), livenesses())
 @QUICK
-def test_every_accepted_prefix_of_others_is_closed_on_every_node_of_a_region(
-    world: World, liveness: Liveness
-) -> None:
-    """The unreachable route is there wherever a prefix is routed at all, so a dead agent leaks nothing."""
+def test_every_remote_prefix_has_a_fail_closed_route(world: World, liveness: Liveness) -> None:
+    """Every routed prefix has an unreachable route, so a dead agent leaks no packet."""
     for node_plan in plans(world, liveness).values():
         closed = {r.prefix for r in remote(node_plan) if r.metric}
         assert closed >= {r.prefix for r in remote(node_plan)}
@@ -222,7 +220,7 @@ def test_every_accepted_prefix_of_others_is_closed_on_every_node_of_a_region(
 
 @given(worlds(peaceful=True, least=3), livenesses())
 @QUICK
-def test_both_ends_pick_the_same_hub(world: World, liveness: Liveness) -> None:
+def test_both_ends_choose_the_same_hub(world: World, liveness: Liveness) -> None:
     relays = {
         (node_plan.region, far): hub
         for node_plan in plans(world, liveness).values()
@@ -230,7 +228,7 @@ def test_both_ends_pick_the_same_hub(world: World, liveness: Liveness) -> None:
         for far, hub in node_plan.relays
     }
     for (here, there), hub in relays.items():
-        # Dead verdicts about the far end itself differ at its own place; both ends know the same of hubs.
+        # Verdicts on the far end differ, since it has none on itself; those on hubs are the same at both ends.
         ends = {active(REGIONS.index(here)), active(REGIONS.index(there))}
         if not any(ends & set(unreachable) for unreachable in liveness.unreachable_via.values()):
             assert relays[there, here] == hub
@@ -239,7 +237,7 @@ def test_both_ends_pick_the_same_hub(world: World, liveness: Liveness) -> None:
 @given(worlds(peaceful=True, least=3), st.data())
 @QUICK
 def test_dead_hubs_are_left_by_both_ends(world: World, data: st.DataObject) -> None:
-    """With any set of public gateways dead, relayed pairs still talk as long as one public gateway lives."""
+    """With any set of public gateways dead, relayed pairs reach each other as long as one public gateway is alive."""
     public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
     dead = data.draw(st.sets(st.sampled_from(public))) if public else set()
     all_plans = plans(world, Liveness(dict.fromkeys(dead, LivenessVerdict.DEAD)))
@@ -252,7 +250,7 @@ def test_dead_hubs_are_left_by_both_ends(world: World, data: st.DataObject) -> N
 @given(worlds(peaceful=True, least=3), st.data())
 @QUICK
 def test_a_cut_between_one_end_and_the_hub_moves_both_ends(world: World, data: st.DataObject) -> None:
-    """The end that is cut off sees it itself; the other learns it from the hub's probe."""
+    """The end that is cut off has its own verdict; the other one gets it from the hub's probe."""
     hidden = [(a, b) for a, b in pairs(world) if natted(world, a) and natted(world, b)]
     public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
     if not hidden or len(public) < 2:
@@ -272,8 +270,8 @@ def test_a_cut_between_one_end_and_the_hub_moves_both_ends(world: World, data: s
 
 @given(worlds(peaceful=True, least=3), st.data())
 @QUICK
-def test_ends_that_know_a_dead_hub_at_different_instants_lose_nothing_more(world: World, data: st.DataObject) -> None:
-    """While only one end has left the dead hub, what it sends arrives: the other accepts from any hub."""
+def test_packets_arrive_while_only_one_end_has_left_a_dead_hub(world: World, data: st.DataObject) -> None:
+    """While only one end has left the dead hub, its packets arrive: the other end accepts them from any hub."""
     hidden = [(a, b) for a, b in pairs(world) if natted(world, a) and natted(world, b)]
     public = sorted({active(r) for r, _ in pairs(world) if not natted(world, r)})
     if not hidden or len(public) < 2:
@@ -287,7 +285,7 @@ def test_ends_that_know_a_dead_hub_at_different_instants_lose_nothing_more(world
 
 @given(worlds(peaceful=True, least=3), st.data())
 @QUICK
-def test_a_hub_that_goes_moves_only_the_pairs_it_carried(world: World, data: st.DataObject) -> None:
+def test_a_removed_hub_moves_only_the_pairs_it_carried(world: World, data: st.DataObject) -> None:
     public = [name for i, name in enumerate(REGIONS) if name in world.gateways and not natted(world, i)]
     if len(public) < 2:
         return
@@ -303,7 +301,7 @@ def test_a_hub_that_goes_moves_only_the_pairs_it_carried(world: World, data: st.
 
 @given(worlds(), st.data())
 @QUICK
-def test_equal_worlds_make_equal_plans_whatever_their_history(world: World, data: st.DataObject) -> None:
+def test_equal_worlds_make_equal_plans_after_any_edits(world: World, data: st.DataObject) -> None:
     detour = world
     for _ in range(3):
         detour = data.draw(edits(detour))

@@ -1,4 +1,4 @@
-"""Node addresses across regions (`forward_node_ip`): what each role routes, what is refused, what is left alone."""
+"""Node addresses across regions (`forward_node_ip`): routes of each role, refused addresses, own network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def peer(name: str, *node_addresses: str, **more: object) -> PeerObject:
 
 
 def region(name: str, *infos: NodeInfo, able: int = 1, public: str = "", created: float | None = None) -> Gateway:
-    """Behind NAT where it has no public address."""
+    """Return a region; it is behind NAT if it has no public address."""
     endpoints = tuple(GatewayEndpoint(i.node, under_nat=not public, public_ip=public) for i in infos[:able])
     return Gateway(name, endpoints, 1, status=GatewayStatus(infos, endpoints[:1]), created=created)
 
@@ -58,7 +58,7 @@ def planned(
 
 
 def ways(made: NodePlan, *addresses: str) -> dict[str, list[tuple[int, str | None, str | None]]]:
-    """By address: table, device and next hop of its routes, closed ones left out."""
+    """Return, by address, table, device and next hop of its unicast routes."""
     return {
         a: [
             (r.table, r.device, r.via and str(r.via)) for r in made.host.routes if r.prefix == net(a) and not r.metric
@@ -71,7 +71,7 @@ def accepted(made: NodePlan, name: str) -> set[str]:
     return {str(prefix) for prefix in dict(made.tunnel.accepts).get(name, ())}
 
 
-def test_without_the_setting_no_address_of_a_node_is_routed_or_accepted() -> None:
+def test_without_forward_node_ip_no_node_address_is_routed_or_accepted() -> None:
     for me in ("cloud-1", *EDGES):
         made = planned(me, intent=Intent())
         assert ways(made, "172.16.0.1", "fd00:c::1", "10.0.0.2", "fd00:e::2") == {
@@ -83,7 +83,7 @@ def test_without_the_setting_no_address_of_a_node_is_routed_or_accepted() -> Non
         assert "10.0.0.2/32" not in accepted(made, "edge-1")
 
 
-def test_a_gateway_sends_to_the_nodes_of_other_regions_through_the_tunnel() -> None:
+def test_a_gateway_routes_remote_node_addresses_into_the_tunnel() -> None:
     made = planned("cloud-1")
 
     assert ways(made, "10.0.0.1", "10.0.0.3", "fd00:e::3") == {
@@ -94,14 +94,14 @@ def test_a_gateway_sends_to_the_nodes_of_other_regions_through_the_tunnel() -> N
     assert {net("10.0.0.3/32"): ("edge-1",), net("fd00:e::3/128"): ("edge-1",)}.items() <= dict(
         made.tunnel.routes
     ).items()
-    # From the standby too: the role may have moved a moment ago.
+    # Accepted from the standby too: the role may have moved a moment ago.
     for name in ("edge-1", "edge-2"):
         assert {"10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "fd00:e::1/128"} <= accepted(made, name)
 
 
-def test_each_role_of_a_region_knows_the_way_out_and_the_way_back() -> None:
-    """Active: into the tunnel, and out of it to its nodes. Standby: its own by the active one, what others send here
-    into the tunnel. Plain: by the active one."""
+def test_each_role_has_routes_out_and_back() -> None:
+    """Active: into the tunnel, and out of it to its nodes. Standby: own packets by the active gateway, packets of
+    others into the tunnel. Plain: by the active gateway."""
     active, standby, plain = (planned(name) for name in EDGES)
     out = ("172.16.0.1", "fd00:c::1")
 
@@ -118,7 +118,7 @@ def test_each_role_of_a_region_knows_the_way_out_and_the_way_back() -> None:
 
 
 def test_nodes_keep_their_own_address_as_source() -> None:
-    """The identity mapping covers it, so what a server on the host network answers with is what was asked."""
+    """SNAT maps it to itself, so a server on the host network replies from the address that was dialled."""
     local = planned("edge-3").host.packet_filter
     assert local is not None
     assert {net("10.0.0.1/32"), net("10.0.0.3/32"), net("fd00:e::3/128")} <= set(local.local)
@@ -127,7 +127,7 @@ def test_nodes_keep_their_own_address_as_source() -> None:
     assert net("10.0.0.3/32") not in off.local
 
 
-def test_a_node_without_an_address_among_its_pods_may_use_its_own_then() -> None:
+def test_a_node_without_a_pod_address_uses_its_node_address_as_source() -> None:
     here = frozenset({ip("10.0.0.3")})
     made = planned("edge-3", addresses=here)
     assert [r.source for r in made.host.routes if r.prefix == net("10.244.1.0/24") and r.device] == [ip("10.0.0.3")]
@@ -136,7 +136,7 @@ def test_a_node_without_an_address_among_its_pods_may_use_its_own_then() -> None
     assert note in planned("edge-3", intent=Intent(), addresses=here).notes
 
 
-def test_every_line_names_the_node_and_the_field() -> None:
+def test_every_route_names_the_node_and_the_field() -> None:
     reasons = {(str(r.prefix), r.table): explain(r.reason) for r in planned("edge-2").host.routes if not r.metric}
     assert reasons["172.16.0.1/32", 9127] == (
         "address of node cloud-1, Gateway cloud, status.nodes[0].privateIP, through our gateway edge-1"
@@ -159,7 +159,7 @@ HARBOUR = region(
 )
 
 
-def test_an_address_of_nodes_in_two_regions_goes_to_the_older_one_and_the_rest_goes_on() -> None:
+def test_one_address_in_two_regions_goes_to_the_older_region() -> None:
     gateways = (CLOUD, replace(FACTORY, created=1.0), replace(HARBOUR, created=2.0))
     peers = [*PEERS, peer("port-1"), peer("port-2")]
     made = planned("cloud-1", *gateways, peers=peers)
@@ -177,7 +177,7 @@ def test_an_address_of_nodes_in_two_regions_goes_to_the_older_one_and_the_rest_g
     assert routes[net("10.244.9.0/24")] == ("port-1",)
     assert "10.0.0.3/32" not in accepted(made, "port-1")
 
-    # Where the loser is, the address is the one it always was.
+    # In the loser's region the address stays that of its own node.
     for me in ("port-1", "port-2"):
         there = planned(me, *gateways, peers=peers)
         assert ways(there, "10.0.0.3", "10.0.0.1")["10.0.0.3"] == []
@@ -187,7 +187,7 @@ def test_an_address_of_nodes_in_two_regions_goes_to_the_older_one_and_the_rest_g
             "10.0.0.3 of edge-3"
         ) in map(explain, there.notes)
         assert "10.0.0.3/32" not in accepted(there, "edge-1")
-    # And a region that lost an address still relays.
+    # A region that lost an address still relays.
     assert ("factory", "harbour") in planned(
         "ship-1",
         *(replace(g, created=1.0) for g in (FACTORY, region("ship", info("ship-1", "10.5.0.1", "10.244.7.0/24")))),
@@ -196,8 +196,8 @@ def test_an_address_of_nodes_in_two_regions_goes_to_the_older_one_and_the_rest_g
     ).relays
 
 
-def test_an_address_inside_the_pods_of_another_region_is_left_alone_there() -> None:
-    """Those pods are refused, setting or not, for they cover a node; but the region's own network they remain."""
+def test_a_node_address_inside_pods_of_another_region_is_not_routed_there() -> None:
+    """Those pods are refused with and without the setting, because they cover a node; locally they stay in use."""
     wide = region("wide", info("wide-1", "10.77.0.1", "10.0.0.0/16"), public="203.0.113.30")
     peers = [*PEERS, peer("wide-1")]
     for intent in (ON, Intent()):
@@ -209,8 +209,8 @@ def test_an_address_inside_the_pods_of_another_region_is_left_alone_there() -> N
     }
 
 
-def test_an_address_on_a_link_of_this_host_is_left_alone() -> None:
-    """Another machine may have it there: many a LAN is 192.168.1.0/24."""
+def test_a_node_address_on_a_link_of_this_host_is_not_routed() -> None:
+    """Another machine may have this address there: 192.168.1.0/24 is a common LAN prefix."""
     links = frozenset({net("10.0.0.0/24"), net("fd00:e::/64")})
     made = planned("cloud-1", networks=links)
     assert ways(made, "10.0.0.1", "fd00:e::1") == {"10.0.0.1": [], "fd00:e::1": []}
@@ -224,7 +224,7 @@ def test_an_address_on_a_link_of_this_host_is_left_alone() -> None:
     assert made.conflicts == ()
 
 
-def test_an_address_of_the_mesh_itself_is_refused() -> None:
+def test_a_node_address_inside_the_mesh_prefix_is_refused() -> None:
     strange = replace(FACTORY.status.nodes[0], private_ip=ip("fd6f:8e5e:d3a7:1::5"))
     made = planned("cloud-1", CLOUD, region("factory", strange), peers=[*PEERS[:1], peer("edge-1")])
     assert [(c.kind.value, c.subject) for c in made.conflicts] == [
@@ -237,8 +237,8 @@ def test_an_address_of_the_mesh_itself_is_refused() -> None:
 PUBLIC = region("dock", info("dock-1", "198.51.100.7", "10.244.6.0/24"), public="198.51.100.7")
 
 
-def test_the_address_a_gateway_is_called_at_is_routed_as_its_nodes_own() -> None:
-    """It is the same node inside the tunnel and outside; rule 98 keeps the tunnel's own packets outside."""
+def test_the_dialled_address_of_a_gateway_is_routed_as_its_node_address() -> None:
+    """The address is the same node inside and outside the tunnel; rule 98 keeps outer packets outside."""
     made = planned("edge-1", FACTORY, PUBLIC, peers=[*PEERS, peer("dock-1")])
     assert made.conflicts == ()
     assert ways(made, "198.51.100.7") == {"198.51.100.7": [(9127, "ravenvpn0", None)]}
@@ -248,8 +248,8 @@ def test_the_address_a_gateway_is_called_at_is_routed_as_its_nodes_own() -> None
 
 
 @pytest.mark.parametrize("of", ["endpoint", "peer"])
-def test_the_address_another_node_is_called_at_is_refused(of: str) -> None:
-    """It would take the datagrams of that other gateway's sessions, or what is meant for it."""
+def test_a_node_address_at_which_another_node_is_dialled_is_refused(of: str) -> None:
+    """Its route would catch the outer packets of that gateway's sessions, or packets meant for that gateway."""
     other = replace(
         CLOUD, endpoints=(GatewayEndpoint("cloud-1", public_ip="10.0.0.2" if of == "endpoint" else "203.0.113.10"),)
     )
@@ -267,8 +267,8 @@ def test_the_address_another_node_is_called_at_is_refused(of: str) -> None:
     assert ways(made, "10.0.0.2", "10.0.0.1") == {"10.0.0.2": [], "10.0.0.1": [(9127, "ravenvpn0", None)]}
 
 
-def test_where_a_gateway_is_called_at_ipv6_addresses_of_its_own_alone_the_tunnel_is_narrow() -> None:
-    """The kernel would book a path MTU it learns to the tunnel's route for that address, so none must be needed."""
+def test_a_gateway_dialled_at_routed_ipv6_addresses_alone_has_the_minimum_mtu() -> None:
+    """The kernel would store a discovered path MTU at the tunnel's route for that address, so none must be needed."""
 
     def mtu(public: str, intent: Intent = ON) -> int | None:
         there = region("dock", info("dock-1", "2001:db8::7", "10.244.6.0/24"), public=public)
@@ -280,7 +280,7 @@ def test_where_a_gateway_is_called_at_ipv6_addresses_of_its_own_alone_the_tunnel
     assert mtu("2001:db8::7", Intent()) == 1420
 
 
-def test_the_api_server_at_a_nodes_address_stays_outside_for_whoever_steers_by_it() -> None:
+def test_the_api_server_at_a_node_address_stays_outside_the_tunnel() -> None:
     api = (ApiEndpoint(ip("172.16.0.1"), 6443),)
     for me in EDGES:
         made = planned(me, api=api)
@@ -305,7 +305,7 @@ def test_the_api_server_at_a_nodes_address_stays_outside_for_whoever_steers_by_i
         ]
 
 
-def test_the_mtu_of_a_way_to_a_node_is_that_of_the_way_to_its_pods() -> None:
+def test_routes_to_a_node_and_to_its_pods_have_the_same_mtu() -> None:
     facts = {"mtus": {"203.0.113.10": 1400, "10.0.0.1": 1300}}
     assert {
         r.mtu for r in planned("edge-1", **facts).host.routes if r.prefix == net("172.16.0.1/32") and r.device

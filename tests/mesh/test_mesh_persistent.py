@@ -1,4 +1,4 @@
-"""The map that says what changed, against a dictionary."""
+"""PersistentMap and its difference, against a dictionary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def walk(start: PersistentMap[object], model: dict[str, object], edits: list) ->
 
 
 @given(steps, steps)
-def test_it_is_a_dictionary_that_knows_what_changed(first: list, second: list) -> None:
+def test_the_map_agrees_with_a_dictionary_and_gives_the_difference(first: list, second: list) -> None:
     model: dict[str, object] = {}
     before = walk(PersistentMap(), model, first)
     was = dict(model)
@@ -39,7 +39,7 @@ def test_it_is_a_dictionary_that_knows_what_changed(first: list, second: list) -
 
 
 @given(steps)
-def test_order_depends_on_names_alone(edits: list) -> None:
+def test_iteration_order_depends_on_names_alone(edits: list) -> None:
     model: dict[str, object] = {}
     walked = walk(PersistentMap(), model, edits)
 
@@ -55,8 +55,8 @@ def test_putting_an_equal_value_keeps_the_old_object() -> None:
     assert before.remove("y") is before
 
 
-def test_a_change_is_found_without_looking_at_the_rest() -> None:
-    """Values that would complain about being compared are not compared."""
+def test_a_change_is_found_without_comparing_the_rest() -> None:
+    """The other values raise an error if they are compared."""
 
     class Touchy:
         def __eq__(self, other: object) -> bool:

@@ -1,4 +1,4 @@
-"""Plans as a person would write them down, for small worlds."""
+"""Plans of small worlds, written out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FACTORY = region("factory", ("edge-1", "10.244.2.0/24"), nat=True)
 SHIP = region("ship", ("ship-1", "10.244.3.0/24"), nat=True)
 
 
-def test_the_whole_host_of_a_gateway_between_two_regions() -> None:
+def test_the_host_plan_of_a_gateway() -> None:
     """docs/architecture/host-network.md, line by line."""
     facts = LocalFacts(addresses=frozenset({ip("10.244.2.1"), ip("10.0.0.1")}), force_forwarding=True)
     host = plan(Situation(World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1")), facts=facts), "edge-1").host
@@ -84,7 +84,7 @@ def test_the_whole_host_of_a_gateway_between_two_regions() -> None:
     )
 
 
-def test_every_line_says_why_it_is_there() -> None:
+def test_every_planned_object_has_a_reason() -> None:
     made = plan(Situation(World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"))), "edge-1")
     host = made.host
     lines = [
@@ -103,7 +103,7 @@ def test_every_line_says_why_it_is_there() -> None:
     )
 
 
-def test_the_side_behind_nat_calls_and_keeps_the_path_open() -> None:
+def test_the_side_behind_nat_dials_and_sends_keepalives() -> None:
     world = World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1"))
     (cloud,) = plan(Situation(world), "edge-1").tunnel.peers
     (edge,) = plan(Situation(world), "cloud-1").tunnel.peers
@@ -113,14 +113,14 @@ def test_the_side_behind_nat_calls_and_keeps_the_path_open() -> None:
     assert (edge.candidates, edge.keepalive, edge.warm) == ((), None, True)
 
 
-def test_public_regions_call_each_other_when_there_is_traffic() -> None:
+def test_sessions_between_public_regions_are_cold() -> None:
     other = region("office", ("office-1", "10.244.4.0/24"), public="2001:db8::9")
     (peer,) = plan(Situation(World.of([CLOUD, other], peers("cloud-1", "office-1"))), "cloud-1").tunnel.peers
 
     assert (peer.name, peer.keepalive, peer.warm) == ("office-1", None, False)
 
 
-def test_candidates_are_the_endpoints_address_then_what_the_peer_says() -> None:
+def test_candidates_are_the_public_ip_then_the_peers_addresses() -> None:
     endpoint = GatewayEndpoint("cloud-1", port=4501, public_ip="203.0.113.10", public_port=14501)
     cloud = replace(CLOUD, endpoints=(endpoint,), status=replace(CLOUD.status, active=(endpoint,)))
     said = (HostPort("2001:db8::10"), HostPort("vpn.example.org", 443), HostPort("203.0.113.10", 14501))
@@ -136,7 +136,7 @@ def test_candidates_are_the_endpoints_address_then_what_the_peer_says() -> None:
     assert peer.suites == (Suite.CHACHA20POLY1305, Suite.AES256GCM)
 
 
-def test_two_regions_behind_nat_meet_at_the_hub() -> None:
+def test_two_regions_behind_nat_are_relayed_by_the_hub() -> None:
     world = World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"))
     edge, cloud = plan(Situation(world), "edge-1"), plan(Situation(world), "cloud-1")
 
@@ -149,7 +149,7 @@ def test_two_regions_behind_nat_meet_at_the_hub() -> None:
     assert cloud.relays == ()
 
 
-def test_without_a_hub_two_regions_behind_nat_are_told_so() -> None:
+def test_without_a_hub_two_regions_behind_nat_get_a_note() -> None:
     made = plan(Situation(World.of([FACTORY, SHIP], peers("edge-1", "ship-1"))), "edge-1")
 
     assert made.tunnel.routes == ()
@@ -161,14 +161,14 @@ def test_without_a_hub_two_regions_behind_nat_are_told_so() -> None:
     )
 
 
-def test_a_public_endpoint_without_an_address_can_only_call() -> None:
+def test_a_public_endpoint_without_an_address_only_dials() -> None:
     hidden = region("hidden", ("hidden-1", "10.244.5.0/24"))
     (peer,) = plan(Situation(World.of([CLOUD, hidden], peers("cloud-1", "hidden-1"))), "hidden-1").tunnel.peers
 
     assert (peer.keepalive, peer.warm) == (25, True)
 
 
-def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
+def test_a_plain_node_has_sessions_with_its_own_gateways_alone() -> None:
     cloud = replace(CLOUD, endpoints=CLOUD.endpoints)
     nodes = (*CLOUD.status.nodes, NodeInfo("cloud-2", ip("10.0.0.2"), (net("10.244.9.0/24"),)))
     cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=nodes))
@@ -196,15 +196,15 @@ def test_a_plain_node_talks_to_its_own_gateways_alone() -> None:
     assert dict(plan(Situation(world), "edge-1").tunnel.routes)[net("10.244.9.0/24")] == ("cloud-1",)
 
 
-def test_a_node_of_no_region_has_nothing_to_do() -> None:
+def test_a_node_without_region_has_an_empty_plan() -> None:
     made = plan(Situation(World.of([CLOUD], peers("cloud-1"))), "stranger")
 
     assert (made.role, made.tunnel.peers, made.host.routes, made.host.rules) == (NodeRole.NONE, (), (), ())
     assert [explain(note) for note in made.notes] == ["node stranger is in no region: nothing is set up here"]
 
 
-def test_a_standby_holds_the_same_sessions_and_is_accepted_by_the_others() -> None:
-    """So that a role can move without a handshake, and the ends may switch at different instants."""
+def test_a_standby_has_the_sessions_of_the_active_gateway() -> None:
+    """A role can move without a handshake, and the ends may switch at different instants."""
     two = region("cloud", ("cloud-1", "10.244.1.0/24"), ("cloud-2", "10.244.8.0/24"), public="203.0.113.10")
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
     standby, edge = plan(Situation(world), "cloud-2"), plan(Situation(world), "edge-1")
@@ -212,7 +212,7 @@ def test_a_standby_holds_the_same_sessions_and_is_accepted_by_the_others() -> No
     assert (standby.role, standby.tunnel.device) == (NodeRole.STANDBY, True)
     assert [p.name for p in standby.tunnel.peers] == ["cloud-1", "edge-1"]
     assert net("10.244.2.0/24") in dict(standby.tunnel.accepts)["edge-1"]
-    # Its own traffic takes the active gateway; what others send here takes the tunnel, or nothing.
+    # Its own packets take the active gateway; packets that others send here take the tunnel or are refused.
     assert [(r.table, r.device, r.kind) for r in standby.host.routes if r.prefix == net("10.244.2.0/24")] == [
         (9127, "raven0", RouteKind.UNICAST),
         (9127, None, RouteKind.UNREACHABLE),
@@ -227,7 +227,7 @@ def test_a_standby_holds_the_same_sessions_and_is_accepted_by_the_others() -> No
     assert dict(edge.tunnel.routes)[net("10.244.8.0/24")] == ("cloud-1",)
 
 
-def test_several_active_gateways_carry_those_alive_first() -> None:
+def test_of_several_active_gateways_a_live_one_carries() -> None:
     two = region("cloud", ("cloud-1", "10.244.1.0/24"), ("cloud-2", "10.244.8.0/24"), public="203.0.113.10", active=2)
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
 
@@ -236,7 +236,7 @@ def test_several_active_gateways_carry_those_alive_first() -> None:
         assert dict(made.tunnel.routes)[net("10.244.1.0/24")] == (alive, dead)
 
 
-def test_a_dead_hub_is_replaced_in_one_update_and_nothing_else_moves() -> None:
+def test_a_dead_hub_is_replaced_in_one_update_of_routes_alone() -> None:
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in (1, 2)]
     world = World.of([*hubs, FACTORY, SHIP], peers("edge-1", "ship-1", "hub1-1", "hub2-1"))
     planner = Planner("edge-1")
@@ -253,7 +253,7 @@ def test_a_dead_hub_is_replaced_in_one_update_and_nothing_else_moves() -> None:
     assert not delta.host
 
 
-def test_the_port_is_the_endpoints_then_the_operators_then_the_peers() -> None:
+def test_the_port_is_that_of_endpoint_then_setting_then_peer() -> None:
     def port(endpoint: int, setting: int | None, peer: int) -> int:
         e = GatewayEndpoint("n", port=endpoint, public_ip="203.0.113.1")
         world = World.of(
@@ -265,7 +265,7 @@ def test_the_port_is_the_endpoints_then_the_operators_then_the_peers() -> None:
     assert [port(1, 2, 3), port(0, 2, 3), port(0, None, 3), port(0, None, 0)] == [1, 2, 3, 4500]
 
 
-def test_mtu_follows_the_narrowest_way_and_never_falls_below_ipv6s_minimum() -> None:
+def test_mtu_follows_the_narrowest_path_and_never_falls_below_1280() -> None:
     world = World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1"))
 
     def mtus(**facts: object) -> tuple[int, int | None]:
@@ -278,7 +278,7 @@ def test_mtu_follows_the_narrowest_way_and_never_falls_below_ipv6s_minimum() -> 
     assert mtus(default_mtu=1280) == (1280, 1280)
 
 
-def test_the_api_server_is_reached_past_the_tunnel() -> None:
+def test_connections_to_the_api_server_bypass_the_tunnel() -> None:
     api = (ApiEndpoint(ip("198.51.100.1"), 6443), ApiEndpoint(ip("2001:db8::1"), 6443))
     rules = plan(Situation(World.of([CLOUD], peers("cloud-1")), facts=LocalFacts(api=api)), "cloud-1").host.rules
 
@@ -306,8 +306,8 @@ def test_the_api_server_is_reached_past_the_tunnel() -> None:
     ]
 
 
-def test_a_kernel_without_ipv6_gets_none() -> None:
-    """Neither as the only gateway, nor as one of three nodes of a region, whatever pods the others have."""
+def test_a_kernel_without_ipv6_has_no_ipv6_in_its_plan() -> None:
+    """As the only gateway and as one of three nodes of a region, with any pods of the other nodes."""
     dual = replace(CLOUD.status.nodes[0], subnets=(net("10.244.1.0/24"), net("fd00:1::/64")))
     cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=(dual,)))
     three = region("factory", *((f"edge-{i}", f"fd00:{i}::/64") for i in (1, 2, 3)), nat=True)
@@ -324,7 +324,7 @@ def test_a_kernel_without_ipv6_gets_none() -> None:
         assert not [s for s in host.sysctls if "ipv6" in s.key]
 
 
-def test_an_old_kernel_forwards_ipv6_everywhere_and_still_listens_to_routers() -> None:
+def test_a_kernel_without_force_forwarding_forwards_ipv6_on_all_devices() -> None:
     facts = LocalFacts(force_forwarding=False, ipv6_disabled=True, pod_devices=("cni0",), advertised=("eth0",))
     host = plan(Situation(World.of([CLOUD], peers("cloud-1")), facts=facts), "cloud-1").host
 
@@ -336,7 +336,7 @@ def test_an_old_kernel_forwards_ipv6_everywhere_and_still_listens_to_routers() -
     ]
 
 
-def test_own_sources_are_announced_ones_that_are_present_then_inside_then_internal() -> None:
+def test_the_preferred_source_is_announced_then_inside_then_internal() -> None:
     peer = replace(peers("edge-1")[0], sources=(ip("10.244.2.1"),))
     world = World.of([CLOUD, FACTORY], [peer, *peers("x", "cloud-1")[1:]])
 
@@ -347,7 +347,7 @@ def test_own_sources_are_announced_ones_that_are_present_then_inside_then_intern
 
     assert source("10.244.2.1", "10.244.2.7", "10.0.0.1") == ("10.244.2.1", 0)
     assert source("10.244.2.7", "10.0.0.1") == ("10.244.2.7", 0)
-    assert source("10.0.0.1") == ("10.0.0.1", 1)  # nobody accepts it; the note says so
+    assert source("10.0.0.1") == ("10.0.0.1", 1)  # no region accepts it, which is noted
     assert source() == ("None", 0)
 
 
@@ -359,7 +359,7 @@ def test_a_source_outside_the_pod_prefix_is_routed_as_a_single_address() -> None
     assert net("192.168.7.20/32") in dict(made.tunnel.accepts)["edge-1"]
 
 
-def test_a_region_whose_gateway_has_no_peer_is_closed_and_named() -> None:
+def test_a_region_whose_gateway_has_no_peer_is_fail_closed_with_notes() -> None:
     made = plan(Situation(World.of([CLOUD, FACTORY], peers("cloud-1"))), "cloud-1")
 
     assert made.tunnel.peers == ()
@@ -370,8 +370,8 @@ def test_a_region_whose_gateway_has_no_peer_is_closed_and_named() -> None:
     )
 
 
-def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
-    """One region may run upstream's agent, which leaves its key on the endpoint."""
+def test_openyurts_key_on_the_endpoint_replaces_a_missing_peer() -> None:
+    """One region may run OpenYurt's agent, which publishes its key on the endpoint."""
     e = GatewayEndpoint(
         "old-1", public_ip="203.0.113.4", config={"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
     )
@@ -381,8 +381,8 @@ def test_upstreams_wireguard_key_stands_in_for_a_peer() -> None:
     assert (peer.public_keys, peer.suites) == ((bytes([1]) + bytes(31),), (Suite.CHACHA20POLY1305,))
 
 
-def test_upstreams_gateway_is_served_by_and_not_spoken_to() -> None:
-    """It knows other regions' gateways alone: no session with it would come up, and silence mean nothing."""
+def test_a_gateway_with_openyurts_agent_has_no_session_in_its_region() -> None:
+    """Its agent only knows gateways of other regions: a session would never come up, and silence proves nothing."""
     key = {"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
     e, spare = GatewayEndpoint("old-1", under_nat=True, config=key), GatewayEndpoint("new-2", under_nat=True)
     infos = tuple(
@@ -400,8 +400,8 @@ def test_upstreams_gateway_is_served_by_and_not_spoken_to() -> None:
     assert note not in plan(Situation(world), "cloud-1").notes
 
 
-def test_hubs_that_come_and_go_are_followed() -> None:
-    """Regions that did not change themselves still have another way afterwards."""
+def test_relayed_regions_follow_hubs_that_are_added_and_removed() -> None:
+    """The path of a region changes although the region itself does not."""
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in range(1, 5)]
     names = ("edge-1", "ship-1", *(f"hub{i}-1" for i in range(1, 5)))
     world = World.of([FACTORY, SHIP], peers(*names))
@@ -419,8 +419,8 @@ def test_hubs_that_come_and_go_are_followed() -> None:
     assert seen[-1] == (("ship", "hub4"),)
 
 
-def test_a_region_that_lost_a_prefix_relays_nothing() -> None:
-    """It takes packets for that prefix for its own network's, so it must not be handed any."""
+def test_a_region_that_lost_a_prefix_is_no_hub() -> None:
+    """It would deliver packets for that prefix to its own network."""
     torn = region("torn", ("torn-1", "10.244.3.0/24"), public="203.0.113.77")  # the ship's, which sorts first
     world = World.of([torn, FACTORY, SHIP], peers("edge-1", "ship-1", "torn-1"))
 
@@ -430,8 +430,8 @@ def test_a_region_that_lost_a_prefix_relays_nothing() -> None:
     assert {r.kind for r in made.host.routes if r.prefix == net("10.244.3.0/24")} == {RouteKind.UNREACHABLE}
 
 
-def test_every_hub_may_bring_what_either_end_sent_through_it() -> None:
-    """The far end may have left a hub that this end still uses, and the other way round."""
+def test_packets_of_a_relayed_region_are_accepted_from_every_hub() -> None:
+    """Either end may have left a hub that the other one still uses."""
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in (1, 2, 3)]
     world = World.of([*hubs, FACTORY, SHIP], peers("edge-1", "ship-1", "hub1-1", "hub2-1", "hub3-1"))
     accepts = dict(plan(Situation(world), "edge-1").tunnel.accepts)
@@ -439,8 +439,8 @@ def test_every_hub_may_bring_what_either_end_sent_through_it() -> None:
     assert all(net("10.244.3.0/24") in accepts[f"hub{i}-1"] for i in (1, 2, 3))
 
 
-def test_nothing_of_another_clusters_world_stays() -> None:
-    """Another mesh's name: its regions, too, that this one does not know, and the one this node was in."""
+def test_another_mesh_name_replaces_the_whole_plan() -> None:
+    """Regions of the old world that the new one lacks disappear, the node's own among them."""
     before = World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"), mesh="before")
     harbour = region("harbour", ("edge-1", "10.244.7.0/24"), nat=True)
     after = World.of([CLOUD, harbour], peers("edge-1", "cloud-1"), mesh="after")

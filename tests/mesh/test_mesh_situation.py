@@ -21,7 +21,7 @@ def world() -> World:
         prefixes = {name: own_prefixes(region, i) for i, name in enumerate(nodes)}
         gateways.append(gateway(region, nodes, prefixes, nodes[:1], nat=region == 1, able=1))
         peers += [peer(name, 3 * region + i) for i, name in enumerate(nodes)]
-    # The endpoints say nothing of a port, so that the operator's setting counts.
+    # Endpoints without a port, so that the operator's setting counts.
     bare = [replace(g, endpoints=tuple(replace(e, port=0) for e in g.endpoints)) for g in gateways]
     status = [replace(g.status, active=tuple(replace(e, port=0) for e in g.status.active)) for g in gateways]
     return World.of([replace(g, status=s) for g, s in zip(bare, status, strict=True)], peers)

@@ -1,4 +1,4 @@
-"""Who is active: upstream's rules, and the places where upstream errs."""
+"""Election and status: OpenYurt's rules, and the differences from them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def test_the_first_ready_endpoint_of_the_spec_becomes_active() -> None:
     assert elected(gateway("a", "b"), node("a", ready=False), node("b")) == [("b", 1)]
 
 
-def test_a_node_that_is_not_of_the_region_is_never_active() -> None:
+def test_a_node_outside_the_region_is_never_active() -> None:
     assert elected(gateway("stranger", "a"), node("a")) == [("a", 1)]
 
 
-def test_who_is_active_stays_so_when_a_better_one_returns() -> None:
+def test_there_is_no_fail_back_to_an_earlier_endpoint() -> None:
     assert elected(gateway("a", "b", active=("b",), epoch=4), node("a"), node("b")) == [("b", 4)]
 
 
@@ -49,21 +49,21 @@ def test_an_active_endpoint_that_left_the_spec_loses_its_role() -> None:
     assert elected(gateway("b", active=("a",), epoch=4), node("a"), node("b")) == [("b", 5)]
 
 
-def test_nobody_is_active_where_nobody_is_ready_or_nobody_is_wanted() -> None:
+def test_without_ready_nodes_or_replicas_no_endpoint_is_active() -> None:
     assert elected(gateway("a", active=("a",)), node("a", ready=False)) == []
     assert elected(gateway("a", replicas=0, active=("a",)), node("a")) == []
     assert elected(gateway("a", replicas=-1), node("a")) == []
     assert elected(gateway("a"), node("a"), gates=Gates(tunnel=False)) == []
 
 
-def test_who_survives_when_replicas_shrink_follows_the_spec() -> None:
-    """Upstream walks a map here, so any of them may survive."""
+def test_fewer_replicas_keep_the_first_endpoints_of_the_spec() -> None:
+    """OpenYurt iterates over a Go map here, so any of them may stay active."""
     wide = gateway("c", "a", "b", replicas=1, active=("a", "b", "c"))
 
     assert elected(wide, node("a"), node("b"), node("c")) == [("c", 2)]
 
 
-def test_content_comes_from_the_spec_anew() -> None:
+def test_fields_of_active_endpoints_are_copied_from_the_spec() -> None:
     made = replace(gateway(active=("a",)), endpoints=(GatewayEndpoint("a", port=4501, public_ip="192.0.2.1"),))
 
     (endpoint,) = fill(made, [node("a")]).active
@@ -71,7 +71,7 @@ def test_content_comes_from_the_spec_anew() -> None:
     assert endpoint.config == {"enable-l3-tunnel": "true", "ravenvpn.io/epoch": "1"}
 
 
-def test_proxies_are_elected_beside_tunnels_where_wanted() -> None:
+def test_proxies_are_elected_beside_tunnels_where_enabled() -> None:
     made = Gateway(
         "g",
         (GatewayEndpoint("a"), GatewayEndpoint("a", EndpointType.PROXY), GatewayEndpoint("b", EndpointType.PROXY)),
@@ -84,7 +84,7 @@ def test_proxies_are_elected_beside_tunnels_where_wanted() -> None:
 
 
 def test_nodes_are_listed_ready_or_not_with_all_their_prefixes() -> None:
-    """Upstream lists the first pod CIDR only."""
+    """OpenYurt lists the first pod CIDR only."""
     v4, v6 = ipaddress.ip_network("10.1.0.0/24"), ipaddress.ip_network("fd00:1::/64")
     extra, block = ipaddress.ip_network("10.9.0.0/16"), ipaddress.ip_network("10.5.0.0/26")
     made = replace(gateway("a"), extra_cidrs=(extra,))
@@ -112,7 +112,7 @@ def test_an_epoch_that_is_no_number_counts_as_none() -> None:
     st.sets(st.sampled_from("abcd")),
     st.integers(0, 4),
 )
-def test_election_is_stable_and_as_full_as_it_can_be(
+def test_election_is_stable_and_fills_all_replicas(
     order: list[str], ready: set[str], active: set[str], replicas: int
 ) -> None:
     made = gateway(*order, replicas=replicas, active=tuple(sorted(active)))

@@ -1,4 +1,4 @@
-"""The VXLAN between the nodes of a region, as plans ask for it (docs/architecture/host-network.md)."""
+"""The VXLAN between the nodes of a region in host plans (docs/architecture/host-network.md)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CLOSED = {"kind": RouteKind.UNREACHABLE, "metric": 4278198272}
 def region(
     name: str, *nodes: NodeInfo, able: int = 1, active: tuple[str, ...] = (), nat: bool = False, public: str = ""
 ) -> Gateway:
-    """The first `able` nodes may be the gateway; `active` are, or the first."""
+    """Return a region whose first `able` nodes are endpoints; `active` of them are active, or the first one."""
     endpoints = tuple(GatewayEndpoint(n.node, under_nat=nat, public_ip=public) for n in nodes[:able])
     chosen = tuple(e for e in endpoints if e.node in (active or (nodes[0].node,)))
     return Gateway(name, endpoints, 1, status=GatewayStatus(nodes, chosen))
@@ -63,7 +63,7 @@ def planned(me: str, *gateways: Gateway, peers: list[PeerObject] = PEERS, **fact
     return plan(Situation(World.of([CLOUD, *gateways], peers), facts=LocalFacts(**facts)), me)  # type: ignore[arg-type]
 
 
-def test_the_whole_host_of_a_plain_node() -> None:
+def test_the_host_plan_of_a_plain_node() -> None:
     here = frozenset(map(ip, ("10.0.0.2", "10.244.3.1", "fd00:3::1")))
     host = planned("edge-2", FACTORY, addresses=here).host
 
@@ -108,7 +108,7 @@ def test_the_whole_host_of_a_plain_node() -> None:
     )
 
 
-def test_out_of_the_tunnel_a_gateway_sends_to_the_node_behind_which_the_pods_are() -> None:
+def test_a_gateway_routes_packets_out_of_the_tunnel_to_the_node_of_the_pods() -> None:
     host = planned("edge-1", FACTORY).host
     assert [r for r in host.routes if r.table == 9129] == [
         Route(net("10.244.3.0/24"), 9129, device="raven0", via=ip("240.0.0.2"), mtu=1420),
@@ -118,13 +118,13 @@ def test_out_of_the_tunnel_a_gateway_sends_to_the_node_behind_which_the_pods_are
     assert {r.device for r in host.routes if r.table == 9127 and r.device} == {"ravenvpn0"}
 
 
-def test_a_single_source_of_a_plain_node_is_sent_there_as_well() -> None:
+def test_a_gateway_routes_a_single_source_to_its_plain_node() -> None:
     bare = replace(PEERS[2], sources=(ip("10.0.0.2"),))
     routes = planned("edge-1", FACTORY, peers=[*PEERS[:2], bare]).host.routes
     assert Route(net("10.0.0.2/32"), 9129, device="raven0", via=ip("240.0.0.2"), mtu=1420) in routes
 
 
-def test_every_line_says_why_it_is_there() -> None:
+def test_every_planned_object_has_a_reason() -> None:
     for me in ("edge-1", "edge-2", "edge-3"):
         factory = region("factory", EDGE_1, EDGE_2, EDGE_3, able=2, nat=True)
         host = planned(me, factory).host
@@ -159,21 +159,19 @@ def test_mtu_fits_the_regions_own_network() -> None:
 @pytest.mark.parametrize(
     ("lan", "narrow", "expected"),
     [
-        # LAN and way to the cloud as routes have them; then plain node → gateway, gateway → gateway, gateway → node.
+        # MTU of the LAN and of the path to the cloud; then plain node → gateway, gateway → gateway, gateway → node.
         (1500, 1500, (1420, 1420, 1420)),
-        (1500, 1400, (1420, 1320, 1420)),  # the gateway alone knows: it answers what is too big
-        (
-            1400,
-            1500,
-            (1350, 1420, 1350),
-        ),  # the far end's packets may be too big for the LAN: the gateway answers them
+        (1500, 1400, (1420, 1320, 1420)),  # only the gateway has this MTU: it answers larger packets with ICMP
+        (1400, 1500, (1350, 1420, 1350)),  # the gateway answers packets of the far end that exceed the LAN's MTU
         (9000, 1500, (1420, 1420, 1420)),
-        (1500, 1300, (1420, 1280, 1420)),  # outer packets are fragmented rather than IPv6 be cut off
+        (1500, 1300, (1420, 1280, 1420)),  # outer packets are fragmented, since IPv6 needs 1280
     ],
 )
 @pytest.mark.parametrize("six", [False, True])
-def test_mtu_of_all_four_ways(lan: int, narrow: int, expected: tuple[int, int, int], six: bool) -> None:
-    """Of both families of pods alike, over a LAN of either; the fourth way is the far region's first."""
+def test_mtu_of_routes_on_plain_node_and_gateway(
+    lan: int, narrow: int, expected: tuple[int, int, int], six: bool
+) -> None:
+    """The same for pods and LANs of both families."""
     address = "fd00:10::" if six else "10.0.0."
     out, into_tunnel, back = expected
     if six:
@@ -190,14 +188,14 @@ def test_mtu_of_all_four_ways(lan: int, narrow: int, expected: tuple[int, int, i
     assert mtus("edge-3", 9127, "raven0") == {(4, out), (6, out)}
     assert mtus("edge-1", 9127, "ravenvpn0") == {(4, into_tunnel), (6, into_tunnel)}
     assert mtus("edge-1", 9129, "raven0") == {(4, back), (6, back)}
-    # A standby: its own by the LAN, what others send here by the tunnel, and out of it as the active one.
+    # A standby: own packets by the LAN, packets of others by the tunnel, out of the tunnel as the active gateway.
     assert mtus("edge-2", 9127, "raven0") == {(4, out), (6, out)}
     assert mtus("edge-2", 9129, "ravenvpn0") == {(4, into_tunnel), (6, into_tunnel)}
     assert mtus("edge-2", 9129, "raven0") == {(4, back), (6, back)}
 
 
-def test_a_node_of_several_blocks_has_all_of_them_routed_both_ways() -> None:
-    """Calico gives blocks of either family as pods come; none of them says anything about the others."""
+def test_every_address_block_of_a_node_is_routed_both_ways() -> None:
+    """Calico assigns blocks of either family as pods are created; they are independent of each other."""
     blocks = ("10.64.7.0/26", "10.64.9.64/26", "10.64.200.128/26", "fd00:64::/122", "fd00:64::a40/122")
     factory = region("factory", EDGE_1, node("edge-2", "10.0.0.2", *blocks), nat=True)
 
@@ -218,7 +216,7 @@ def test_a_region_with_ipv6_alone_carries_ipv4_pods_by_ipv6_next_hops() -> None:
     assert [r.via for r in host.routes if r.prefix == net("10.244.1.0/24") and r.device] == [ip(PLACES["edge-1"])]
 
 
-def test_of_two_nodes_in_one_place_the_second_is_left_out_and_closed() -> None:
+def test_of_two_colliding_nodes_the_second_is_no_member_and_fail_closed() -> None:
     twin = node("edge-2", "11.0.0.1", "10.244.3.0/24")
     lonely, gateway = planned("edge-2", region("factory", EDGE_1, twin, nat=True)), planned("edge-1", FACTORY)
     assert lonely.host.vxlan is None
@@ -227,7 +225,7 @@ def test_of_two_nodes_in_one_place_the_second_is_left_out_and_closed() -> None:
     assert gateway.host.vxlan is not None
 
 
-def test_a_node_whose_address_is_not_on_the_host_is_closed_until_it_is() -> None:
+def test_a_node_whose_address_is_not_present_is_fail_closed() -> None:
     planner = Planner("edge-2")
     world = World.of([CLOUD, FACTORY], PEERS)
     planner.update(Situation(world, facts=LocalFacts(addresses=frozenset({ip("192.168.0.2")}))))
@@ -238,7 +236,7 @@ def test_a_node_whose_address_is_not_on_the_host_is_closed_until_it_is() -> None
     assert len(added.routes) == 2
 
 
-def test_prefixes_that_hold_ones_of_our_own_are_left_to_the_cni() -> None:
+def test_prefixes_that_contain_own_ones_are_left_to_the_cni() -> None:
     wide = node("edge-2", "10.0.0.2", "10.244.0.0/16", "10.250.0.0/24")
     narrow = node("cloud-1", "10.9.0.1", "172.20.0.0/24")
     cloud = region("cloud", narrow, public="203.0.113.10")
@@ -246,7 +244,7 @@ def test_prefixes_that_hold_ones_of_our_own_are_left_to_the_cni() -> None:
     assert [r.prefix for r in made.host.routes if r.table == 9129] == [net("10.250.0.0/24")]
 
 
-def test_a_plain_node_leaves_a_gateway_that_is_proven_dead_for_another() -> None:
+def test_a_plain_node_leaves_a_dead_gateway_for_another() -> None:
     factory = region("factory", EDGE_1, EDGE_2, EDGE_3, able=2, active=("edge-1", "edge-2"), nat=True)
     world = World.of([CLOUD, factory], PEERS)
     planner = Planner("edge-3")
@@ -262,8 +260,8 @@ def test_a_plain_node_leaves_a_gateway_that_is_proven_dead_for_another() -> None
     assert (delta.host.added.neighbours, delta.host.added.forwarding) == ((), ())
 
 
-def test_a_role_that_moves_asks_plain_nodes_for_other_routes_alone() -> None:
-    """Entries for standbys are there before they are needed."""
+def test_a_moved_role_changes_only_routes_of_plain_nodes() -> None:
+    """Neighbour and FDB entries for standbys exist before they are needed."""
     one, two = (
         region("factory", EDGE_1, EDGE_2, EDGE_3, able=2, active=(n,), nat=True) for n in ("edge-1", "edge-2")
     )

@@ -1,4 +1,4 @@
-"""The active gateway of a region is proven dead, and nobody has said who follows: each node stands by one rule."""
+"""Takeover: the active gateway of a region is proven dead and no election has happened yet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_DEAD = Liveness({"edge-1": LivenessVerdict.DEAD})
 
 
 def region(name: str, letter: int, *nodes: str, order: tuple[str, ...], public: str = "") -> Gateway:
-    """The nodes of `order` may be its gateway, in this order; the first one is."""
+    """Return a region whose endpoints are the nodes of `order`; the first one is active."""
     endpoints = tuple(GatewayEndpoint(n, under_nat=not public, public_ip=public) for n in order)
     infos = tuple(
         NodeInfo(n, ip(f"10.{letter}.0.{i}"), (net(f"10.244.{letter}{i}.0/24"),)) for i, n in enumerate(nodes, 1)
@@ -48,7 +48,7 @@ def way_out(made: NodePlan) -> tuple[str | None, str | None]:
     )
 
 
-def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
+def test_the_next_endpoint_of_the_spec_takes_over_on_nodes_with_the_verdict() -> None:
     alive = dict.fromkeys(("edge-2", "edge-3"), LivenessVerdict.ALIVE)
     seen = {me: plan(Situation(WORLD, Liveness({**alive, "edge-1": LivenessVerdict.DEAD})), me) for me in NAMES}
 
@@ -62,13 +62,13 @@ def test_the_next_in_the_spec_stands_in_for_everybody_who_knows() -> None:
     assert all(note in seen[me].notes for me in NAMES if me != "edge-1")
 
 
-def test_who_does_not_know_goes_on_as_before() -> None:
+def test_nodes_without_the_verdict_keep_their_plan() -> None:
     assert carrier(plan(Situation(WORLD), "cloud-1")) == "edge-1"
     assert plan(Situation(WORLD), "edge-3").role is NodeRole.STANDBY
     assert plan(Situation(WORLD, FIRST_DEAD), "edge-1").role is NodeRole.ACTIVE, "nobody thinks itself dead"
 
 
-def test_one_that_is_known_to_live_comes_before_one_that_nothing_is_known_of() -> None:
+def test_a_live_standby_comes_before_an_unknown_one() -> None:
     alive = Liveness({"edge-1": LivenessVerdict.DEAD, "edge-2": LivenessVerdict.ALIVE})
     assert carrier(plan(Situation(WORLD, alive), "cloud-1")) == "edge-2"
     assert (
@@ -81,8 +81,8 @@ def test_one_that_is_known_to_live_comes_before_one_that_nothing_is_known_of() -
     )
 
 
-def test_a_standby_that_knows_of_no_other_stands_in_itself() -> None:
-    """Two may then do so at once, and nothing is lost by it."""
+def test_a_standby_without_verdicts_on_others_takes_over_itself() -> None:
+    """Two standbys may then take over at once; no packet is lost by that."""
     assert (
         plan(Situation(WORLD, FIRST_DEAD), "edge-2").role
         is plan(Situation(WORLD, FIRST_DEAD), "edge-3").role
@@ -90,14 +90,14 @@ def test_a_standby_that_knows_of_no_other_stands_in_itself() -> None:
     )
 
 
-def test_when_all_are_dead_the_active_one_stays_for_when_it_comes_back() -> None:
+def test_if_all_gateways_are_dead_the_active_one_stays() -> None:
     dead = Liveness(dict.fromkeys(("edge-1", "edge-2", "edge-3"), LivenessVerdict.DEAD))
     assert carrier(plan(Situation(WORLD, dead), "cloud-1")) == "edge-1"
     assert way_out(plan(Situation(WORLD, dead), "edge-4")) == ("raven0", "240.2.0.1")
 
 
-def test_the_stand_in_keeps_the_sessions_it_has() -> None:
-    """The same peers, keys and acceptances at both ends as before: no new handshake."""
+def test_a_takeover_keeps_all_sessions() -> None:
+    """Peers, keys and accepted prefixes stay the same at both ends, so no handshake is needed."""
     for me in ("edge-3", "cloud-1"):
         before, after = plan(Situation(WORLD), me).tunnel, plan(Situation(WORLD, FIRST_DEAD), me).tunnel
         assert after.accepts == before.accepts
@@ -108,7 +108,7 @@ def test_the_stand_in_keeps_the_sessions_it_has() -> None:
         assert {p.name: p.warm for p in after.peers}[{"edge-3": "cloud-1", "cloud-1": "edge-3"}[me]]
 
 
-def test_a_remote_end_moves_its_routes_and_nothing_else() -> None:
+def test_a_takeover_changes_only_routes_in_other_regions() -> None:
     planner = Planner("cloud-1")
     planner.update(Situation(WORLD))
 
@@ -122,16 +122,16 @@ def test_a_remote_end_moves_its_routes_and_nothing_else() -> None:
     assert {names for _, names in back.tunnel.routes} == {("edge-1",)}
 
 
-def test_the_controllers_word_ends_it() -> None:
-    """It moved the role to another node than the one that stands in."""
+def test_an_election_ends_the_takeover() -> None:
+    """The controller elected another node than the one that took over."""
     moved = replace(FACTORY, status=replace(FACTORY.status, active=(FACTORY.endpoints[2],)))
     made = plan(Situation(WORLD.with_gateway(moved), FIRST_DEAD), "edge-3")
     assert made.role is NodeRole.STANDBY
     assert carrier(plan(Situation(WORLD.with_gateway(moved), FIRST_DEAD), "cloud-1")) == "edge-2"
 
 
-def test_a_hub_that_stands_in_relays() -> None:
-    """The only hub of two regions behind NAT: its second gateway goes on with both."""
+def test_a_standby_that_took_over_relays_as_hub() -> None:
+    """The second gateway of the only hub of two regions behind NAT carries both."""
     hub = region("hub", 1, "hub-1", "hub-2", order=("hub-1", "hub-2"), public="203.0.113.10")
     ship = region("ship", 3, "ship-1", order=("ship-1",))
     names = ("hub-1", "hub-2", "ship-1", "edge-1")
@@ -149,15 +149,15 @@ def test_a_hub_that_stands_in_relays() -> None:
     assert packet_filter.relays
 
 
-def test_plain_nodes_and_standbys_watch_the_active_one_closely() -> None:
+def test_plain_nodes_and_standbys_probe_the_active_gateway_often() -> None:
     for me in ("edge-2", "edge-3", "edge-4"):
         peers = plan(Situation(WORLD), me).tunnel.peers
         assert {p.name for p in peers if p.carries_our_traffic} == {"edge-1"}
     assert not any(p.carries_our_traffic for p in plan(Situation(WORLD), "edge-1").tunnel.peers)
 
 
-def test_a_far_region_that_is_met_through_a_hub_is_followed_as_well() -> None:
-    """The hub stays; what moves is at whose tunnel address the far gateway answers."""
+def test_a_takeover_in_a_relayed_region_moves_its_tunnel_address() -> None:
+    """The hub stays; the route to the tunnel address of the far gateway is another one."""
     hub = region("hub", 1, "hub-1", order=("hub-1",), public="203.0.113.10")
     ship = region("ship", 3, "ship-1", order=("ship-1",))
     names = ("hub-1", "ship-1", "edge-1", "edge-2", "edge-3")
