@@ -20,6 +20,7 @@ import yaml
 
 from ravenvpn.errors import ConfigError
 from ravenvpn.k8s.fields import ProblemCollector, read_host_port, split_host_port
+from ravenvpn.mesh.liveness import DEFAULT_PROBE_INTERVALS
 from ravenvpn.mesh.model import HostPort
 from ravenvpn.offloads import OFFLOAD_NAMES
 
@@ -91,10 +92,18 @@ class AgentConfig:
     # Probes inside the tunnel. Two unanswered ones and 2 s of silence are proof of death (`mesh.liveness`), so at the
     # default a dead hub is noticed within 3 s; below 0.2 s the probes of many peers would be traffic of their own.
     probe_interval: float = _setting(
-        1.0, "Seconds between probes of a peer with traffic.", least=0.2, most=60.0, applies=RELOAD
+        DEFAULT_PROBE_INTERVALS[0],
+        "Seconds between probes of a peer with traffic.",
+        least=0.2,
+        most=60.0,
+        applies=RELOAD,
     )
     probe_interval_idle: float = _setting(
-        2.5, "Seconds between probes of a peer without traffic. 0: none.", least=0.0, most=3600.0, applies=RELOAD
+        DEFAULT_PROBE_INTERVALS[1],
+        "Seconds between probes of a peer without traffic. 0: none.",
+        least=0.0,
+        most=3600.0,
+        applies=RELOAD,
     )
     # The data plane. Offloads exist to be switched off where a driver or kernel handles one wrongly.
     dataplane: str = _setting(

@@ -16,6 +16,8 @@ from types import MappingProxyType
 # the agent reads up to half a second late what the data plane last received; so two unanswered probes and this much
 # silence leave half a second to plan and to move the routes.
 DEAD_AFTER = 2.0  # seconds without an authenticated packet, while probes are unanswered
+# Seconds between probes of a peer with traffic, and of an idle one, whose replacement is less urgent.
+DEFAULT_PROBE_INTERVALS = (1.0, 2.5)
 MIN_UNANSWERED = 2  # probes; one lost probe proves nothing
 GRACE = 1.4  # seconds to wait for the first unanswered probe: above any round trip, below two probe intervals
 # Answers in a row until a dead peer counts as alive again. With one, flows on a path with heavy loss would alternate

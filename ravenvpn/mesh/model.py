@@ -86,11 +86,6 @@ class Gateway:
     created: float | None = None  # creationTimestamp, Unix seconds; None: the object has none
     generation: int = 0  # metadata.generation
 
-    @property
-    def active_tunnels(self) -> tuple[GatewayEndpoint, ...]:
-        """The elected tunnel endpoints."""
-        return tuple(e for e in self.status.active if e.type is EndpointType.TUNNEL)
-
 
 @dataclass(frozen=True, slots=True)
 class Node:

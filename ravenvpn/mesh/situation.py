@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey
-from ravenvpn.mesh.liveness import UNKNOWN, Liveness
+from ravenvpn.mesh.liveness import DEFAULT_PROBE_INTERVALS, UNKNOWN, Liveness
 from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import HostPort, World
 
@@ -24,13 +24,14 @@ class Intent:
     the first) belong here too, as fields.
     """
 
-    listen_port: int | None = None  # UDP port of the tunnel; None: from Gateway or Peer, see `own_region.listen_port`
+    listen_port: int | None = None  # UDP port of the tunnel; None: from Gateway or Peer, see `mesh.tunnel_port`
     forward_node_ip: bool = False  # route and accept node addresses of other regions as pod prefixes are
     addresses: tuple[HostPort, ...] = ()  # announced in our Peer, best first
     suites: frozenset[Suite] = frozenset({Suite.CHACHA20POLY1305})  # AEAD suites this node offers
     preshared_key: PresharedKey | None = None  # mixed into every handshake
-    disabled_offloads: frozenset[str] = frozenset()  # names of `dataplane.contract.Offloads` fields to leave off
-    probe_intervals: tuple[float, float] = (1.0, 2.5)  # seconds: peers with traffic, idle peers (0: no idle probes)
+    disabled_offloads: frozenset[str] = frozenset()  # names in `ravenvpn.offloads`
+    # Seconds between probes of a peer with traffic, and of an idle one (0: idle peers are not probed).
+    probe_intervals: tuple[float, float] = DEFAULT_PROBE_INTERVALS
 
 
 @dataclass(frozen=True, slots=True, repr=False)
