@@ -116,6 +116,7 @@ class Host:
 
         `wanted` may leave out other parts; its two devices are read in any case, since everything depends on them.
         """
+        # Facts for later deltas and for the check of live flows, before the plan is cut down to the parts.
         if HostPart.FILTER in parts:
             self._local = frozenset(wanted.packet_filter.local) if wanted.packet_filter is not None else frozenset()
             self._set_own_sources(wanted.packet_filter)
@@ -148,6 +149,7 @@ class Host:
         if any((added.tun, added.vxlan, added.addresses, removed.tun, removed.vxlan, removed.addresses)):
             return self.apply(wanted())
         added, removed = self._complete_filter(delta)
+        # The old values of what changes stand in for an observation; `added` is then all that is planned.
         observed = expected_state(removed)
         if removed.sysctls:
             keys = {item.key for item in removed.sysctls}

@@ -45,11 +45,11 @@ class HostFacts:
     default_mtu: int = ETHERNET_MTU  # of the default route, bytes
     # Destination → MTU of the route that outer packets take to it, where it differs from `default_mtu`.
     mtus: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    ipv6: bool = True
-    ipv6_disabled: bool = False
-    force_forwarding: bool = True
-    pod_devices: tuple[str, ...] = ()
-    advertised: tuple[str, ...] = ()
+    ipv6: bool = True  # the kernel has IPv6
+    ipv6_disabled: bool = False  # by net.ipv6.conf.all.disable_ipv6
+    force_forwarding: bool = True  # the kernel has net.ipv6.conf.*.force_forwarding
+    pod_devices: tuple[str, ...] = ()  # sorted; with pods behind them, not forwarding before us
+    advertised: tuple[str, ...] = ()  # sorted; with routes from router advertisements
 
     def local_facts(self) -> LocalFacts:
         """Return the facts as planning takes them, without API endpoints, which the cluster client adds."""
@@ -80,7 +80,7 @@ def discover_host(
     `destinations` are underlay addresses of peers, `pods` the pod prefixes of this node, `listen_port` the tunnel's
     UDP port, `saved_sysctls` the journal's entries.
     """
-    devices = links.links()
+    devices = links.links()  # once: routes and addresses refer to devices by ifindex
     names = {link.index: link.name for link in devices}
     ipv6 = ipv6_present()
     default_mtu = default_route_mtu(netlink, devices) or ETHERNET_MTU
@@ -105,7 +105,7 @@ def route_mtu(
     found = rtnetlink.lookup_route(netlink, destination, udp_port)
     if found is None:
         return None
-    index, mtu = found
+    index, mtu = found  # the MTU is set on few routes: by an operator, or learned from ICMP
     return mtu or next((link.mtu for link in devices if link.index == index), None)
 
 
@@ -143,6 +143,7 @@ def _pod_devices(
     pods: tuple[Prefix, ...],
 ) -> Iterable[str]:
     """Yield the devices with routes into pod prefixes (a bridge, or one device a pod) that do not forward IPv4."""
+    # IPv4 only: in IPv6 the `forwarding` switch of one device does not make it forward (kernel document ip-sysctl).
     networks = [pod for pod in pods if pod.version == 4]
     if not networks:
         return
@@ -151,6 +152,7 @@ def _pod_devices(
         name = names.get(index)
         if name is None or name in seen or name in (TUNNEL_DEVICE, VXLAN_DEVICE):
             continue
+        # A route to a whole pod prefix of the node, to a part of it, or to one pod.
         if any(prefix.version == pod.version and prefix.subnet_of(pod) for pod in networks):
             seen.add(name)
             if _original_value(f"net/ipv4/conf/{name}/forwarding", saved_sysctls) == "0":

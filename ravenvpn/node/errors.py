@@ -13,17 +13,20 @@ _REMEDIES = {
     errno.EACCES: "run as root, or with CAP_NET_ADMIN",
     errno.EOPNOTSUPP: "the kernel lacks it: load or install its module (for VXLAN `modprobe vxlan`)",
     errno.EAFNOSUPPORT: "the kernel runs without IPv6; leave IPv6 out of the plan or boot without ipv6.disable=1",
+    # EINVAL: usually a preferred source that is not on this host.
     errno.EINVAL: "the plan names an address or device that this host does not have now",
     errno.ENODEV: "the device is gone; it comes back when the agent opens it again",
     errno.EADDRNOTAVAIL: "the address is not on this host any more; the plan has to choose another",
     errno.ENETUNREACH: "the next hop's device is not up, or has no such neighbour",
     errno.ENETDOWN: "the device is down",
+    # EADDRINUSE, EEXIST: of a VXLAN, whose VNI and port must be unique; of a route or address with a taken key.
     errno.EADDRINUSE: "another device of this host uses the same VNI and port; remove it or choose other ones",
     errno.EEXIST: "another program put something of the same key there; remove that",
     errno.ENOBUFS: "the kernel is short of socket memory; raise net.core.rmem_max",
     errno.ENOSPC: "a kernel table is full",
     errno.EMFILE: "raise the limit of open files",
     errno.EROFS: "read-only here (a container wants the host's /proc/sys/net at /host/proc/sys/net)",
+    # ETIMEDOUT: of our own, after `netlink.ANSWER_TIMEOUT`.
     errno.ETIMEDOUT: "the kernel did not answer in time; it is retried",
 }
 

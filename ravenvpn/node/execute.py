@@ -38,7 +38,10 @@ from ravenvpn.node.rtnetlink import Stray
 
 @dataclass(frozen=True, slots=True)
 class OperationFailure:
-    """A refused operation with the kernel's reason."""
+    """A refused operation with the kernel's reason.
+
+    As text it is the verb, the object and the reason: one line for the log and for `status`.
+    """
 
     operation: Operation | None  # None: reading the state failed, or checking live flows
     error: HostError
@@ -50,6 +53,7 @@ class OperationFailure:
 class Executor:
     """Execute one sequence of operations, and collect the outcome in `changed` and `failed`.
 
+    Operations are not undone if a later one fails: each is right by itself, and the next pass completes the plan.
     Blocking, for one thread. `run` never raises HostError, except when the netlink socket itself fails.
     """
 
@@ -83,8 +87,11 @@ class Executor:
                     self.changed.append(operation)
 
     def _run_batch(self, operations: list[Operation]) -> None:
+        """Send operations of batched types in one go, and sort them into `changed` and `failed` by their replies.
+
+        An operation on an absent device is decided here, without the kernel. Raises HostError if the socket fails."""
         messages: list[bytes] = []
-        sent: list[Operation] = []
+        sent: list[Operation] = []  # those that `messages` are of, in the same order
         for operation in operations:
             target = operation.target
             assert isinstance(target, _BATCHED)
@@ -104,10 +111,12 @@ class Executor:
                 self.failed.append(OperationFailure(operation, error))
 
     def _run_one(self, operation: Operation) -> None:
-        """Execute an operation that is not batched. Raises HostError."""
+        """Execute an operation that is not batched: one or two requests of its own. Raises HostError.
+
+        Names are resolved to ifindexes here, since an earlier operation may have recreated the device."""
         target, removing, links = operation.target, operation.verb is Verb.REMOVE, self._links
         match target:
-            case TunDevice():
+            case TunDevice():  # opened by the tunnel; removed by closing it
                 links.set_link(self._index(target.name, format_object(target)), target.name, mtu=target.mtu)
             case VxlanDevice():
                 self._put_vxlan(operation, target)
@@ -117,7 +126,7 @@ class Executor:
             case DeviceAddress():
                 if not removing:
                     links.add_address(self._index(target.device, format_object(target)), target)
-                elif target.device in self._indices:
+                elif target.device in self._indices:  # else it went with its device
                     links.remove_address(self._indices[target.device], target)
             case Sysctl():
                 self._set_sysctl(operation, target)
@@ -138,6 +147,7 @@ class Executor:
             if underlay is None:
                 raise host_error(format_object(device), errno.EADDRNOTAVAIL, f"no device has {device.local}")
             self._links.add_vxlan(device, underlay)
+            # The batches that follow need the new ifindex.
             self._indices = _device_indices(self._foreign)
         else:
             index, link = self._index(device.name, format_object(device)), self._links.link(device.name)
@@ -157,11 +167,13 @@ class Executor:
         if current == item.value:
             # The defaults gave it to a new device. Not writing it again matters where /proc/sys is read-only.
             return
+        # The journal comes first: a kill between the two leaves a superfluous entry, never a lost original value.
         if not item.ours and current is not None:
             self._journal.record(item.key, current, item.value)
         sysctl.write(item.key, item.value)
 
     def _refuse_foreign(self, device: str, subject: str) -> None:
+        """Raise HostError if another program has a device of this name: it must not be changed."""
         if device in self._foreign:
             raise host_error(subject, errno.EEXIST, f"another program has a device of another kind named {device}")
 

@@ -47,13 +47,16 @@ class FlowChecker:
             await asyncio.wait((self._walk,))
 
     async def _run_pending(self) -> None:
+        """Walk until nothing is pending."""
         backoff = Backoff(first=FIRST_RETRY, limit=LAST_RETRY)
         while self._pending is not None:
             check, self._pending = self._pending, None
             self._walk = asyncio.ensure_future(asyncio.to_thread(conntrack.delete_misbound_flows, check))
+            # Shielded: `stop` cancels this task but has to wait for the walk itself.
             try:
                 deleted = await asyncio.shield(self._walk)
             except HostError as error:
+                # The check runs again, together with those that were scheduled meanwhile.
                 self.problem = error
                 self._pending = check if self._pending is None else self._pending.merge(check)
                 await asyncio.sleep(backoff.delay())

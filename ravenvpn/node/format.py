@@ -47,9 +47,9 @@ def format_object(target: HostObject | PacketFilter) -> str:
             return f"forwarding entry {target.mac} to {target.destination} dev {target.device}"
         case Sysctl():
             return f"sysctl {target.key}={target.value}"
-        case Stray():
+        case Stray():  # named when it was parsed
             return target.description
-        case LocalPrefixes():
+        case LocalPrefixes():  # the count alone: a region may have hundreds
             return f"nft table {NFT_TABLE}: {len(target.prefixes)} prefixes of this region"
         case _:  # the packet filter, planned, written or removed
             return f"nft table {NFT_TABLE}"
@@ -85,6 +85,7 @@ def format_link(link: LinkFacts | None) -> str:
 
 
 def _format_route(route: Route) -> str:
+    """Return "route [unreachable] PREFIX table N [via A] [dev D] [src A] [mtu N] [metric N]"."""
     kind = () if route.kind is RouteKind.UNICAST else (route.kind,)
     options = (("via", route.via), ("dev", route.device), ("src", route.source), ("mtu", route.mtu))
     return " ".join(
@@ -100,6 +101,9 @@ def _format_route(route: Route) -> str:
 
 
 def _format_rule(rule: Rule) -> str:
+    """Return "rule PREFERENCE IPvN [iif D] [to PREFIX] [ipproto N] [sport N] [dport N] ACTION [TARGET]".
+
+    The target of a lookup is a table, that of a goto a preference."""
     conditions = (
         ("iif", rule.input_device),
         ("to", rule.to),

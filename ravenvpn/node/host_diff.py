@@ -47,6 +47,7 @@ def required_operations(observed: ObservedState, wanted: HostState) -> list[Oper
     """Return the operations that turn `observed` into `wanted`, in order; empty if nothing differs."""
     recreated = set(_recreated_devices(observed, wanted))
     flushed = _flushed_devices(observed, wanted) - recreated
+    # Routes on devices in these two sets vanish while the operations run, so they count as absent.
     put, drop = _routes(observed, wanted, recreated, flushed)
     unwanted_addresses = _removed_addresses(observed, wanted, recreated)
     add_rules, remove_rules = _rules(observed, wanted)
@@ -55,14 +56,17 @@ def required_operations(observed: ObservedState, wanted: HostState) -> list[Oper
         chain(
             (operation for operation in put if is_fail_closed(operation.target)),
             _links(observed, wanted),
+            # Before the addresses: where IPv6 is disabled a device takes none.
             _sysctls(observed, wanted, recreated),
             _addresses(observed, wanted, recreated),
             # The removal of the last IPv4 address takes routes with it: before the routes are put.
             (operation for device, operation in unwanted_addresses if device in flushed),
             _neighbours(observed, wanted, recreated | set(_devices_with_new_mac(observed, wanted))),
             _forwarding(observed, wanted, recreated),
+            # Before the device routes: the first packet of a flow decides about its NAT.
             filter_first,
             (operation for operation in put if not is_fail_closed(operation.target)),
+            # New rules before old ones go, so that a changed rule is never absent.
             add_rules,
             remove_rules,
             (Operation(Verb.REMOVE, stray) for stray in observed.strays),
@@ -72,6 +76,7 @@ def required_operations(observed: ObservedState, wanted: HostState) -> list[Oper
             _removed_links(observed, wanted),
             (operation for operation in drop if is_fail_closed(operation.target)),
             filter_last,
+            # Forwarding of others' devices ends when nothing of ours needs it any more.
             _restored_sysctls(observed, wanted),
         )
     )
@@ -166,6 +171,7 @@ def _links(observed: ObservedState, wanted: HostState) -> Iterable[Operation]:
 
 
 def _removed_links(observed: ObservedState, wanted: HostState) -> Iterable[Operation]:
+    """Yield the removal of our devices that are not planned. Devices of another kind are not in `links`."""
     kept = {device.name for device in (wanted.tun, wanted.vxlan) if device is not None}
     for name in sorted(set(observed.links) - kept):
         yield Operation(Verb.REMOVE, OwnedDevice(name))
@@ -175,6 +181,7 @@ def _removed_links(observed: ObservedState, wanted: HostState) -> Iterable[Opera
 
 
 def _addresses(observed: ObservedState, wanted: HostState, recreated: set[str]) -> Iterable[Operation]:
+    """Yield the addition of addresses that are absent, and of all on a device that is recreated."""
     for item in wanted.addresses:
         if item.device in recreated or item not in observed.addresses:
             yield Operation(Verb.ADD, item)
@@ -196,10 +203,12 @@ def _flushed_devices(observed: ObservedState, wanted: HostState) -> set[str]:
 
 
 def _neighbours(observed: ObservedState, wanted: HostState, emptied: set[str]) -> Iterable[Operation]:
+    """Yield additions and changes of neighbours, keyed by address."""
     return _entries(observed.neighbours, wanted.neighbours, emptied, lambda item: (item.device, item.address))
 
 
 def _forwarding(observed: ObservedState, wanted: HostState, emptied: set[str]) -> Iterable[Operation]:
+    """Yield additions and changes of FDB entries, keyed by MAC. A new MAC of the device leaves the FDB alone."""
     return _entries(observed.forwarding, wanted.forwarding, emptied, lambda item: (item.device, item.mac))
 
 
@@ -237,6 +246,7 @@ def _routes(
     """Return (routes to put, routes to remove). A put replaces the route with its key in one step."""
 
     def lost(route: Route) -> bool:
+        """Return whether the kernel drops this route with its device or with the device's last address."""
         return route.device in recreated or (route.device in flushed and route.prefix.version == 4)
 
     put: list[Operation] = []
@@ -258,8 +268,10 @@ def _rules(observed: ObservedState, wanted: HostState) -> tuple[list[Operation],
     """Return (rules to add, rules to remove). The target of gotos is added before them and removed after them."""
 
     def order(rule: Rule) -> tuple[bool, int, str]:
+        """Return a sort key with NOPs, the targets of gotos, first."""
         return rule.action is not RuleAction.NOP, rule.preference, str(rule)
 
+    # The kernel has no replacement of a rule, only additions and deletions.
     new = sorted((rule for rule in wanted.rules if rule not in observed.rules), key=order)
     old = sorted(observed.rules - set(wanted.rules), key=order, reverse=True)
     return [Operation(Verb.ADD, rule) for rule in new], [Operation(Verb.REMOVE, rule) for rule in old]
@@ -269,6 +281,7 @@ def _rules(observed: ObservedState, wanted: HostState) -> tuple[list[Operation],
 
 
 def _sysctls(observed: ObservedState, wanted: HostState, recreated: set[str]) -> Iterable[Operation]:
+    """Yield the sysctls whose value differs, and all of a device that is recreated."""
     for item in wanted.sysctls:
         current = observed.sysctls.get(item.key)
         if current != item.value or recreated & set(item.key.split("/")):  # a key of a new device has its default
@@ -293,6 +306,7 @@ def _filter(observed: ObservedState, wanted: HostState) -> tuple[list[Operation]
         return [], [] if found is None else [Operation(Verb.REMOVE, NftTable())]
     if found == ruleset.facts:
         return [], []
+    # The elements alone differ: refilling the sets leaves chains and rules, and thereby packets, undisturbed.
     if found is not None and found.shape == ruleset.facts.shape:
         return [Operation(Verb.CHANGE, LocalPrefixes(ruleset.facts.local))], []
     return [Operation(Verb.ADD if found is None else Verb.CHANGE, ruleset)], []

@@ -37,7 +37,7 @@ class VxlanFacts:
     vni: int
     port: int  # UDP destination port
     local: Address | None  # source of outer packets
-    learning: bool
+    learning: bool  # of FDB entries from received frames; a plan has none
     underlay: int  # ifindex of the device it is bound to; 0: none
 
 
@@ -46,11 +46,11 @@ class LinkFacts:
     """One network device."""
 
     name: str
-    index: int
+    index: int  # ifindex
     kind: str  # IFLA_INFO_KIND: "tun", "vxlan", "" for hardware
-    mtu: int
+    mtu: int  # bytes
     up: bool  # administratively
-    mac: str = ""  # "" for a device without link-layer addresses
+    mac: str = ""  # lower case, colons; "" for a device without link-layer addresses
     vxlan: VxlanFacts | None = None  # set if kind is "vxlan"
 
 

@@ -30,6 +30,7 @@ def replacement(ruleset: Ruleset) -> list[Json]:
     table = {"family": FAMILY, "name": NFT_TABLE}
     # nft 1.0.6 has no `destroy`; adding the table first makes sure that the deletion finds one.
     commands: list[Json] = [{"add": {"table": table}}, {"delete": {"table": table}}, {"add": {"table": table}}]
+    # Sets before the rules that refer to them, all chains before the rules that jump to them.
     for name, kind in SETS:
         commands.append({"add": {"set": {**_in_table(name=name), "type": kind, "flags": ["interval"]}}})
     commands += _elements(ruleset.facts.local)
@@ -57,6 +58,7 @@ def removal() -> list[Json]:
 
 
 def _elements(local: frozenset[Prefix]) -> list[Json]:
+    """Return one command that adds all elements of a family; none for a family without prefixes."""
     commands: list[Json] = []
     for version, name in SET_NAMES.items():
         ordered = sorted(prefix for prefix in local if prefix.version == version)
@@ -67,12 +69,14 @@ def _elements(local: frozenset[Prefix]) -> list[Json]:
 
 
 def _element(prefix: Prefix) -> Any:
+    """Return a prefix in nft's notation; nft lists a single address without a length, so it is written so."""
     if prefix.prefixlen == prefix.max_prefixlen:
         return str(prefix.network_address)
     return {"prefix": {"addr": str(prefix.network_address), "len": prefix.prefixlen}}
 
 
 def _in_table(**rest: Any) -> Json:
+    """Return the properties of an object in our table."""
     return {"family": FAMILY, "table": NFT_TABLE, **rest}
 
 
@@ -100,12 +104,16 @@ def observe() -> FilterFacts | None:
 
 
 def parse_table(listing: Json) -> FilterFacts:
-    """Parse the output of `nft -j list table`. Pure."""
+    """Parse the output of `nft -j list table`. Pure.
+
+    Whatever no plan writes goes into `Shape.others`, so that the table differs from any planned one.
+    """
     chains: list[tuple[str, str, str, int, str]] = []
     rules: list[tuple[str, str]] = []
     sets: list[tuple[str, str]] = []
     others: list[str] = []
     local: set[Prefix] = set()
+    # Each item is a dict with one key, the kind of the object.
     for item in listing["nftables"]:
         for kind, value in item.items():
             if kind in ("metainfo", "table"):
@@ -125,8 +133,9 @@ def parse_table(listing: Json) -> FilterFacts:
                         others.append(f"element {element} of set {value['name']}")
                     else:
                         local.add(prefix)
-            else:
+            else:  # a map, a flow table, …
                 others.append(f"{kind} {value.get('name', '')}")
+    # The same order as `build_ruleset`; within a chain the order of the rules counts.
     shape = Shape(
         chains=tuple(sorted(chains)),
         rules=tuple(sorted(rules, key=lambda rule: rule[0])),

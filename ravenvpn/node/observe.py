@@ -51,7 +51,7 @@ def observe(
     """
     observed = expected_state(wanted) if parts != ALL_PARTS else ObservedState()
     observed.saved_sysctls = dict(saved_sysctls)
-    names = _observe_devices(observed, links, wanted)
+    names = _observe_devices(observed, links, wanted)  # in any case: routes refer to devices by ifindex
     if HostPart.DEVICES in parts:
         _observe_device_state(observed, links, netlink, names, wanted)
     if HostPart.ROUTES in parts:
@@ -80,7 +80,7 @@ def _observe_devices(observed: ObservedState, links: LinkClient, wanted: HostSta
         link = links.link(name)
         if link is not None and link.kind == kind:
             observed.links[name] = link
-        elif link is not None:
+        elif link is not None:  # another program's device: never changed, and the error names it
             observed.foreign.add(name)
     if wanted.vxlan is not None:
         observed.underlay = underlay_index(links, wanted.vxlan.local)
@@ -97,6 +97,7 @@ def _observe_device_state(
         for index, address, scope in links.addresses()
         if index in names and not (address.version == 6 and scope == _SCOPE_LINK)
     }
+    # Permanent entries are made on the VXLAN alone; the TUN has no link layer.
     observed.neighbours, observed.forwarding = set(), set()
     vxlan = observed.links.get(VXLAN_DEVICE)
     if vxlan is not None:
@@ -113,6 +114,7 @@ def _observe_routes(observed: ObservedState, netlink: NetlinkSocket, names: dict
     """Fill in the routes of our tables, whoever added them, and those with our protocol in any other table."""
     observed.routes = {}
     for family in _FAMILIES:
+        # Three filtered dumps instead of one of everything: a host may have a full routing table of its own.
         bodies = [
             *rtnetlink.dump_routes(netlink, family, table=TABLE_REMOTE),
             *rtnetlink.dump_routes(netlink, family, table=TABLE_LOCAL),
@@ -131,6 +133,7 @@ def _observe_routes(observed: ObservedState, netlink: NetlinkSocket, names: dict
                 key = route_key(route)
                 # No plan has a route in another table or on another device, even with our protocol.
                 ours = ours and route.table in _TABLES and (route.device is None or route.device in _OUR_DEVICES)
+                # IPv6 may hold several routes with one key (multipath); one of them is enough.
                 if ours and key not in observed.routes:
                     observed.routes[key] = route
                 else:

@@ -26,9 +26,9 @@ from ravenvpn.node.sysctl import SavedSysctl
 class Verb(StrEnum):
     """Kind of a change. The values appear in log lines and in the output of `raven-vpn cleanup`."""
 
-    ADD = "add"
-    CHANGE = "change"
-    REMOVE = "remove"
+    ADD = "add"  # nothing with the object's key exists
+    CHANGE = "change"  # an object with its key exists and is replaced or altered
+    REMOVE = "remove"  # of a sysctl: the original value is restored
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Operation:
     """One change of the host."""
 
     verb: Verb
-    target: HostObject
+    target: HostObject  # as it is to be; of a removal, as it is
     before: HostObject | str | None = None  # the state it replaces, where a reader of the log gains from it
 
     @property

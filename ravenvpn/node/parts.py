@@ -28,9 +28,9 @@ class HostPart(StrEnum):
     """
 
     DEVICES = "devices"
-    ROUTES = "routes"
-    RULES = "rules"
-    FILTER = "filter"
+    ROUTES = "routes"  # of both tables and families
+    RULES = "rules"  # policy rules of both families
+    FILTER = "filter"  # the nft table
 
 
 ALL_PARTS = frozenset(HostPart)
@@ -55,22 +55,20 @@ def part_of(operation: Operation) -> HostPart:
             return HostPart.ROUTES
         case Rule():
             return HostPart.RULES
-        case Stray(deletion=deletion):
+        case Stray(deletion=deletion):  # its message type tells what it is
             return {RTM_DELRULE: HostPart.RULES, RTM_DELNEIGH: HostPart.DEVICES}.get(deletion, HostPart.ROUTES)
         case (
             TunDevice() | VxlanDevice() | OwnedDevice() | DeviceAddress() | Neighbour() | ForwardingEntry() | Sysctl()
         ):
             return HostPart.DEVICES
-        case _:
+        case _:  # Ruleset, LocalPrefixes, NftTable
             return HostPart.FILTER
 
 
 def parts_to_retry(refused: Operation | None) -> frozenset[HostPart]:
-    """Return the parts to observe again after a refused operation; all of them if reading failed (None).
-
-    After a refused change of a device its routes are due as well.
-    """
+    """Return the parts to observe again after a refused operation; all of them if reading failed (None)."""
     if refused is None:
         return ALL_PARTS
     part = part_of(refused)
+    # Routes on a device that could not be set up were refused or lost as well.
     return frozenset((part, HostPart.ROUTES)) if part is HostPart.DEVICES else frozenset((part,))

@@ -26,7 +26,7 @@ class FindingLevel(StrEnum):
 
     OK = "ok"
     WARN = "warn"
-    FAIL = "fail"
+    FAIL = "fail"  # makes `raven-vpn check` exit with 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class PortFact:
 class PreflightFacts:
     """Facts of a host at one instant. None: could not be determined."""
 
+    # Kernel and process.
     kernel: tuple[int, int] = (0, 0)  # major and minor version
     tun: str = ""  # "" if /dev/net/tun opens, else the error
     capabilities: int = 0  # CapEff of /proc/self/status, one bit a capability
@@ -61,6 +62,7 @@ class PreflightFacts:
     udp_gro: bool = False  # UDP_GRO
     wall_clock: float = 0.0  # Unix seconds
     clock_synchronised: bool | None = None  # by NTP, as adjtimex(2) reports
+    # Network of the host.
     sysctls: Mapping[str, str | None] = field(default_factory=dict)  # None: no such key
     reverse_path_filters: tuple[str, ...] | None = ()  # places of rules of other programs that check reverse paths
     mtu: int | None = None  # of the default route, bytes
@@ -100,33 +102,39 @@ def _finding(name: str, ok: bool, what: str, remedy: str, bad: FindingLevel = Fi
 
 
 def _kernel(facts: PreflightFacts) -> Finding:
+    """Require the kernel whose nftables matches input devices after routing."""
     major, minor = facts.kernel
     needed = f"{MIN_KERNEL[0]}.{MIN_KERNEL[1]}"
     return _finding("kernel", facts.kernel >= MIN_KERNEL, f"Linux {major}.{minor}", f"Linux ≥ {needed} is needed")
 
 
 def _tun(facts: PreflightFacts) -> Finding:
+    """Require /dev/net/tun, the door to TUN devices."""
     remedy = "modprobe tun; in a container: mount /dev/net/tun and allow device 10:200"
     return _finding("tun", not facts.tun, facts.tun or "/dev/net/tun opens", remedy)
 
 
 def _capabilities(facts: PreflightFacts) -> Finding:
+    """Require CAP_NET_ADMIN; no other capability is needed, since the kernel loads modules by itself."""
     has = bool(facts.capabilities >> NET_ADMIN & 1)
     what = "CAP_NET_ADMIN" if has else "CAP_NET_ADMIN is missing"
     return _finding("capabilities", has, what, "run as root, or with CAP_NET_ADMIN (AmbientCapabilities= in systemd)")
 
 
 def _nft(facts: PreflightFacts) -> Finding:
+    """Require nft(8), by which the packet filter is written."""
     return _finding("nft", facts.nft is not None, facts.nft or "nft is not installed", "apt-get install nftables")
 
 
 def _vxlan(facts: PreflightFacts) -> Finding:
+    """Warn without VXLAN, which joins the nodes of a region of two or more."""
     observed = {True: "supported", False: "this kernel does not support it", None: "support is unknown"}
     remedy = "install the kernel's extra modules; only regions of one node work without VXLAN"
     return _finding("vxlan", facts.vxlan is not False, observed[facts.vxlan], remedy, FindingLevel.WARN)
 
 
 def _offloads(facts: PreflightFacts) -> Finding:
+    """Warn about missing segmentation offloads: without them the kernel takes and gives packets one by one."""
     missing = [
         name
         for name, supported in (
@@ -143,6 +151,7 @@ def _offloads(facts: PreflightFacts) -> Finding:
 
 
 def _clock(facts: PreflightFacts) -> Finding:
+    """Fail for an implausible clock, warn for one that is not synchronised."""
     remedy = "run an NTP client (apt-get install systemd-timesyncd)"
     if facts.wall_clock < PLAUSIBLE_CLOCK:
         what = "the clock is years behind: peers refuse handshakes with a timestamp older than the last one"
@@ -177,6 +186,10 @@ def _sysctls(facts: PreflightFacts) -> Iterable[Finding]:
 
 
 def _reverse_path(facts: PreflightFacts) -> Finding:
+    """Warn about rules of other programs that drop packets from our devices by reverse path.
+
+    The rp_filter sysctl is no concern: the plan sets it to loose on our devices, where the larger of the device's and
+    the global value counts (kernel document ip-sysctl), and loose is larger than strict."""
     if facts.reverse_path_filters is None:
         return Finding("reverse path", FindingLevel.WARN, "the packet filter could not be read", "run as root")
     found = facts.reverse_path_filters
@@ -189,6 +202,7 @@ def _reverse_path(facts: PreflightFacts) -> Finding:
 
 
 def _mtu(facts: PreflightFacts) -> Finding:
+    """Warn if the underlay leaves less than IPv6's minimum MTU inside the tunnel."""
     if facts.mtu is None:
         return Finding("mtu", FindingLevel.WARN, "there is no default route", "give the host a default route")
     inner = facts.mtu - TUNNEL_OVERHEAD
@@ -200,6 +214,7 @@ def _mtu(facts: PreflightFacts) -> Finding:
 
 
 def _ipv6(facts: PreflightFacts) -> Finding:
+    """Warn without IPv6 in the kernel; IPv6 disabled by sysctl is no obstacle."""
     if not facts.ipv6:
         what = "the kernel runs without IPv6: pods reach other regions over IPv4 only"
         return Finding("ipv6", FindingLevel.WARN, what, "boot without ipv6.disable=1")
@@ -209,7 +224,8 @@ def _ipv6(facts: PreflightFacts) -> Finding:
 
 
 def _ports(facts: PreflightFacts) -> Iterable[Finding]:
-    settings = {"udp": "listen_port", "tcp": "http_address"}
+    """Fail for a port that another program holds. A running agent holds them itself."""
+    settings = {"udp": "listen_port", "tcp": "http_address"}  # setting that changes the port
     for port in facts.ports:
         name = f"{port.protocol} port {port.port}"
         ours = port.holder.startswith(("raven-vpn", "ravenvpn"))
@@ -219,6 +235,7 @@ def _ports(facts: PreflightFacts) -> Iterable[Finding]:
 
 
 def _upstream(facts: PreflightFacts) -> Iterable[Finding]:
+    """Warn about objects of the upstream Raven agent, which uses the same device name raven0."""
     if facts.upstream:
         what = "objects of the upstream Raven agent exist (its rule at 100, table 9027)"
         remedy = (
@@ -240,7 +257,7 @@ def reverse_path_rules(listing: Mapping[str, Any], saved: Mapping[str, str]) -> 
             where = f"nft {rule.get('family')} {rule.get('table')} {rule.get('chain')}"
             found[where] = None
     for program, text in saved.items():
-        table = ""
+        table = ""  # "*raw" begins a table, "-A CHAIN …" is a rule
         for line in text.splitlines():
             if line.startswith("*"):
                 table = line[1:]

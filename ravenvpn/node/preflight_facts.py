@@ -22,7 +22,7 @@ from ravenvpn.node.netlink import NetlinkSocket
 from ravenvpn.node.preflight import PortFact, PreflightFacts, reverse_path_rules
 from ravenvpn.node.rtnetlink import dump_routes, dump_rules, rule_table
 
-_UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
+_UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h: socket options of level IPPROTO_UDP
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 _TIMEX_BYTES = 512  # struct timex has 208
 _UPSTREAM_TABLE = 9027  # routing table of the upstream Raven agent
@@ -42,7 +42,7 @@ def gather_facts(*, listen_port: int, health_port: int) -> PreflightFacts:
     Blocking; not for a thread whose event loop is running (see `links.LinkClient`). A fact that cannot be determined
     is None; nothing is raised for it.
     """
-    gso, gro = _udp_offloads()
+    gso, gro = _udp_offloads()  # of this kernel's UDP sockets; the NIC need not have them
     return PreflightFacts(
         kernel=_kernel(os.uname().release),
         tun=_tun(),
@@ -78,11 +78,13 @@ def _tun() -> str:
 
 
 def _capabilities() -> int:
+    """Return the effective capabilities of this process, 0 if /proc does not show them."""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(found[1], 16) if found else 0
 
 
 def _nft_version() -> str | None:
+    """Return nft's version line, None if it cannot be run."""
     try:
         return nft.version()
     except HostError:
@@ -93,6 +95,7 @@ def _has_vxlan() -> bool | None:
     """Return whether VXLAN is loaded, built in or a module on disk; None without a list of modules (a container)."""
     if Path("/sys/module/vxlan").is_dir():
         return True
+    # modules.builtin lists what is compiled in, modules.dep what can be loaded.
     modules = Path("/lib/modules") / os.uname().release
     try:
         return any("/vxlan.ko" in (modules / name).read_text() for name in ("modules.builtin", "modules.dep"))
@@ -105,6 +108,7 @@ def _udp_offloads() -> tuple[bool, bool]:
     supported: list[bool] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for option in (_UDP_SEGMENT, _UDP_GRO):
+            # Setting an option to 0 changes nothing and fails with ENOPROTOOPT where it is unknown.
             try:
                 probe.setsockopt(socket.IPPROTO_UDP, option, 0)
             except OSError:
@@ -128,6 +132,7 @@ def _clock_synchronised() -> bool | None:
 
 def _reverse_path_filters() -> tuple[str, ...] | None:
     """Return the places of reverse-path rules of other programs; None if the packet filter cannot be read."""
+    # nft lists its own rules and those of iptables-nft; rules of iptables-legacy are in other kernel tables.
     listing: Mapping[str, Any] = {}
     if _nft_version() is not None:
         try:
@@ -148,6 +153,7 @@ def _reverse_path_filters() -> tuple[str, ...] | None:
 
 
 def _mtu() -> int | None:
+    """Return the MTU of the default route in bytes, None without one."""
     with contextlib.suppress(HostError), LinkClient() as links, closing(NetlinkSocket()) as netlink:
         return default_route_mtu(netlink, links.links())
     return None
@@ -171,6 +177,7 @@ def _ports(listen_port: int, health_port: int) -> Iterable[PortFact]:
         with socket.socket(socket.AF_INET, kind) as probe:
             if kind == socket.SOCK_STREAM:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ports in TIME_WAIT count as free
+            # Binding tests the port as the agent uses it; it is free again when the socket closes.
             try:
                 probe.bind((host, port))
             except OSError:
@@ -199,6 +206,6 @@ def _inodes(protocol: str, port: int) -> Iterable[str]:
     for name in (protocol, f"{protocol}6"):
         with contextlib.suppress(OSError):
             for line in (Path("/proc/net") / name).read_text().splitlines()[1:]:
-                fields = line.split()
+                fields = line.split()  # 1: local address as HEX:HEXPORT, 9: inode
                 if int(fields[1].rpartition(":")[2], 16) == port:
                     yield f"socket:[{fields[9]}]"

@@ -187,7 +187,7 @@ class Reconciler:
         while True:
             now = self._clock()
             next_due = min([*self._due.values(), resynced + RESYNC_INTERVAL])
-            self._wake.clear()
+            self._wake.clear()  # before waiting, so that no `schedule` from now on is missed
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(next_due - now, 0.0)):
                     await self._wake.wait()
@@ -197,6 +197,7 @@ class Reconciler:
                 parts = ALL_PARTS
             else:
                 parts = frozenset(part for part, due in self._due.items() if due <= now)
+            # Before the repair: a notification that comes during it makes the part due again.
             for part in parts:
                 self._due.pop(part, None)
             if parts and self._wanted is not None:
@@ -208,28 +209,33 @@ class Reconciler:
             if self._wanted is None:  # `cleanup` came first
                 return
             wanted = self._wanted
-            refused_before = set(map(str, self._failed))
+            refused_before = set(map(str, self._failed))  # compared as text: a retry makes new objects
             result = self._record(await self._apply(wanted, parts), parts)
+            # A recreated device took its addresses and routes with it: restore them in the same repair.
             if result.affected:
                 further = self._record(await self._apply(wanted, result.affected), result.affected)
                 result = ApplyResult(result.changed + further.changed, result.failed + further.failed)
                 parts |= frozenset(map(part_of, further.changed))
         now, restored = self._clock(), result.changed
+        # Whatever had to be changed although the plan did not change was changed by another program.
         for part in parts:
             descriptions = [format_object(operation.target) for operation in restored if part_of(operation) is part]
             programs = tuple(self._programs.pop(part, {}))
             if descriptions:
                 self._flap_detector.record_repairs(part, descriptions, programs, now)
                 self._on_event(Restored(tuple(descriptions), programs))
+        # Reported with each repair of a flapping object, so that the log shows that it goes on.
         flapping = tuple(one for one in self._flap_detector.flapping(now) if one.part in parts)
         if flapping and restored:
             delay = max(self._flap_detector.delay(one.part, now) for one in flapping)
             self._on_event(FlappingDetected(flapping, delay))
+        # Refusals that were known before are being retried; only new ones are reported.
         if not refused_before.issuperset(map(str, result.failed)):
             self._on_event(ChangeRefused(result.failed))
 
     async def _apply(self, wanted: WantedState, parts: frozenset[HostPart]) -> ApplyResult:
         """Apply the plan to some parts in a thread; a HostError becomes a failure that is retried."""
+        # Making the routes of a large world takes longer than everything else that is repaired.
         state = wanted.whole() if HostPart.ROUTES in parts else wanted.frame()
         try:
             return await asyncio.to_thread(self._host.apply, state, parts)
@@ -244,6 +250,7 @@ class Reconciler:
         unobserved = tuple(one for one in self._failed if not parts_to_retry(one.operation) <= parts)
         self._failed = (*unobserved, *result.failed)
         self._flows.schedule(result.flow_check)
+        # One back-off for all parts: a refusal usually has one cause, such as a missing device.
         if result.failed:
             due = self._clock() + self._backoff.delay()
             for part in frozenset[HostPart]().union(*(parts_to_retry(one.operation) for one in result.failed)):

@@ -29,8 +29,9 @@ from ravenvpn.node.netlink import (
 # Message types, attribute types and values of linux/rtnetlink.h.
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 24, 25, 26, 32, 33, 34
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE, RTA_VIA = 1, 4, 5, 6, 7, 8, 15, 18
-RTA_IP_PROTO, RTA_SPORT = 27, 28
-RTAX_MTU, RTNH_F_ONLINK = 2, 4
+RTA_IP_PROTO, RTA_SPORT = 27, 28  # conditions of a look-up (RTM_GETROUTE); no part of a route
+RTAX_MTU = 2  # nested in RTA_METRICS
+RTNH_F_ONLINK = 4  # the gateway is a direct neighbour although no prefix of the device contains it
 RTN_UNICAST, RTN_LOCAL, RTN_UNREACHABLE = 1, 2, 7
 RTM_F_CLONED = 0x200  # rtm_flags: an entry of the route cache
 _RTA_CACHEINFO, _RTA_PREF = 12, 20  # in dumps of IPv6 routes; a plan has no say in them
@@ -39,8 +40,8 @@ RT_TABLE_COMPAT = 252  # in rtm_table: the number is in RTA_TABLE, since it exce
 IP6_RT_PRIO_USER = 1024  # the metric the kernel gives an IPv6 route that names none
 # Attribute types and values of linux/fib_rules.h.
 FRA_DST, FRA_IIFNAME, FRA_GOTO, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 1, 3, 4, 6, 15, 21
-FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 22, 23, 24
-FRA_L3MDEV, FRA_SUPPRESS_PREFIXLEN = 19, 14
+FRA_IP_PROTO, FRA_SPORT_RANGE, FRA_DPORT_RANGE = 22, 23, 24  # ranges are two u16 in host byte order
+FRA_L3MDEV, FRA_SUPPRESS_PREFIXLEN = 19, 14  # the latter is in every dump, -1 if not set
 _FRA_SPORT_MASK, _FRA_DPORT_MASK = 28, 29  # in dumps of newer kernels; a plan's ports are whole
 FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP = 1, 2, 3
 _FIB_RULE_INVERT = 2  # rule flags: matches what the conditions do not
@@ -78,6 +79,7 @@ def pack_route(route: Route, oif: int, *, deletion: bool = False) -> bytes:
     # Link scope: the destinations are direct neighbours. The kernel refuses a gateway or a preferred source whose
     # scope contradicts that of the route.
     scope = SCOPE_LINK if kind == RTN_UNICAST and route.via is None and family == socket.AF_INET else SCOPE_UNIVERSE
+    # Our next hops lie in no prefix of the device, so the kernel has to be told that they are direct neighbours.
     flags = RTNH_F_ONLINK if route.via is not None else 0
     if deletion:
         scope = SCOPE_NOWHERE  # matches any scope
@@ -86,6 +88,7 @@ def pack_route(route: Route, oif: int, *, deletion: bool = False) -> bytes:
         pack_u32(RTA_TABLE, route.table),
         pack_attribute(RTA_DST, prefix.network_address.packed),
     ]
+    # A deletion without a metric would match any metric of IPv6, the fail-closed route's too.
     metric = route.metric or (IP6_RT_PRIO_USER if family == socket.AF_INET6 else 0)
     if metric:
         parts.append(pack_u32(RTA_PRIORITY, metric))
@@ -131,6 +134,7 @@ def parse_route(body: bytes, devices: dict[int, str]) -> tuple[Route, bool] | St
     prefix = _prefix(family, found.get(RTA_DST), length)
     if RTA_TABLE in found:
         table = _U32.unpack(found[RTA_TABLE])[0]
+    # A route with any other attribute, a type of its own, a TOS or another metric cannot be expressed as a Route.
     known = {RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE, RTA_VIA}
     known |= {_RTA_CACHEINFO, _RTA_PREF}
     metrics = parse_attributes(found.get(RTA_METRICS, b""))
@@ -144,10 +148,10 @@ def parse_route(body: bytes, devices: dict[int, str]) -> tuple[Route, bool] | St
         return Stray(f"route {prefix} in table {table}", body, RTM_DELROUTE)
     metric = _U32.unpack(found[RTA_PRIORITY])[0] if RTA_PRIORITY in found else 0
     if family == socket.AF_INET6 and metric == IP6_RT_PRIO_USER:
-        metric = 0
+        metric = 0  # the kernel's default, which a plan leaves out
     unicast = kind == RTN_UNICAST
     via = ip_address(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None
-    if RTA_VIA in found:
+    if RTA_VIA in found:  # a next hop of the other family: address family (u16), address
         via = ip_address(found[RTA_VIA][2:])
     oif = _U32.unpack(found[RTA_OIF])[0] if RTA_OIF in found else 0
     return (
@@ -180,6 +184,7 @@ def lookup_route(netlink: NetlinkSocket, destination: Address, udp_port: int = 0
             RTA_SPORT, struct.pack("!H", udp_port)
         )
     answer = netlink.query(RTM_GETROUTE, body)
+    # A refusal (ENETUNREACH, EHOSTUNREACH), or a route that is unreachable or a broadcast.
     if isinstance(answer, Reply) or RTMSG.unpack_from(answer)[7] not in (RTN_UNICAST, RTN_LOCAL):
         return None
     found = parse_attributes(answer, RTMSG.size)
@@ -276,8 +281,8 @@ def parse_rule(body: bytes) -> Rule | Stray | None:
         return None
     preference = _U32.unpack(found[FRA_PRIORITY])[0] if FRA_PRIORITY in found else 0
     table = _U32.unpack(found[FRA_TABLE])[0] if FRA_TABLE in found else table
-    ports: dict[int, int | None] = {}
-    ranged = False
+    ports: dict[int, int | None] = {}  # by attribute type; None: any port
+    ranged = False  # a range of several ports, which `Rule` cannot express
     for kind in (FRA_SPORT_RANGE, FRA_DPORT_RANGE):
         low, high = struct.unpack("=HH", found[kind]) if kind in found else (None, None)
         ports[kind], ranged = low, ranged or low != high
@@ -287,6 +292,7 @@ def parse_rule(body: bytes) -> Rule | Stray | None:
     if action not in _ACTION_NAMES or source_length or tos or ranged or inverted or set(found) - known:
         return Stray(f"rule {preference}", body, RTM_DELRULE)
     name = _ACTION_NAMES[action]
+    # Rule.target is the table of a lookup and the preference that a goto jumps to.
     if name is RuleAction.GOTO:
         target = _U32.unpack(found[FRA_GOTO])[0] if FRA_GOTO in found else 0
     else:

@@ -73,7 +73,7 @@ class AddressChange(NamedTuple):
     """An address of this host was added or removed; not a link-local one, and none of our own devices."""
 
     address: Address
-    present: bool
+    present: bool  # False: removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,9 @@ Change = AddressChange | ForeignChange
 class _Link(NamedTuple):
     """The settings of a device that we set, to tell changes of them from other notifications of the device."""
 
-    ifindex: int
+    ifindex: int  # another one: the device was recreated
     up: bool
-    mtu: bytes | None
+    mtu: bytes | None  # attribute values, compared but not interpreted
     mac: bytes | None
 
 
@@ -120,6 +120,7 @@ class Watch:
     def start(self, loop: asyncio.AbstractEventLoop, on_changes: Callable[[list[Change]], None]) -> None:
         """Begin to call `on_changes` on `loop` with changes in order, without repetitions. Raises HostError."""
         self._loop, self._on_changes = loop, on_changes
+        # Bound before anything is read: changes after this call are queued, so none is missed.
         for protocol, groups, read in (
             (NETLINK_ROUTE, _GROUPS, self._read_route),
             (NETLINK_NETFILTER, _NFT_GROUPS, self._read_nft),
@@ -132,7 +133,7 @@ class Watch:
             except OSError as error:
                 self.stop()
                 raise host_error("netlink notifications", error.errno or 0) from error
-            with contextlib.suppress(PermissionError):
+            with contextlib.suppress(PermissionError):  # the default buffer works too, but overflows sooner
                 sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _BUFFER_BYTES)
             if protocol == NETLINK_ROUTE:
                 self._links.clear()
@@ -215,6 +216,9 @@ class Watch:
             attach_filter(sock, notification_filter(self._own_port, index))
 
     def _neighbour_change(self, kind: int, body: bytes) -> Change | None:
+        """Return a change for a neighbour or FDB entry of the VXLAN.
+
+        The socket filter drops those of other devices only once it has the ifindex of a new VXLAN."""
         link = self._links.get(VXLAN_DEVICE)
         index = _NDM_INDEX.unpack_from(body)[0] if len(body) >= _NDM_INDEX.size else 0
         if index != (link.ifindex if link is not None else _device_index(VXLAN_DEVICE)):
