@@ -18,7 +18,7 @@ from ravenvpn.mesh.model import World
 from ravenvpn.mesh.nodeplan import NodePlan, NodeRole, TunnelDelta, TunnelPlan
 from ravenvpn.mesh.plan import Planner, plan
 from ravenvpn.mesh.reason import Reason, explain
-from ravenvpn.mesh.situation import Intent, Situation
+from ravenvpn.mesh.situation import Intent, Observations, Situation
 
 # A reason names the object and the field of it.
 OBJECT = re.compile(r"(Gateway region-[a-g], status\.nodes|Peer [a-g][0-2], spec\.)")
@@ -86,7 +86,9 @@ def histories(draw: st.DrawFn) -> list[Situation]:
             )
         if draw(st.integers(0, 3)) == 0:
             intent = draw(intents)
-        situation = Situation(world, liveness, facts, intent)
+        ports = draw(st.sampled_from((frozenset(), frozenset({4500, 4501}))))  # while the listen port changes
+        observed = Observations(tunnel_ports=ports)
+        situation = Situation(world, liveness, facts, intent, observed=observed)
         history.append(situation)
     return history
 
