@@ -2,7 +2,7 @@
 
 The content goes to a temporary file in the same folder, which then takes the final name in one system call (rename(2)
 or link(2)). Both need the same file system, hence the same folder. `tempfile.mkstemp` makes the temporary file with
-O_CREAT, O_EXCL and O_NOFOLLOW, a random name and mode 0600: a file or symbolic link that somebody else put there is
+O_CREAT, O_EXCL and O_NOFOLLOW, a random name and mode 0600: a file or symbolic link that another program put there is
 neither followed nor overwritten, and two writers do not disturb each other.
 
 Durability needs two fsync(2): of the file before the rename, or a power loss can leave an empty file under the final

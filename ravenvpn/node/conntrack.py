@@ -1,7 +1,7 @@
 """Find and delete live flows whose NAT binding predates our nft chain.
 
 Netfilter evaluates nat chains once, for the first packet of a flow. A flow that a CNI's MASQUERADE has bound stays
-bound whatever our chain says later, so its conntrack entry is deleted, and its next packet is evaluated anew. Flows
+bound whatever our chain says later, so its conntrack entry is deleted, and its next packet is evaluated again. Flows
 whose binding our chain would have chosen too are left alone: deleting a Service's flow could move it to another
 backend.
 
@@ -111,7 +111,7 @@ def parse_flow(body: bytes) -> Flow | None:
     source, destination = _IP_V4 if family == socket.AF_INET else _IP_V6
     if not {source, destination} <= set(original) & set(reply):
         return None
-    # The id tells the entry from a later one with the same addresses and ports.
+    # The id distinguishes the entry from a later one with the same addresses and ports.
     identity = b"".join(pack_attribute(kind, found[kind]) for kind in (_ID, _ZONE) if kind in found)
     return Flow(
         family,

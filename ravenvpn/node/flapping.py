@@ -1,4 +1,4 @@
-"""Flap detection: tell a single change by another program from one that keeps reverting what we restore. Pure.
+"""Flap detection: distinguish a single change by another program from repeated reverts of our repairs. Pure.
 
 A single change is repaired at once. An object that is reverted again and again is repaired with an exponential
 back-off, so that two programs do not spin against each other, and the flapping is reported with its count. Each part

@@ -11,7 +11,7 @@ from ravenvpn.node.watch import AddressChange
 
 @dataclass(frozen=True, slots=True)
 class AddressesChanged:
-    """Addresses of this host were added or removed: the plan has to be made anew."""
+    """Addresses of this host were added or removed: a new plan is due."""
 
     changes: tuple[AddressChange, ...]
 
@@ -54,7 +54,7 @@ class ChangeRefused:
 
 @dataclass(frozen=True, slots=True)
 class FlowsRebound:
-    """Live flows bound to another source were deleted from conntrack; their next packets are evaluated anew."""
+    """Live flows bound to another source were deleted from conntrack; nat chains evaluate their next packets."""
 
     count: int
 

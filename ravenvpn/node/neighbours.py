@@ -102,7 +102,7 @@ def dump_forwarding(netlink: NetlinkSocket, index: int, device: str) -> Iterator
         unplanned = (_NDA_VLAN, _NDA_PORT, _NDA_VNI, _NDA_IFINDEX, _NDA_SRC_VNI, _NDA_NH_ID)
         more = [kind for kind in unplanned if kind in found]
         if more or not state & _NUD_PERMANENT:
-            # The deletion has to repeat every attribute that tells the entry from others of its MAC.
+            # The deletion has to repeat every attribute that distinguishes the entry from others of its MAC.
             kinds = (_NDA_DST, _NDA_LLADDR, *more)
             header = NDMSG.pack(_AF_BRIDGE, index, state, flags, 0)
             message = header + b"".join(pack_attribute(kind, found[kind]) for kind in kinds)

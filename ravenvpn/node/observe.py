@@ -1,6 +1,6 @@
 """Read from the kernel what this host has of ours, in the terms of a plan.
 
-Ownership is told by marks: the two device names, our two routing tables, the nft table's name, and protocol 157 on
+Marks show ownership: the two device names, our two routing tables, the nft table's name, and protocol 157 on
 routes and rules anywhere. Nothing else is read.
 """
 
@@ -111,7 +111,7 @@ def _observe_device_state(
 
 
 def _observe_routes(observed: ObservedState, netlink: NetlinkSocket, names: dict[int, str]) -> None:
-    """Fill in the routes of our tables, whoever added them, and those with our protocol in any other table."""
+    """Fill in the routes of our tables, from any program, and those with our protocol in any other table."""
     observed.routes = {}
     for family in _FAMILIES:
         # Three filtered dumps instead of one of everything: a host may have a full routing table of its own.

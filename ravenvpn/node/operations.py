@@ -83,7 +83,7 @@ class Operation:
 
 @dataclass(slots=True)
 class ObservedState:
-    """What the kernel holds of ours at one instant, in the terms of `HostState`."""
+    """The kernel's objects of ours at one instant, in the terms of `HostState`."""
 
     links: dict[str, LinkFacts] = field(default_factory=dict)  # our devices that exist, by name
     foreign: set[str] = field(default_factory=set)  # our device names taken by devices of another kind: never touched

@@ -55,7 +55,7 @@ def part_of(operation: Operation) -> HostPart:
             return HostPart.ROUTES
         case Rule():
             return HostPart.RULES
-        case Stray(deletion=deletion):  # its message type tells what it is
+        case Stray(deletion=deletion):  # its message type shows the kind of object
             return {RTM_DELRULE: HostPart.RULES, RTM_DELNEIGH: HostPart.DEVICES}.get(deletion, HostPart.ROUTES)
         case (
             TunDevice() | VxlanDevice() | OwnedDevice() | DeviceAddress() | Neighbour() | ForwardingEntry() | Sysctl()

@@ -104,7 +104,7 @@ def _has_vxlan() -> bool | None:
 
 
 def _udp_offloads() -> tuple[bool, bool]:
-    """Return whether the kernel knows UDP_SEGMENT and UDP_GRO."""
+    """Return whether the kernel supports UDP_SEGMENT and UDP_GRO."""
     supported: list[bool] = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for option in (_UDP_SEGMENT, _UDP_GRO):

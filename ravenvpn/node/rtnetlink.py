@@ -67,7 +67,7 @@ class Stray:
 
 
 def route_key(route: Route) -> RouteKey:
-    """Return the key by which the kernel tells routes apart: NLM_F_REPLACE replaces the route with the same key."""
+    """Return the key by which the kernel distinguishes routes: NLM_F_REPLACE replaces the route with the same key."""
     return route.table, route.prefix, route.metric
 
 
@@ -79,7 +79,7 @@ def pack_route(route: Route, oif: int, *, deletion: bool = False) -> bytes:
     # Link scope: the destinations are direct neighbours. The kernel refuses a gateway or a preferred source whose
     # scope contradicts that of the route.
     scope = SCOPE_LINK if kind == RTN_UNICAST and route.via is None and family == socket.AF_INET else SCOPE_UNIVERSE
-    # Our next hops lie in no prefix of the device, so the kernel has to be told that they are direct neighbours.
+    # Our next hops lie in no prefix of the device, so the flag declares them direct neighbours.
     flags = RTNH_F_ONLINK if route.via is not None else 0
     if deletion:
         scope = SCOPE_NOWHERE  # matches any scope

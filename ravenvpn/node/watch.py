@@ -2,7 +2,7 @@
 
 Two plain netlink sockets (rtnetlink, nf_tables) whose descriptors any event loop can watch. pyroute2's asynchronous
 sockets need asyncio's own loop (uvloop refuses the family), and a thread would need a hand-over. One `recv` a wake-up
-and a few bytes of each message tell which part of the host it concerns.
+and a few bytes of each message show which part of the host it concerns.
 
 A notification is a hint, not the truth: notifications can be lost, and the kernel announces no IPv4 routes that go
 with a device. So the receiver observes the part instead of applying the message.
@@ -92,7 +92,7 @@ Change = AddressChange | ForeignChange
 
 
 class _Link(NamedTuple):
-    """The settings of a device that we set, to tell changes of them from other notifications of the device."""
+    """The settings of a device that a plan sets; other notifications of the device are ignored."""
 
     ifindex: int  # another one: the device was recreated
     up: bool

@@ -88,6 +88,6 @@ def test_a_delta_of_thousands_of_prefixes_is_fast(gateway_node: Box, state_file:
 
     assert operations == 20
     # On idle cores 0.3 s and 6 ms. Changes of routes wait for a lock that all namespaces of a kernel share, so under
-    # load of others only a gross mistake can be told.
+    # load of others only a gross mistake shows.
     assert whole < 30
     assert change < 5

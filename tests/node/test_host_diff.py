@@ -50,7 +50,7 @@ def observed_as(wanted: HostState) -> ObservedState:
     return observed
 
 
-def said(operations: list[Operation]) -> list[str]:
+def formatted(operations: list[Operation]) -> list[str]:
     return [f"{operation.verb} {format_object(operation.target)}" for operation in operations]
 
 
@@ -61,7 +61,7 @@ def test_a_host_at_its_plan_needs_no_operation() -> None:
 def test_set_up_adds_fail_closed_routes_first_and_rules_last() -> None:
     wanted = replace(gateway(families=(4,)), sysctls=())
 
-    assert said(required_operations(ObservedState(), wanted)) == [
+    assert formatted(required_operations(ObservedState(), wanted)) == [
         "add route unreachable 10.244.2.0/24 table 9127 metric 4278198272",
         "add route unreachable 10.244.3.0/24 table 9127 metric 4278198272",
         "change device ravenvpn0 mtu 1420 up",
@@ -81,7 +81,7 @@ def test_tear_down_is_in_the_reverse_order() -> None:
         replace(gateway(families=(4,)), sysctls=(Sysctl("net/ipv4/conf/cni0/forwarding", "1", False),))
     )
 
-    assert said(required_operations(before, HostState())) == [
+    assert formatted(required_operations(before, HostState())) == [
         "remove rule 99 IPv4 lookup 9127",
         "remove rule 98 IPv4 iif ravenvpn0 lookup 9129",
         "remove rule 98 IPv4 iif lo ipproto 17 sport 4500 goto 102",
@@ -111,12 +111,12 @@ def test_a_moved_role_never_refuses_packets_under_way() -> None:
         )
     )
 
-    assert said(required_operations(observed_as(active), standby)) == [
+    assert formatted(required_operations(observed_as(active), standby)) == [
         "change route 10.244.2.0/24 table 9127 via 240.0.0.6 dev raven0",
         "add route 10.244.2.0/24 table 9129 dev ravenvpn0",
         "add route unreachable 10.244.2.0/24 table 9129 metric 4278198272",
     ]
-    assert said(required_operations(observed_as(standby), active)) == [
+    assert formatted(required_operations(observed_as(standby), active)) == [
         "change route 10.244.2.0/24 table 9127 dev ravenvpn0",
         "remove route unreachable 10.244.2.0/24 table 9129 metric 4278198272",
         "remove route 10.244.2.0/24 table 9129 dev ravenvpn0",
@@ -130,7 +130,7 @@ def test_a_vxlan_with_another_port_is_recreated_with_its_objects() -> None:
 
     operations = required_operations(before, wanted)
 
-    assert said(operations) == [
+    assert formatted(operations) == [
         "remove device raven0",
         "add device raven0 VXLAN 200 port 4472 local 10.0.0.5 mtu 1370",
         "add address 240.0.0.5/8 dev raven0",
@@ -157,7 +157,7 @@ def test_a_neighbour_that_moved_is_changed_and_not_removed() -> None:
 
     operations = required_operations(observed_as(wanted), replace(wanted, neighbours=(moved, wanted.neighbours[1])))
 
-    assert said(operations) == ["change neighbour 240.0.0.6 at aa:0f:0a:00:00:99 dev raven0"]
+    assert formatted(operations) == ["change neighbour 240.0.0.6 at aa:0f:0a:00:00:99 dev raven0"]
     assert operations[0].before == wanted.neighbours[0]
 
 
@@ -167,7 +167,7 @@ def test_ipv4_routes_are_added_again_after_the_last_ipv4_address_is_lost() -> No
     before = observed_as(wanted)
     before.addresses.add(DeviceAddress("ravenvpn0", ip_interface("192.0.2.7/32")))
 
-    assert said(required_operations(before, wanted)) == [
+    assert formatted(required_operations(before, wanted)) == [
         "remove address 192.0.2.7/32 dev ravenvpn0",
         "add route 10.244.2.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
         "add route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
@@ -267,4 +267,4 @@ def test_a_delta_needs_the_same_operations_as_an_observation(before: HostState, 
 
     changed = required_operations(expected_state(delta.removed), delta.added)
 
-    assert sorted(said(changed)) == sorted(said(required_operations(observed_as(before), after)))
+    assert sorted(formatted(changed)) == sorted(formatted(required_operations(observed_as(before), after)))

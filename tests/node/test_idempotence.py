@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent.parent
 PATHS = [str(TESTS), str(TESTS.parent)]
 ROLES = pytest.mark.parametrize("role", ["gateway", "standby", "plain"])
 
-# What a write looks like in a trace: a netlink message that makes, changes or deletes, or a file opened for it.
+# Lines of a trace that are writes: a netlink message that makes, changes or deletes, or a file opened for it.
 WRITE = re.compile(
     r"nlmsg_type=RTM_(NEW|DEL|SET)|NFNL_MSG_BATCH_BEGIN|IPCTNL_MSG_CT_(NEW|DELETE)"
     r'|openat\(.*"/(proc|sys)/.*O_(WRONLY|RDWR)|openat\(.*sysctls.*O_(WRONLY|RDWR)|(rename|unlink)\w*\('
@@ -61,14 +61,14 @@ def traced(node: Box, state_file: Path, role: str) -> tuple[str, list[str]]:
     calls = "trace=openat,rename,unlink,sendto,sendmsg"
     watching = ["strace", "-f", "-qq", "-s", "500", "-e", calls, "-o", str(trace)]
     program = [sys.executable, "-B", "-c", ONCE, *PATHS, str(state_file), role]
-    said = subprocess.run(
+    output = subprocess.run(
         ["ip", "netns", "exec", node.name, *watching, *program],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     ).stdout.strip()
-    return said, [line for line in trace.read_text().splitlines() if WRITE.search(line)]
+    return output, [line for line in trace.read_text().splitlines() if WRITE.search(line)]
 
 
 @pytest.mark.needs("strace")
@@ -78,9 +78,9 @@ def test_the_second_apply_writes_nothing(node: Box, state_file: Path, held: Exit
     if role != "plain":
         held.enter_context(node.tun())
 
-    said, writes = traced(node, state_file, role)
+    output, writes = traced(node, state_file, role)
 
-    assert said.endswith(" []")
+    assert output.endswith(" []")
     for sight in ("RTM_NEWROUTE", "RTM_NEWRULE", "BATCH_BEGIN", "conf/raven0/rp_filter", "rename("):
         assert [line for line in writes if sight in line] != [], f"strace does not see {sight}"
     assert traced(node, state_file, role) == ("0 []", [])

@@ -48,9 +48,9 @@ with ExitStack() as devices:
     wanted = planned(role)
     if role != "plain":
         devices.enter_context(open_tun())
-    said = [once(lambda host: host.apply(wanted)), once(lambda host: host.apply(wanted))]
-    said.append(once(lambda host: host.cleanup()))
-print(json.dumps(said))
+    results = [once(lambda host: host.apply(wanted)), once(lambda host: host.apply(wanted))]
+    results.append(once(lambda host: host.cleanup()))
+print(json.dumps(results))
 """
 
 
@@ -64,8 +64,8 @@ def run(node: Box, state_file: Path, role: str, *before: str) -> list[list[objec
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said: list[list[object]] = json.loads(done.stdout)
-    return said
+    results: list[list[object]] = json.loads(done.stdout)
+    return results
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_without_cap_net_admin_every_failure_names_it(node: Box, state_file: Pat
         "add rule 99 IPv4 lookup 9127: Operation not permitted [EPERM] (run as root, or with CAP_NET_ADMIN)"
         in (applied[1])
     )
-    # What hangs on the device that could not be made fails with it.
+    # Objects on the device that could not be created fail with it.
     others = [text for text in applied[1] if "CAP_NET_ADMIN" not in text]
     assert [text for text in others if "ENODEV" not in text and "/raven0/" not in text] == []
 

@@ -48,7 +48,7 @@ def test_a_delta_is_cheap_and_a_start_causes_no_second_observation(
             reconciler.start()
             assert (await reconciler.reconcile(wanted)).failed == ()
             spent = time.process_time()
-            await asyncio.sleep(2)  # what is told of our own changes is followed by now
+            await asyncio.sleep(2)  # notifications of our own changes have been processed by then
             afterwards = time.process_time() - spent
             assert not reconciler.pending
             times = []

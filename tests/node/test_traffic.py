@@ -77,7 +77,7 @@ def test_a_hub_relays_packets_with_their_source(region: Region) -> None:
     assert packet.source == "10.244.2.9"
 
 
-# kube-proxy, iptables mode: marks what it wants masqueraded, DNATs it, masquerades by the mark.
+# kube-proxy, iptables mode: marks packets for masquerading, DNATs them, masquerades by the mark.
 KUBE_PROXY = """
 iptables-legacy -t nat -N KUBE-SVC
 iptables-legacy -t nat -A PREROUTING -d {service} -p udp --dport {port} -j KUBE-SVC
