@@ -51,11 +51,15 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
 
 
 def restart(mesh: Mesh, body: str) -> None:
-    """Restart both agents with this data plane, and with priority: one without processor for 0.3 s loses packets."""
+    """Restart both agents with this data plane, and with priority: one without processor for 0.3 s loses packets.
+
+    One after the other, so that one end is the initiator. If both start a handshake at the same instant they do so at
+    every rekey, and the older of two new sessions displaces the one in use (three keypairs, whitepaper section 6.5).
+    """
     for end in ENDS:
         mesh.agents.stop(mesh.node(end))
         mesh.start(end, "--dataplane", body)
-    mesh.wait_until_healthy(*ENDS)
+        mesh.wait_until_healthy(*ENDS)
     for end in ENDS:
         for task in Path(f"/proc/{mesh.agents.process(mesh.node(end)).pid}/task").iterdir():
             os.setpriority(os.PRIO_PROCESS, int(task.name), -15)
