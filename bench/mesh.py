@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ravenvpn.lab import Lab, LabRegion, Nat
+from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab.agents import WORLD, Agents, wait_until
 from ravenvpn.lab.host import LabHost, LabNode
 
@@ -23,7 +23,7 @@ class Mesh:
     name = "ravenvpn agents"
 
     def __enter__(self) -> Self:
-        self._lab = Lab(LabRegion("cloud"), LabRegion("factory", nat=Nat.PORT_RESTRICTED))
+        self._lab = Lab(Region("cloud"), Region("factory", nat=Nat.PORT_RESTRICTED))
         self._lab.__enter__()
         try:
             self.gateway, self._caller = self._lab.node("cloud-1"), self._lab.node("factory-1")
@@ -56,7 +56,7 @@ class Mesh:
 
     def wait_until_healthy(self) -> None:
         """Wait until both agents are healthy and a ping between the pods is answered. HostError otherwise."""
-        self.agents.wait_until_healthy(timeout=60)
+        self.agents.wait_until_well(patience=60)
         ping = ["ping", "-c", "1", "-W", "1", str(self.far.v4)]
         wait_until(
             lambda: not self.near.run(ping, check=False).returncode, "a ping from one pod to the other is answered"

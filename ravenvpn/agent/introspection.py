@@ -19,13 +19,7 @@ from ravenvpn.agent.own_peer import key_conflicts, peer_status
 from ravenvpn.agent.peer_liveness import PeerLiveness
 from ravenvpn.agent.peer_rows import TransferRates, peer_reports, peer_state
 from ravenvpn.agent.plan_rows import plan_lines
-from ravenvpn.agent.reachability import (
-    Reach,
-    reach_directly,
-    reach_of_standby,
-    reach_through_gateway,
-    region_reports,
-)
+from ravenvpn.agent.reachability import Reach, reach_directly, reach_of_standby, reach_through_gateway, region_reports
 from ravenvpn.agent.reports import (
     ApiReport,
     DataPlaneReport,

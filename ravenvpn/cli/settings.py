@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ravenvpn.config import CONFIG_FILE, SETTINGS, STATE_DIRECTORY, AgentConfig, ConfigReader, build, read_file
+from ravenvpn.config import (
+    CONFIG_FILE,
+    SETTINGS,
+    STATE_DIRECTORY,
+    AgentConfig,
+    ConfigReader,
+    build,
+    read_file,
+)
 
 # A click command or the function that becomes one.
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -1,6 +1,6 @@
 """Lab: regions of a cluster as network namespaces on one machine, for the demo, tests and benchmarks.
 
-    lab = Lab(LabRegion("cloud", nodes=2), LabRegion("factory", pods=2, nat=Nat.PORT_RESTRICTED))
+    lab = Lab(Region("cloud", nodes=2), Region("factory", pods=2, nat=Nat.PORT_RESTRICTED))
     with lab:
         lab.pod("cloud-1-pod-1").run(["ping", "-c", "1", str(lab.node("cloud-2").v4)])
 
@@ -16,6 +16,6 @@ from ravenvpn.lab.build import Lab
 from ravenvpn.lab.capture import Capture
 from ravenvpn.lab.host import LabHost, LabNode, Pod, Router
 from ravenvpn.lab.ownership import kept_labs, sweep
-from ravenvpn.lab.topology import LabRegion, Nat
+from ravenvpn.lab.topology import Nat, Region
 
-__all__ = ["Capture", "Lab", "LabHost", "LabNode", "LabRegion", "Nat", "Pod", "Router", "kept_labs", "sweep"]
+__all__ = ["Capture", "Lab", "LabHost", "LabNode", "Nat", "Pod", "Region", "Router", "kept_labs", "sweep"]

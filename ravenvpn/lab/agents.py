@@ -70,7 +70,7 @@ class Agents:
             self.start(node)
         for node in public:
             try:
-                wait_until(functools.partial(prints_output, node, listens), f"{node.name} listens", START_TIMEOUT)
+                wait_until(functools.partial(answers, node, listens), f"{node.name} listens", START_TIMEOUT)
             except HostError as error:
                 raise HostError(f"{error}\n{self.log(node)}") from None
         for node in others:
@@ -85,7 +85,7 @@ class Agents:
         self._running[node.name] = process
         return process
 
-    def stop(self, node: LabNode, how: signal.Signals = signal.SIGTERM) -> None:
+    def end(self, node: LabNode, how: signal.Signals = signal.SIGTERM) -> None:
         """Send a signal to the agent of a node and wait until it has ended. KeyError if none runs."""
         process = self._running.pop(node.name)
         process.send_signal(how)
@@ -115,7 +115,7 @@ class Agents:
         reports: list[dict[str, Any]] = json.loads(self.cli(node, "peers", "-o", "json"))
         return reports
 
-    def fault(self, node: LabNode) -> str:
+    def complaint(self, node: LabNode) -> str:
         """Return why a node is not healthy; empty if its agent reports no problem and all wanted sessions are up."""
         try:
             report = self.status(node)
@@ -127,16 +127,16 @@ class Agents:
             return f"{report['sessions_up']} of {report['sessions_wanted']} sessions are up"
         return ""
 
-    def wait_until_healthy(self, nodes: Sequence[LabNode] = (), timeout: float = WAIT_TIMEOUT) -> None:
-        """Wait until these nodes, or all, are healthy; at most `timeout` seconds for each.
+    def wait_until_well(self, nodes: Sequence[LabNode] = (), patience: float = WAIT_TIMEOUT) -> None:
+        """Wait until these nodes, or all, are healthy; at most `patience` seconds for each.
 
         HostError with the fault and the end of the log of the first node that is not.
         """
         for node in nodes or self._lab.nodes:
-            deadline = time.monotonic() + timeout
-            while fault := self.fault(node):
+            deadline = time.monotonic() + patience
+            while fault := self.complaint(node):
                 if time.monotonic() > deadline:
-                    raise HostError(f"{node.name} is not healthy after {timeout:g} s: {fault}\n{self.log(node)}")
+                    raise HostError(f"{node.name} is not healthy after {patience:g} s: {fault}\n{self.log(node)}")
                 time.sleep(0.05)
 
     def log(self, node: LabNode, lines: int = 15) -> str:
@@ -145,20 +145,20 @@ class Agents:
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = WAIT_TIMEOUT) -> float:
+def wait_until(condition: Callable[[], bool], what: str, patience: float = WAIT_TIMEOUT) -> float:
     """Poll `condition` until it is true, and return how many seconds that took.
 
-    HostError after `timeout` seconds; `what` is the condition as a clause, as in "factory-1 listens".
+    HostError after `patience` seconds; `what` is the condition as a clause, as in "factory-1 listens".
     """
     begin = time.monotonic()
     while not condition():
-        if time.monotonic() - begin > timeout:
-            raise HostError(f"not true after {timeout:g} s: {what}")
+        if time.monotonic() - begin > patience:
+            raise HostError(f"not true after {patience:g} s: {what}")
         time.sleep(0.02)
     return time.monotonic() - begin
 
 
-def prints_output(host: LabHost, argv: Sequence[str]) -> bool:
+def answers(host: LabHost, argv: Sequence[str]) -> bool:
     """Return whether a command on the host prints anything, whatever its exit status, as in `ss -Hltn sport = 80`."""
 
     return bool(host.run(argv, check=False).stdout)

@@ -24,7 +24,7 @@ from ravenvpn.lab.devices import Wiring, configure, default_routes, veth
 from ravenvpn.lab.host import LabHost, LabNode, Pod, Router
 from ravenvpn.lab.manifests import WIREGUARD_SUITE
 from ravenvpn.lab.ownership import NAMESPACES, OwnershipRecord, remove, sweep
-from ravenvpn.lab.topology import LabRegion, LabRegionPlan, Nat, assign_addresses
+from ravenvpn.lab.topology import LabRegionPlan, Nat, Region, assign_addresses
 
 # Set in every namespace before it has devices. All addresses are assigned by the lab, so neither duplicate address
 # detection nor router advertisements are needed; without them an address is usable at once.
@@ -43,7 +43,7 @@ _Host = TypeVar("_Host", bound=LabHost)
 class Lab:
     """Regions around an internet, built on entering `with` and removed on leaving it. Hosts are found by name."""
 
-    def __init__(self, *regions: LabRegion) -> None:
+    def __init__(self, *regions: Region) -> None:
         """Assign addresses; nothing is built yet. ValueError if the regions do not fit (`topology`)."""
         self.plans: tuple[LabRegionPlan, ...] = assign_addresses(regions)
         self.nodes: tuple[LabNode, ...] = ()

@@ -16,17 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ravenvpn.errors import RavenError
-from ravenvpn.lab.agents import RAVEN_VPN, Agents, prints_output, wait_until
+from ravenvpn.lab.agents import RAVEN_VPN, Agents, answers, wait_until
 from ravenvpn.lab.build import Lab
 from ravenvpn.lab.echo import PORT
 from ravenvpn.lab.host import Pod
-from ravenvpn.lab.topology import LabRegion, Nat
+from ravenvpn.lab.topology import Nat, Region
 
 # One public region and two behind NAT: the two reach each other through the public one.
 REGIONS = (
-    LabRegion("cloud", pods=2),
-    LabRegion("factory", nodes=2, pods=2, nat=Nat.PORT_RESTRICTED),  # factory-2 is a plain node behind its gateway
-    LabRegion("ship", pods=2, nat=Nat.SYMMETRIC),
+    Region("cloud", pods=2),
+    Region("factory", nodes=2, pods=2, nat=Nat.PORT_RESTRICTED),  # factory-2 is a plain node behind its gateway
+    Region("ship", pods=2, nat=Nat.SYMMETRIC),
 )
 IPERF_SECONDS = 3  # long enough to leave slow start
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
@@ -60,7 +60,7 @@ class Demo:
         with self._step(f"{len(self._lab.nodes)} agents started"):
             self._agents.start_all()
         with self._step("agents ready, handshakes done, every region reachable from every node"):
-            self._agents.wait_until_healthy()
+            self._agents.wait_until_well()
 
     def _start_servers(self) -> None:
         """Start the server of `lab.echo` in every pod, and wait until all listen."""
@@ -69,7 +69,7 @@ class Demo:
                 pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             listens = ["ss", "-Hltn", "sport", "=", str(PORT)]
             for pod in self._lab.pods:
-                wait_until(functools.partial(prints_output, pod, listens), f"{pod.name} serves")
+                wait_until(functools.partial(answers, pod, listens), f"{pod.name} serves")
 
     def _send_requests(self) -> None:
         """Check that pods of different regions reach each other, and that source addresses are not replaced."""
@@ -124,7 +124,7 @@ class Demo:
             client, server = self._two_regions()
             server.popen(["iperf3", "-s", "-1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             listens = ["ss", "-Hltn", "sport", "=", "5201"]
-            wait_until(functools.partial(prints_output, server, listens), f"iperf3 listens in {server.name}")
+            wait_until(functools.partial(answers, server, listens), f"iperf3 listens in {server.name}")
             command = ["iperf3", "-c", str(server.v4), "-t", str(IPERF_SECONDS), "-J"]
             report = json.loads(client.run(command, check=False, timeout=IPERF_SECONDS + 20).stdout)
             if "error" in report:

@@ -19,7 +19,7 @@ from ravenvpn.errors import HostError
 from ravenvpn.lab.capture import Capture
 from ravenvpn.lab.command import TIMEOUT
 from ravenvpn.lab.ownership import MARK, NAMESPACES, OwnershipRecord
-from ravenvpn.lab.topology import AddressPair, Cni, LabNetworks, LabNodePlan, LabRegion, LabRegionPlan
+from ravenvpn.lab.topology import AddressPair, Cni, LabNetworks, LabNodePlan, LabRegionPlan, Region
 
 CLONE_NEWNET = 0x40000000  # linux/sched.h: the namespace given to setns(2) is a network namespace
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -192,7 +192,7 @@ class LabNode(Machine):
     DEVICE = "eth0"  # device on the LAN
     BRIDGE = "cni0"  # bridge of the pods, with the bridge model
 
-    def __init__(self, record: OwnershipRecord, region: LabRegion, plan: LabNodePlan, addresses: AddressPair) -> None:
+    def __init__(self, record: OwnershipRecord, region: Region, plan: LabNodePlan, addresses: AddressPair) -> None:
         super().__init__(plan.name, record)
         self.region = region
         self.v4: IPv4Address = addresses.v4

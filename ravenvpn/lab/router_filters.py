@@ -5,7 +5,7 @@ Every function returns a whole table that replaces the one of that name in one t
 
 from __future__ import annotations
 
-from ravenvpn.lab.topology import LabRegion, Nat
+from ravenvpn.lab.topology import Nat, Region
 
 _PRIVATE = """
   # Unsolicited packets are dropped before conntrack keeps an entry for them: it would occupy the port, and the next
@@ -50,7 +50,7 @@ FIRST_PORT = 20_000  # of the first range
 BINDINGS = 40  # ranges before the first one is used again: the last ends at port 59,999
 
 
-def nat_table(region: LabRegion, binding: int = 0) -> str:
+def nat_table(region: Region, binding: int = 0) -> str:
     """Return table `nat` for the region's kind of NAT.
 
     `binding` 0 keeps the source port where it is free. Each value above 0 maps to another range of ports, so that a

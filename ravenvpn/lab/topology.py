@@ -48,7 +48,7 @@ class Flavour(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class LabRegion:
+class Region:
     """Description of one region: a LAN behind a router."""
 
     name: str  # devices are named after it on the internet's side, so at most 15 characters
@@ -119,7 +119,7 @@ class LabRegionPlan:
     node's bridge the node has 1 and pods follow.
     """
 
-    region: LabRegion
+    region: Region
     uplink: LabNetworks
     lan: LabNetworks
     nodes: tuple[LabNodePlan, ...] = field(default=())
@@ -131,7 +131,7 @@ MAX_PUBLIC_REGIONS = 16  # /28 networks in 198.51.100.0/24
 MAX_PUBLIC_NODES = 13  # hosts in a /28 beside the router
 
 
-def assign_addresses(regions: tuple[LabRegion, ...]) -> tuple[LabRegionPlan, ...]:
+def assign_addresses(regions: tuple[Region, ...]) -> tuple[LabRegionPlan, ...]:
     """Return a plan for each region. Equal regions get equal addresses.
 
     ValueError if two regions have one name or if addresses do not suffice.
@@ -167,7 +167,7 @@ def assign_addresses(regions: tuple[LabRegion, ...]) -> tuple[LabRegionPlan, ...
     return tuple(plans)
 
 
-def _plan_node(region: LabRegion, number: int, lab_number: int) -> LabNodePlan:
+def _plan_node(region: Region, number: int, lab_number: int) -> LabNodePlan:
     """Return the plan of a node: `number` counts in its region, `lab_number` in the whole lab, both from 1."""
     name = f"{region.name}-{number}"
     cidrs = LabNetworks(IPv4Network(f"10.244.{lab_number}.0/24"), IPv6Network(f"fd00:10:244:{lab_number:x}::/64"))

@@ -12,7 +12,7 @@ from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.region_index import RegionIndex
 from ravenvpn.mesh.situation import Situation
 from ravenvpn.mesh.sources import preferred_sources
-from ravenvpn.mesh.topology import GatewayNode, Hub, Region
+from ravenvpn.mesh.topology import GatewayNode, Hub, ResolvedRegion
 from ravenvpn.mesh.vxlan_members import Overlay, overlay_of, vxlan_members
 from ravenvpn.prefixes import PrefixSet
 
@@ -24,7 +24,7 @@ class Context:
     node: str
     mesh: str
     role: NodeRole
-    region: Region | None  # the own one, with standbys in the place of dead gateways
+    region: ResolvedRegion | None  # the own one, with standbys in the place of dead gateways
     own_gateway: GatewayNode | None  # this node's entry in `region.gateways`; None on a plain node
     sources: Mapping[int, Address]  # preferred source by IP version
     shadowed: frozenset[Prefix]  # prefixes of other regions that overlap prefixes our own region lost to them
@@ -96,7 +96,7 @@ def make_context(situation: Situation, regions: RegionIndex) -> Context:
     )
 
 
-def _role(node: str, region: Region | None) -> tuple[NodeRole, GatewayNode | None]:
+def _role(node: str, region: ResolvedRegion | None) -> tuple[NodeRole, GatewayNode | None]:
     """Return the node's role in its region, and its own entry if it is a gateway or a standby."""
     if region is None:
         return NodeRole.NONE, None
@@ -115,7 +115,7 @@ def _own_network(gateway: Gateway, world: World, facts: LocalFacts) -> frozenset
     return frozenset(found)
 
 
-def _overlay(region: Region, situation: Situation, regions: RegionIndex) -> Overlay | None:
+def _overlay(region: ResolvedRegion, situation: Situation, regions: RegionIndex) -> Overlay | None:
     """Return the node's part in its region's VXLAN."""
     world = situation.world
     members = vxlan_members(world.gateways[region.name], world.peers, world.mesh, regions.refused(region.name))

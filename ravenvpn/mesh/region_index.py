@@ -1,7 +1,7 @@
 """`RegionIndex`: the regions of the world, kept current at the cost of what changed.
 
-It joins Gateways, Peers and conflicts into `Region` values, and answers which regions a node or a liveness verdict
-concerns. One planner owns it; it is not shared between threads.
+It joins Gateways, Peers and conflicts into `ResolvedRegion` values, and answers which regions a node or a liveness
+verdict concerns. One planner owns it; it is not shared between threads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ravenvpn.mesh.conflict import Conflict, RefusedClaims
 from ravenvpn.mesh.conflict_index import ConflictIndex
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import Changes, Gateway, World
-from ravenvpn.mesh.topology import MAX_HUBS, Hub, Region, as_hub, hub_rank, resolve_region, with_takeover
+from ravenvpn.mesh.topology import MAX_HUBS, Hub, ResolvedRegion, as_hub, hub_rank, resolve_region, with_takeover
 
 
 class RegionIndex:
@@ -24,7 +24,7 @@ class RegionIndex:
         self._world = World()
         self._forward_node_ip = False
         self._conflicts = ConflictIndex(self._world.mesh)
-        self._regions: dict[str, Region] = {}
+        self._regions: dict[str, ResolvedRegion] = {}
         self._regions_of: dict[str, set[str]] = {}  # node → Gateways that name it, as member or as endpoint
         self._hub_ranks: list[tuple[int, str]] = []  # sorted; of every region that may serve as a hub
 
@@ -50,12 +50,12 @@ class RegionIndex:
         """Return the names of all regions, as a live view that changes with the index."""
         return self._regions.keys()
 
-    def region(self, name: str, liveness: Liveness) -> Region | None:
+    def region(self, name: str, liveness: Liveness) -> ResolvedRegion | None:
         """Return the region with standbys in the place of dead gateways; None if there is no such region."""
         region = self._regions.get(name)
         return with_takeover(region, liveness, self.me) if region else None
 
-    def own_region(self, liveness: Liveness) -> Region | None:
+    def own_region(self, liveness: Liveness) -> ResolvedRegion | None:
         """Return the region that `me` is a member of; None if there is none, or a conflict took the node from it."""
         for name in sorted(self._regions_of.get(self.me, ())):
             members = {info.node for info in self._world.gateways[name].status.nodes}
@@ -87,7 +87,7 @@ class RegionIndex:
         """Return every conflict of the world, sorted."""
         return self._conflicts.conflicts()
 
-    def _resolve(self, name: str) -> Region | None:
+    def _resolve(self, name: str) -> ResolvedRegion | None:
         gateway = self._world.gateways.get(name)
         if gateway is None:
             return None
@@ -104,7 +104,7 @@ class RegionIndex:
         for node in new - old:
             self._regions_of.setdefault(node, set()).add(name)
 
-    def _replace(self, name: str, region: Region | None) -> None:
+    def _replace(self, name: str, region: ResolvedRegion | None) -> None:
         before = self._regions.pop(name, None)
         rank = (hub_rank(name), name)
         if before is not None and before.serves_as_hub:

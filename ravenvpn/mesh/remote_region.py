@@ -19,7 +19,7 @@ from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import host_prefix
 from ravenvpn.mesh.nodeplan import NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.reason import Reason, ReasonCode
-from ravenvpn.mesh.topology import GatewayNode, Hub, Region, carrier_order, choose_hub
+from ravenvpn.mesh.topology import GatewayNode, Hub, ResolvedRegion, carrier_order, choose_hub
 from ravenvpn.overhead import MIN_IPV6_MTU
 
 # Seconds between keepalives of the side behind NAT: wg's customary figure, below the 30 s after which some NATs drop
@@ -56,7 +56,7 @@ class RemoteRegionPlan:
 EMPTY = RemoteRegionPlan()
 
 
-def path_to(region: Region, context: Context, liveness: Liveness) -> RegionPath:
+def path_to(region: ResolvedRegion, context: Context, liveness: Liveness) -> RegionPath:
     """Return how this node reaches `region`. No other part of a remote region's plan depends on liveness."""
     if not context.is_gateway or context.region is None or not region.active:
         return RegionPath()
@@ -67,7 +67,7 @@ def path_to(region: Region, context: Context, liveness: Liveness) -> RegionPath:
     return RegionPath(carrier_order(context.node, hub.active, liveness) if hub else (), hub, needs_hub=True)
 
 
-def plan_remote_region(region: Region, context: Context, liveness: Liveness) -> RemoteRegionPlan:
+def plan_remote_region(region: ResolvedRegion, context: Context, liveness: Liveness) -> RemoteRegionPlan:
     """Return the plan of `region`, which is not the own one, on the node of `context`."""
     if context.role is NodeRole.NONE or context.region is None:
         return EMPTY
@@ -83,7 +83,11 @@ def plan_remote_region(region: Region, context: Context, liveness: Liveness) -> 
 
 
 def _on_gateway(
-    region: Region, announced: tuple[Announced, ...], notes: list[Reason], context: Context, liveness: Liveness
+    region: ResolvedRegion,
+    announced: tuple[Announced, ...],
+    notes: list[Reason],
+    context: Context,
+    liveness: Liveness,
 ) -> RemoteRegionPlan:
     """Return the plan on a gateway or a standby, which have sessions of their own."""
     prefixes = tuple(a.prefix for a in announced)
@@ -148,7 +152,7 @@ def _host_routes(announced: Iterable[Announced], path: RegionPath, mtu: int, con
         yield from _through_gateway(announced, context)
 
 
-def _routed_here(region: Region, context: Context) -> tuple[tuple[Announced, ...], list[Reason]]:
+def _routed_here(region: ResolvedRegion, context: Context) -> tuple[tuple[Announced, ...], list[Reason]]:
     """Return the region's prefixes without those that belong to our own network here, and notes on the omitted."""
     announced, notes = region.announced, list[Reason]()
     if context.shadowed:

@@ -56,7 +56,7 @@ class GatewayNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class ResolvedRegion:
     """A Gateway with its conflicts resolved and its nodes' keys and candidates joined in. Equal on every node."""
 
     name: str
@@ -87,7 +87,7 @@ class Hub(NamedTuple):
     no_pmtu_discovery: bool = False  # of an active one, see GatewayNode
 
 
-def with_takeover(region: Region, liveness: Liveness, me: str) -> Region:
+def with_takeover(region: ResolvedRegion, liveness: Liveness, me: str) -> ResolvedRegion:
     """Return the region as node `me` treats it: if every active gateway is proven dead, standbys take over.
 
     As many take over as were active, in the order of the spec, as `mesh.status.elect` would choose; those proven
@@ -139,7 +139,7 @@ def candidates_of(endpoint: GatewayEndpoint, peer: PeerObject | None) -> tuple[C
 
 def resolve_region(
     gateway: Gateway, peers: Mapping[str, PeerObject], refused: RefusedClaims, *, forward_node_ip: bool = False
-) -> Region:
+) -> ResolvedRegion:
     """Return a Gateway joined with the Peers of its nodes, without what it lost in conflicts (`refused`)."""
     announced = _announced(gateway, peers, refused, forward_node_ip)
     routed = frozenset(str(a.prefix.network_address) for a in announced if a.dialled and a.prefix.version == 6)
@@ -154,7 +154,7 @@ def resolve_region(
     order = {e.node: i for i, e in reversed([*enumerate(gateway.endpoints)]) if e.type is EndpointType.TUNNEL}
     succession = tuple(sorted((n.node for n in nodes if n.node in order), key=order.__getitem__))
     nodes.sort(key=lambda n: (not n.active, n.node))
-    return Region(
+    return ResolvedRegion(
         gateway.name,
         tuple(nodes),
         announced,
@@ -236,7 +236,7 @@ def hub_rank(region: str) -> int:
     return int.from_bytes(hashlib.sha256(b"hub\0" + region.encode()).digest()[:8], "big")
 
 
-def as_hub(region: Region) -> Hub:
+def as_hub(region: ResolvedRegion) -> Hub:
     """Return the region in its role as a hub."""
     return Hub(
         region.name,
@@ -263,7 +263,7 @@ def hub_order(one: str, other: str, hubs: Iterable[Hub]) -> list[Hub]:
     return sorted(hubs, key=lambda h: (-rendezvous(one, other, h.region), h.region))
 
 
-def choose_hub(one: str, other: Region, hubs: Iterable[Hub], liveness: Liveness) -> Hub | None:
+def choose_hub(one: str, other: ResolvedRegion, hubs: Iterable[Hub], liveness: Liveness) -> Hub | None:
     """Return the hub that carries between our region `one` and `other` now; None without hubs.
 
     1. The first in rendezvous order that reaches an active gateway of the other end. Among these, one that is proven

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from ravenvpn.mesh.model import DEFAULT_TUNNEL_PORT, EndpointType, Gateway, GatewayEndpoint, HostPort, PeerObject
+from ravenvpn.mesh.model import (
+    DEFAULT_TUNNEL_PORT,
+    EndpointType,
+    Gateway,
+    GatewayEndpoint,
+    HostPort,
+    PeerObject,
+)
 
 
 def tunnel_port(endpoint: GatewayEndpoint | None, peer: PeerObject | None, configured: int | None = None) -> int:

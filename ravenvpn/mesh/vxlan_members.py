@@ -16,7 +16,7 @@ from ravenvpn.mesh.conflict import RefusedClaims
 from ravenvpn.mesh.hoststate import Address
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import Gateway, NodeInfo, PeerObject, lan_addresses
-from ravenvpn.mesh.topology import Region, carrier_order
+from ravenvpn.mesh.topology import ResolvedRegion, carrier_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,11 @@ def vxlan_members(
 
 
 def overlay_of(
-    me: str, region: Region, members: Mapping[str, VxlanMember], present: Set[Address] | None, liveness: Liveness
+    me: str,
+    region: ResolvedRegion,
+    members: Mapping[str, VxlanMember],
+    present: Set[Address] | None,
+    liveness: Liveness,
 ) -> Overlay | None:
     """Return the VXLAN as `me` uses it; None if it is no member, or the only one.
 

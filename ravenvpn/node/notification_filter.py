@@ -15,13 +15,7 @@ import struct
 from ravenvpn.mesh.hoststate import PROTOCOL
 from ravenvpn.node.neighbours import RTM_DELNEIGH, RTM_NEWNEIGH
 from ravenvpn.node.netlink import NLMSGHDR
-from ravenvpn.node.rtnetlink import (
-    RT_TABLE_COMPAT,
-    RTM_DELROUTE,
-    RTM_DELRULE,
-    RTM_NEWROUTE,
-    RTM_NEWRULE,
-)
+from ravenvpn.node.rtnetlink import RT_TABLE_COMPAT, RTM_DELROUTE, RTM_DELRULE, RTM_NEWROUTE, RTM_NEWRULE
 
 _LOAD_WORD, _LOAD_HALF, _LOAD_BYTE = 0x20, 0x28, 0x30  # BPF_LD | BPF_ABS | BPF_W, _H, _B
 _JUMP_EQUAL, _RETURN = 0x15, 0x06  # BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K

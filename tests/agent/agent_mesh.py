@@ -11,14 +11,14 @@ from pathlib import Path
 
 from lab.lab_mesh import LabMesh
 
-from ravenvpn.lab import LabRegion, Nat
+from ravenvpn.lab import Nat, Region
 
 ROOT = Path(__file__).parent.parent.parent
 REGIONS = (
-    LabRegion("cloud", pods=2),
-    LabRegion("harbour", pods=1),
-    LabRegion("factory", pods=2, nat=Nat.PORT_RESTRICTED),
-    LabRegion("ship", pods=2, nat=Nat.SYMMETRIC),
+    Region("cloud", pods=2),
+    Region("harbour", pods=1),
+    Region("factory", pods=2, nat=Nat.PORT_RESTRICTED),
+    Region("ship", pods=2, nat=Nat.SYMMETRIC),
 )
 Measured = Callable[[str, float], None]
 PATIENCE = LabMesh.PATIENCE

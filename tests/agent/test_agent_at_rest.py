@@ -13,7 +13,7 @@ from agent_mesh import PATIENCE, Measured, Mesh
 from agent_routes import RouteWatch, percentile
 from agent_worlds import prefix, write, write_region
 
-from ravenvpn.lab import Lab, LabRegion
+from ravenvpn.lab import Lab, Region
 from ravenvpn.lab.agents import LOG, WORLD, Agents, wait_until
 from ravenvpn.lab.host import LabNode
 
@@ -71,7 +71,7 @@ def threads(pid: int) -> int:
 
 @pytest.fixture
 def single() -> Iterator[tuple[Lab, Agents]]:
-    with Lab(LabRegion("cloud", pods=1)) as lab:
+    with Lab(Region("cloud", pods=1)) as lab:
         agents = Agents(lab)
         agents.prepare()
         yield lab, agents
@@ -86,7 +86,7 @@ def test_a_thousand_peers(single: tuple[Lab, Agents], measured: Measured) -> Non
     for _ in range(4):  # what else the machine does only ever adds
         if processor <= THOUSAND_START_BAR:
             break
-        agents.stop(node)
+        agents.end(node)
         node.path(LOG).unlink()
         pid, seconds, processor = start(agents, node)
     measured("start, s", seconds)

@@ -24,7 +24,7 @@ def test_traffic_moves_to_the_other_hub_within_3_s_and_back_without_loss(mesh: M
     with Traffic([(one, two), (two, one), (one, beside)], rate=50) as traffic:
         time.sleep(2)
         killed = time.monotonic()
-        mesh.agents.stop(mesh.node(hub), signal.SIGKILL)
+        mesh.agents.end(mesh.node(hub), signal.SIGKILL)
         wait_until(lambda: mesh.hub() == other, "the pair meets through the other hub")
         time.sleep(1)
         back = time.monotonic()

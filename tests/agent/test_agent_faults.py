@@ -29,7 +29,7 @@ NODE = "harbour-1"
 def stopped(mesh: Mesh) -> Iterator[LabNode]:
     """Return the node after its agent was ended."""
     node = mesh.node(NODE)
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     try:
         yield node
     finally:
@@ -125,7 +125,7 @@ def test_without_nft_everything_else_works_and_the_reason_is_reported(mesh: Mesh
 
 def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
     node = mesh.node(NODE)
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     mesh.agents.start(node, "--cleanup-on-exit")
     mesh.wait_until_healthy(NODE)
     with stopped(mesh):
@@ -135,7 +135,7 @@ def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
 def test_a_restart_without_its_source_keeps_the_unreachable_routes(mesh: Mesh) -> None:
     """The unreachable routes of an earlier agent stay until a world was read."""
     node = mesh.node(NODE)
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     closed = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
     assert len(closed) == 3
     mesh.agents.start(node, "--source", "file:/etc/ravenvpn/nowhere")
@@ -145,7 +145,7 @@ def test_a_restart_without_its_source_keeps_the_unreachable_routes(mesh: Mesh) -
         kept = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
         assert kept == closed
     finally:
-        mesh.agents.stop(node)
+        mesh.agents.end(node)
         mesh.start(NODE)
 
 

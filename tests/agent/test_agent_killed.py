@@ -43,7 +43,7 @@ def test_nothing_leaves_unencrypted_after_kill_and_traffic_is_back_within_6_s_of
             for target in (other.v4, other.v6)
         ]
         time.sleep(0.5)
-        agents.stop(node, signal.SIGKILL)
+        agents.end(node, signal.SIGKILL)
         time.sleep(1.5)
         assert not reaches(mesh), "the tunnel is dead, so nothing can have answered"
         agents.start(node)
@@ -69,7 +69,7 @@ def test_a_capture_on_the_uplink_would_see_such_a_packet(mesh: Mesh) -> None:
 def test_a_second_start_adds_nothing_to_the_host(mesh: Mesh) -> None:
     node, agents = mesh.node(NODE), mesh.agents
     first = dump(node)
-    agents.stop(node, signal.SIGKILL)
+    agents.end(node, signal.SIGKILL)
     agents.start(node)
     mesh.wait_until_healthy(NODE)
     second = dump(node)
@@ -82,7 +82,7 @@ def test_a_second_start_adds_nothing_to_the_host(mesh: Mesh) -> None:
 
 def test_after_cleanup_the_host_is_as_before_the_first_start(mesh: Mesh) -> None:
     node, agents, before = mesh.node(NODE), mesh.agents, mesh.before[NODE]
-    agents.stop(node, signal.SIGKILL)
+    agents.end(node, signal.SIGKILL)
     assert dump(node) != before, "what a killed agent leaves must show in a dump"
     agents.cli(node, "cleanup")
     assert dump(node) == before

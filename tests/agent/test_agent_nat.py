@@ -55,7 +55,7 @@ def test_a_gateway_that_was_killed_carries_traffic_within_6_s_of_its_start(
     far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
     with Traffic([(far, near), (near, far)], rate=50) as traffic:
         time.sleep(1.5)  # where peers were seen is saved once a second
-        mesh.agents.stop(mesh.node(restarted), signal.SIGKILL)
+        mesh.agents.end(mesh.node(restarted), signal.SIGKILL)
         time.sleep(1)
         started = time.monotonic()
         mesh.start(restarted)
@@ -70,7 +70,7 @@ def test_a_gateway_that_was_killed_carries_traffic_within_6_s_of_its_start(
 def test_a_restarted_public_gateway_calls_its_natted_peers_at_their_last_endpoints(mesh: Mesh) -> None:
     """No peer behind NAT sends anything: the gateway has to call them, at the endpoints in its file."""
     node = mesh.node("cloud-1")
-    mesh.agents.stop(node, signal.SIGKILL)
+    mesh.agents.end(node, signal.SIGKILL)
     seen = node.read("/var/lib/ravenvpn/endpoints")
     assert str(mesh.lab.router("factory").v4) in seen
     mesh.start("cloud-1")

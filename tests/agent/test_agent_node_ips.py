@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from ravenvpn.lab import Lab, LabRegion, Nat
-from ravenvpn.lab.agents import Agents, prints_output, wait_until
+from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab.agents import Agents, answers, wait_until
 from ravenvpn.lab.echo import PORT
 from ravenvpn.lab.host import LabHost
 
@@ -20,9 +20,9 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "tcpdu
 
 # A public gateway is called at its InternalIP here, which is routed into the tunnel all the same.
 REGIONS = (
-    LabRegion("cloud", nodes=2, masquerade=True),
-    LabRegion("factory", nodes=2, nat=Nat.PORT_RESTRICTED, masquerade=True),
-    LabRegion("ship", nat=Nat.SYMMETRIC),
+    Region("cloud", nodes=2, masquerade=True),
+    Region("factory", nodes=2, nat=Nat.PORT_RESTRICTED, masquerade=True),
+    Region("ship", nat=Nat.SYMMETRIC),
 )
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 PATIENCE = 60.0
@@ -35,9 +35,9 @@ class Mesh:
 
     def restart(self, name: str, *, forward_node_ip: bool) -> None:
         node = self.lab.node(name)
-        self.agents.stop(node)
+        self.agents.end(node)
         self.agents.start(node, "--forward-node-ip" if forward_node_ip else "--no-forward-node-ip")
-        self.agents.wait_until_healthy([node], PATIENCE)
+        self.agents.wait_until_well([node], PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def mesh() -> Iterator[Mesh]:
         hosts: list[LabHost] = [*lab.pods, *lab.nodes]
         for host in hosts:
             host.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        agents.wait_until_healthy(timeout=PATIENCE)
+        agents.wait_until_well(patience=PATIENCE)
         for host in hosts:
             listens = ["ss", "-Hltn", "sport", "=", str(PORT)]
-            wait_until(lambda host=host, listens=listens: prints_output(host, listens), f"{host.name} serves")
+            wait_until(lambda host=host, listens=listens: answers(host, listens), f"{host.name} serves")
         yield Mesh(lab, agents)
 
 

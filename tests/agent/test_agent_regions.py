@@ -18,8 +18,8 @@ from agent_hosts import dump
 from agent_mesh import Measured
 from agent_traffic import Traffic
 
-from ravenvpn.lab import Lab, LabRegion, Nat
-from ravenvpn.lab.agents import WORLD, Agents, prints_output, wait_until
+from ravenvpn.lab import Lab, Nat, Region
+from ravenvpn.lab.agents import WORLD, Agents, answers, wait_until
 from ravenvpn.lab.echo import PORT
 from ravenvpn.lab.host import LabHost, LabNode, Pod
 
@@ -31,9 +31,9 @@ pytestmark = [
 
 # The CNI masquerades what leaves the region, as flannel does, and two of the factory's nodes may be its gateway.
 REGIONS = (
-    LabRegion("cloud", nodes=2, masquerade=True),
-    LabRegion("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2, masquerade=True),
-    LabRegion("ship", nat=Nat.SYMMETRIC),
+    Region("cloud", nodes=2, masquerade=True),
+    Region("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2, masquerade=True),
+    Region("ship", nat=Nat.SYMMETRIC),
 )
 ECHO = (sys.executable, "-m", "ravenvpn.lab.echo")
 PATIENCE = 60.0
@@ -49,7 +49,7 @@ class Mesh:
         return self.lab.node(name)
 
     def wait_until_healthy(self, *names: str) -> None:
-        self.agents.wait_until_healthy([self.node(name) for name in names], PATIENCE)
+        self.agents.wait_until_well([self.node(name) for name in names], PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,9 @@ def mesh() -> Iterator[Mesh]:
         agents.start_all()
         for pod in lab.pods:
             pod.popen([*ECHO, "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        agents.wait_until_healthy(timeout=PATIENCE)
+        agents.wait_until_well(patience=PATIENCE)
         for pod in lab.pods:
-            wait_until(
-                lambda pod=pod: prints_output(pod, ["ss", "-Hltn", "sport", "=", str(PORT)]), f"{pod.name} serves"
-            )
+            wait_until(lambda pod=pod: answers(pod, ["ss", "-Hltn", "sport", "=", str(PORT)]), f"{pod.name} serves")
         yield Mesh(lab, agents, before)
 
 
@@ -235,9 +233,9 @@ def test_killed_agents_of_a_plain_node_and_of_its_gateway_leak_nothing(mesh: Mes
             for pod in pods
             for address in (far.v4, far.v6)
         ]
-        mesh.agents.stop(nodes[2], signal.SIGKILL)
+        mesh.agents.end(nodes[2], signal.SIGKILL)
         assert reached(pods[2], far)
-        mesh.agents.stop(nodes[0], signal.SIGKILL)
+        mesh.agents.end(nodes[0], signal.SIGKILL)
         time.sleep(0.5)
         assert not reached(pods[2], far)
         mesh.agents.start(nodes[0])
@@ -253,7 +251,7 @@ def test_killed_agents_of_a_plain_node_and_of_its_gateway_leak_nothing(mesh: Mes
 @pytest.mark.parametrize("name", ["factory-3", "factory-1"])
 def test_after_cleanup_the_host_is_as_before_the_first_start(mesh: Mesh, name: str) -> None:
     node = mesh.node(name)
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     assert dump(node) != mesh.before[name], "what an agent leaves must show in a dump"
     mesh.agents.cli(node, "cleanup")
     assert dump(node) == mesh.before[name]

@@ -44,7 +44,7 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
     for path, text in before.items():
         path.write_text(text)
     for end in ENDS:
-        mesh.agents.stop(mesh.node(end))
+        mesh.agents.end(mesh.node(end))
         configure(mesh, end)
         mesh.start(end)
     mesh.wait_until_healthy()
@@ -53,7 +53,7 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
 def restart(mesh: Mesh, body: str) -> None:
     """Restart both agents with this data plane, and with priority: one without processor for 0.3 s loses packets."""
     for end in ENDS:
-        mesh.agents.stop(mesh.node(end))
+        mesh.agents.end(mesh.node(end))
         mesh.start(end, "--dataplane", body)
     mesh.wait_until_healthy(*ENDS)
     for end in ENDS:
@@ -179,7 +179,7 @@ def test_a_configuration_that_does_not_parse_changes_nothing(mesh: Mesh) -> None
 
 def test_flags_and_variables_keep_precedence_over_the_file(mesh: Mesh) -> None:
     node = mesh.node("harbour-1")
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     mesh.agents.start(node, "--log-level", "warning", env={"RAVENVPN_PROBE_INTERVAL": "3"})
     mesh.wait_until_healthy("harbour-1")
     try:
@@ -187,5 +187,5 @@ def test_flags_and_variables_keep_precedence_over_the_file(mesh: Mesh) -> None:
         assert reload(mesh, "harbour-1").changed == ("probe_interval_idle",)
     finally:
         configure(mesh, "harbour-1")
-        mesh.agents.stop(node)
+        mesh.agents.end(node)
         mesh.start("harbour-1")

@@ -10,7 +10,7 @@ import pytest
 from agent_mesh import Measured
 from agent_traffic import Traffic
 
-from ravenvpn.lab import Lab, LabRegion, Nat
+from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab.agents import Agents, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(240)]
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"),
 BAR = 3.0  # seconds without the gateway
 REKEY_SOON = 90.0  # seconds; sessions renew after 120
 REGIONS = (
-    LabRegion("cloud", nodes=2),
-    LabRegion("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2),
-    LabRegion("ship", nat=Nat.SYMMETRIC),
+    Region("cloud", nodes=2),
+    Region("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2),
+    Region("ship", nat=Nat.SYMMETRIC),
 )
 
 
@@ -30,7 +30,7 @@ def mesh() -> Iterator[tuple[Lab, Agents]]:
         agents = Agents(lab)
         agents.prepare()
         agents.start_all()
-        agents.wait_until_healthy(timeout=60.0)
+        agents.wait_until_well(patience=60.0)
         yield lab, agents
 
 
@@ -53,7 +53,7 @@ def test_a_standby_takes_over_within_3_s_with_its_existing_sessions(
     with Traffic(ways, rate=50) as traffic:
         time.sleep(2)
         killed = time.monotonic()
-        agents.stop(lab.node("factory-1"), signal.SIGKILL)
+        agents.end(lab.node("factory-1"), signal.SIGKILL)
         wait_until(lambda: role("factory-2") == "active gateway", "the standby stands in")
         time.sleep(3)
         since = handshakes()

@@ -66,7 +66,7 @@ def systemd(mesh: Mesh) -> Iterator[Systemd]:
 @pytest.mark.timeout(180)
 def test_notifications_to_systemd_from_start_to_stop(mesh: Mesh, systemd: Systemd, measured: Measured) -> None:
     node = mesh.node("harbour-1")
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     variables = {"NOTIFY_SOCKET": NOTIFY_SOCKET, "WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
     process = mesh.agents.start(node, env=variables)
 
@@ -99,7 +99,7 @@ def test_notifications_to_systemd_from_start_to_stop(mesh: Mesh, systemd: System
 @pytest.mark.timeout(120)
 def test_an_agent_without_a_world_is_not_ready(mesh: Mesh, systemd: Systemd) -> None:
     node = mesh.node("harbour-1")
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     variables = {"NOTIFY_SOCKET": NOTIFY_SOCKET, "WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
     process = mesh.agents.start(node, "--source", "file:/etc/ravenvpn/nowhere", env=variables)
     try:

@@ -18,16 +18,16 @@ from typing import Any
 from cluster_api import Api
 from control_plane import DEFAULT, FLANNELD, ControlPlane, kube_folder, require_kube, running
 
-from ravenvpn.lab import Lab, LabRegion, Nat
+from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab.agents import wait_until
 from ravenvpn.lab.host import LabNode
 from ravenvpn.lab.manifests import Manifest
 from ravenvpn.lab.ownership import MARK, NAMESPACES
 
 REGIONS = (
-    LabRegion("cloud", nodes=3),
-    LabRegion("factory", nodes=3, gateways=2, nat=Nat.PORT_RESTRICTED),
-    LabRegion("ship", nodes=3, nat=Nat.SYMMETRIC),
+    Region("cloud", nodes=3),
+    Region("factory", nodes=3, gateways=2, nat=Nat.PORT_RESTRICTED),
+    Region("ship", nodes=3, nat=Nat.SYMMETRIC),
 )
 POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 PORT = 6443
@@ -191,7 +191,7 @@ def _start(node: LabNode, log: str, argv: list[str], env: dict[str, str] | None 
 
 
 @contextlib.contextmanager
-def cluster_lab(*regions: LabRegion, version: str = DEFAULT, masquerade: bool = True) -> Iterator[ClusterLab]:
+def cluster_lab(*regions: Region, version: str = DEFAULT, masquerade: bool = True) -> Iterator[ClusterLab]:
     """Up and registered, flannel running; no agent yet, and no CRD."""
     require_kube(version, FLANNELD, "kube-proxy")
     with Lab(*(regions or REGIONS)) as lab:

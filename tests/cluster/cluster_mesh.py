@@ -20,7 +20,7 @@ from lab.lab_mesh import status_of
 
 from ravenvpn.agent.reports import StatusReport
 from ravenvpn.errors import AgentUnreachableError, HostError
-from ravenvpn.lab import LabRegion
+from ravenvpn.lab import Region
 from ravenvpn.lab.agents import RAVEN_VPN, Agents, wait_until
 from ravenvpn.lab.host import LabNode
 
@@ -186,7 +186,7 @@ class Mesh:
 
 @contextlib.contextmanager
 def cluster_mesh(
-    *regions: LabRegion, version: str = DEFAULT, proxy: str = "", controllers: Sequence[str] = CONTROLLER_NODES
+    *regions: Region, version: str = DEFAULT, proxy: str = "", controllers: Sequence[str] = CONTROLLER_NODES
 ) -> Iterator[Mesh]:
     """Everything runs and every agent is connected; there is no Gateway yet."""
     with cluster_lab(*regions, version=version) as cluster:

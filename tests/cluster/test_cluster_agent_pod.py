@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ravenvpn.lab import Lab, LabRegion
+from ravenvpn.lab import Lab, Region
 from ravenvpn.lab.agents import RAVEN_VPN, WORLD, Agents, wait_until
 from ravenvpn.lab.host import LabNode
 
@@ -111,7 +111,7 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def regions() -> Iterator[tuple[Lab, Agents]]:
-    with Lab(LabRegion("cloud"), LabRegion("factory")) as lab:
+    with Lab(Region("cloud"), Region("factory")) as lab:
         agents = Agents(lab)
         agents.prepare()
         agents.start(lab.node("cloud-1"))
@@ -134,7 +134,7 @@ def scene(regions: tuple[Lab, Agents]) -> Iterator[Scene]:
 def test_the_agent_needs_no_more_than_its_pod_gives(scene: Scene) -> None:
     process = scene.start()
     try:
-        scene.agents.wait_until_healthy(timeout=40)
+        scene.agents.wait_until_well(patience=40)
     except Exception as error:
         raise AssertionError(scene.said()) from error
 

@@ -63,7 +63,7 @@ def test_started_without_the_api_server_it_carries_traffic_within_three_seconds(
     with without_api(mesh), across(mesh, node) as pairs:
         pairs.until_complete(20)
         while len(taken) < CHANCES and min(taken, default=BAR + 1) > BAR:
-            mesh.agents.stop(node, signal.SIGKILL)
+            mesh.agents.end(node, signal.SIGKILL)
             mesh.agents.cli(node, "cleanup")  # as bare as after a boot
             begin = time.monotonic()
             mesh.start_agent(node)
@@ -85,7 +85,7 @@ def test_started_without_the_api_server_it_carries_traffic_within_three_seconds(
 
 def test_a_truncated_world_is_reported_and_the_server_is_used(mesh: Mesh) -> None:
     node = mesh.node("factory-3")
-    mesh.agents.stop(node)
+    mesh.agents.end(node)
     file = node.path(f"{STATE}/world")
     file.write_bytes(file.read_bytes()[:-100])
     mesh.start_agent(node)
@@ -104,7 +104,7 @@ def test_a_node_without_its_key_makes_another_and_the_mesh_uses_it(mesh: Mesh, m
     before = key_of(mesh, name)
     with across(mesh, node) as pairs:
         pairs.until_complete(20)
-        mesh.agents.stop(node)
+        mesh.agents.end(node)
         node.path(f"{STATE}/private.key").unlink()
         begin = time.monotonic()
         mesh.start_agent(node)
@@ -117,7 +117,7 @@ def test_two_nodes_with_one_key_are_reported_by_both(mesh: Mesh) -> None:
     """As after cloning a disk. The older Peer keeps the key; the other node reports the remedy."""
     first, second = mesh.node("ship-2"), mesh.node("ship-3")
     own = second.read(f"{STATE}/private.key")
-    mesh.agents.stop(second)
+    mesh.agents.end(second)
     second.write(f"{STATE}/private.key", first.read(f"{STATE}/private.key"), mode=0o600)
     mesh.start_agent(second)
     try:
@@ -126,7 +126,7 @@ def test_two_nodes_with_one_key_are_reported_by_both(mesh: Mesh) -> None:
         for node in (first, second):
             wait_until(lambda node=node: condition(mesh, node.name, "KeyIsOurs") == "False", "said in both Peers", 60)
     finally:
-        mesh.agents.stop(second)
+        mesh.agents.end(second)
         second.write(f"{STATE}/private.key", own, mode=0o600)
         mesh.start_agent(second)
     for node in (first, second):

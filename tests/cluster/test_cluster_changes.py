@@ -13,7 +13,7 @@ from agent.agent_routes import RouteWatch, percentile
 from cluster_mesh import CONTROLLER_NODES, GATEWAYS, Mesh, cluster_mesh
 from cluster_pairs import Pairs
 
-from ravenvpn.lab import LabRegion, Nat
+from ravenvpn.lab import Nat, Region
 from ravenvpn.lab.agents import wait_until
 
 pytestmark = [
@@ -104,9 +104,9 @@ def test_a_gateway_changed_is_in_all_kernels_within_a_tenth_of_a_second(ten: Mes
 @pytest.mark.soak
 def test_the_same_with_one_node_in_each_of_three_regions(measured: Measured) -> None:
     regions = (
-        LabRegion("cloud"),
-        LabRegion("factory", nat=Nat.PORT_RESTRICTED),
-        LabRegion("ship", nat=Nat.SYMMETRIC),
+        Region("cloud"),
+        Region("factory", nat=Nat.PORT_RESTRICTED),
+        Region("ship", nat=Nat.SYMMETRIC),
     )
     numbers = range(1, 8)
     with cluster_mesh(*regions, controllers=("cloud-1",)) as mesh:

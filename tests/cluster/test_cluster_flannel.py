@@ -117,7 +117,7 @@ def test_flannel_keeps_its_own_while_agents_run(beside: Beside) -> None:
 @pytest.mark.parametrize("name", ["factory-1", "factory-2", "factory-3"], ids=["gateway", "standby", "plain"])
 def test_after_cleanup_the_host_is_as_before_the_first_start(beside: Beside, name: str) -> None:
     node: LabNode = beside.cluster.node(name)
-    beside.agents.stop(node)
+    beside.agents.end(node)
     assert dump(node) != beside.before[name], "what an agent leaves must show in a dump"
     beside.agents.cli(node, "cleanup")
     assert dump(node) == beside.before[name]

@@ -58,7 +58,7 @@ def logs(mesh: Mesh, node: LabNode) -> str:
 
 def restart(mesh: Mesh, *arguments: str) -> None:
     for node in mesh.lab.nodes:
-        mesh.agents.stop(node)
+        mesh.agents.end(node)
     for node in mesh.lab.nodes:
         mesh.start_agent(node, *arguments)
     mesh.wait_until_connected()

@@ -13,7 +13,7 @@ from cluster_mesh import CONTROLLER_NODES, GATEWAYS, Mesh, cluster_mesh
 from cluster_pairs import Pairs
 from test_cluster_changes import CHANGES, delays, judged
 
-from ravenvpn.lab import LabRegion, Nat
+from ravenvpn.lab import Nat, Region
 from ravenvpn.lab.agents import wait_until
 
 pytestmark = [
@@ -50,9 +50,9 @@ def test_three_regions_cost_an_agent_110_mb_and_next_to_no_cpu(mesh: Mesh, measu
 def thousand() -> Iterator[Mesh]:
     """Three real regions of one node, and 997 more of ten nodes each as objects, their status filled."""
     regions = (
-        LabRegion("cloud"),
-        LabRegion("factory", nat=Nat.PORT_RESTRICTED),
-        LabRegion("ship", nat=Nat.SYMMETRIC),
+        Region("cloud"),
+        Region("factory", nat=Nat.PORT_RESTRICTED),
+        Region("ship", nat=Nat.SYMMETRIC),
     )
     with cluster_mesh(*regions, controllers=("cloud-1",)) as mesh:
         mesh.apply_gateways()

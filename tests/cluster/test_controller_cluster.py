@@ -11,7 +11,15 @@ import yaml
 from control_plane import ControlPlane
 from controller_cluster import KEY, ControllerProcess, Region, administering, defined, eventually, fresh, pair, tunnel
 
-from ravenvpn.k8s.resource import BLOCK_AFFINITIES, CONFIG_MAPS, ENDPOINT_SLICES, EVENTS, GATEWAYS, NODES, SERVICES
+from ravenvpn.k8s.resource import (
+    BLOCK_AFFINITIES,
+    CONFIG_MAPS,
+    ENDPOINT_SLICES,
+    EVENTS,
+    GATEWAYS,
+    NODES,
+    SERVICES,
+)
 
 pytestmark = pytest.mark.cluster
 

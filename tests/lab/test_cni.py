@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from ravenvpn.lab import Lab, LabRegion, Nat
+from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab.cni import host_device
 from ravenvpn.lab.topology import Cni, Flavour, assign_addresses
 
@@ -20,9 +20,9 @@ EACH_MODEL = pytest.mark.parametrize("region", MODELS, ids=["-".join(model) for 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(
-        LabRegion("outside", nodes=1, pods=0),
+        Region("outside", nodes=1, pods=0),
         *(
-            LabRegion(name, 2, 2, Nat.PORT_RESTRICTED, cni=cni, masquerade=True, flavour=flavour)
+            Region(name, 2, 2, Nat.PORT_RESTRICTED, cni=cni, masquerade=True, flavour=flavour)
             for name, (cni, flavour) in MODELS.items()
         ),
     ) as lab:
@@ -30,7 +30,7 @@ def lab() -> Iterator[Lab]:
 
 
 def test_a_calico_node_has_two_blocks_of_each_family_and_pods_in_both():
-    (plan,) = assign_addresses((LabRegion("factory", pods=3, cni=Cni.CALICO),))
+    (plan,) = assign_addresses((Region("factory", pods=3, cni=Cni.CALICO),))
 
     node = plan.nodes[0]
     assert [[str(cidr) for cidr in block] for block in node.blocks] == [

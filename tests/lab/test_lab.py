@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from ravenvpn.errors import HostError
-from ravenvpn.lab import Lab, LabRegion, Nat, kept_labs, sweep
+from ravenvpn.lab import Lab, Nat, Region, kept_labs, sweep
 
 pytestmark = pytest.mark.root
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.root
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(
-        LabRegion("cloud", nodes=2, pods=2),
-        LabRegion("factory", nodes=2, pods=1, nat=Nat.PORT_RESTRICTED),
-        LabRegion("narrow", nodes=1, pods=0, mtu=1400),
-        LabRegion("masked", nodes=1, pods=1, masquerade=True),
-        LabRegion("far", nodes=1, pods=0, delay=0.02),
+        Region("cloud", nodes=2, pods=2),
+        Region("factory", nodes=2, pods=1, nat=Nat.PORT_RESTRICTED),
+        Region("narrow", nodes=1, pods=0, mtu=1400),
+        Region("masked", nodes=1, pods=1, masquerade=True),
+        Region("far", nodes=1, pods=0, delay=0.02),
     ) as lab:
         yield lab
 
@@ -185,7 +185,7 @@ def test_manifests_have_the_addresses_of_the_lab(lab: Lab, tmp_path: Path):
 
 def test_a_removed_lab_leaves_nothing_and_the_machine_is_unchanged():
     before = machine()
-    with Lab(LabRegion("one", nodes=2), LabRegion("two", nat=Nat.FULL_CONE)) as lab:
+    with Lab(Region("one", nodes=2), Region("two", nat=Nat.FULL_CONE)) as lab:
         process = lab.pod("one-1-pod-1").popen(["sleep", "1000"])
         assert traces(lab.prefix)
         assert machine() == before
@@ -195,15 +195,15 @@ def test_a_removed_lab_leaves_nothing_and_the_machine_is_unchanged():
 
 
 def test_an_exception_inside_with_removes_the_lab():
-    with pytest.raises(ZeroDivisionError), Lab(LabRegion("one")) as lab:
+    with pytest.raises(ZeroDivisionError), Lab(Region("one")) as lab:
         1 / 0  # noqa: B018
     assert traces(lab.prefix) == []
 
 
 ABANDONED = """
 import sys, time
-from ravenvpn.lab import Lab, LabRegion
-with Lab(LabRegion("one")) as lab:
+from ravenvpn.lab import Lab, Region
+with Lab(Region("one")) as lab:
     process = lab.node("one-1").popen(["sleep", "1000"])
     if "keep" in sys.argv:
         lab.keep()
@@ -222,14 +222,14 @@ def other_owner(*arguments: str) -> tuple[subprocess.Popen[str], str, list[int]]
 
 def test_the_lab_of_a_killed_owner_is_removed_by_the_next_lab():
     owner, prefix, pids = other_owner()
-    with Lab(LabRegion("mine")):
+    with Lab(Region("mine")):
         assert traces(prefix), "the lab of a living owner is not a leftover"
     owner.kill()
     owner.wait()
     assert traces(prefix)
     assert all(is_running(pid) for pid in pids)
 
-    with Lab(LabRegion("mine")):
+    with Lab(Region("mine")):
         assert traces(prefix) == []
         assert not any(is_running(pid) for pid in pids)
 
@@ -247,7 +247,7 @@ def test_a_kept_lab_outlives_its_owner_until_someone_asks():
 
 
 def test_without_root_the_error_names_root():
-    script = "import os; from ravenvpn.lab import Lab, LabRegion; os.setuid(65534); Lab(LabRegion('one')).__enter__()"
+    script = "import os; from ravenvpn.lab import Lab, Region; os.setuid(65534); Lab(Region('one')).__enter__()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "HostError: a lab consists of network namespaces, and only root can make them" in done.stderr
@@ -256,9 +256,9 @@ def test_without_root_the_error_names_root():
 def test_nine_nodes_with_eighteen_pods_are_built_within_ten_seconds():
     began = time.monotonic()
     with Lab(
-        LabRegion("cloud", nodes=3, pods=2),
-        LabRegion("factory", nodes=3, pods=2, nat=Nat.PORT_RESTRICTED),
-        LabRegion("shop", nodes=3, pods=2, nat=Nat.SYMMETRIC),
+        Region("cloud", nodes=3, pods=2),
+        Region("factory", nodes=3, pods=2, nat=Nat.PORT_RESTRICTED),
+        Region("shop", nodes=3, pods=2, nat=Nat.SYMMETRIC),
     ) as lab:
         assert time.monotonic() - began < 10
         assert (len(lab.nodes), len(lab.pods)) == (9, 18)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from ravenvpn.lab import Lab, LabNode, LabRegion, Nat
+from ravenvpn.lab import Lab, LabNode, Nat, Region
 
 pytestmark = pytest.mark.root
 
@@ -18,12 +18,12 @@ PORT = 4500
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(
-        LabRegion("friend", pods=0),
-        LabRegion("stranger", pods=0),
-        LabRegion("cone", nodes=2, pods=0, nat=Nat.FULL_CONE),
-        LabRegion("restricted", nodes=2, pods=0, nat=Nat.PORT_RESTRICTED),
-        LabRegion("symmetric", pods=0, nat=Nat.SYMMETRIC),
-        LabRegion("lossy", pods=0),
+        Region("friend", pods=0),
+        Region("stranger", pods=0),
+        Region("cone", nodes=2, pods=0, nat=Nat.FULL_CONE),
+        Region("restricted", nodes=2, pods=0, nat=Nat.PORT_RESTRICTED),
+        Region("symmetric", pods=0, nat=Nat.SYMMETRIC),
+        Region("lossy", pods=0),
     ) as lab:
         yield lab
 

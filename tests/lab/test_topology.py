@@ -6,11 +6,11 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
-from ravenvpn.lab.topology import AddressPair, LabRegion, Nat, assign_addresses
+from ravenvpn.lab.topology import AddressPair, Nat, Region, assign_addresses
 
 
 def test_a_public_region_has_a_public_lan_and_a_natted_one_a_private_lan():
-    cloud, factory = assign_addresses((LabRegion("cloud"), LabRegion("factory", nat=Nat.SYMMETRIC)))
+    cloud, factory = assign_addresses((Region("cloud"), Region("factory", nat=Nat.SYMMETRIC)))
 
     assert cloud.lan == (IPv4Network("198.51.100.0/28"), IPv6Network("2001:db8:1::/64"))
     assert factory.lan == (IPv4Network("10.2.0.0/24"), IPv6Network("fd00:2::/64"))
@@ -19,7 +19,7 @@ def test_a_public_region_has_a_public_lan_and_a_natted_one_a_private_lan():
 
 def test_every_node_of_the_cluster_has_pod_networks_of_its_own():
     cloud, factory = assign_addresses(
-        (LabRegion("cloud", nodes=2, pods=1), LabRegion("factory", pods=2, nat=Nat.FULL_CONE))
+        (Region("cloud", nodes=2, pods=1), Region("factory", pods=2, nat=Nat.FULL_CONE))
     )
 
     nodes = cloud.nodes + factory.nodes
@@ -31,7 +31,7 @@ def test_every_node_of_the_cluster_has_pod_networks_of_its_own():
 
 def test_two_homes_may_use_the_same_private_lan():
     home = IPv4Network("192.168.1.0/24")
-    one, two = assign_addresses(tuple(LabRegion(name, nat=Nat.PORT_RESTRICTED, lan=home) for name in ("one", "two")))
+    one, two = assign_addresses(tuple(Region(name, nat=Nat.PORT_RESTRICTED, lan=home) for name in ("one", "two")))
 
     assert one.lan.v4 == two.lan.v4 == home
     assert one.uplink != two.uplink
@@ -40,13 +40,13 @@ def test_two_homes_may_use_the_same_private_lan():
 @pytest.mark.parametrize(
     ("regions", "message"),
     [
-        ((LabRegion("a"), LabRegion("a")), "two regions have the same name"),
-        ((LabRegion("a", nodes=14),), "13 public addresses"),
-        (tuple(LabRegion(f"r{number}") for number in range(17)), "16 regions without NAT"),
-        (tuple(LabRegion(f"r{number}", nodes=0) for number in range(64)), "addresses for 63"),
-        ((LabRegion("a", nodes=255, nat=Nat.SYMMETRIC),), "there are podCIDRs for 254"),
+        ((Region("a"), Region("a")), "two regions have the same name"),
+        ((Region("a", nodes=14),), "13 public addresses"),
+        (tuple(Region(f"r{number}") for number in range(17)), "16 regions without NAT"),
+        (tuple(Region(f"r{number}", nodes=0) for number in range(64)), "addresses for 63"),
+        ((Region("a", nodes=255, nat=Nat.SYMMETRIC),), "there are podCIDRs for 254"),
     ],
 )
-def test_regions_without_enough_addresses_are_refused(regions: tuple[LabRegion, ...], message: str):
+def test_regions_without_enough_addresses_are_refused(regions: tuple[Region, ...], message: str):
     with pytest.raises(ValueError, match=message):
         assign_addresses(regions)

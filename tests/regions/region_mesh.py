@@ -41,7 +41,7 @@ def assert_clean(mesh: Mesh) -> None:
     for name in names:
         mesh.agents.process(mesh.node(name)).terminate()
     for name in names:
-        mesh.agents.stop(mesh.node(name))
+        mesh.agents.end(mesh.node(name))
     with ThreadPoolExecutor(max_workers=4) as workers:
         list(workers.map(lambda name: mesh.node(name).run([*RAVEN_VPN, "cleanup"], timeout=TIMEOUT), names))
     left = {name: differences(mesh.before[name], dump(mesh.node(name))) for name in names}

@@ -9,7 +9,7 @@ from lab.host_dumps import differences
 from region_dumps import dump
 from region_mesh import IPTABLES, TOOLS
 
-from ravenvpn.lab import Lab, LabNode, LabRegion
+from ravenvpn.lab import Lab, LabNode, Region
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES, "bridge")]
 
@@ -18,7 +18,7 @@ _LINK = "ip link add raven0 type vxlan id 200 dstport 4472"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[LabNode]:
-    with Lab(LabRegion("one", masquerade=True)) as lab:
+    with Lab(Region("one", masquerade=True)) as lab:
         lab.nodes[0].run(_LINK.replace("raven0", "other").replace("4472", "4473").split())
         yield lab.nodes[0]
 

@@ -14,18 +14,16 @@ from agent.agent_traffic import Flow, Traffic
 from region_dumps import dump
 from region_mesh import IPTABLES, TIMEOUT, TOOLS, Mesh, assert_clean
 
-from ravenvpn.lab import Capture, Lab, LabNode, LabRegion, Nat
+from ravenvpn.lab import Capture, Lab, LabNode, Nat, Region
 from ravenvpn.lab.agents import wait_until
 from ravenvpn.lab.topology import Cni, Flavour
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
 
 REGIONS = (
-    LabRegion("cloud", 3, 1, gateways=2, masquerade=True, flavour=Flavour.IPTABLES_NFT),
-    LabRegion(
-        "factory", 3, 1, Nat.PORT_RESTRICTED, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.IPTABLES_LEGACY
-    ),
-    LabRegion("ship", 3, 1, Nat.SYMMETRIC, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.NFT),
+    Region("cloud", 3, 1, gateways=2, masquerade=True, flavour=Flavour.IPTABLES_NFT),
+    Region("factory", 3, 1, Nat.PORT_RESTRICTED, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
+    Region("ship", 3, 1, Nat.SYMMETRIC, 2, cni=Cni.CALICO, masquerade=True, flavour=Flavour.NFT),
 )
 # From a gateway, a standby and a plain node of each region to a plain node of another.
 FLOWS = [
@@ -123,7 +121,7 @@ def test_no_packet_for_another_region_leaves_in_clear_during_failures(mesh: Mesh
             wait_until(functools.partial(arrives, flow), f"{flow} arrives", TIMEOUT)
         # Killed while running: a plain node, the gateway, then its standby, so that the region has no gateway.
         for name in ("factory-3", "factory-1", "factory-2", "cloud-2"):
-            agents.stop(node(name), signal.SIGKILL)
+            agents.end(node(name), signal.SIGKILL)
             time.sleep(0.5)
         # Killed at a random moment of their start.
         for _ in range(3):
@@ -131,7 +129,7 @@ def test_no_packet_for_another_region_leaves_in_clear_during_failures(mesh: Mesh
                 agents.start(node(name))
             time.sleep(dice.uniform(0.2, 2.5))
             for name in ("factory-1", "factory-3", "factory-2"):
-                agents.stop(node(name), signal.SIGKILL)
+                agents.end(node(name), signal.SIGKILL)
         # The gateway starts while its standby is not ready.
         agents.start(node("factory-1"))
         first = flowing.flow("factory-1-pod-1", "ship-3-pod-1")

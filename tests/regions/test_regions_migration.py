@@ -18,7 +18,7 @@ from region_mesh import TOOLS, Mesh
 from upstream_node import UpstreamNode
 
 from ravenvpn.errors import HostError
-from ravenvpn.lab import Lab, LabRegion, Nat
+from ravenvpn.lab import Lab, Nat, Region
 from ravenvpn.lab import manifests as manifest_files
 from ravenvpn.lab.agents import WORLD, wait_until
 
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-REGIONS = (LabRegion("cloud", 2, 1, masquerade=True), LabRegion("factory", 3, 1, Nat.PORT_RESTRICTED))
+REGIONS = (Region("cloud", 2, 1, masquerade=True), Region("factory", 3, 1, Nat.PORT_RESTRICTED))
 GATEWAY = "factory-1"
 ACROSS = [
     *((f"factory-{i}-pod-1", "cloud-2-pod-1") for i in (1, 2, 3)),
@@ -80,7 +80,7 @@ class Move:
 
     def to_upstream(self, name: str) -> None:
         node, upstream = self.mesh.node(name), self.upstream[name]
-        self.mesh.agents.stop(node)
+        self.mesh.agents.end(node)
         left = upstream.entries()
         self.mesh.agents.cli(node, "cleanup")
         # The kernel deletes the routes over raven0 with the device.

@@ -17,15 +17,15 @@ import pytest
 from region_mesh import TOOLS, Mesh
 from region_traffic import PORT, Answer, Pair, Refusal, datagrams, family, pairs, stations, streams, version
 
-from ravenvpn.lab import Lab, LabNode, LabRegion, Nat, Pod
+from ravenvpn.lab import Lab, LabNode, Nat, Pod, Region
 from ravenvpn.lab.topology import Cni
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS), pytest.mark.timeout(240)]
 
 REGIONS = (
-    LabRegion("cloud", 2, 1, masquerade=True),
-    LabRegion("harbour", 2, 1, masquerade=True),
-    LabRegion("ship", 2, 1, Nat.PORT_RESTRICTED, lan_mtu=1400, cni=Cni.CALICO, masquerade=True),
+    Region("cloud", 2, 1, masquerade=True),
+    Region("harbour", 2, 1, masquerade=True),
+    Region("ship", 2, 1, Nat.PORT_RESTRICTED, lan_mtu=1400, cni=Cni.CALICO, masquerade=True),
 )
 DROP_ICMP_ERRORS = """table inet drop_errors {
   chain input {
@@ -93,7 +93,7 @@ def is_right(mesh: Mesh, pair: Pair, answer: Answer) -> bool:
     return answer.offender == address(node.source, pair)
 
 
-def region(host: Pod | LabNode) -> LabRegion:
+def region(host: Pod | LabNode) -> Region:
     return (host.node if isinstance(host, Pod) else host).region
 
 

@@ -12,14 +12,14 @@ from region_dumps import dump
 from region_mesh import IPTABLES, TOOLS, Mesh, assert_clean
 from region_traffic import Answer, Pair, Refusal, datagrams, echoes, pairs, region_of, stations, streams, version
 
-from ravenvpn.lab import Lab, LabNode, LabRegion, Nat, Pod
+from ravenvpn.lab import Lab, LabNode, Nat, Pod, Region
 from ravenvpn.lab.topology import Cni, Flavour
 
 pytestmark = [pytest.mark.root, pytest.mark.needs(*TOOLS, *IPTABLES), pytest.mark.timeout(240)]
 
 REGIONS = (
-    LabRegion("cloud", nodes=3, pods=2, masquerade=True, flavour=Flavour.NFT),
-    LabRegion(
+    Region("cloud", nodes=3, pods=2, masquerade=True, flavour=Flavour.NFT),
+    Region(
         "factory",
         3,
         2,
@@ -29,7 +29,7 @@ REGIONS = (
         masquerade=True,
         flavour=Flavour.IPTABLES_NFT,
     ),
-    LabRegion("ship", 3, 2, Nat.SYMMETRIC, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
+    Region("ship", 3, 2, Nat.SYMMETRIC, masquerade=True, flavour=Flavour.IPTABLES_LEGACY),
 )
 TUNNEL_MTU = 1420  # underlay 1500, outer IPv6, UDP and transport header 80
 POD_MTU = 1500
@@ -197,7 +197,7 @@ def test_with_forward_node_ip_every_node_is_reached_through_the_tunnel(mesh: Mes
         node.write("/etc/ravenvpn/config.yaml", "forward_node_ip: true\n")
         mesh.agents.process(node).terminate()
     for node in mesh.lab.nodes:
-        mesh.agents.stop(node)
+        mesh.agents.end(node)
     mesh.agents.start_all()
     mesh.wait_until_healthy()
     asked = [pair for pair in pairs([*mesh.lab.pods, *mesh.lab.nodes], mesh.lab.nodes) if pair.crosses]

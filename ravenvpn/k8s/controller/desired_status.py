@@ -15,14 +15,7 @@ from ravenvpn.k8s.controller.cache import ClusterCache
 from ravenvpn.k8s.controller.decode_services import CachedService
 from ravenvpn.k8s.controller.desired_services import LOAD_BALANCER, assign_slots
 from ravenvpn.k8s.fields import ProblemCollector, read_address
-from ravenvpn.mesh.model import (
-    EndpointType,
-    Gateway,
-    GatewayEndpoint,
-    GatewayStatus,
-    PeerObject,
-    address_of,
-)
+from ravenvpn.mesh.model import EndpointType, Gateway, GatewayEndpoint, GatewayStatus, PeerObject, address_of
 from ravenvpn.mesh.status import fill
 from ravenvpn.mesh.tunnel_port import tunnel_port
 
