@@ -1,11 +1,13 @@
-"""The blob that a frozen body leaves and a new one takes over. Both bodies write and read the same bytes.
+"""The hand-over format: the blob that `freeze` returns and `thaw` reads. Both bodies write and read the same bytes.
+
+For session hand-over on restart; the tunnel has no caller yet.
 
 A msgpack map (https://github.com/msgpack/msgpack/blob/master/spec.md), version 1. Integers are unsigned unless said,
 `bin` is msgpack binary, times are float seconds of CLOCK_BOOTTIME:
 
     format      str    "ravenvpn-dataplane"
     version     int    1
-    boot_id     str    /proc/sys/kernel/random/boot_id; the clock and the counters mean nothing after another boot
+    boot_id     str    /proc/sys/kernel/random/boot_id; the clock has another origin after a reboot
     frozen_at   float
     peers       array of maps:
         id          int
@@ -24,13 +26,13 @@ A msgpack map (https://github.com/msgpack/msgpack/blob/master/spec.md), version 
             birth           float
             counter         int    next to send with, 64 bits
             sends           bool   false if it may only receive
-            renewal_asked   bool   a handshake was asked for on receiving
+            renewal_asked   bool   a handshake was requested on receiving
             greatest        int    signed: greatest counter received, −1 if none
             window          bin    1,024 bytes, replay bitmap: 128 little-endian words of 64 bits; counter c is
                                    bit (c mod 64) of word (c div 64) mod 128
 
-Unknown keys are ignored, all keys above are required. Routes, acceptance, own address and MTU are not in it: they
-follow from the plan, which the new process makes anyway.
+Unknown keys are ignored, all keys above are required. Routes, acceptance, own address and MTU are not part of it:
+they follow from the plan, which the new process makes anyway.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ from ravenvpn.dataplane.replay import ReplayWindow
 FORMAT: Final = "ravenvpn-dataplane"
 VERSION: Final = 1
 
-# How far counters skip on thawing. A blob thawed twice by mistake must not repeat what was sent after the first
-# time: no machine of ours seals more than 2^23 messages a second, and the clock goes on between the two.
+# How far counters skip ahead on thawing: SKIP messages, and SKIP_PER_SECOND for each second since freezing. A blob
+# that is thawed twice by mistake must not repeat a nonce that was used after the first time. The clock advances
+# between the two, and no machine seals 2^23 messages a second.
 SKIP: Final = 1 << 16
 SKIP_PER_SECOND: Final = 1 << 23
 
@@ -74,10 +77,10 @@ class FrozenKeypair(msgspec.Struct):
     window: bytes
 
     def __repr__(self) -> str:
-        return f"FrozenSession({self.slot}, {self.local_index:#010x})"
+        return f"FrozenKeypair({self.slot}, {self.local_index:#010x})"
 
     def keypair(self) -> NewKeypair:
-        """ValueError if it is not one."""
+        """Return the keypair without its state. Raises ValueError if a field is out of range."""
         if self.slot not in SLOTS or len(self.send_key) != KEY_BYTES or len(self.receive_key) != KEY_BYTES:
             raise ValueError("the blob holds a session that is none")
         if not 0 <= self.counter < 1 << 64 or not -1 <= self.greatest < 1 << 64:
@@ -109,11 +112,11 @@ class FrozenDataPlanePeer(msgspec.Struct):
     sessions: list[FrozenKeypair]
 
     def __repr__(self) -> str:
-        return f"FrozenPeer({self.id}, {self.sessions})"
+        return f"FrozenDataPlanePeer({self.id}, {self.sessions})"
 
 
 class Frozen(msgspec.Struct):
-    """The whole blob."""
+    """The whole blob. The module docstring gives every field's meaning."""
 
     format: str
     version: int
@@ -123,18 +126,20 @@ class Frozen(msgspec.Struct):
 
 
 class _Preamble(msgspec.Struct):
+    """The fields that are read first, whatever the version."""
+
     format: str
     version: int
     boot_id: str
 
 
 def pack(peers: list[DataPlanePeer], *, boot_id: str, now: float) -> bytes:
-    """As secret as the keys in it."""
+    """Return the blob of these peers, which is as secret as the keys in it. `now` is on the body's clock."""
     return msgspec.msgpack.encode(Frozen(FORMAT, VERSION, boot_id, now, [_freeze(peer) for peer in peers]))
 
 
 def parse(blob: bytes, *, boot_id: str) -> Frozen:
-    """ValueError if it is not ours, of another version or boot, or damaged."""
+    """Return the content of a blob. Raises ValueError if it is no blob, of another version or boot, or damaged."""
     try:
         preamble = msgspec.msgpack.decode(blob, type=_Preamble)
         if preamble.format != FORMAT:
@@ -149,14 +154,14 @@ def parse(blob: bytes, *, boot_id: str) -> Frozen:
 
 
 def check(frozen: Frozen, *, known: Collection[int], indices: Collection[int]) -> None:
-    """ValueError if anything in it can't be revived beside the peers and local indices that are there already."""
+    """Raise ValueError if a peer can not be restored beside the `known` peer ids and local `indices` in use."""
     peers: set[int] = set()
     seen = set(indices)
     for each in frozen.peers:
         if each.id in known or each.id in peers or each.id <= 0:
             raise ValueError(f"peer {each.id} is here already")
         peers.add(each.id)
-        revive(each, DataPlanePeer(PeerId(each.id)))
+        restore_peer(each, DataPlanePeer(PeerId(each.id)))
         if len({one.slot for one in each.sessions}) != len(each.sessions):
             raise ValueError("the blob holds a slot twice")
         for one in each.sessions:
@@ -171,14 +176,14 @@ def check(frozen: Frozen, *, known: Collection[int], indices: Collection[int]) -
 
 
 def skipped(counter: int, *, frozen_at: float, now: float) -> int:
-    """The counter to go on with; `now` on the clock of `frozen_at`."""
+    """Return the counter to continue with; `now` and `frozen_at` are CLOCK_BOOTTIME seconds of the same boot."""
     return counter + SKIP + int(max(0.0, now - frozen_at) * SKIP_PER_SECOND)
 
 
-def revive(frozen: FrozenDataPlanePeer, peer: DataPlanePeer) -> None:
-    """Everything but the sessions, into a fresh peer. ValueError if it makes no sense."""
+def restore_peer(frozen: FrozenDataPlanePeer, peer: DataPlanePeer) -> None:
+    """Restore everything but the keypairs into a new peer. Raises ValueError if a field is out of range."""
     if frozen.endpoint is not None:
-        peer.move(*socket_address(Endpoint(*frozen.endpoint)))
+        peer.set_address(*socket_address(Endpoint(*frozen.endpoint)))
         if frozen.source is not None:
             source = Source(*frozen.source)
             if not 0 <= source.ifindex < 1 << 31:
@@ -198,15 +203,15 @@ def revive(frozen: FrozenDataPlanePeer, peer: DataPlanePeer) -> None:
     peer.staged.extend(Staged(packet, outer_df) for packet, outer_df in frozen.staged)
 
 
-def revive_session(frozen: FrozenKeypair, session: Keypair, *, frozen_at: float, now: float) -> None:
-    """State beyond the keypair. ValueError if the window is damaged."""
-    session.window = ReplayWindow.thaw(frozen.greatest, frozen.window)
-    session.counter = skipped(frozen.counter, frozen_at=frozen_at, now=now)
-    session.sends, session.renewal_asked = frozen.sends, frozen.renewal_asked
+def restore_keypair(frozen: FrozenKeypair, keypair: Keypair, *, frozen_at: float, now: float) -> None:
+    """Restore the state of a keypair. Raises ValueError if the replay window is damaged."""
+    keypair.window = ReplayWindow.thaw(frozen.greatest, frozen.window)
+    keypair.counter = skipped(frozen.counter, frozen_at=frozen_at, now=now)
+    keypair.sends, keypair.rekey_requested = frozen.sends, frozen.renewal_asked
 
 
 def suite_named(name: str) -> Suite:
-    """ValueError if there is none."""
+    """Return the suite of this name. Raises ValueError if there is none."""
     for suite in Suite:
         if suite.value == name:
             return suite
@@ -233,25 +238,25 @@ def _freeze(peer: DataPlanePeer) -> FrozenDataPlanePeer:
             facts.unacknowledged_since,
         ),
         [(staged.packet, staged.outer_df) for staged in peer.staged],
-        [_freeze_session(slot, session) for slot in SLOTS if (session := getattr(peer, slot)) is not None],
+        [_freeze_keypair(slot, keypair) for slot in SLOTS if (keypair := getattr(peer, slot)) is not None],
     )
 
 
-def _freeze_session(slot: str, session: Keypair) -> FrozenKeypair:
-    keypair = session.keypair
-    greatest, window = session.window.freeze()
+def _freeze_keypair(slot: str, keypair: Keypair) -> FrozenKeypair:
+    keys = keypair.keys
+    greatest, window = keypair.window.freeze()
     return FrozenKeypair(
         slot,
-        keypair.suite.value,
-        int(keypair.role),
-        keypair.local_index,
-        keypair.remote_index,
-        keypair.send_key,
-        keypair.receive_key,
-        keypair.birth,
-        session.counter,
-        session.sends,
-        session.renewal_asked,
+        keys.suite.value,
+        int(keys.role),
+        keys.local_index,
+        keys.remote_index,
+        keys.send_key,
+        keys.receive_key,
+        keys.birth,
+        keypair.counter,
+        keypair.sends,
+        keypair.rekey_requested,
         greatest,
         window,
     )

@@ -1,4 +1,8 @@
-"""From the outer world to the TUN: receive, open, check, join packets of a flow, write."""
+"""Inbound packets, from the sockets to the TUN: receive, open, check, coalesce packets of one flow, write.
+
+Messages are opened into an arena, where packets stay until the end of the pump, so that consecutive packets of a flow
+can be written to the TUN as one superpacket without copying.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from ravenvpn.dataplane import ecn
 from ravenvpn.dataplane.coalesce import Coalescer
 from ravenvpn.dataplane.contract import Datagram, Drop, EndpointMoved, HandshakeNeeded, InnerPacket
 from ravenvpn.dataplane.cryptokey_routing import Acceptance
-from ravenvpn.dataplane.events import EventQueue, Tally
+from ravenvpn.dataplane.events import CounterSet, EventQueue
 from ravenvpn.dataplane.keypairs import HEADER, HEADER_BYTES, OVERHEAD, TRANSPORT, Keypair, KeypairTable
 from ravenvpn.dataplane.peers import IP_PKTINFO, DataPlanePeer, SockAddr, endpoint_of, source_of
 from ravenvpn.dataplane.segmentation import UDP
@@ -20,12 +24,13 @@ from ravenvpn.dataplane.transmitter import SO_RXQ_OVFL, SOL_UDP, UDP_GRO, readab
 from ravenvpn.dataplane.tun_writer import TunWriter
 from ravenvpn.offloads import Offloads
 
-DATAGRAMS_PER_WAKE: Final = 16  # receives, each up to 64 KiB with UDP GRO; then the TUN side gets its turn
+# Receives of up to 64 KiB (UDP GRO) per call of `pump`, so that the outbound direction is not starved.
+DATAGRAMS_PER_WAKE: Final = 16
 RECEIVE_BYTES: Final = 1 << 16
-ARENA_BYTES: Final = 4 * RECEIVE_BYTES  # opened packets that wait to be joined
+ARENA_BYTES: Final = 4 * RECEIVE_BYTES  # opened packets that wait to be coalesced
 # Receives of up to 64 KiB that empty a socket buffer of the tunnel's size (7 MiB) twice over.
 MAX_DRAIN_PUMPS: Final = (16 << 20) // (DATAGRAMS_PER_WAKE * RECEIVE_BYTES)
-SOURCE_CACHE: Final = 4096
+SOURCE_CACHE: Final = 4096  # (peer, inner source) pairs; the cache is emptied when it is full
 
 _ANCILLARY_BYTES: Final = (
     socket.CMSG_SPACE(20) + socket.CMSG_SPACE(4) * 3  # pktinfo of either family, ToS, GRO size, overflow
@@ -37,44 +42,50 @@ _HALFWORD: Final = struct.Struct("!H")
 
 
 class Inbound:
-    """Owns the buffers of this direction. `on_promoted(peer)` sends what waited for key confirmation."""
+    """Owns the buffers of this direction.
+
+    `on_promoted(peer, now)` is called after a responder's keypair was confirmed, and sends the staged packets.
+    Invariant: between two pumps the arena and the coalescer are empty.
+    """
 
     def __init__(
         self,
         *,
         tun: int | None,
-        sessions: KeypairTable,
+        keypairs: KeypairTable,
         acceptance: Acceptance[DataPlanePeer],
         events: EventQueue,
-        tally: Tally,
+        counters: CounterSet,
         offloads: Offloads,
     ) -> None:
         self.on_promoted: Callable[[DataPlanePeer, float], bool] = lambda peer, now: False
-        self.own_address = b""
-        self.probe_port = b""
-        self._outlet = None if tun is None else TunWriter(tun, tally)
-        self._sessions = sessions
+        self.own_address = b""  # packed IPv6 address of probes to us; empty for none
+        self.probe_port = b""  # 2 bytes, network byte order
+        self._tun_writer = None if tun is None else TunWriter(tun, counters)
+        self._keypairs = keypairs
         self._acceptance = acceptance
         self._events = events
-        self._tally = tally
+        self._counters = counters
         self._datagram = bytearray(RECEIVE_BYTES)
         self._datagram_view = memoryview(self._datagram)
         self._arena = bytearray(ARENA_BYTES)
         self._arena_view = memoryview(self._arena)
         self.coalescer = Coalescer(self._arena, self._arena_view, tcp=offloads.tun_gro, udp=offloads.tun_gro_udp)
         self._cache: dict[tuple[DataPlanePeer, bytes], bool] = {}
-        self._used = 0  # of the arena
-        # The kernel's count of the sockets in use, by family; None while another socket is read.
+        self._used = 0  # bytes of the arena
+        # The last SO_RXQ_OVFL count of each socket in use, by family; None while a replaced socket is read.
         self._overflows: dict[int, int] | None = {}
 
     def acceptance_changed(self) -> None:
+        """Empty the cache of accepted sources: a prefix, or a peer of one, changed."""
         self._cache.clear()
 
     def sockets_changed(self) -> None:
+        """Reset the overflow counts: those of new sockets start at zero."""
         self._overflows = {}
 
     def pump_replaced(self, one: socket.socket, now: float) -> None:
-        """Pump a socket that is no longer in use. Its overflow count is not that of the socket in use: left out."""
+        """Pump a socket that is no longer in use, as `pump` does, without counting its overflows."""
         overflows, self._overflows = self._overflows, None
         try:
             self.pump(one, now)
@@ -82,7 +93,7 @@ class Inbound:
             self._overflows = overflows
 
     def pump(self, one: socket.socket, now: float) -> None:
-        """Move up to a budget of datagrams from this socket."""
+        """Receive at most DATAGRAMS_PER_WAKE times from this socket and write the packets to the TUN."""
         family = one.family
         for _ in range(DATAGRAMS_PER_WAKE):
             try:
@@ -90,9 +101,9 @@ class Inbound:
             except BlockingIOError:
                 break
             except OSError:
-                # An ICMP error of an earlier datagram; reading it has cleared it.
+                # An ICMP error caused by an earlier datagram; reading the error clears it.
                 continue
-            self._tally.udp_reads += 1
+            self._counters.udp_reads += 1
             segment, codepoint, pktinfo = size, 0, b""
             for level, kind, data in ancillary:
                 if level == SOL_UDP:
@@ -108,12 +119,12 @@ class Inbound:
                 elif kind in (IP_PKTINFO, socket.IPV6_PKTINFO):
                     pktinfo = data
             if flags & MSG_TRUNC or size == 0 or segment <= 0:
-                self._tally.udp_rx_datagrams += 1
-                self._tally.drops[Drop.MALFORMED] += 1
+                self._counters.udp_rx_datagrams += 1
+                self._counters.drops[Drop.MALFORMED] += 1
                 continue
-            if address[1] == 0:  # nothing can be sent back there
-                self._tally.udp_rx_datagrams += (messages := -(-size // segment))
-                self._tally.drops[Drop.MALFORMED] += messages
+            if address[1] == 0:  # no answer can be sent to port 0
+                self._counters.udp_rx_datagrams += (messages := -(-size // segment))
+                self._counters.drops[Drop.MALFORMED] += messages
                 continue
             if ARENA_BYTES - self._used < size:
                 self.flush()
@@ -130,13 +141,17 @@ class Inbound:
     def _open(  # noqa: PLR0917
         self, size: int, segment: int, codepoint: int, address: SockAddr, family: int, pktinfo: bytes, now: float
     ) -> None:
-        """Messages of one receive, all from one address: `segment` bytes each, the last maybe less."""
-        view, arena_view, tally = self._datagram_view, self._arena_view, self._tally
-        drops, by_index, unpack = tally.drops, self._sessions.by_index, HEADER.unpack_from
+        """Open the messages of one receive, all from one address: `segment` bytes each, the last one maybe less.
+
+        `codepoint` is the ECN field of the outer header, `pktinfo` the raw IP_PKTINFO or IPV6_PKTINFO.
+        """
+        view, arena_view, counters = self._datagram_view, self._arena_view, self._counters
+        drops, by_index, unpack = counters.drops, self._keypairs.by_index, HEADER.unpack_from
         datagram, extend = self._datagram, self.coalescer.extend
-        session: Keypair | None = None
+        keypair: Keypair | None = None
         index = -1
-        proven: Keypair | None = None  # the session of the last authentic message, and what it has sent in this run
+        # The keypair of the last authentic message, and what arrived under it since it differed from the one before.
+        authentic: Keypair | None = None
         messages = octets = payload = 0
         for at in range(0, size, segment):
             stop = at + segment
@@ -144,7 +159,7 @@ class Inbound:
                 stop = size
             length = stop - at - OVERHEAD
             if length < 0 or datagram[at] != TRANSPORT:
-                self._not_transport(bytes(view[at:stop]), address, family, pktinfo)
+                self._post_datagram(bytes(view[at:stop]), address, family, pktinfo)
                 continue
             kind, receiver, counter = unpack(datagram, at)
             if kind != TRANSPORT:
@@ -152,95 +167,104 @@ class Inbound:
                 continue
             if receiver != index:
                 index = receiver
-                session = by_index.get(index)
-            if session is None:
+                keypair = by_index.get(index)
+            if keypair is None:
                 drops[Drop.UNKNOWN_INDEX] += 1
                 continue
-            if now >= session.dies or counter >= session.reject_after:
+            if now >= keypair.reject_at or counter >= keypair.reject_after:
                 drops[Drop.EXPIRED_KEYPAIR] += 1
                 continue
-            window = session.window
-            if counter <= window.greatest and not window.fresh(counter):
+            window = keypair.window
+            if counter <= window.greatest and not window.is_fresh(counter):
                 drops[Drop.REPLAYED] += 1
                 continue
             start = self._used
             end = start + length
             try:
-                session.decrypt_into(
-                    session.nonce(counter), view[at + HEADER_BYTES : stop], None, arena_view[start:end]
+                keypair.decrypt_into(
+                    keypair.nonce(counter), view[at + HEADER_BYTES : stop], None, arena_view[start:end]
                 )
             except InvalidTag:
                 drops[Drop.BAD_TAG] += 1
                 continue
             window.mark(counter)
-            if session is not proven:
-                if proven is not None:
-                    self._account(proven.peer, messages, octets, payload, now)
+            if keypair is not authentic:
+                if authentic is not None:
+                    self._count_received(authentic.peer, messages, octets, payload, now)
                     messages = octets = payload = 0
-                proven = session
-                self._authentic(session, address, family, pktinfo, now)
+                authentic = keypair
+                self._handle_authentic(keypair, address, family, pktinfo, now)
             messages += 1
             octets += stop - at
             if length:
                 payload += length
-                if not codepoint and extend(start, end, session.peer):
+                if not codepoint and extend(start, end, keypair.peer):
                     self._used = end
                 else:
-                    self._deliver(session.peer, start, length, codepoint)
-        tally.udp_rx_datagrams += -(-size // segment)
-        if proven is not None:
-            self._account(proven.peer, messages, octets, payload, now)
+                    self._deliver(keypair.peer, start, length, codepoint)
+        counters.udp_rx_datagrams += -(-size // segment)
+        if authentic is not None:
+            self._count_received(authentic.peer, messages, octets, payload, now)
 
-    def _authentic(self, session: Keypair, address: SockAddr, family: int, pktinfo: bytes, now: float) -> None:
-        """The first message of a run that is shown to be the peer's, under this session."""
-        peer = session.peer
+    def _handle_authentic(self, keypair: Keypair, address: SockAddr, family: int, pktinfo: bytes, now: float) -> None:
+        """Handle the first authentic message under this keypair in a receive:
+
+        endpoint, key confirmation, rekeying.
+        """
+        peer = keypair.peer
         if address != peer.address or pktinfo != peer.pktinfo:
-            self._came_from(peer, address, family, pktinfo)
-        if session is peer.next:
-            self._sessions.promote(session)
+            self._update_endpoint(peer, address, family, pktinfo)
+        if keypair is peer.next:
+            self._keypairs.promote(keypair)
             self.on_promoted(peer, now)
-        if now >= session.renews_late and not session.renewal_asked:
-            session.renewal_asked = True
-            if peer.ask(now):
+        if now >= keypair.rekey_on_receive_at and not keypair.rekey_requested:
+            keypair.rekey_requested = True
+            if peer.request_handshake(now):
                 self._events.post(HandshakeNeeded(peer.id))
 
-    def _account(self, peer: DataPlanePeer, messages: int, octets: int, payload: int, now: float) -> None:
-        """What arrived under one session in one run; `payload` is zero if all of it were keepalives."""
+    def _count_received(self, peer: DataPlanePeer, messages: int, octets: int, payload: int, now: float) -> None:
+        """Count what arrived under one keypair in one receive; `payload` bytes are zero if all were keepalives."""
         peer.rx_packets += messages
         peer.rx_bytes += octets
-        if peer.received(now, data=payload > 0):
-            self._events.moved(peer)
+        if peer.note_received(now, data=payload > 0):
+            self._events.mark_changed(peer)
 
-    def _not_transport(self, data: bytes, address: SockAddr, family: int, pktinfo: bytes) -> None:
-        if data[0] == TRANSPORT:  # too short
-            self._tally.drops[Drop.MALFORMED] += 1
+    def _post_datagram(self, data: bytes, address: SockAddr, family: int, pktinfo: bytes) -> None:
+        """Post a datagram that is no transport message to the tunnel; drop a transport message that is too short."""
+        if data[0] == TRANSPORT:
+            self._counters.drops[Drop.MALFORMED] += 1
             return
         self._events.post_bounded(Datagram(data, endpoint_of(address), source_of(pktinfo, family)))
 
-    def _came_from(self, peer: DataPlanePeer, address: SockAddr, family: int, pktinfo: bytes) -> None:
-        """An authenticated message came another way than our answers go (whitepaper §2.1)."""
+    def _update_endpoint(self, peer: DataPlanePeer, address: SockAddr, family: int, pktinfo: bytes) -> None:
+        """Update endpoint and source of a peer whose authenticated message took another way (roaming, whitepaper
+        §2.1).
+        """
         source = source_of(pktinfo, family)
         if address == peer.address:
             peer.set_source(source, pktinfo)
         elif peer.roaming:
-            peer.move(address, family)
+            peer.set_address(address, family)
             peer.set_source(source, pktinfo)
             self._events.post(EndpointMoved(peer.id, endpoint_of(address), source))
-        elif address != peer.reported_elsewhere:
-            peer.reported_elsewhere = address
+        elif address != peer.reported_endpoint:
+            peer.reported_endpoint = address
             self._events.post(EndpointMoved(peer.id, endpoint_of(address), source))
 
     def _deliver(self, peer: DataPlanePeer, start: int, length: int, codepoint: int) -> None:
-        """Judge an opened message and hand its packet on. If it has to stay in the arena, `_used` moves behind it."""
-        arena, drops = self._arena, self._tally.drops
-        # Whatever the inner header says is only believed within the `length` bytes that were authenticated.
+        """Check the packet in an opened message and pass it on.
+
+        If it has to stay in the arena, `_used` moves past it.
+        """
+        arena, drops = self._arena, self._counters.drops
+        # The lengths in the inner header are valid only within the `length` bytes that were authenticated.
         version = arena[start] >> 4
         if version == 4 and length >= 20:
             (total,) = _HALFWORD.unpack_from(arena, start + 2)
             source = bytes(arena[start + 12 : start + 16])
             fits = 20 <= total <= length
         elif version == 6 and length >= 40:
-            # Without a limit of 16 bits: a payload of 65,496 or more must not wrap around to something short.
+            # Not reduced to 16 bits: a payload of 65,496 bytes or more must not wrap around to a short length.
             total = _HALFWORD.unpack_from(arena, start + 4)[0] + 40
             source = bytes(arena[start + 8 : start + 24])
             fits = total <= length
@@ -252,7 +276,7 @@ class Inbound:
         try:
             accepted = self._cache[peer, source]
         except KeyError:
-            accepted = self._look_up(peer, source)
+            accepted = self._is_accepted(peer, source)
         if not accepted:
             drops[Drop.SOURCE_NOT_ACCEPTED] += 1
             return
@@ -269,13 +293,13 @@ class Inbound:
             packet = bytes(arena[start : start + total])
             self._events.post_bounded(InnerPacket(peer.id, packet, codepoint == ecn.CE))
             return
-        if self._outlet is None:
+        if self._tun_writer is None:
             drops[Drop.NO_TUN] += 1
             return
         self._used = start + length
         self.coalescer.add(start, total, peer)
 
-    def _look_up(self, peer: DataPlanePeer, source: bytes) -> bool:
+    def _is_accepted(self, peer: DataPlanePeer, source: bytes) -> bool:
         accepted = peer in self._acceptance.lookup(source)
         if len(self._cache) >= SOURCE_CACHE:
             self._cache.clear()
@@ -283,15 +307,15 @@ class Inbound:
         return accepted
 
     def flush(self) -> None:
-        """Write what was collected; the arena is free again."""
-        if self._outlet is not None:
-            self._outlet.write(self.coalescer)
+        """Write the collected packets to the TUN and empty the arena."""
+        if self._tun_writer is not None:
+            self._tun_writer.write(self.coalescer)
         self.coalescer.clear()
         self._used = 0
 
     def _count_overflow(self, family: int, total: int) -> None:
-        """The kernel's count is of the socket's whole life and modulo 2³²."""
+        """Count the datagrams the kernel dropped since the last count, which covers the socket's life modulo 2³²."""
         if self._overflows is None:
             return
-        self._tally.drops[Drop.SOCKET_OVERFLOW] += (total - self._overflows.get(family, 0)) & 0xFFFFFFFF
+        self._counters.drops[Drop.SOCKET_OVERFLOW] += (total - self._overflows.get(family, 0)) & 0xFFFFFFFF
         self._overflows[family] = total

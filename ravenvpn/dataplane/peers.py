@@ -1,4 +1,4 @@
-"""One peer as the data plane knows it: where it is, its slots, what waits for a key, and the facts of its traffic."""
+"""One peer in the Python body: endpoint, keypair slots, staged packets, and the times that timers are made of."""
 
 from __future__ import annotations
 
@@ -12,87 +12,92 @@ from ravenvpn.dataplane.keypairs import Keypair
 
 NO_LIMIT: Final = 1 << 16  # bytes, more than any datagram has
 
-IP_PKTINFO: Final = 8  # socket.IP_PKTINFO appears in Python 3.14 only
+IP_PKTINFO: Final = 8  # socket.IP_PKTINFO is in Python 3.14 and later only
 _IN_PKTINFO: Final = struct.Struct("=I4s4s")  # struct in_pktinfo: interface, local address, header destination
-_IN6_PKTINFO: Final = struct.Struct("=16sI")
+_IN6_PKTINFO: Final = struct.Struct("=16sI")  # struct in6_pktinfo: address, interface
 
+# An address as the socket module has it: (host, port), for IPv6 with flow label and scope id.
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
-Ancillary = list[tuple[int, int, bytes]]
+Ancillary = list[tuple[int, int, bytes]]  # control messages as sendmsg takes them: (level, type, data)
 
 
 class Staged(NamedTuple):
-    """A packet to send, now or once there is a key; empty for a keepalive."""
+    """A packet to send at once, or after the handshake if there is no usable keypair."""
 
-    packet: bytes
-    outer_df: bool = False
+    packet: bytes  # a whole inner IP packet; empty for a keepalive
+    outer_df: bool = False  # set DF on the outer packet
 
 
 class DataPlanePeer:
-    """State of one peer. Mutated by the pumps and the body; nothing here does I/O."""
+    """The state of one peer. The pumps and the body change it; no method here does I/O."""
 
     __slots__ = (
-        "address", "ancillary", "any_received", "any_sent", "asked", "current", "data_received", "data_sent",
-        "family", "gso_limit", "id", "next", "pktinfo", "previous", "reported_elsewhere", "roaming",
-        "rx_bytes", "rx_packets", "source", "staged", "told_received", "told_sent", "told_unacknowledged",
-        "told_unanswered", "tx_bytes", "tx_packets", "unacknowledged_since", "unanswered_since",
+        "address", "ancillary", "any_received", "any_sent", "current", "data_received", "data_sent", "family",
+        "gso_limit", "handshake_requested_at", "id", "next", "pktinfo", "previous", "reported_endpoint",
+        "reported_receiving", "reported_sending", "reported_unacknowledged", "reported_unanswered", "roaming",
+        "rx_bytes", "rx_packets", "source", "staged", "tx_bytes", "tx_packets", "unacknowledged_since",
+        "unanswered_since",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId) -> None:
         self.id = peer
+        # The three slots; see `keypairs`.
         self.previous: Keypair | None = None
         self.current: Keypair | None = None
         self.next: Keypair | None = None
-        self.staged: deque[Staged] = deque()
-        self.asked = -1.0  # when a handshake was asked for; negative if nothing is pending
-        # Where it is, in the form sendmsg takes.
+        self.staged: deque[Staged] = deque()  # oldest first
+        self.handshake_requested_at = -1.0  # seconds; negative if no request is pending
+        # The endpoint, in the form sendmsg takes.
         self.address: SockAddr | None = None
-        self.family = 0
+        self.family = 0  # AF_INET or AF_INET6; 0 without an address
         self.roaming = True
-        self.reported_elsewhere: SockAddr | None = None
-        # How we answer: the control message, and the raw one received that it was made of.
+        self.reported_endpoint: SockAddr | None = None  # with roaming off: the last foreign endpoint that was posted
+        # The source of answers: as the contract has it, as control message, and as received (to compare cheaply).
         self.source: Source | None = None
         self.ancillary: Ancillary = []
         self.pktinfo = b""
         # Datagrams of this size or more were refused as UDP GSO segments on the present path (EMSGSIZE).
         self.gso_limit = NO_LIMIT
-        # Facts for timers, as in Traffic.
+        # Times as in Traffic, and what of them the last report contained.
         self.data_sent = self.any_sent = self.data_received = self.any_received = 0.0
         self.unanswered_since = self.unacknowledged_since = 0.0
-        self.told_sent = self.told_received = False
-        self.told_unanswered = self.told_unacknowledged = False
+        self.reported_sending = self.reported_receiving = False
+        self.reported_unanswered = self.reported_unacknowledged = False
         self.rx_bytes = self.tx_bytes = self.rx_packets = self.tx_packets = 0
 
-    # Where it is.
+    # Endpoint and source.
 
     @property
     def endpoint(self) -> Endpoint | None:
+        """The endpoint in the contract's form."""
         return None if self.address is None else endpoint_of(self.address)
 
-    def move(self, address: SockAddr | None, family: int) -> None:
-        """Send there from now on, from whatever address the kernel chooses."""
+    def set_address(self, address: SockAddr | None, family: int) -> None:
+        """Send there from now on, from the source address that the kernel chooses. The path MTU is unknown again."""
         self.address, self.family = address, family
-        self.reported_elsewhere = None
+        self.reported_endpoint = None
         self.gso_limit = NO_LIMIT
         self.set_source(None)
 
     def set_source(self, source: Source | None, pktinfo: bytes = b"") -> None:
+        """Send from this address; None lets the kernel choose. `pktinfo` is the control message it was read from."""
         self.source, self.pktinfo = source, pktinfo
         self.ancillary = [] if source is None else source_ancillary(source, self.family)
 
-    # What happened, for timers. `sent` and `received` say whether it is news for the next report.
+    # Times for timers. `note_sent` and `note_received` return True if the next report differs from the last one.
 
     def handshake_ended(self) -> None:
-        """Well or not: nothing is owed for what came before it, and what comes after it is news."""
-        self.asked = -1.0
+        """Reset what a handshake answers or gives up: the request for it, and both `…_since` times."""
+        self.handshake_requested_at = -1.0
         self.unanswered_since = self.unacknowledged_since = 0.0
-        self.told_unanswered = self.told_unacknowledged = False
+        self.reported_unanswered = self.reported_unacknowledged = False
 
-    def sent(self, now: float, *, data: bool) -> bool:
-        """An authenticated message left; `data` unless it was a keepalive."""
+    def note_sent(self, now: float, *, data: bool) -> bool:
+        """Record that an authenticated message left; `data` unless it was a keepalive."""
         self.any_sent = now
         self.unacknowledged_since = 0.0
-        news = not self.told_sent
-        self.told_sent = True
+        news = not self.reported_sending
+        self.reported_sending = True
         if data:
             self.data_sent = now
             if not self.unanswered_since:
@@ -100,11 +105,12 @@ class DataPlanePeer:
                 news = True
         return news
 
-    def received(self, now: float, *, data: bool) -> bool:
+    def note_received(self, now: float, *, data: bool) -> bool:
+        """Record that an authenticated message arrived; `data` unless it was a keepalive."""
         self.any_received = now
         self.unanswered_since = 0.0
-        news = not self.told_received
-        self.told_received = True
+        news = not self.reported_receiving
+        self.reported_receiving = True
         if data:
             self.data_received = now
             if not self.unacknowledged_since:
@@ -112,25 +118,29 @@ class DataPlanePeer:
                 news = True
         return news
 
-    def ask(self, now: float, again_after: float = float("inf")) -> bool:
-        """Whether a handshake has to be asked for: not if one was, unless that is `again_after` seconds ago."""
-        if self.asked >= 0 and now - self.asked < again_after:
+    def request_handshake(self, now: float, again_after: float = float("inf")) -> bool:
+        """Return True if HandshakeNeeded is to be posted:
+
+        no request is pending, or it is `again_after` seconds old.
+        """
+        if self.handshake_requested_at >= 0 and now - self.handshake_requested_at < again_after:
             return False
-        self.asked = now
+        self.handshake_requested_at = now
         return True
 
     @property
     def arms_timer(self) -> bool:
-        """Whether the tunnel has to hear now: a timer starts that the last report did not start."""
+        """True if the next report sets a `…_since` time that was 0.0 in the last report."""
         return bool(
-            (self.unanswered_since and not self.told_unanswered)
-            or (self.unacknowledged_since and not self.told_unacknowledged)
+            (self.unanswered_since and not self.reported_unanswered)
+            or (self.unacknowledged_since and not self.reported_unacknowledged)
         )
 
     def report(self) -> Traffic:
-        self.told_sent = self.told_received = False
-        self.told_unanswered = bool(self.unanswered_since)
-        self.told_unacknowledged = bool(self.unacknowledged_since)
+        """Return the times, which count as reported from now on."""
+        self.reported_sending = self.reported_receiving = False
+        self.reported_unanswered = bool(self.unanswered_since)
+        self.reported_unacknowledged = bool(self.unacknowledged_since)
         return Traffic(
             self.id,
             self.data_sent,
@@ -142,7 +152,8 @@ class DataPlanePeer:
         )
 
     def counters(self) -> PeerCounters:
-        keypair = None if self.current is None else self.current.keypair
+        """Return a snapshot of the counters."""
+        keys = None if self.current is None else self.current.keys
         return PeerCounters(
             self.rx_bytes,
             self.tx_bytes,
@@ -150,17 +161,20 @@ class DataPlanePeer:
             self.tx_packets,
             self.endpoint,
             self.source,
-            None if keypair is None else keypair.suite,
-            0.0 if keypair is None else keypair.birth,
+            None if keys is None else keys.suite,
+            0.0 if keys is None else keys.birth,
             len(self.staged),
         )
 
 
-# Addresses: between the contract's words and the socket's.
+# Conversions between the contract's addresses and the socket module's.
 
 
 def socket_address(endpoint: Endpoint) -> tuple[SockAddr, int]:
-    """(address for sendmsg, family), spelt as the kernel's answers are; ValueError if it is no numeric endpoint."""
+    """Return (address for sendmsg, address family), spelt as recvmsg returns it, so that the two compare equal.
+
+    Raises ValueError unless host, port and scope id are numeric and in range.
+    """
     if not 0 < endpoint.port < 1 << 16:
         raise ValueError(f"no UDP port: {endpoint.port}")
     if not 0 <= endpoint.scope_id < 1 << 32:
@@ -173,11 +187,12 @@ def socket_address(endpoint: Endpoint) -> tuple[SockAddr, int]:
 
 
 def endpoint_of(address: SockAddr) -> Endpoint:
+    """Return the endpoint of an address from recvmsg."""
     return Endpoint(address[0], address[1], address[3] if len(address) == 4 else 0)
 
 
 def source_of(pktinfo: bytes, family: int) -> Source | None:
-    """What a received IP_PKTINFO or IPV6_PKTINFO says; None if there was none."""
+    """Return the source in the data of a received IP_PKTINFO or IPV6_PKTINFO; None if `pktinfo` is empty."""
     if family == socket.AF_INET and len(pktinfo) == _IN_PKTINFO.size:
         interface, local, _ = _IN_PKTINFO.unpack(pktinfo)
         return Source(socket.inet_ntop(socket.AF_INET, local), interface)
@@ -188,12 +203,12 @@ def source_of(pktinfo: bytes, family: int) -> Source | None:
 
 
 def source_ancillary(source: Source, family: int) -> Ancillary:
-    """The control message that makes a datagram leave from `source`; none if the families differ. ValueError if it
-    is no numeric address.
+    """Return the control message that makes a datagram leave from `source`; none if the families differ.
 
-    The address alone, and the routing chooses the interface, as in the Linux kernel's WireGuard: a forced interface
-    without a route for the peer would have the kernel look for it on that link, in vain and without an error. Only a
-    link-local address means nothing without its interface.
+    It carries the address only, and routing chooses the interface, as in the Linux kernel's WireGuard: with a forced
+    interface that has no route to the peer, the kernel would look for the peer on that link, without success and
+    without an error. A link-local address is the exception: it has no meaning without its interface.
+    Raises ValueError if the address is not numeric.
     """
     if (":" in source.host) != (family == socket.AF_INET6):
         return []

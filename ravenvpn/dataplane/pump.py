@@ -1,4 +1,4 @@
-"""When the descriptors are served: readers on the loop, a budget of packets per call, patience with a full socket."""
+"""The registration of descriptors with the event loop: which are read, and the wait for a full socket."""
 
 from __future__ import annotations
 
@@ -12,79 +12,86 @@ from ravenvpn.dataplane.transmitter import Transmitter
 
 
 class Pump:
-    """Calls both directions as long as it is started. Level-triggered: what a budget left over comes next turn."""
+    """Calls both directions while it is started. Readers are level-triggered: packets over the budget wait a turn.
+
+    Backpressure: while a socket is full the TUN is not read, so packets wait in the kernel's queue of the TUN device
+    and the senders there slow down.
+    """
 
     def __init__(
         self,
         tun: int | None,
-        outer: Transmitter,
-        egress: Outbound,
-        ingress: Inbound,
+        transmitter: Transmitter,
+        outbound: Outbound,
+        inbound: Inbound,
         clock: Callable[[], float],
     ) -> None:
         self._tun = tun
-        self._outer = outer
-        self._egress = egress
-        self._ingress = ingress
+        self._transmitter = transmitter
+        self._outbound = outbound
+        self._inbound = inbound
         self._clock = clock
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # None while stopped
         self._reading_tun = False
-        self._tun_ended = False
-        outer.on_full = self._hold
+        self._tun_ended = False  # the device is gone, and reading it again would spin
+        transmitter.on_full = self._wait_until_writable
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Pump on `loop` from now on."""
         self._loop = loop
-        self.go_on()
+        self.register()
 
     def stop(self) -> None:
-        self.pause()
+        """Stop pumping; safe to call twice."""
+        self.unregister()
         self._loop = None
 
     def call_soon(self, callback: Callable[[], None]) -> None:
+        """Schedule `callback` on the loop; no effect while stopped."""
         if self._loop is not None:
             self._loop.call_soon(callback)
 
-    def pause(self) -> None:
-        """Forget the descriptors, which may be about to change."""
+    def unregister(self) -> None:
+        """Remove all descriptors from the loop, before they are replaced; no effect while stopped."""
         if self._loop is None:
             return
-        for one in self._outer.sockets.values():
+        for one in self._transmitter.sockets.values():
             self._loop.remove_reader(one.fileno())
             self._loop.remove_writer(one.fileno())
-        self._leave_tun()
+        self._stop_reading_tun()
 
-    def go_on(self) -> None:
-        """Watch the descriptors there are."""
+    def register(self) -> None:
+        """Add the present descriptors to the loop, and send what waits; no effect while stopped."""
         if self._loop is None:
             return
-        for one in self._outer.sockets.values():
+        for one in self._transmitter.sockets.values():
             self._loop.add_reader(one.fileno(), self._on_udp, one)
-        if self._outer.full:
-            self._outer.resume()
-        if not self._outer.full:
+        if self._transmitter.is_blocked:
+            self._transmitter.resume()
+        if not self._transmitter.is_blocked:
             self._read_tun()
 
     def _on_tun(self) -> None:
-        if not self._egress.pump(self._clock()):
+        if not self._outbound.pump(self._clock()):
             self._tun_ended = True
-            self._leave_tun()
+            self._stop_reading_tun()
 
     def _on_udp(self, one: socket.socket) -> None:
-        self._ingress.pump(one, self._clock())
+        self._inbound.pump(one, self._clock())
 
-    def _hold(self, fd: int) -> bool:
-        """An outer socket is full: leave packets in the TUN until it is not. False if nobody could come back."""
+    def _wait_until_writable(self, fd: int) -> bool:
+        """Resume sending when the full socket `fd` is writable. Return False while stopped: nothing would resume."""
         if self._loop is None:
             return False
-        self._leave_tun()
+        self._stop_reading_tun()
         self._loop.add_writer(fd, self._resume, fd)
         return True
 
     def _resume(self, fd: int) -> None:
         assert self._loop is not None
         self._loop.remove_writer(fd)
-        self._outer.resume()
-        if not self._outer.full:
+        self._transmitter.resume()
+        if not self._transmitter.is_blocked:
             self._read_tun()
 
     def _read_tun(self) -> None:
@@ -92,7 +99,7 @@ class Pump:
             self._loop.add_reader(self._tun, self._on_tun)
             self._reading_tun = True
 
-    def _leave_tun(self) -> None:
+    def _stop_reading_tun(self) -> None:
         if self._loop is not None and self._tun is not None and self._reading_tun:
             self._loop.remove_reader(self._tun)
             self._reading_tun = False

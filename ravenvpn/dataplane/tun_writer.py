@@ -1,8 +1,8 @@
-"""Writing to the TUN: superpackets while the kernel takes them, their packets one by one when it does not.
+"""Writes to the TUN: superpackets while the kernel accepts them, their packets one by one when it does not.
 
-Some kernels refuse superpackets that are right (EINVAL; Linux 6.6.44 and other stable releases of that summer refused
-those with a short tail). The packets in hand are then written singly, and after a few refusals in a row joining is
-given up, for TCP and UDP apart.
+Some kernels refuse valid superpackets with EINVAL (Linux 6.6.44 and other stable releases of summer 2024 refused
+those with a short last segment). The packets in hand are then written one by one, and after a few refusals in a row
+coalescing is given up, for TCP and UDP separately.
 """
 
 from __future__ import annotations
@@ -14,49 +14,52 @@ from typing import Final
 
 from ravenvpn.dataplane.coalesce import Coalescer, Item
 from ravenvpn.dataplane.contract import Drop
-from ravenvpn.dataplane.events import Tally
+from ravenvpn.dataplane.events import CounterSet
 
-REFUSALS: Final = 3  # in a row
+REFUSALS: Final = 3  # refused superpackets in a row after which coalescing is given up
 
-Parts = list[bytes | memoryview]
+Parts = list[bytes | memoryview]  # of one frame, for writev
 
 
 class TunWriter:
-    """Writes frames to `fd`, which is not ours to close; `writev` is os.writev unless a test refuses on its own."""
+    """Writes frames to the TUN descriptor `fd`, which belongs to the caller.
 
-    def __init__(self, fd: int, tally: Tally, writev: Callable[[int, Parts], int] = os.writev) -> None:
+    `writev` is os.writev except in tests, which refuse superpackets on their own: no present kernel does.
+    """
+
+    def __init__(self, fd: int, counters: CounterSet, writev: Callable[[int, Parts], int] = os.writev) -> None:
         self._fd = fd
-        self._tally = tally
+        self._counters = counters
         self._writev = writev
-        self._refused = 0
+        self._refused = 0  # superpackets in a row
 
     def write(self, coalescer: Coalescer) -> None:
-        """Everything it holds, in order. What can't be written is counted and dropped."""
+        """Write everything that `coalescer` holds, in order. What the kernel refuses is counted and dropped."""
         for item in coalescer.items:
             parts, count = coalescer.frame(item), len(item.starts)
-            error = self._attempt(parts, count)
+            error = self._write_frame(parts, count)
             if count > 1:
                 if error == errno.EINVAL:
                     for single in coalescer.plain(item):
-                        self._count_lost(self._attempt(single, 1), 1)
+                        self._count_lost(self._write_frame(single, 1), 1)
                     self._count_refusal(coalescer, item)
                     continue
                 self._refused = 0
             self._count_lost(error, count)
 
-    def _attempt(self, parts: Parts, count: int) -> int:
-        """One write: 0, or the errno."""
-        self._tally.tun_writes += 1
+    def _write_frame(self, parts: Parts, count: int) -> int:
+        """Write one frame of `count` packets; return 0 or the errno."""
+        self._counters.tun_writes += 1
         try:
             self._writev(self._fd, parts)
         except OSError as error:
             return error.errno or errno.EIO
-        self._tally.tun_tx_packets += count
+        self._counters.tun_tx_packets += count
         return 0
 
     def _count_lost(self, error: int, count: int) -> None:
         if error:
-            self._tally.drops[Drop.TUN_WRITE_FAILED] += count
+            self._counters.drops[Drop.TUN_WRITE_FAILED] += count
 
     def _count_refusal(self, coalescer: Coalescer, item: Item) -> None:
         self._refused += 1
@@ -65,7 +68,7 @@ class TunWriter:
         self._refused = 0
         if coalescer.is_udp(item):
             coalescer.udp = False
-            self._tally.gave_up("tun_gro_udp")
+            self._counters.count_fallback("tun_gro_udp")
         else:
             coalescer.tcp = False
-            self._tally.gave_up("tun_gro")
+            self._counters.count_fallback("tun_gro")

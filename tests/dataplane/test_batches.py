@@ -18,7 +18,7 @@ from dataplane.rig import BOB, Clock, End, Eve, message, settle, two
 
 from ravenvpn.dataplane.coalesce import Coalescer
 from ravenvpn.dataplane.contract import Endpoint
-from ravenvpn.dataplane.events import Tally
+from ravenvpn.dataplane.events import CounterSet
 from ravenvpn.dataplane.tun_writer import TunWriter
 from ravenvpn.offloads import Offloads
 
@@ -240,7 +240,7 @@ def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(packets, given_
         written.append(frame)
         return len(frame)
 
-    tally = Tally()
+    tally = CounterSet()
     outlet = TunWriter(-1, tally, refusing)
     for turn in range(3):
         coalescer = joined(packets)

@@ -16,7 +16,7 @@ from dataplane.rig import ALICE, BOB, BOOT_ID, PREFIXES, End, Eve, Pair, keypair
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.dataplane.contract import EndpointMoved, HandshakeNeeded, Traffic
-from ravenvpn.dataplane.events import Tally
+from ravenvpn.dataplane.events import CounterSet
 from ravenvpn.dataplane.transmitter import Transmitter
 
 A, B = "10.1.0.1", "10.2.0.1"
@@ -186,8 +186,8 @@ async def test_a_frozen_body_is_silent(body):
 def test_the_collector_closes_no_borrowed_descriptor():
     """It finalizes a cycle in any order, the socket objects before their owner too."""
     with udp_socket(socket.AF_INET) as one:
-        outer = Transmitter(Tally(), gso=False, gro=False)
-        outer.use(one.fileno(), None)
+        outer = Transmitter(CounterSet(), gso=False, gro=False)
+        outer.set_sockets(one.fileno(), None)
         borrowed = outer.sockets[socket.AF_INET]
         holder = [outer]
         outer.holder = holder  # type: ignore[attr-defined]

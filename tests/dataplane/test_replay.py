@@ -19,7 +19,7 @@ def test_a_window_is_a_set_of_all_that_was_seen(place, moves):
         place += jump
         counter = max(0, place + offset)
         fresh = counter not in seen and (not seen or max(seen) - counter <= 8128)
-        assert window.fresh(counter) is fresh
+        assert window.is_fresh(counter) is fresh
         if fresh:
             window.mark(counter)
             seen.add(counter)
@@ -29,11 +29,11 @@ def test_a_window_is_a_set_of_all_that_was_seen(place, moves):
 def test_a_thawed_window_remembers(before, after):
     window = ReplayWindow()
     for counter in before:
-        if window.fresh(counter):
+        if window.is_fresh(counter):
             window.mark(counter)
     thawed = ReplayWindow.thaw(*window.freeze())
     for counter in after:
-        assert thawed.fresh(counter) is window.fresh(counter)
+        assert thawed.is_fresh(counter) is window.is_fresh(counter)
 
 
 def test_a_fresh_window_holds_nothing():
@@ -60,5 +60,5 @@ def test_a_word_that_is_used_again_begins_empty():
     window = ReplayWindow()
     for counter in (70, 8195, 8256 + 60):
         window.mark(counter)
-    assert window.fresh(8256 + 6)
-    assert not window.fresh(8195)
+    assert window.is_fresh(8256 + 6)
+    assert not window.is_fresh(8195)

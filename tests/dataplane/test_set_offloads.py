@@ -14,7 +14,7 @@ from dataplane.packets import ACK, apart, superpacket, tcp, udp
 from dataplane.rig import BOB, BODIES, Eve, two, udp_socket
 
 from ravenvpn.dataplane.contract import Drop
-from ravenvpn.dataplane.events import Tally
+from ravenvpn.dataplane.events import CounterSet
 from ravenvpn.dataplane.transmitter import Batch, Transmitter
 from ravenvpn.offloads import OFFLOAD_NAMES, Offloads
 
@@ -115,22 +115,22 @@ async def test_offloads_changed_under_traffic_lose_no_packet(body):
 
 def test_a_batch_that_waits_for_a_full_socket_is_split_when_gso_is_switched_off(monkeypatch):
     """The Python body; the native one has the same test in its crate."""
-    tally = Tally()
+    tally = CounterSet()
     transmitter = Transmitter(tally, gso=True, gro=True)
     with udp_socket(socket.AF_INET, "127.0.0.1") as ours, Eve(host="127.0.0.1") as eve:
-        transmitter.use(ours.fileno(), None)
+        transmitter.set_sockets(ours.fileno(), None)
         transmitter.on_full = lambda fd: True
         eve.socket.setsockopt(SOL_UDP, UDP_GRO, 1)
         address = eve.socket.getsockname()
         batch = Batch(bytes(250), 100, 3, None, address, socket.AF_INET, [], 0)
         with monkeypatch.context() as full:
-            full.setattr(Transmitter, "_attempt", lambda self, batch: errno.EAGAIN)
+            full.setattr(Transmitter, "_send_once", lambda self, batch: errno.EAGAIN)
             transmitter.send(batch)
-        assert transmitter.full
+        assert transmitter.is_blocked
         transmitter.set_gso(False)
         transmitter.resume()
         assert [len(datagram) for datagram in eve.captured()] == [100, 100, 50]
-        transmitter.use(None, None)
+        transmitter.set_sockets(None, None)
     assert sum(tally.drops) == 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.dataplane.contract import KeypairRetired, KeyPromoted, NewKeypair, PeerId, Role, Timing
-from ravenvpn.dataplane.events import EventQueue, Tally
+from ravenvpn.dataplane.events import CounterSet, EventQueue
 from ravenvpn.dataplane.keypairs import KeypairTable
 from ravenvpn.dataplane.peers import DataPlanePeer
 
@@ -54,7 +54,7 @@ class Model:
 
 @given(st.lists(st.sampled_from(["initiator", "responder", "confirmed", "dropped"]), max_size=20))
 def test_slots_rotate_as_in_the_reference(events):
-    queue = EventQueue(Tally())
+    queue = EventQueue(CounterSet())
     table, peer, model = KeypairTable(queue, Timing()), DataPlanePeer(PeerId(1)), Model()
     for index, event in enumerate(events):
         keypair = NewKeypair(
@@ -74,14 +74,14 @@ def test_slots_rotate_as_in_the_reference(events):
             table.promote(peer.next)
             model.confirmed()
         slots = {
-            name: None if (session := getattr(peer, name)) is None else session.keypair.local_index
+            name: None if (found := getattr(peer, name)) is None else found.keys.local_index
             for name in ("previous", "current", "next")
         }
         assert slots == {"previous": model.previous, "current": model.current, "next": model.next}
         assert set(table.by_index) == {index for index in slots.values() if index is not None}
-        told = queue.take(0)
-        assert {e.local_index for e in told if isinstance(e, KeypairRetired)} == model.retired
-        assert [e for e in told if isinstance(e, KeyPromoted)] == expected
+        reported = queue.drain(0)
+        assert {e.local_index for e in reported if isinstance(e, KeypairRetired)} == model.retired
+        assert [e for e in reported if isinstance(e, KeyPromoted)] == expected
         model.retired.clear()
 
 
