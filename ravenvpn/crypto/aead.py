@@ -1,4 +1,4 @@
-"""The AEAD suites a session may use, what is particular to each, and the only door to their ciphers.
+"""AEAD suites of sessions and their properties; the only module that imports the libraries of their ciphers.
 
 Both suites take 32-byte keys, 12-byte nonces and append a 16-byte tag. Transport messages carry no associated data.
 """
@@ -67,6 +67,7 @@ class Suite(enum.Enum):
         reject_after_messages: int,
         byte_order: Literal["little", "big"],
     ) -> Self:
+        """Make a member from its row; the first column becomes the enum value."""
         suite = object.__new__(cls)
         suite._value_ = name
         suite.noise_name = noise_name
@@ -78,11 +79,11 @@ class Suite(enum.Enum):
 
     @classmethod
     def of_marker(cls, marker: int) -> Suite | None:
-        """The suite a type 1 message asks for, None for a marker nobody uses."""
+        """Return the suite that a type 1 message asks for by its marker; None if no suite has it."""
         return _BY_MARKER.get(marker)
 
     def nonce(self, counter: int) -> bytes:
-        """12 bytes: 4 of zero, then the counter in 64 bits, in the order Noise §12 gives for the cipher."""
+        """Return 12 bytes: 4 of zero, then the counter in 64 bits, in the order Noise §12 gives for the cipher."""
         return b"\0\0\0\0" + counter.to_bytes(8, self._byte_order)
 
 
@@ -94,33 +95,40 @@ class Aead(Protocol):
     the number of bytes written, and are what batches use. A wrong tag raises `InvalidTag`.
     """
 
-    def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def encrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes:
+        """Return ciphertext and tag: 16 bytes more than `data`."""
 
-    def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes: ...
+    def decrypt(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None) -> bytes:
+        """Return the plaintext: 16 bytes less than `data`."""
 
     def encrypt_into(
         self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: bytearray | memoryview
-    ) -> int: ...
+    ) -> int:
+        """Write ciphertext and tag to `buf`, which has 16 bytes more than `data`."""
 
     def decrypt_into(
         self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: bytearray | memoryview
-    ) -> int: ...
+    ) -> int:
+        """Write the plaintext to `buf`, which has 16 bytes less than `data`. `buf` is undefined after InvalidTag."""
 
 
 def cipher(suite: Suite, key: bytes) -> Aead:
-    """The suite's cipher under a 32-byte key; ValueError for any other length (AESGCM alone would take 16 or 24)."""
+    """Return the suite's cipher under a 32-byte key. ValueError for other lengths, which AESGCM would take (16, 24)."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"a {suite.value} key has {KEY_BYTES} bytes, not {len(key)}")
     return ChaCha20Poly1305(key) if suite is Suite.CHACHA20POLY1305 else AESGCM(key)
 
 
 def seal_xchacha(key: bytes, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha) with a random 24-byte nonce: ciphertext and tag. Cookies only."""
+    """Seal by XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha) and return ciphertext and tag.
+
+    `nonce` has 24 random bytes. WireGuard uses this cipher for cookie replies only (whitepaper §5.4.7).
+    """
     return nacl.bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(plaintext, associated_data, nonce, key)
 
 
 def open_xchacha(key: bytes, nonce: bytes, sealed: bytes, associated_data: bytes) -> bytes:
-    """The plaintext; `InvalidTag` if any of it is not what was sealed."""
+    """Return the plaintext. InvalidTag if ciphertext, nonce or associated data were changed."""
     try:
         return nacl.bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, associated_data, nonce, key)
     except nacl.exceptions.CryptoError:
@@ -128,7 +136,7 @@ def open_xchacha(key: bytes, nonce: bytes, sealed: bytes, associated_data: bytes
 
 
 def cpu_accelerates_aes(cpuinfo: str) -> bool:
-    """Whether /proc/cpuinfo's text shows AES *and* carry-less multiplication (GHASH) on every CPU listed.
+    """Return whether /proc/cpuinfo's text shows AES *and* carry-less multiplication (GHASH) on every CPU listed.
 
     x86 calls them `aes` and `pclmulqdq` under `flags`, arm64 `aes` and `pmull` under `Features`. Without them
     AES-GCM is slower than ChaCha20-Poly1305, and its software form is hard to keep constant-time.

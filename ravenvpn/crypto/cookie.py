@@ -39,7 +39,7 @@ def _mac(key: bytes, data: bytes) -> bytes:
 
 
 def packed_source(host: str, port: int) -> bytes:
-    """What a cookie binds to: 4 or 16 address bytes and the port, network byte order. A zone (%eth0) is left out."""
+    """Return the source a cookie is bound to: 4 or 16 address bytes and the port, network byte order, no zone."""
     # (A flood has many of them, and `ip_address` tries IPv4 and IPv6 by turns.)
     address = ipaddress.IPv6Address(host) if ":" in host else ipaddress.IPv4Address(host)
     return address.packed + port.to_bytes(2, "big")
@@ -47,7 +47,7 @@ def packed_source(host: str, port: int) -> bytes:
 
 @final
 class CookieChecker:
-    """Judges MACs of messages to our static key `ours`, and makes cookie replies.
+    """Checks MACs of messages to our static key `ours`, and makes cookie replies.
 
     `random` is asked for 32-byte secrets and 24-byte nonces. Messages are whole datagrams of type 1 or 2 and of the
     right length; that is the caller's check.
@@ -66,17 +66,17 @@ class CookieChecker:
         self._secret_born = 0.0
 
     def mac1_is_valid(self, message: bytes) -> bool:
-        """Whether the sender knows our public key. Check it before any DH; a wrong one is dropped in silence."""
+        """Return whether the sender knows our public key. Check it before any DH; drop a wrong one silently."""
         end = len(message) - MACS_BYTES
         return hmac.compare_digest(_mac(self._mac1_key, message[:end]), message[end : end + MAC_BYTES])
 
     def mac2_is_valid(self, message: bytes, source: bytes, now: float) -> bool:
-        """Whether the sender got our cookie at `source` (see `packed_source`). Asked only under load."""
+        """Return whether the sender received our cookie at `source` (see `packed_source`). Checked only under load."""
         end = len(message) - MAC_BYTES
         return hmac.compare_digest(_mac(self._cookie(source, now), message[:end]), message[end:])
 
     def reply(self, message: bytes, source: bytes, now: float) -> bytes:
-        """The 64-byte cookie reply to a message whose mac1 is valid, to be sent to where it came from."""
+        """Return the 64-byte cookie reply to a message whose mac1 is valid. Send it to the source of the message."""
         sender = message[4:8]
         mac1 = message[-MACS_BYTES:-MAC_BYTES]
         nonce = self._random(24)
@@ -93,7 +93,7 @@ class CookieChecker:
 
 @final
 class CookieStamper:
-    """Puts MACs on messages to a peer whose static key is `theirs`, and learns its cookies."""
+    """Adds mac1 and mac2 to messages to a peer whose static key is `theirs`, and stores its cookies."""
 
     __slots__ = ("_cookie", "_cookie_born", "_cookie_key", "_last_mac1", "_lifetime", "_mac1_key")
 
@@ -108,7 +108,7 @@ class CookieStamper:
         self._cookie_born = 0.0
 
     def stamp(self, head: bytes, now: float) -> bytes:
-        """The whole message: `head` (all before mac1), mac1, and mac2, which is zeros without a fresh cookie."""
+        """Return the message: `head` (all before mac1), mac1, and mac2, which is zeros without a fresh cookie."""
         self._last_mac1 = _mac(self._mac1_key, head)
         message = head + self._last_mac1
         if self._cookie and 0.0 <= now - self._cookie_born < self._lifetime:
@@ -117,8 +117,8 @@ class CookieStamper:
         return message + _NO_MAC
 
     def receive_reply(self, reply: bytes, now: float) -> None:
-        """Learn the cookie of a 64-byte reply to our last message; the next one carries it (§6.6: nothing is sent
-        at once). MalformedMessage, and nothing learned, if it answers no message of ours or does not authenticate.
+        """Store the cookie of a 64-byte reply to our last message; the next message carries it (§6.6: nothing is sent
+        at once). MalformedMessage, and no change, if it answers no message of ours or does not authenticate.
         The reply proves nothing about the peer's address: do not roam on it.
         """
         if len(reply) != COOKIE_REPLY_BYTES or reply[:4] != COOKIE_REPLY_TYPE:

@@ -34,7 +34,7 @@ RESPONSE_BYTES = 48
 
 
 class TransportKeys(NamedTuple):
-    """What a handshake leaves: two 32-byte keys, named as seen from this side."""
+    """Result of a handshake: two 32-byte keys, named as seen from this side."""
 
     send: bytes
     receive: bytes

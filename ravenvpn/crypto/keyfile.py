@@ -1,4 +1,4 @@
-"""Secrets in files: mode 0600, made whole or not at all, and refused where others could read them.
+"""Key files: mode 0600, written atomically, and refused if other users can read or write them.
 
 A file holds one key in wg's base64 and a newline, so that `wg genkey > file` and `wg set … private-key file` fit.
 """
@@ -22,25 +22,27 @@ _LONGEST = 256  # bytes; a key takes 45
 
 
 def load(path: Path) -> PrivateKey:
-    """The private key in `path`. ConfigError names the file and the remedy."""
+    """Return the private key in `path`. ConfigError names the file and the remedy."""
     return _parsed(path, PrivateKey.from_base64)
 
 
 def load_preshared(path: Path) -> PresharedKey:
-    """The preshared key in `path`, under the same rules."""
+    """Return the preshared key in `path`. ConfigError as in `load`."""
     return _parsed(path, PresharedKey.from_base64)
 
 
 def load_or_create(path: Path, random: Callable[[int], bytes]) -> PrivateKey:
-    """The private key in `path`, made from `random` and written if there is no such file. Of several processes
-    that do this at once all get the same key."""
+    """Return the private key in `path`; if there is no such file, write a new one from `random` first.
+
+    Several processes that do this at the same time all return the same key.
+    """
     if not os.path.lexists(path):
         _write(path, PrivateKey.generate(random).to_base64(), atomic_file.create)
     return load(path)
 
 
 def save(path: Path, key: PrivateKey | PresharedKey) -> None:
-    """Put `key` into `path`, replacing what is there in one step: a reader sees the old key or the new one."""
+    """Write `key` to `path` atomically: a reader sees the old key or the new one."""
     _write(path, key.to_base64(), atomic_file.replace)
 
 
@@ -59,7 +61,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise ConfigError(error.strerror or "cannot be opened") from None
     try:
-        _judge(path, os.fstat(descriptor))
+        _check_owner_and_mode(path, os.fstat(descriptor))
         content = os.read(descriptor, _LONGEST + 1)
     except OSError as error:
         raise ConfigError(error.strerror or "cannot be read") from None
@@ -70,7 +72,7 @@ def _read(path: Path) -> str:
     return content.decode("ascii", "replace").strip()
 
 
-def _judge(path: Path, facts: os.stat_result) -> None:
+def _check_owner_and_mode(path: Path, facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise ConfigError("is not a regular file")
     if facts.st_uid not in (0, os.geteuid()):

@@ -1,8 +1,8 @@
-"""Curve25519 and preshared keys as values, and the only door to X25519.
+"""Curve25519 and preshared keys as values; the only module that imports X25519.
 
 A public key is an ordinary value. Secrets never show in a repr, compare in constant time and can be wiped, as far
-as Python lets one: what we hold lies in a bytearray that `wipe` clears; a copy handed out as bytes lives until it is
-collected. Nothing here draws random numbers; `generate` takes the source.
+as CPython allows: the secret lies in a bytearray that `wipe` clears; a copy returned as bytes lives until its memory
+is reused. Nothing here draws random numbers; `generate` takes the source.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from ravenvpn.errors import ConfigError, MalformedMessage
 
-KEY_BYTES = 32
+KEY_BYTES = 32  # of public, private, preshared and transport keys alike
 _ZERO = bytes(KEY_BYTES)
 
-# Static-static secrets kept per private key, the oldest goes; a peer beyond them costs a DH more per handshake.
+# Static-static secrets cached per private key. The oldest is dropped beyond that; a peer without a cached secret
+# costs one X25519 more per handshake.
 MAX_REMEMBERED = 4096
 
 
 def _decode_base64(text: str, kind: str) -> bytes:
-    """wg's base64: 44 characters, the last one "=", and no bits set beyond the 256 of the key."""
+    """Return the key of wg's base64: 44 characters, the last one "=", and no bits set beyond the 256 of the key."""
     if len(text) != 44:
         raise ConfigError(f"a {kind} in base64 has 44 characters, not {len(text)}")
     try:
@@ -38,7 +39,7 @@ def _decode_base64(text: str, kind: str) -> bytes:
 
 
 def _decode_hex(text: str, kind: str) -> bytes:
-    """The UAPI's form: 64 hexadecimal digits and nothing between them (`bytes.fromhex` would allow spaces)."""
+    """Return the key of the UAPI's form: 64 hexadecimal digits, no spaces (`bytes.fromhex` would allow them)."""
     if len(text) != 2 * KEY_BYTES:
         raise ConfigError(f"a {kind} in hexadecimal has {2 * KEY_BYTES} digits, not {len(text)}")
     try:
@@ -62,10 +63,12 @@ class PublicKey:
 
     @classmethod
     def from_base64(cls, text: str) -> Self:
+        """Return the key from wg's base64, 44 characters. ConfigError if malformed or not canonical."""
         return cls(_decode_base64(text, "public key"))
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
+        """Return the key from 64 hexadecimal digits, as the UAPI has it. ConfigError if malformed."""
         return cls(_decode_hex(text, "public key"))
 
     def __eq__(self, other: object) -> bool:
@@ -95,15 +98,17 @@ class _Secret:
 
     @classmethod
     def from_base64(cls, text: str) -> Self:
+        """Return the key from wg's base64. ConfigError, which does not quote the text, if malformed."""
         return cls(_decode_base64(text, cls._kind))
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
+        """Return the key from 64 hexadecimal digits. ConfigError, which does not quote the text, if malformed."""
         return cls(_decode_hex(text, cls._kind))
 
     @property
     def raw(self) -> bytes:
-        """A copy, which cannot be wiped. ValueError once the key is wiped."""
+        """Return a copy, which cannot be wiped. ValueError if the key was wiped."""
         return bytes(self._held())
 
     def _held(self) -> bytearray:
@@ -112,13 +117,15 @@ class _Secret:
         return self._raw
 
     def to_base64(self) -> str:
+        """Return wg's base64, which cannot be wiped: for key files and `wg showconf` only."""
         return base64.b64encode(self.raw).decode()
 
     def to_hex(self) -> str:
+        """Return 64 hexadecimal digits, which cannot be wiped: for the UAPI only."""
         return self.raw.hex()
 
     def wipe(self) -> None:
-        """Overwrite what this object holds; it is of no use afterwards. Safe to call twice."""
+        """Overwrite the secret. The object cannot be used afterwards; calling twice is safe."""
         self._raw[:] = bytes(len(self._raw))
         self._raw = bytearray()
 
@@ -139,7 +146,7 @@ class _Secret:
 
 @final
 class PresharedKey(_Secret):
-    """32 bytes mixed into a handshake; all zero is what Noise mixes in where there is none."""
+    """32 bytes mixed into a handshake. All zero stands for none, as in WireGuard (whitepaper §5.4)."""
 
     __slots__ = ()
 
@@ -147,14 +154,17 @@ class PresharedKey(_Secret):
 
     @classmethod
     def none(cls) -> Self:
+        """Return the key of zeros: no preshared key."""
         return cls(_ZERO)
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes]) -> Self:
+        """Return a new key from 32 bytes of `random` (`os.urandom` outside tests)."""
         return cls(random(KEY_BYTES))
 
     @property
     def is_none(self) -> bool:
+        """Whether this is the key of zeros. Compared in constant time."""
         return hmac.compare_digest(self.raw, _ZERO)
 
 
@@ -181,18 +191,21 @@ class PrivateKey(_Secret):
 
     @classmethod
     def generate(cls, random: Callable[[int], bytes]) -> Self:
-        """A new key from 32 bytes of `random` (`os.urandom` outside tests)."""
+        """Return a new key from 32 bytes of `random` (`os.urandom` outside tests)."""
         return cls(random(KEY_BYTES))
 
     @property
     def public(self) -> PublicKey:
+        """The public key, computed once. ValueError if the key was wiped before."""
         if self._public is None:
             self._public = PublicKey(self._loaded().public_key().public_bytes_raw())
         return self._public
 
     def agree(self, theirs: PublicKey) -> bytes:
-        """X25519 with `theirs`: 32 secret bytes. MalformedMessage if they are all zero, as a point of low order
-        makes them (whitepaper §5.4: abort)."""
+        """Return X25519 of this key and `theirs`: 32 secret bytes.
+
+        MalformedMessage if they are all zero, which a point of low order causes (whitepaper §5.4: abort).
+        """
         remembered = self._remembered.get(theirs)
         if remembered is not None:
             return bytes(remembered)
@@ -206,7 +219,7 @@ class PrivateKey(_Secret):
         """Keep `agree(theirs)`, wiped with this key or by `forget`.
 
         For static keys of configured peers only: every handshake with them needs it (the paper's §5.4.2, ss).
-        Strangers must not be able to fill the memory.
+        Unknown keys are never cached: a flood of them would fill the memory.
         """
         if theirs not in self._remembered:
             secret = bytearray(self.agree(theirs))
@@ -216,16 +229,17 @@ class PrivateKey(_Secret):
 
     @property
     def remembered(self) -> int:
-        """How many secrets are kept."""
+        """Number of cached secrets."""
         return len(self._remembered)
 
     def forget(self, theirs: PublicKey) -> None:
-        """Wipe what `remember` kept, if anything: the peer is gone."""
+        """Wipe the cached secret of `theirs`, if there is one: the peer was removed."""
         secret = self._remembered.pop(theirs, None)
         if secret is not None:
             secret[:] = _ZERO
 
     def wipe(self) -> None:
+        """Wipe the key and every cached secret."""
         super().wipe()
         self._openssl = None  # OpenSSL cleanses its copy when it frees it
         for theirs in tuple(self._remembered):

@@ -1,4 +1,4 @@
-"""Time stamps of handshake initiations: TAI64N, as the whitepaper's §5.1 uses them against replay.
+"""TAI64N timestamps of handshake initiations, which protect a responder against replay (whitepaper §5.1).
 
 Only their order matters to a receiver, which accepts a stamp that is greater (as 12 bytes) than the last one.
 """

@@ -98,6 +98,7 @@ class Coalescer:
         self._latest: Item | None = None  # where the last TCP packet went
 
     def clear(self) -> None:
+        """Forget every item; the arena may be filled anew."""
         self.items = []
         self._flows = {}
         self._latest = None
@@ -221,6 +222,7 @@ class Coalescer:
         return parts
 
     def is_udp(self, item: Item) -> bool:
+        """Return True if the item's transport header is UDP's, which has 8 bytes; TCP's has at least 20."""
         return item.header - item.transport == 8
 
     def _add_tcp(  # noqa: PLR0917  (once per packet: keywords cost)

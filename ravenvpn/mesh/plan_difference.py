@@ -23,13 +23,20 @@ class PlanPart(Protocol):
     """The fields that the plans of the own region and of a remote region share."""
 
     @property
-    def peers(self) -> Mapping[str, PeerPlan]: ...
+    def peers(self) -> Mapping[str, PeerPlan]:
+        """Peers of the tunnel, by node name."""
+
     @property
-    def routes(self) -> Mapping[Prefix, tuple[str, ...]]: ...
+    def routes(self) -> Mapping[Prefix, tuple[str, ...]]:
+        """Egress: the peers that carry a prefix, by prefix."""
+
     @property
-    def accepts(self) -> Mapping[str, tuple[Prefix, ...]]: ...
+    def accepts(self) -> Mapping[str, tuple[Prefix, ...]]:
+        """Ingress: prefixes accepted from a peer, by node name."""
+
     @property
-    def host_routes(self) -> tuple[Route, ...]: ...
+    def host_routes(self) -> tuple[Route, ...]:
+        """Routes of the kernel, fail-closed ones included."""
 
 
 class PrefixOrder:

@@ -143,20 +143,29 @@ class TimersView(Protocol):
     """The readable part of `Timers`."""
 
     @property
-    def attempts(self) -> int: ...
+    def attempts(self) -> int:
+        """Initiations sent since the last completed handshake."""
+
     @property
-    def handshake_sent(self) -> float: ...
+    def handshake_sent(self) -> float:
+        """Instant of the last initiation, seconds; NEVER if none was sent."""
+
     @property
-    def session(self) -> tuple[Role, float] | None: ...
+    def session(self) -> tuple[Role, float] | None:
+        """This node's role in the newest session and the instant it was derived; None without one."""
 
 
 class EndpointsView(Protocol):
     """The readable part of `PeerEndpoints`."""
 
     @property
-    def confirmed(self) -> Endpoint | None: ...
+    def confirmed(self) -> Endpoint | None:
+        """Outer address of the last authenticated packet; None if there was none."""
+
     @property
-    def source(self) -> Source | None: ...
+    def source(self) -> Source | None:
+        """Local address and interface that packet arrived at, for replies from the same address."""
+
     def current(self) -> Endpoint | None:
         """Return the endpoint for the next initiation; None if no endpoint is known."""
 
@@ -165,33 +174,60 @@ class PeerView(Protocol):
     """A `Peer` as `PeerTable` lends it for reading. The type checker refuses every change through it."""
 
     @property
-    def id(self) -> PeerId: ...
+    def id(self) -> PeerId:
+        """Id of the peer in the data plane."""
+
     @property
-    def settings(self) -> PeerSettings: ...
+    def settings(self) -> PeerSettings:
+        """Configuration of the peer."""
+
     @property
-    def timers(self) -> TimersView: ...
+    def timers(self) -> TimersView:
+        """Timer state, for status."""
+
     @property
-    def endpoints(self) -> EndpointsView: ...
+    def endpoints(self) -> EndpointsView:
+        """Candidate outer addresses, and the one in use."""
+
     @property
-    def state(self) -> HandshakeState: ...
+    def state(self) -> HandshakeState:
+        """State of the handshakes with the peer."""
+
     @property
-    def keypairs(self) -> Set[int]: ...
+    def keypairs(self) -> Set[int]:
+        """Local indices of keypairs that the data plane holds for the peer."""
+
     @property
-    def session_key(self) -> PublicKey | None: ...
+    def session_key(self) -> PublicKey | None:
+        """Static key of the peer in the newest session; None without one."""
+
     @property
-    def timestamps(self) -> Mapping[PublicKey, bytes]: ...
+    def timestamps(self) -> Mapping[PublicKey, bytes]:
+        """Greatest TAI64N timestamp received, by static key: an initiation with an older one is a replay."""
+
     @property
-    def last_timestamp_ns(self) -> int: ...
+    def last_timestamp_ns(self) -> int:
+        """Timestamp of the last initiation sent, nanoseconds since the Unix epoch; they never repeat."""
+
     @property
-    def last_handshake_ns(self) -> int: ...
+    def last_handshake_ns(self) -> int:
+        """Wall clock of the last completed handshake, nanoseconds since the Unix epoch; 0 if none."""
+
     @property
-    def rx_bytes(self) -> int: ...
+    def rx_bytes(self) -> int:
+        """Bytes of handshake messages received."""
+
     @property
-    def tx_bytes(self) -> int: ...
+    def tx_bytes(self) -> int:
+        """Bytes of handshake messages sent."""
+
     @property
-    def failure(self) -> HandshakeFailure | None: ...
+    def failure(self) -> HandshakeFailure | None:
+        """Why the last handshake failed; None after a success."""
+
     @property
-    def has_session(self) -> bool: ...
+    def has_session(self) -> bool:
+        """Whether a session can carry data."""
 
 
 @dataclass(frozen=True, slots=True)

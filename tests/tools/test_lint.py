@@ -127,7 +127,7 @@ def test_too_few_comments_are_found(tree: Path):
     write(tree, "ravenvpn/bare.py", "print()\n" * 100)
     assert run("comments", tree) == (
         1,
-        ["ravenvpn:1: 3 lines of comments for 104 lines of code; the floor is 0.25"],
+        ["ravenvpn:1: 3 lines of comments for 104 lines of code; the floor is 0.30"],
     )
 
 
