@@ -29,7 +29,7 @@ OPEN_QUESTION = 0.7  # seconds a probe may stay unanswered before the next ones 
 
 @dataclass(frozen=True, slots=True)
 class PathQuality:
-    """What the probes measured of the path to one peer."""
+    """Measurements of the path to one peer, by probes."""
 
     rtt: float | None = None  # smoothed round trip through the tunnel, in seconds
     loss: float | None = None  # share of the last probes that were lost, 0.0 to 1.0

@@ -15,7 +15,7 @@ from ravenvpn.mesh.model import World, address_of, lan_addresses
 
 
 class DiscoveryQuery(NamedTuple):
-    """What to look up on this host."""
+    """Facts to look up on this host before planning."""
 
     destinations: tuple[Address, ...]  # the MTU of the route to each is needed; sorted, IPv4 first
     pods: tuple[Prefix, ...]  # pod prefixes of this node, to find the devices behind which pods live

@@ -113,7 +113,7 @@ class Aead(Protocol):
 
 
 def cipher(suite: Suite, key: bytes) -> Aead:
-    """Return the suite's cipher under a 32-byte key. ValueError for other lengths, which AESGCM would take (16, 24)."""
+    """Return the suite's cipher under a 32-byte key. ValueError for other lengths; AESGCM alone would take 16."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"a {suite.value} key has {KEY_BYTES} bytes, not {len(key)}")
     return ChaCha20Poly1305(key) if suite is Suite.CHACHA20POLY1305 else AESGCM(key)

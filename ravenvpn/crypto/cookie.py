@@ -71,7 +71,7 @@ class CookieChecker:
         return hmac.compare_digest(_mac(self._mac1_key, message[:end]), message[end : end + MAC_BYTES])
 
     def mac2_is_valid(self, message: bytes, source: bytes, now: float) -> bool:
-        """Return whether the sender received our cookie at `source` (see `packed_source`). Checked only under load."""
+        """Return whether the sender received our cookie at `source` (see `packed_source`). Only under load."""
         end = len(message) - MAC_BYTES
         return hmac.compare_digest(_mac(self._cookie(source, now), message[:end]), message[end:])
 

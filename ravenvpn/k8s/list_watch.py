@@ -23,7 +23,7 @@ MAX_TOO_LARGE = 3
 
 @dataclass(frozen=True, slots=True)
 class NextRequest:
-    """What to do next: wait, then watch from `version`, or list if it is empty."""
+    """Next request: wait, then watch from `version`, or list if it is empty."""
 
     after: float  # seconds
     version: str  # resourceVersion

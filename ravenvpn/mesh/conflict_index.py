@@ -88,7 +88,7 @@ class ConflictIndex:
 
 @dataclass(slots=True)
 class _OwnedClaims:
-    """What one Gateway contributes to the indices, so that it can be removed again."""
+    """Entries of one Gateway in the indices, kept so that they can be removed again."""
 
     claims: dict[Prefix, Announced] = field(default_factory=dict)
     dialled: dict[Address, str] = field(default_factory=dict)  # address at which others dial → field that names it

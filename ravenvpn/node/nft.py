@@ -106,7 +106,7 @@ def observe() -> FilterFacts | None:
 def parse_table(listing: Json) -> FilterFacts:
     """Parse the output of `nft -j list table`. Pure.
 
-    Whatever no plan writes goes into `Shape.others`, so that the table differs from any planned one.
+    Objects that no plan writes go into `Shape.others`, so that the table differs from any planned one.
     """
     chains: list[tuple[str, str, str, int, str]] = []
     rules: list[tuple[str, str]] = []

@@ -217,7 +217,7 @@ class Reconciler:
                 result = ApplyResult(result.changed + further.changed, result.failed + further.failed)
                 parts |= frozenset(map(part_of, further.changed))
         now, restored = self._clock(), result.changed
-        # Whatever had to be changed although the plan did not change was changed by another program.
+        # The plan did not change, so every object that had to be restored was changed by another program.
         for part in parts:
             descriptions = [format_object(operation.target) for operation in restored if part_of(operation) is part]
             programs = tuple(self._programs.pop(part, {}))

@@ -1,4 +1,4 @@
-"""What is due for the peers of a device: deadlines, initiations to send, and session events to report."""
+"""Work that is due for the peers of a device: deadlines, initiations to send, and session events to report."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ NEVER = float("-inf")  # an instant before every other
 
 
 class Timer(enum.Enum):
-    """What a deadline is for. The value is the reason in words."""
+    """Purpose of a deadline. The value is the reason in words."""
 
     RETRANSMIT_HANDSHAKE = "no response arrived (§6.4)"
     SEND_KEEPALIVE = "data arrived and nothing was sent back (§6.5, passive keepalive)"

@@ -20,7 +20,7 @@ DUMPS = (
     "nft -j list ruleset",
     "sysctl -a --pattern ^net\\.(ipv4|ipv6)\\.conf",
 )
-# What the kernel counts or what comes and goes by itself.
+# Counters, and entries that the kernel adds and removes by itself.
 VOLATILE = {"valid_life_time", "preferred_life_time", "expires", "metainfo", "stats64", "operstate", "pref"}
 
 

@@ -55,7 +55,7 @@ class Api:
         return self.request("DELETE", path)
 
     def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
-        """What it answered, as JSON; Refused if that was an error. OSError where nobody answers."""
+        """Return the answer as JSON. Refused if it is an error, OSError if the server does not answer."""
         text = None if body is None else json.dumps(body)
         for fresh in (self._connection is None, True):
             if self._connection is None:

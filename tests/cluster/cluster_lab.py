@@ -65,7 +65,7 @@ class ClusterLab:
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": things})
         self.plane.kubectl("apply", "-f", "-", input=text)
 
-    # What a distribution does.
+    # Steps that a Kubernetes distribution takes.
 
     def register_nodes(self) -> None:
         for thing in self.lab.manifests({}):

@@ -94,7 +94,7 @@ class Mesh:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What finds the API server from inside a pod of the host's network; OpenYurt points it at YurtHub."""
+        """Return the environment by which a host-network pod finds the API server; OpenYurt points it at YurtHub."""
         return {"KUBERNETES_SERVICE_HOST": self.cluster.plane.address, "KUBERNETES_SERVICE_PORT": str(PORT)}
 
     def start_agents(self) -> None:
@@ -135,7 +135,7 @@ class Mesh:
             text += f"{name}:\n" + "\n".join(said[-lines:]) + "\n"
         return text
 
-    # What scenes ask.
+    # Queries of tests.
 
     def apply_gateways(self) -> None:
         self.cluster.apply(*self.cluster.gateways())

@@ -101,7 +101,7 @@ _STANDING = pytest.StashKey[Standing]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What follows in other folders is not to run beside a whole cluster."""
+    """End the cluster, so that tests of other folders do not run beside it."""
     if nextitem is None or "mesh" not in getattr(nextitem, "fixturenames", ()) or HERE not in nextitem.path.parents:
         item.config.stash.setdefault(_STANDING, Standing()).close()
 

@@ -270,7 +270,7 @@ class ControlPlane:
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=15).stdout
 
     def _watch_over_it(self) -> subprocess.Popen[bytes]:
-        """What stops the cluster when we end without having done so. Its programs have sessions of their own."""
+        """Stop the cluster at exit if it still runs: its programs have sessions of their own and would go on."""
         script = 'tail --pid="$1" -f /dev/null; exec "$2" "$3" --delete'
         argv = ["sh", "-c", script, "guard", str(os.getpid()), str(HERE / "stop-kube.sh"), str(self.folder)]
         return subprocess.Popen(

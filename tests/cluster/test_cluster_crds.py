@@ -111,7 +111,7 @@ def test_the_older_version_is_not_served(defined: ControlPlane, name: str) -> No
 
 
 def refusals(cluster: ControlPlane, things: list[dict[str, Any]]) -> dict[str, str]:
-    """What the API server says of each, by name; nothing of it is made."""
+    """Return the answers of a dry run to each object, by name; nothing is created."""
     text = yaml.safe_dump_all(things)
     said = cluster.kubectl("apply", "--validate=false", "-f", "-", input=text, check=False)
     assert "created" not in said

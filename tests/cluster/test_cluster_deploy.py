@@ -46,7 +46,7 @@ def by_name(text: str) -> dict[str, Any]:
     return {f"{t['kind']}/{t['metadata'].get('namespace', '')}/{t['metadata']['name']}": t for t in things}
 
 
-# What the manifests are.
+# Contents of the manifests.
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_agent_is_not_privileged() -> None:
     }
 
 
-# What an API server makes of them.
+# The manifests, applied to an API server.
 
 
 def test_everything_is_accepted_in_a_dry_run(any_cluster: ControlPlane) -> None:
@@ -133,7 +133,7 @@ def until(condition: Any, what: str) -> None:
 
 
 def ours(cluster: ControlPlane) -> list[str]:
-    """What there is of ours, of all kinds that the manifests have."""
+    """Return our objects in the cluster, of all kinds that the manifests have."""
     kinds = sorted({thing["kind"] for thing in bundle.objects()})
     return cluster.kubectl(
         "get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/part-of=ravenvpn", "-o", "name"
@@ -212,7 +212,7 @@ def test_beside_openyurt_its_definition_is_left_alone(own_cluster: ControlPlane)
     assert own_cluster.kubectl("get", "crd", "gateways.raven.openyurt.io", "-o", "name")
 
 
-# Who may do what.
+# Rights of the agent and of the controller.
 
 
 class Caller:

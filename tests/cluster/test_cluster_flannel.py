@@ -106,7 +106,7 @@ def test_in_a_region_flannel_goes_on_carrying_what_it_carried(beside: Beside) ->
 
 
 def test_flannel_keeps_its_own_while_agents_run(beside: Beside) -> None:
-    """What flanneld put on the host before is all there still, our own set aside."""
+    """Everything that flanneld put on the host is still there, our own objects set aside."""
     for name, before in beside.before.items():
         now = dump(beside.cluster.node(name))
         for command in ("ip -j link", "ip -j -4 route show table main", "ip -j -6 route show table main"):

@@ -1,4 +1,4 @@
-"""What it costs: memory and idle CPU of agents and controller with three regions, and with a thousand Gateways."""
+"""Memory and idle CPU of agents and controller with three regions, and with a thousand Gateways."""
 
 from __future__ import annotations
 

@@ -267,7 +267,7 @@ def test_the_election_chooses_the_node_that_agents_use_as_stand_in() -> None:
         assert (elected.tunnel.routes, bool(elected.host)) == ((), False), f"{me} uses it already"
 
 
-# What may be written.
+# Fields that the served schema allows.
 
 
 def test_no_conditions_are_written_if_the_served_schema_has_none(factory: Cluster) -> None:

@@ -232,7 +232,7 @@ def test_a_node_address_inside_the_mesh_prefix_is_refused() -> None:
     ]
 
 
-# What carries the tunnels.
+# Addresses of the underlay, which carry the tunnels.
 
 PUBLIC = region("dock", info("dock-1", "198.51.100.7", "10.244.6.0/24"), public="198.51.100.7")
 

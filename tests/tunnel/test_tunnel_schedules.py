@@ -153,7 +153,7 @@ TALKING = st.sampled_from([(0,), (1,), (0, 1)])
 
 
 @settings(max_examples=100, deadline=None)
-# What each rule of §6.5 is for: a peer that lost its sessions, and one whose session outlived the other's.
+# The cases behind the rules of §6.5: a peer that lost its sessions, and one whose session outlived the other's.
 @example(steps=[("send", 0), ("wait", 20), ("restart", 1)], talking=(0,))
 @example(steps=[("send", 0), ("wait", 20), ("restart", 0)], talking=(1,))
 @example(steps=[("send", 0), ("wait", 20), ("path", 1), ("send", 0), ("idle", 89)], talking=(0,))

@@ -35,7 +35,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class WriteScope:
-    """What the controller writes in this cluster."""
+    """Kinds of objects and fields that the controller writes in this cluster."""
 
     elects: bool  # statuses, Services and events; False where another controller elects, see `yurt_manager`
     extra_fields: frozenset[str]  # those of `decode.EXTRA_FIELDS` that the API server keeps

@@ -16,7 +16,7 @@ from ravenvpn.errors import MalformedMessage
 
 
 class HandshakeState(enum.Enum):
-    """How far the handshakes with one peer are. The value is the word shown to people."""
+    """State of the handshakes with one peer. The value is the word shown to people."""
 
     IDLE = "idle"
     INITIATED = "initiated"  # our initiation is out; no session
@@ -32,7 +32,7 @@ class HandshakeState(enum.Enum):
 
 
 class HandshakeEvent(enum.Enum):
-    """What can happen to the handshakes with a peer. The value completes the sentence of UnexpectedEvent."""
+    """Event of a handshake with a peer. The value completes the sentence of UnexpectedEvent."""
 
     INITIATION_SENT = "an initiation was sent"
     INITIATION_ACCEPTED = "an initiation was accepted and answered"

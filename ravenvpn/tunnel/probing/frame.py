@@ -58,7 +58,7 @@ class Forwarding(enum.IntEnum):
 
 
 class ForwardingVerdict(NamedTuple):
-    """What the sender observed of another node."""
+    """Observation of another node by the sender: whether its packets get there."""
 
     subject: int  # the first 64 bits of the SHA-256 of the node's name
     forwarding: Forwarding

@@ -47,7 +47,7 @@ class ProbeDrop(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class PathFacts:
-    """What is known of the path to a peer and of the peer. Times and instants in seconds, None while unknown."""
+    """Facts about a peer and the path to it. Times and instants in seconds, None while unknown."""
 
     rtt: float | None = None  # smoothed (RFC 6298)
     rtt_variation: float | None = None
