@@ -150,6 +150,7 @@ class PacketFilter:
     remote: Sequence[Prefix] = ()  # set elements: the same of every other region
     relays: bool = False  # this node is a hub: packets from remote to remote prefixes are forwarded
     own_sources: Sequence[Address] = ()  # SNAT of packets that start or were masqueraded here; one a family
+    vxlan_sources: Sequence[Address] = ()  # outer sources whose VXLAN frames are accepted; empty: no VXLAN here
     reason: Reason | None = field(default=None, compare=False)
 
 

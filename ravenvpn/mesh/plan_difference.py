@@ -167,7 +167,9 @@ def _sorted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
 
 def _frame(packet_filter: PacketFilter | None) -> tuple[Any, ...] | None:
     """Return a filter's fields without the elements of its sets: if they changed, the table is written anew."""
-    return None if packet_filter is None else (packet_filter.relays, tuple(packet_filter.own_sources))
+    if packet_filter is None:
+        return None
+    return packet_filter.relays, tuple(packet_filter.own_sources), tuple(packet_filter.vxlan_sources)
 
 
 def _elements(frame: PacketFilter, local: tuple[Prefix, ...], remote: set[Prefix]) -> PacketFilter | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ravenvpn.mesh import identity
+from ravenvpn.mesh import identity, vxlan
 from ravenvpn.mesh.conflict import Conflict
 from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import HostState, PacketFilter, Prefix
@@ -37,6 +37,7 @@ def host_frame(context: Context | None, own: OwnRegionPlan) -> HostState:
             local=tuple(sorted(own.local, key=PrefixOrder())),
             relays=context.relays,
             own_sources=tuple(context.sources[family] for family in sorted(context.sources)),
+            vxlan_sources=vxlan.frame_sources(context),
             reason=Reason(ReasonCode.KEEP_SOURCES),
         )
     return HostState(

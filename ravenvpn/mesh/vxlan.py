@@ -86,6 +86,13 @@ def forwarding(context: Context) -> Iterable[ForwardingEntry]:
         yield ForwardingEntry(VXLAN_DEVICE, member.mac, member.underlay, Reason(ReasonCode.VXLAN_MEMBER, member.node))
 
 
+def frame_sources(context: Context) -> tuple[Address, ...]:
+    """Return the outer sources whose frames this node accepts: gateways' and standbys', on these every node's."""
+    if context.overlay is None:
+        return ()
+    return tuple(sorted((member.underlay for member in context.overlay.others), key=lambda a: (a.version, int(a))))
+
+
 def local_routes(context: Context) -> Iterable[Route]:
     """Yield, on gateways and standbys, the routes of packets out of the tunnel to other nodes of the region.
 

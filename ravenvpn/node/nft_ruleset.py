@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from typing import Any
 
-from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, HostState, Prefix
+from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, HostState, Prefix
 from ravenvpn.mesh.reason import Reason
+from ravenvpn.mesh.vxlan import PORT as VXLAN_PORT
 
 KUBE_PROXY_MARK = 0x4000  # kube-proxy's --iptables-masquerade-bit, default 14: packets to be masqueraded later
 # Hook priorities, netfilter's names in brackets.
 PRIORITY_GUARD = 0  # (filter)
+PRIORITY_VXLAN = -10  # before (filter), where CNIs and host firewalls accept by other criteria
 PRIORITY_MSS = -150  # (mangle)
 PRIORITY_SOURCE = 100 - 10  # (srcnat − 10): the first nat chain that binds a flow wins, so this comes before CNIs'
 SET_NAMES = {4: "local4", 6: "local6"}  # sets of this region's prefixes, by family
@@ -68,6 +70,8 @@ CHAINS = (
     ("masqueraded", "", "", 0, ""),
     ("mss", "filter", "postrouting", PRIORITY_MSS, "accept"),
     ("source", "nat", "postrouting", PRIORITY_SOURCE, "accept"),
+    ("vxlan", "filter", "input", PRIORITY_VXLAN, "accept"),
+    ("vxlan_forwarded", "filter", "forward", PRIORITY_VXLAN, "accept"),
 )
 SETS = (("local4", "ipv4_addr"), ("local6", "ipv6_addr"))
 
@@ -98,6 +102,8 @@ def _rules(wanted: HostState) -> Iterable[tuple[str, str, list[Json]]]:
     yield from _mss_rules(ours)
     yield from _guard_rules(ours)
     yield from _source_rules(ours, own)
+    if wanted.packet_filter.vxlan_sources:
+        yield from _vxlan_rules(wanted.packet_filter.vxlan_sources)
 
 
 def _mss_rules(ours: Json) -> Iterable[tuple[str, str, list[Json]]]:
@@ -128,6 +134,31 @@ def _guard_rules(ours: Json) -> Iterable[tuple[str, str, list[Json]]]:
         yield "astray", "for this region", [_in(ours), here, {"accept": None}]
     refusal: Json = {"reject": {"type": "icmpx", "expr": "no-route"}}
     yield "astray", "for nobody known here: never in clear", [_in(ours), refusal]
+
+
+def _vxlan_rules(sources: Sequence[Address]) -> Iterable[tuple[str, str, list[Json]]]:
+    """Yield the rules for the VXLAN port: frames of `sources` pass, all others are dropped and counted.
+
+    VXLAN has no authentication (RFC 7348 section 7): without these rules one UDP datagram from any host or pod is
+    decapsulated and forwarded into the tunnel. The route back to the source has to leave by the device that the frame
+    arrived at, so a pod or a host behind another device cannot use the address of a node of the region. A host on the
+    same LAN still can; only authenticated sessions stop that one.
+    """
+    port = _match("==", _payload("udp", "dport"), VXLAN_PORT)
+    same_device = _match("==", {"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, True)
+    drop: list[Json] = [{"counter": None}, {"drop": None}]
+    for chain in ("vxlan", "vxlan_forwarded"):
+        for version in (4, 6):
+            addresses = [str(address) for address in sources if address.version == version]
+            if not addresses:
+                continue
+            source = _match("==", _payload(_ip(version), "saddr"), {"set": addresses})
+            yield chain, "VXLAN from a node of this region", [port, source, same_device, {"accept": None}]
+            if chain == "vxlan_forwarded":
+                target = _match("==", _payload(_ip(version), "daddr"), {"set": addresses})
+                yield chain, "VXLAN to a node, from elsewhere", [port, target, *drop]
+        if chain == "vxlan":
+            yield chain, "VXLAN from elsewhere", [port, *drop]
 
 
 def _source_rules(ours: Json, own: dict[int, str]) -> Iterable[tuple[str, str, list[Json]]]:

@@ -105,7 +105,14 @@ def test_the_host_plan_of_a_plain_node() -> None:
         local=tuple(map(net, ("10.244.2.0/24", "10.244.3.0/24", "fd00:2::/64", "fd00:3::/64"))),
         remote=(net("10.244.1.0/24"), net("fd00:1::/64")),
         own_sources=(ip("10.244.3.1"), ip("fd00:3::1")),
+        vxlan_sources=(ip("10.0.0.1"),),  # the gateway; no other node sends frames to a plain node
     )
+
+
+def test_a_gateway_accepts_frames_from_every_other_node_of_its_region() -> None:
+    packet_filter = planned("edge-1", FACTORY).host.packet_filter
+    assert packet_filter is not None
+    assert packet_filter.vxlan_sources == (ip("10.0.0.2"),)
 
 
 def test_a_gateway_routes_packets_out_of_the_tunnel_to_the_node_of_the_pods() -> None:
