@@ -140,7 +140,7 @@ class Mesh:
     def apply_gateways(self) -> None:
         self.cluster.apply(*self.cluster.gateways())
 
-    def well(self) -> None:
+    def wait_until_healthy(self) -> None:
         """The Gateways of all regions and no other, in their first form, and every pod reaches every pod."""
         wanted = {thing["metadata"]["name"] for thing in self.cluster.gateways()}
         for thing in self.cluster.api.get(GATEWAYS)["items"]:
