@@ -141,7 +141,7 @@ class Mesh:
         self.cluster.apply(*self.cluster.gateways())
 
     def wait_until_healthy(self) -> None:
-        """The Gateways of all regions and no other, in their first form, and every pod reaches every pod."""
+        """Apply the Gateways of all regions, delete all others, and wait until every pod reaches every pod."""
         wanted = {thing["metadata"]["name"] for thing in self.cluster.gateways()}
         for thing in self.cluster.api.get(GATEWAYS)["items"]:
             if thing["metadata"]["name"] not in wanted:

@@ -144,7 +144,8 @@ def test_objects_of_other_programs_are_kept(node: Box, state_file: Path, held: E
     held.enter_context(node.tun())
     assert node.call(apply, state_file, lan_gateway()).failed == ()
 
-    gone = [line for line in changes(before, node.dump()) if line.startswith("-")]
+    # A closing brace of an nft listing belongs to any block: where the diff shows one as moved says nothing.
+    gone = [line for line in changes(before, node.dump()) if line.startswith("-") and line[1:].strip() != "}"]
     assert gone == ["-ipv4/conf/cni0/forwarding:0"]
     assert node.call(cleanup, state_file).failed == ()
     assert changes(before, node.dump()) == []
