@@ -1,11 +1,12 @@
-"""How many instructions the steps of the packet path take, under callgrind, beside the committed baseline.
+"""Compare the instruction counts of the packet path's steps, under callgrind, with the committed baseline.
 
-    python instructions.py            compare; exits 1 if one differs by more than the tolerance
-    python instructions.py --write    make what is found the baseline (instructions.json)
+    python instructions.py            compare; exits 1 if a case differs by more than the tolerance
+    python instructions.py --write    write the counts as the new baseline (instructions.json)
 
-Counts say what time cannot on a busy machine: whether our code does more than it did. They do not depend on the
-processor, for valgrind shows every program the same one (AVX2 and AES-NI, no VAES): on newer ones AEAD takes other
-paths. They do depend on the compiler, so with another one than the baseline's only gross changes count.
+Counts show whether our code does more work than before, which times on a busy machine do not. They do not depend on
+the processor, because valgrind emulates the same one everywhere (AVX2 and AES-NI, no VAES); on newer processors AEAD
+takes other code paths. They depend on the compiler, so with another compiler than the baseline's only large changes
+count.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BASELINE = HERE / "instructions.json"
-TOLERANCE = 0.03
-TOLERANCE_OF_ANOTHER_COMPILER = 0.25
-# What starting and setting up takes is in both runs, so the difference is that of the repetitions alone.
+TOLERANCE = 0.03  # relative difference from the baseline
+TOLERANCE_OF_ANOTHER_COMPILER = 0.25  # the same if rustc differs from the baseline's
+# Repetitions of the two runs of a case. Both contain the same start-up and set-up, so their difference is that of the
+# repetitions alone.
 FEW, MANY = 2, 12
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Instructions of one run of each case, and what they depend on."""
+    """Instruction counts by case, and the environment they depend on."""
 
-    machine: str
-    rustc: str
-    cases: dict[str, int]
+    machine: str  # platform.machine()
+    rustc: str  # version
+    cases: dict[str, int]  # instructions of one run of the case
 
 
 def bench_program() -> Path:
-    """The compiled `benches/packets.rs`."""
+    """Build `benches/packets.rs` and return the path of the program."""
     command = ["cargo", "bench", "--locked", "--no-run", "--package=raven-dataplane", "--bench=packets"]
     done = subprocess.run(
         [*command, "--message-format=json"],
@@ -53,8 +55,8 @@ def bench_program() -> Path:
     return Path(program)
 
 
-def instructions(program: Path, case: str, times: int) -> int:
-    """Of the whole program, running the case so many times."""
+def count_instructions(program: Path, case: str, times: int) -> int:
+    """Return the instructions of the whole program, running the case so many times. Raises RuntimeError."""
     done = subprocess.run(
         ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", program, "--count", case, str(times)],
         capture_output=True,
@@ -68,11 +70,12 @@ def instructions(program: Path, case: str, times: int) -> int:
 
 
 def count(program: Path) -> Counts:
-    """Every case, on as many cores as there are."""
+    """Count every case, on all cores."""
     listed = subprocess.run([program, "--cases"], stdout=subprocess.PIPE, text=True, check=True).stdout.split()
 
     def one(case: str) -> int:
-        return round((instructions(program, case, MANY) - instructions(program, case, FEW)) / (MANY - FEW))
+        difference = count_instructions(program, case, MANY) - count_instructions(program, case, FEW)
+        return round(difference / (MANY - FEW))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         cases = dict(zip(listed, pool.map(one, listed), strict=True))
@@ -81,31 +84,34 @@ def count(program: Path) -> Counts:
 
 
 def compare(baseline: Counts, found: Counts) -> list[str]:
-    """What is not as it was, a sentence each. Less than before counts too: a baseline that is too high would hide
-    the next step back."""
+    """Return the differences beyond the tolerance, one line each; none if the baseline is of another machine type.
+
+    Lower counts are reported too: a baseline that is too high would hide the next regression.
+    """
     if baseline.machine != found.machine:
         return []
     same = baseline.rustc == found.rustc
     tolerance = TOLERANCE if same else TOLERANCE_OF_ANOTHER_COMPILER
-    complaints = [f"{name}: not in the baseline" for name in found.cases.keys() - baseline.cases.keys()]
-    complaints += [f"{name}: only in the baseline" for name in baseline.cases.keys() - found.cases.keys()]
+    differences = [f"{name}: not in the baseline" for name in found.cases.keys() - baseline.cases.keys()]
+    differences += [f"{name}: only in the baseline" for name in baseline.cases.keys() - found.cases.keys()]
     for name in baseline.cases.keys() & found.cases.keys():
         before, now = baseline.cases[name], found.cases[name]
         if now > before * (1 + tolerance) or (same and now < before * (1 - tolerance)):
-            complaints.append(f"{name}: {now} instructions, {now / before - 1:+.1%} of {before}")
-    return sorted(complaints)
+            differences.append(f"{name}: {now} instructions, {now / before - 1:+.1%} of {before}")
+    return sorted(differences)
 
 
 def main() -> int:
+    """Compare with the baseline or replace it; return the exit status."""
     found = count(bench_program())
     if "--write" in sys.argv:
         BASELINE.write_text(json.dumps(asdict(found), indent=1) + "\n")
         return 0
     for name, number in found.cases.items():
         print(f"{number:10} {name}")
-    complaints = compare(Counts(**json.loads(BASELINE.read_text())), found)
-    print(*complaints, sep="\n", end="\n" if complaints else "")
-    return min(len(complaints), 1)
+    differences = compare(Counts(**json.loads(BASELINE.read_text())), found)
+    print(*differences, sep="\n", end="\n" if differences else "")
+    return min(len(differences), 1)
 
 
 if __name__ == "__main__":

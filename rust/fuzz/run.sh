@@ -1,7 +1,7 @@
 #!/bin/sh
-# run.sh SECONDS [udp|tun|join …]: fuzz each target so long under AddressSanitizer, starting from the corpus here.
-# What is found goes to $FUZZ_STATE (default: target/fuzz), and so does the corpus that grows. The compiler need not be
-# a nightly one.
+# run.sh SECONDS [udp|tun|join …]: fuzz each target for this time under AddressSanitizer, starting from the committed
+# corpus. Crashing inputs and the growing corpus go to $FUZZ_STATE (default: target/fuzz). RUSTC_BOOTSTRAP lets a stable
+# compiler accept the sanitizer flag.
 set -eu
 cd "$(dirname "$0")"
 seconds=$1

@@ -1,4 +1,4 @@
-"""The native body's crate by its own means: its tests, its lints, and the licences of what it brings along."""
+"""The Rust crate of the native body passes its tests and lints, and the licences of its dependencies are allowed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ pytestmark = pytest.mark.timeout(900)  # a cold build compiles everything
 
 
 def cargo(*words: str) -> None:
-    """Run cargo in the workspace; fails with what it said."""
+    """Run cargo in the workspace; fail with its output."""
     done = subprocess.run(["cargo", *words], cwd=RUST, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def licences():
+    """Import rust/licences.py, which is no package."""
     spec = importlib.util.spec_from_file_location("licences", RUST / "licences.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -33,7 +34,7 @@ def test_the_crate_passes_its_own_tests():
 
 
 @pytest.mark.needs("cargo")
-def test_the_crate_passes_its_tests_on_aarch64_too():
+def test_the_crate_passes_its_own_tests_on_aarch64():
     done = subprocess.run([RUST / "aarch64.sh", "--quiet"], cwd=RUST, capture_output=True, text=True, check=False)
     if done.returncode == 77:
         pytest.skip(f"NOT RUN FOR AARCH64: {done.stderr.strip()}")
@@ -46,12 +47,12 @@ def test_the_crate_is_formatted():
 
 
 @pytest.mark.needs("cargo-clippy")
-def test_the_crate_has_no_lint():
+def test_the_crate_has_no_clippy_warning():
     cargo("clippy", "--locked", "--quiet", "--all-targets", "--", "--deny", "warnings")
 
 
 @pytest.mark.needs("cargo")
-def test_all_that_is_shipped_may_be_shipped():
+def test_the_licence_of_every_shipped_crate_is_allowed():
     done = subprocess.run(
         [sys.executable, RUST / "licences.py"], cwd=RUST, capture_output=True, text=True, check=False
     )
@@ -60,7 +61,7 @@ def test_all_that_is_shipped_may_be_shipped():
 
 
 @pytest.mark.parametrize(
-    ("expression", "fine"),
+    ("expression", "allowed"),
     [
         ("MIT", True),
         ("GPL-3.0-only", False),
@@ -74,5 +75,5 @@ def test_all_that_is_shipped_may_be_shipped():
         ("none", False),
     ],
 )
-def test_a_licence_is_judged_by_the_choice_it_leaves(expression, fine):
-    assert licences().may_ship(expression) == fine
+def test_a_licence_expression_is_allowed_if_one_of_its_choices_is(expression, allowed):
+    assert licences().may_ship(expression) == allowed

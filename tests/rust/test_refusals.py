@@ -1,7 +1,8 @@
-"""A kernel that refuses superpackets on the TUN, as 6.6.44 did, or io_uring, under the native body.
+"""The native body on a kernel that refuses superpackets on the TUN, as Linux 6.6.44 did, or io_uring.
 
-No kernel at hand does, so this thread's is told to by a seccomp filter (seccomp(2)). A superpacket is gathered from
-three parts or more, a single packet from two: the former is answered with EINVAL. Descriptors and body are real.
+A seccomp filter (seccomp(2)) on one thread simulates such a kernel. The body writes a superpacket with three or
+more iovecs and a single packet with two, so the filter answers writev of more than two with EINVAL. Descriptors and
+body are real.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ NUMBER, THIRD_ARGUMENT = 0, 32  # offsets in struct seccomp_data
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, constant
 SUPERPACKETS: tuple[Instruction, ...] = (
     (LOAD, 0, 0, NUMBER),
-    (IF_EQUAL, 0, 3, WRITEV.get(platform.machine(), 0)),  # elsewhere nothing of this runs
+    (IF_EQUAL, 0, 3, WRITEV.get(platform.machine(), 0)),  # the tests are skipped on other machines
     (LOAD, 0, 0, THIRD_ARGUMENT),
     (IF_GREATER, 0, 1, 2),
     (RETURN, 0, 0, ERRNO | errno.EINVAL),
@@ -45,7 +46,8 @@ SUPERPACKETS: tuple[Instruction, ...] = (
 )
 
 
-def call(number: int) -> tuple[Instruction, ...]:
+def forbid(number: int) -> tuple[Instruction, ...]:
+    """Return a filter that answers this system call with EPERM."""
     return (
         (LOAD, 0, 0, NUMBER),
         (IF_EQUAL, 0, 1, number),
@@ -55,18 +57,18 @@ def call(number: int) -> tuple[Instruction, ...]:
 
 
 def refuse(instructions: tuple[Instruction, ...]) -> None:
-    """From now on, in this thread."""
+    """Install the filter for the rest of this thread's life."""
     program = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     buffer = ctypes.create_string_buffer(program, len(program))
     head = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer)))
     libc = ctypes.CDLL(None, use_errno=True)
     for arguments in ((PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, head, 0, 0)):
         if libc.prctl(*arguments):
-            pytest.skip(f"SECCOMP IS NOT TO BE HAD HERE: {errno.errorcode[ctypes.get_errno()]}")
+            pytest.skip(f"SECCOMP IS NOT AVAILABLE: {errno.errorcode[ctypes.get_errno()]}")
 
 
 def under_refusal(instructions: tuple[Instruction, ...], scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """In a thread that ends with it, as the filter can't be taken off."""
+    """Run the scene in a thread of its own, because the filter can not be removed."""
 
     def run() -> None:
         refuse(instructions)
@@ -77,13 +79,14 @@ def under_refusal(instructions: tuple[Instruction, ...], scene: Callable[[], Cor
 
 
 def frame_of(protocol: str) -> bytes:
+    """Return a superpacket of 20 packets with 1000 bytes of payload each."""
     if protocol == "tcp":
         return superpacket(tcp("10.1.0.1", "10.2.0.1", bytes(20 * 1000)), 1000, hdr_len=40)
     return superpacket(udp("fd01::1", "fd02::1", bytes(20 * 1000)), 1000, hdr_len=48)
 
 
 @pytest.mark.parametrize(("protocol", "given_up"), [("tcp", "tun_gro"), ("udp", "tun_gro_udp")])
-def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(protocol, given_up):
+def test_refused_coalescing_is_switched_off_without_loss(protocol, given_up):
     frame = frame_of(protocol)
 
     async def scene() -> None:
@@ -100,7 +103,7 @@ def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(protocol, given
     under_refusal(SUPERPACKETS, scene)
 
 
-def test_the_filter_refuses_nothing_else():
+def test_the_filter_passes_single_packets():
     async def scene() -> None:
         async with two("native") as pair:
             await pair.connect()
@@ -129,4 +132,4 @@ def test_without_io_uring_frames_are_written_one_by_one(refused):
             assert not pair.bob.plane.offloads().tun_batch
             assert pair.bob.drops() == {}
 
-    under_refusal(call(refused), scene)
+    under_refusal(forbid(refused), scene)

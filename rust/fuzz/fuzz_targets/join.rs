@@ -1,4 +1,4 @@
-//! Packets joined and cut again are the very same packets, whatever they are.
+//! Fuzz target: packets that are coalesced and segmented again are the same packets, whatever their content.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -13,10 +13,11 @@ fuzz_target!(|data: &[u8]| {
     let mut handles = Vec::new();
     let mut last: Vec<u8> = Vec::new();
     while let Some(kind) = input.byte() {
-        // Either a packet of the fuzzer's own, or the last one with its sequence moved on and a byte or two changed.
+        // Either a new packet from the input, or the last one with an advanced sequence number and up to three bytes
+        // changed.
         let mut packet = if kind & 1 == 0 { input.piece().unwrap_or_default().to_vec() } else { last.clone() };
         if kind & 1 == 1 {
-            follow(&mut packet);
+            advance_sequence(&mut packet);
             for _ in 0..(kind >> 1 & 3) {
                 let at = usize::from(input.byte().unwrap_or(0));
                 let value = input.byte().unwrap_or(0);
@@ -26,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
             }
         }
         if kind & 8 == 0 {
-            mend(&mut packet);
+            fix_lengths_and_checksums(&mut packet);
         }
         let Some(length) = packet::length(&packet).filter(|_| arena.len() < 200_000) else { continue };
         packet.truncate(length);
@@ -42,13 +43,14 @@ fuzz_target!(|data: &[u8]| {
     for output in coalescer.outputs() {
         seen += output.count();
         if output.count() > 1 {
-            check_joined(&arena, &output);
+            check_superpacket(&arena, &output);
         }
     }
     assert_eq!(seen, handles.len());
 });
 
-fn check_joined(arena: &[u8], output: &raven_dataplane::coalesce::Output<'_>) {
+/// Segment an output again and compare the packets with those in the arena.
+fn check_superpacket(arena: &[u8], output: &raven_dataplane::coalesce::Output<'_>) {
     let mut header = [0; HEADER_ROOM];
     let length = output.write_header(arena, &mut header);
     let mut frame = header[virtio_net::LEN..length].to_vec();
@@ -56,31 +58,31 @@ fn check_joined(arena: &[u8], output: &raven_dataplane::coalesce::Output<'_>) {
         frame.extend_from_slice(&slice);
     }
     let virtio = virtio_net::Header::parse(header.first_chunk().expect("a virtio-net header"));
-    let segmentation = Segmentation::new(&virtio, &frame).expect("a frame that can be cut");
+    let segmentation = Segmentation::new(&virtio, &frame).expect("a valid frame");
     assert_eq!(segmentation.count(), output.count());
     for (index, (at, length)) in output.packets().enumerate() {
-        let mut cut = vec![0; segmentation.packet_length(index)];
-        segmentation.write(index, &frame, &mut cut);
+        let mut segment = vec![0; segmentation.packet_length(index)];
+        segmentation.write(index, &frame, &mut segment);
         let mut original = arena[at..at + length].to_vec();
-        for packet in [&mut cut, &mut original] {
+        for packet in [&mut segment, &mut original] {
             if packet[0] >> 4 == 4 && packet[6] & 0x40 != 0 {
-                packet[4..6].fill(0); // an identification means nothing with DF set
+                packet[4..6].fill(0); // with DF set the identification has no meaning
                 packet[10..12].fill(0);
             }
         }
-        // Zero and all ones are the same sum; cutting makes the one, and the sender may have made the other.
+        // Zero and all ones are the same sum: segmentation stores one of them, and the input may have the other.
         let field = usize::from(virtio.csum_start + virtio.csum_offset);
-        for packet in [&mut cut, &mut original] {
+        for packet in [&mut segment, &mut original] {
             if packet[field..field + 2] == [0, 0] {
                 packet[field..field + 2].fill(0xff);
             }
         }
-        assert_eq!(cut, original);
+        assert_eq!(segment, original);
     }
 }
 
-/// Makes it the next packet of its TCP flow.
-fn follow(packet: &mut [u8]) {
+/// Advance the sequence number by the payload: the next packet of the TCP flow.
+fn advance_sequence(packet: &mut [u8]) {
     let at = match packet.first() {
         Some(first) if first >> 4 == 4 && packet.len() >= 40 => 20,
         Some(first) if first >> 4 == 6 && packet.len() >= 60 => 40,
@@ -92,8 +94,8 @@ fn follow(packet: &mut [u8]) {
     packet[at + 4..at + 8].copy_from_slice(&sequence.wrapping_add(payload).to_be_bytes());
 }
 
-/// Makes lengths and checksums right.
-fn mend(packet: &mut [u8]) {
+/// Set correct length fields and checksums.
+fn fix_lengths_and_checksums(packet: &mut [u8]) {
     let length = packet.len();
     let (at, protocol) = match packet.first() {
         Some(first) if first >> 4 == 4 && length >= 40 => {

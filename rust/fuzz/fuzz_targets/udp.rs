@@ -1,4 +1,5 @@
-//! Datagrams of strangers, and of a peer that is authenticated and says anything inside.
+//! Fuzz target: datagrams from strangers, and messages from an authenticated peer with any content. Every frame
+//! written to the TUN is well-formed and from an accepted source.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -20,15 +21,15 @@ fuzz_target!(|data: &[u8]| {
             2 => rig.new_session(),
             3 => {
                 let counter = u64::from(kind >> 3) << input.byte().unwrap_or(0).min(59);
-                rig.say(input.piece().unwrap_or_default(), counter);
+                rig.send_authentic(input.piece().unwrap_or_default(), counter);
             }
             4 => rig.pump(),
             _ => {
-                // Bulk: the same packet again and again is what joining is for.
+                // Bulk: repeated equal packets are candidates for coalescing.
                 let inner = input.piece().unwrap_or_default();
                 for _ in 0..=kind >> 4 {
-                    rig.say(inner, rig.said);
-                    rig.said += 1;
+                    rig.send_authentic(inner, rig.next_counter);
+                    rig.next_counter += 1;
                 }
             }
         }
@@ -36,8 +37,8 @@ fuzz_target!(|data: &[u8]| {
     rig.pump();
     for frame in rig.frames() {
         let (header, packet) = frame.split_first_chunk().expect("a virtio-net header");
-        assert!(packet::length(packet) == Some(packet.len()), "a frame of another length");
-        let segmentation = Segmentation::new(&virtio_net::Header::parse(header), packet).expect("a frame that can be cut");
+        assert!(packet::length(packet) == Some(packet.len()), "the frame has another length than its header");
+        let segmentation = Segmentation::new(&virtio_net::Header::parse(header), packet).expect("a valid frame");
         assert!((0..segmentation.count()).all(|index| segmentation.packet_length(index) <= packet.len()));
         let source = packet::source(packet).to_string();
         assert!(source.starts_with("10.1.") || source.starts_with("fd01:"), "{source} was not accepted");

@@ -1,4 +1,5 @@
-//! A body on real descriptors, with one peer whose keys the fuzzer has: it can say anything, authenticated or not.
+//! The rig of the fuzz targets: a body on real descriptors, and one peer whose keys the fuzzer has, so that it can
+//! send any content, authenticated or not.
 
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -7,23 +8,32 @@ use std::os::unix::net::UnixDatagram;
 use raven_dataplane::aead::{Key, TAG};
 use raven_dataplane::{DataPlane, NewKeypair, Offloads, Prefix, Role, Suite, Timing, wire};
 
+/// Id of the peer.
 pub const PEER: u64 = 1;
+/// Local index of the keypair.
 pub const OUR_INDEX: u32 = 0x0101_0101;
+/// Remote index of the keypair.
 pub const THEIR_INDEX: u32 = 0x0202_0202;
 
+/// A body with a TUN (a socket pair), a UDP socket on loopback, and one peer.
 pub struct Rig {
     pub body: DataPlane,
     /// The kernel's side of the TUN.
     pub wire: UnixDatagram,
     _inside: UnixDatagram,
+    /// The body's socket.
     pub ours: UdpSocket,
+    /// The peer's socket.
     pub theirs: UdpSocket,
     send: Key,
     receive: Key,
-    pub said: u64,
+    /// Counter for messages in sequence.
+    pub next_counter: u64,
+    /// The body's clock, in seconds.
     pub now: f64,
 }
 
+/// Return a non-blocking UDP socket on loopback.
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket on loopback");
     socket.set_nonblocking(true).expect("non-blocking");
@@ -58,7 +68,7 @@ impl Default for Rig {
             theirs,
             send: Key::new(Suite::ChaCha20Poly1305, &[1; 32]),
             receive: Key::new(Suite::ChaCha20Poly1305, &[2; 32]),
-            said: 0,
+            next_counter: 0,
             now: 1000.0,
         };
         rig.new_session();
@@ -67,7 +77,7 @@ impl Default for Rig {
 }
 
 impl Rig {
-    /// The same keys again, counters from zero.
+    /// Install the same keys again, with counters from zero.
     pub fn new_session(&mut self) {
         let keypair = NewKeypair {
             suite: Suite::ChaCha20Poly1305,
@@ -80,11 +90,11 @@ impl Rig {
         };
         let _ = self.body.drop_keypairs(PEER);
         let _ = self.body.install_keypair(PEER, &keypair, self.now);
-        self.said = 0;
+        self.next_counter = 0;
     }
 
-    /// The peer says something authenticated.
-    pub fn say(&mut self, inner: &[u8], counter: u64) {
+    /// Send an authenticated message with this inner packet to the body.
+    pub fn send_authentic(&mut self, inner: &[u8], counter: u64) {
         let mut datagram = wire::pack(OUR_INDEX, counter).to_vec();
         datagram.extend_from_slice(inner);
         datagram.extend_from_slice(&[0; TAG]);
@@ -93,25 +103,29 @@ impl Rig {
         let _ = self.theirs.send_to(&datagram, to);
     }
 
+    /// Pump both directions once and discard the events.
     pub fn pump(&mut self) {
         self.body.pump_udp(false, self.now);
         self.body.pump_tun(self.now);
         self.body.drain_events(usize::MAX);
     }
 
-    /// Frames that were written to the TUN.
+    /// Return the frames that were written to the TUN.
     pub fn frames(&self) -> Vec<Vec<u8>> {
         let mut buffer = vec![0; 70_000];
         std::iter::from_fn(|| self.wire.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec())).collect()
     }
 
-    /// What reached the peer, opened; panics if one does not open.
-    pub fn heard(&self) -> Vec<(u64, Vec<u8>)> {
+    /// Return counter and plaintext of every message that reached the peer.
+    ///
+    /// # Panics
+    /// If one is no transport message or does not open.
+    pub fn received(&self) -> Vec<(u64, Vec<u8>)> {
         let mut buffer = vec![0; 70_000];
         std::iter::from_fn(|| self.theirs.recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()))
             .map(|mut datagram| {
-                let wire::Claim::Transport { receiver, counter } = wire::claim(&datagram) else {
-                    panic!("we sent something else: {datagram:?}");
+                let wire::Message::Transport { receiver, counter } = wire::parse(&datagram) else {
+                    panic!("not a transport message: {datagram:?}");
                 };
                 assert_eq!(receiver, THEIR_INDEX);
                 self.receive.open(counter, &mut datagram[wire::HEADER..]).expect("we sealed it");
@@ -121,17 +135,18 @@ impl Rig {
     }
 }
 
-/// Cuts pieces off the fuzzer's input.
+/// Takes pieces from the front of the fuzzer's input.
 pub struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
+    /// Take one byte.
     pub fn byte(&mut self) -> Option<u8> {
         let (first, rest) = self.0.split_first()?;
         self.0 = rest;
         Some(*first)
     }
 
-    /// Up to 510 bytes, as many as the next byte says.
+    /// Take up to 510 bytes: twice the value of the next byte.
     pub fn piece(&mut self) -> Option<&'a [u8]> {
         let length = usize::from(self.byte()?) * 2;
         let (piece, rest) = self.0.split_at(length.min(self.0.len()));

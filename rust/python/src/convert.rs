@@ -1,4 +1,7 @@
-//! Between `ravenvpn.dataplane.contract` and the plain crate: values in, events and counters out.
+//! Conversion between `ravenvpn.dataplane.contract` and the plain crate: arguments to Rust, events and counters to
+//! Python.
+//!
+//! Python objects are made with positional arguments, so the order of fields has to be that of `contract.py`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -12,7 +15,7 @@ use raven_dataplane::{
 };
 use zeroize::Zeroizing;
 
-/// Classes of the contract, looked up once.
+/// The classes of the contract, imported once per process.
 pub(crate) struct Contract {
     endpoint: Py<PyAny>,
     source: Py<PyAny>,
@@ -33,6 +36,7 @@ pub(crate) struct Contract {
 static CONTRACT: PyOnceLock<Contract> = PyOnceLock::new();
 
 impl Contract {
+    /// Return the classes; imports them on first use.
     pub(crate) fn get(py: Python<'_>) -> PyResult<&Self> {
         CONTRACT.get_or_try_init(py, || {
             let module = py.import("ravenvpn.dataplane.contract")?;
@@ -69,6 +73,7 @@ impl Contract {
         source.map(|source| self.source.bind(py).call1((source.address.to_string(), source.ifindex))).transpose()
     }
 
+    /// Return events as a list of contract objects, in order.
     pub(crate) fn events<'py>(&self, py: Python<'py>, events: Vec<Event>) -> PyResult<Bound<'py, PyList>> {
         let list = PyList::empty(py);
         for event in events {
@@ -105,6 +110,7 @@ impl Contract {
         }
     }
 
+    /// Return a `contract.Counters`.
     pub(crate) fn counters<'py>(
         &self,
         py: Python<'py>,
@@ -152,6 +158,7 @@ impl Contract {
         ))
     }
 
+    /// Return an `Offloads`.
     pub(crate) fn offloads<'py>(&self, py: Python<'py>, offloads: Offloads) -> PyResult<Bound<'py, PyAny>> {
         self.offloads.bind(py).call1((
             offloads.tun_tso,
@@ -165,6 +172,7 @@ impl Contract {
     }
 }
 
+/// Return the fallbacks that happened, by the name of the offload.
 fn fallbacks(py: Python<'_>, fallbacks: Fallbacks) -> PyResult<Bound<'_, PyDict>> {
     let named = PyDict::new(py);
     for (name, count) in
@@ -177,6 +185,7 @@ fn fallbacks(py: Python<'_>, fallbacks: Fallbacks) -> PyResult<Bound<'_, PyDict>
     Ok(named)
 }
 
+/// Return the exception of an argument error: KeyError for an unknown peer, ValueError otherwise.
 pub(crate) fn argument_error(argument_error: ArgumentError) -> PyErr {
     match argument_error {
         ArgumentError::UnknownPeer(peer) => PyKeyError::new_err(peer),
@@ -184,15 +193,17 @@ pub(crate) fn argument_error(argument_error: ArgumentError) -> PyErr {
     }
 }
 
+/// Return a ValueError.
 pub(crate) fn invalid(why: impl Into<String>) -> PyErr {
     PyValueError::new_err(why.into())
 }
 
-/// An id that can't be one belongs to no peer.
+/// Return the peer id of an argument. KeyError, as for an unknown peer, if it is no unsigned 64-bit integer.
 pub(crate) fn peer_id(peer: &Bound<'_, PyAny>) -> PyResult<PeerId> {
     peer.extract::<PeerId>().map_err(|_| PyKeyError::new_err(peer.clone().unbind()))
 }
 
+/// Convert a `contract.Endpoint`. ValueError unless it is numeric with a port from 1 to 65535.
 pub(crate) fn endpoint(endpoint: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
     let (host, port, scope): (String, i64, i64) = endpoint.extract()?;
     let scope = u32::try_from(scope).map_err(|_| invalid(format!("no interface index: {scope}")))?;
@@ -200,6 +211,7 @@ pub(crate) fn endpoint(endpoint: &Bound<'_, PyAny>) -> PyResult<SocketAddr> {
     socket_address(&host, port, scope).map_err(invalid)
 }
 
+/// Convert a `contract.Source`. ValueError unless it is numeric.
 pub(crate) fn source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
     let (host, ifindex): (String, i64) = source.extract()?;
     let ifindex = u32::try_from(ifindex).map_err(|_| invalid(format!("no interface index: {ifindex}")))?;
@@ -207,6 +219,7 @@ pub(crate) fn source(source: &Bound<'_, PyAny>) -> PyResult<Source> {
     Ok(Source { address, ifindex })
 }
 
+/// Convert an IPv4Network or IPv6Network.
 pub(crate) fn prefix(network: &Bound<'_, PyAny>) -> PyResult<Prefix> {
     let length: u8 = network.getattr("prefixlen")?.extract()?;
     let packed = network.getattr("network_address")?.getattr("packed")?;
@@ -220,11 +233,13 @@ pub(crate) fn prefix(network: &Bound<'_, PyAny>) -> PyResult<Prefix> {
     Prefix::new(address, length).ok_or_else(|| invalid("not a prefix"))
 }
 
+/// Convert a sequence of networks; None is empty.
 pub(crate) fn prefixes(networks: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<Prefix>> {
     let Some(networks) = networks else { return Ok(Vec::new()) };
     networks.try_iter()?.map(|one| prefix(&one?)).collect()
 }
 
+/// Convert an `Offloads`.
 pub(crate) fn offloads(offloads: &Bound<'_, PyAny>) -> PyResult<Offloads> {
     let flag = |name: &str| offloads.getattr(name)?.extract::<bool>();
     Ok(Offloads {
@@ -238,6 +253,7 @@ pub(crate) fn offloads(offloads: &Bound<'_, PyAny>) -> PyResult<Offloads> {
     })
 }
 
+/// Convert the times of a `contract.Timing` that the packet path needs.
 pub(crate) fn timing(timing: &Bound<'_, PyAny>) -> PyResult<Timing> {
     let seconds = |name: &str| timing.getattr(name)?.extract::<f64>();
     Ok(Timing {
@@ -248,7 +264,7 @@ pub(crate) fn timing(timing: &Bound<'_, PyAny>) -> PyResult<Timing> {
     })
 }
 
-/// A `contract.Keypair`, taken apart; its keys are wiped when it is dropped.
+/// The fields of a `contract.NewKeypair`. The copies of the keys are wiped on drop.
 pub(crate) struct Keypair {
     suite: Suite,
     role: Role,
@@ -260,9 +276,10 @@ pub(crate) struct Keypair {
 }
 
 impl Keypair {
+    /// Convert a `contract.NewKeypair`. ValueError if a field is out of range.
     pub(crate) fn parse(keypair: &Bound<'_, PyAny>) -> PyResult<Self> {
         let suite: String = keypair.getattr("suite")?.getattr("value")?.extract()?;
-        let suite = Suite::named(&suite).ok_or_else(|| invalid(format!("no suite: {suite}")))?;
+        let suite = Suite::from_name(&suite).ok_or_else(|| invalid(format!("no suite: {suite}")))?;
         let role = match keypair.getattr("role")?.extract::<u8>()? {
             0 => Role::Initiator,
             1 => Role::Responder,
@@ -290,6 +307,7 @@ impl Keypair {
         })
     }
 
+    /// Return the fields as the plain crate takes them.
     pub(crate) fn as_new(&self) -> NewKeypair<'_> {
         NewKeypair {
             suite: self.suite,

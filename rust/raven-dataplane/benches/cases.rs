@@ -1,6 +1,7 @@
-//! What is measured of the packet path, each case a closure that does the work once and leaves things as they were.
+//! The benchmark cases of the packet path. Each is a closure that does the work once and can be repeated.
 //!
-//! One list for both ways of measuring: time by Criterion, instructions under callgrind.
+//! Both measurements use this list: time by Criterion, instructions under callgrind. The names are the keys of
+//! `rust/instructions.json`.
 
 use std::hint::black_box;
 use std::net::{IpAddr, UdpSocket};
@@ -11,19 +12,21 @@ use raven_dataplane::aead::{Key, TAG};
 use raven_dataplane::checksum::{finish, fold, pseudo_header, sum};
 use raven_dataplane::coalesce::{Coalescer, HEADER_ROOM};
 use raven_dataplane::prefixes::PrefixMap;
-use raven_dataplane::replay::Window;
+use raven_dataplane::replay::ReplayWindow;
 use raven_dataplane::segmentation::Segmentation;
 use raven_dataplane::{DataPlane, NewKeypair, Offloads, Prefix, Role, Suite, Timing, virtio_net};
 
+/// Bytes of a full packet.
 const MTU: usize = 1420;
-/// Packets of a superpacket of 64 KiB.
+/// Packets in a superpacket of 64 KiB.
 const PACKETS: usize = 46;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
+/// A case that is set up.
 pub struct Case {
     pub name: &'static str,
-    /// Moved by one run; 0 where that says nothing.
+    /// Bytes processed by one run; 0 where throughput has no meaning.
     pub bytes: usize,
     pub run: Box<dyn FnMut()>,
 }
@@ -32,9 +35,10 @@ fn case(name: &'static str, bytes: usize, run: impl FnMut() + 'static) -> Case {
     Case { name, bytes, run: Box::new(run) }
 }
 
+/// Sets up a case of this name.
 pub type Make = fn(&'static str) -> Case;
 
-/// By name, each set up when it is asked for.
+/// All cases by name; `Make` sets one up.
 pub const ALL: [(&str, Make); 18] = [
     ("seal/chacha/1420", |name| seal(name, Suite::ChaCha20Poly1305, MTU)),
     ("seal/chacha/64", |name| seal(name, Suite::ChaCha20Poly1305, 64)),
@@ -66,7 +70,7 @@ fn seal(name: &'static str, suite: Suite, length: usize) -> Case {
     })
 }
 
-/// With the copy that each run needs to have something sealed again.
+/// Includes a copy of the sealed message, which each run needs because opening is in place.
 fn open(name: &'static str, suite: Suite, length: usize) -> Case {
     let key = Key::new(suite, &[7; 32]);
     let mut sealed = vec![0x5a; length + TAG];
@@ -74,11 +78,11 @@ fn open(name: &'static str, suite: Suite, length: usize) -> Case {
     let mut buffer = sealed.clone();
     case(name, length, move || {
         buffer.copy_from_slice(black_box(&sealed));
-        key.open(1, black_box(&mut buffer)).expect("it was sealed so");
+        key.open(1, black_box(&mut buffer)).expect("it was sealed with this key");
     })
 }
 
-/// One packet of a flow; `size` bytes of payload. Both checksums are right.
+/// Return one packet of a flow with `size` bytes of payload and valid checksums.
 fn packet(v6: bool, protocol: u8, port: u16, sequence: u32, size: usize) -> Vec<u8> {
     let mut transport = [port.to_be_bytes(), 5201u16.to_be_bytes()].concat();
     let (field, header) = if protocol == TCP {
@@ -115,12 +119,14 @@ fn packet(v6: bool, protocol: u8, port: u16, sequence: u32, size: usize) -> Vec<
     ip
 }
 
+/// Return the payload bytes of a packet of MTU size.
 fn payload(v6: bool, protocol: u8) -> usize {
     let headers = if v6 { 40 } else { 20 } + if protocol == TCP { 32 } else { 8 };
     MTU - headers
 }
 
-/// A frame as the kernel hands it over: virtio-net header, then headers and the payload of many packets.
+/// Return a frame as the TUN delivers it: virtio-net header, then one set of headers and the payload of `packets`
+/// packets.
 fn superpacket(v6: bool, protocol: u8, packets: usize) -> Vec<u8> {
     let size = payload(v6, protocol);
     let mut whole = packet(v6, protocol, 4000, 1, size * packets);
@@ -183,7 +189,7 @@ fn coalesce(name: &'static str, v6: bool, protocol: u8, flows: usize) -> Case {
     })
 }
 
-/// A thousand addresses, each under another of 10,000 prefixes.
+/// Look up a thousand addresses, spread over 10,000 prefixes.
 fn lookup(name: &'static str, address: fn(u32) -> IpAddr, length: u8) -> Case {
     let mut map = PrefixMap::default();
     for number in 0..10_000 {
@@ -198,48 +204,50 @@ fn lookup(name: &'static str, address: fn(u32) -> IpAddr, length: u8) -> Case {
 }
 
 fn replay(name: &'static str) -> Case {
-    let mut window = Window::default();
+    let mut window = ReplayWindow::default();
     let mut counter = 0;
     case(name, 0, move || {
         for _ in 0..1000 {
             counter += 1;
-            assert!(window.admits(black_box(counter)) && window.update(counter));
+            assert!(window.is_fresh(black_box(counter)) && window.mark(counter));
         }
     })
 }
 
-/// Both ends of a tunnel in one process: a superpacket in at one TUN, and out at the other, over loopback.
+/// Both ends of a tunnel in one process: a superpacket enters one TUN and leaves the other, over loopback.
 fn journey(name: &'static str, suite: Suite) -> Case {
     let frame = superpacket(false, TCP, PACKETS);
     let (mut near, mut far) = (End::new(), End::new());
-    near.meet(&far, suite, Role::Initiator, [1, 2]);
-    far.meet(&near, suite, Role::Responder, [2, 1]);
+    near.connect(&far, suite, Role::Initiator, [1, 2]);
+    far.connect(&near, suite, Role::Responder, [2, 1]);
     let mut arrived = vec![0; 1 << 16];
     far.body.pump_udp(false, NOW); // key confirmation
     let mut ends = (near, far);
     case(name, frame.len(), move || {
-        let (near, far) = &mut ends; // whole: they own descriptors that nothing here names
-        near.outside_of_tun.send(black_box(&frame)).expect("room for one frame");
+        let (near, far) = &mut ends; // moved in whole, because they own the descriptors
+        near.kernel_side.send(black_box(&frame)).expect("room for one frame");
         near.body.pump_tun(NOW);
         far.body.pump_udp(false, NOW);
-        let length = far.outside_of_tun.recv(&mut arrived).expect("it arrived");
+        let length = far.kernel_side.recv(&mut arrived).expect("it arrived");
         assert_eq!(length, frame.len());
     })
 }
 
+/// The clock of both bodies, in seconds.
 const NOW: f64 = 1000.0;
 
+/// One end of the tunnel; keeps the descriptors of its body open.
 struct End {
     body: DataPlane,
-    outside_of_tun: UnixDatagram,
+    kernel_side: UnixDatagram,
     _tun: UnixDatagram,
     socket: UdpSocket,
 }
 
 impl End {
     fn new() -> Self {
-        let (outside_of_tun, tun) = UnixDatagram::pair().expect("a socket pair");
-        for one in [&outside_of_tun, &tun] {
+        let (kernel_side, tun) = UnixDatagram::pair().expect("a socket pair");
+        for one in [&kernel_side, &tun] {
             one.set_nonblocking(true).expect("non-blocking");
         }
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket on loopback");
@@ -247,10 +255,11 @@ impl End {
         let mut body = DataPlane::new(Some(tun.as_raw_fd()), Offloads::default(), Timing::default(), String::new());
         body.set_sockets(Some(socket.as_raw_fd()), None);
         body.set_mtu(MTU as u16);
-        Self { body, outside_of_tun, _tun: tun, socket }
+        Self { body, kernel_side, _tun: tun, socket }
     }
 
-    fn meet(&mut self, other: &Self, suite: Suite, role: Role, [local_index, remote_index]: [u32; 2]) {
+    /// Add the other end as a peer that carries everything, and install a keypair.
+    fn connect(&mut self, other: &Self, suite: Suite, role: Role, [local_index, remote_index]: [u32; 2]) {
         const PEER: u64 = 1;
         let everything = Prefix::new(IpAddr::from([0, 0, 0, 0]), 0).expect("a prefix");
         self.body.add_peer(PEER);

@@ -1,7 +1,7 @@
-//! `cargo bench`: how long the steps of the packet path take, by Criterion.
+//! `cargo bench`: the time of each step of the packet path, by Criterion.
 //!
-//! With `--count CASE TIMES` the case runs so many times and nothing else happens: for callgrind, which counts what
-//! that takes (`rust/instructions.py`). `--cases` lists them.
+//! `--count CASE TIMES` runs one case so many times and does nothing else: callgrind counts its instructions
+//! (`rust/instructions.py`). `--cases` lists the cases.
 
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
             }
         }
         [_, "--count", name, times] => {
-            let Some((name, make)) = cases::ALL.iter().find(|(known, _)| *known == name) else {
+            let Some((name, make)) = cases::ALL.iter().find(|(case, _)| *case == name) else {
                 eprintln!("no such case: {name}");
                 return ExitCode::FAILURE;
             };
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Measure every case with Criterion.
 fn measure() {
     let mut criterion = Criterion::default().configure_from_args();
     for (name, make) in cases::ALL {

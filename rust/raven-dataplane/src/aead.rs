@@ -1,13 +1,18 @@
-//! The two suites, per keypair. The primitives are ring's (`docs/aead.md` says why); nothing here but nonces.
+//! The AEAD ciphers of transport messages: ChaCha20-Poly1305 and AES-256-GCM, one key per direction and keypair.
+//!
+//! ring has the ciphers (`docs/aead.md` gives the reasons). This module adds nonces, message limits and key wiping.
 
 use std::mem::ManuallyDrop;
 
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
+/// Bytes of an authentication tag, in both suites.
 pub const TAG: usize = 16;
+/// Bytes of a key, in both suites.
 pub const KEY: usize = 32;
 
+/// The cipher of a keypair, which the handshake negotiates (`Peer.spec.suites`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {
     ChaCha20Poly1305,
@@ -15,7 +20,8 @@ pub enum Suite {
 }
 
 impl Suite {
-    /// Ask for a new session after this many messages (whitepaper §6.1; for AES our own bound, docs/protocol.md).
+    /// Return the number of messages after which a new handshake is due: REKEY-AFTER-MESSAGES (whitepaper §6.1) for
+    /// ChaCha20-Poly1305, a lower bound for AES-256-GCM (docs/protocol.md).
     #[must_use]
     pub fn rekey_after_messages(self) -> u64 {
         match self {
@@ -24,7 +30,7 @@ impl Suite {
         }
     }
 
-    /// Counters from here on are neither sent nor accepted.
+    /// Return the first counter that is neither sent nor accepted: REJECT-AFTER-MESSAGES (whitepaper §6.1).
     #[must_use]
     pub fn reject_after_messages(self) -> u64 {
         match self {
@@ -33,7 +39,8 @@ impl Suite {
         }
     }
 
-    /// Noise §12: four zero bytes, then the counter, little endian for ChaChaPoly and big endian for AESGCM.
+    /// Return the nonce of a message counter. Noise §12: four zero bytes, then the counter, little-endian for
+    /// ChaChaPoly and big-endian for AESGCM. The caller uses a counter once per key for sealing.
     fn nonce(self, counter: u64) -> Nonce {
         let mut nonce = [0; NONCE_LEN];
         let counter = match self {
@@ -45,18 +52,22 @@ impl Suite {
     }
 }
 
-/// The tag did not match.
+/// Authentication failed: the tag did not match. The content of the buffer is undefined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadTag;
 
-/// One direction's key, expanded for use and kept raw for a hand-over. Both are wiped when it is dropped.
+/// The key of one direction: expanded for the cipher, and raw for session hand-over. Both are wiped on drop.
 pub struct Key {
     suite: Suite,
+    /// For session hand-over.
     raw: Zeroizing<[u8; KEY]>,
+    /// Boxed, so that moving a Key leaves no copy behind; ManuallyDrop, because [`wipe`] takes the place of its
+    /// destructor.
     expanded: Box<ManuallyDrop<LessSafeKey>>,
 }
 
 impl Key {
+    /// Expand a raw key for `suite`.
     #[must_use]
     pub fn new(suite: Suite, raw: &[u8; KEY]) -> Self {
         let algorithm = match suite {
@@ -67,22 +78,29 @@ impl Key {
         Self { suite, raw: Zeroizing::new(*raw), expanded: Box::new(ManuallyDrop::new(LessSafeKey::new(unbound))) }
     }
 
+    /// Return the raw key, for session hand-over.
     #[must_use]
     pub fn raw(&self) -> &[u8; KEY] {
         &self.raw
     }
 
-    /// Encrypts `buffer[..n]` in place, where `n` is all but the last 16 bytes, which become the tag.
+    /// Encrypt all but the last 16 bytes of `buffer` in place, and write the tag to those 16 bytes.
+    ///
+    /// # Panics
+    /// If `buffer` is shorter than [`TAG`].
     pub fn seal(&self, counter: u64, buffer: &mut [u8]) {
         let (plain, tag) = buffer.split_at_mut(buffer.len() - TAG);
-        let made = self
+        let computed = self
             .expanded
             .seal_in_place_separate_tag(self.suite.nonce(counter), Aad::empty(), plain)
             .expect("a packet is shorter than any limit of the suites");
-        tag.copy_from_slice(made.as_ref());
+        tag.copy_from_slice(computed.as_ref());
     }
 
-    /// Decrypts `buffer`, ciphertext and tag, in place.
+    /// Decrypt `buffer`, ciphertext and then tag, in place. The plaintext is all but the last 16 bytes.
+    ///
+    /// # Errors
+    /// [`BadTag`] if the message was not sealed with this key and counter, or is shorter than a tag.
     pub fn open(&self, counter: u64, buffer: &mut [u8]) -> Result<(), BadTag> {
         self.expanded.open_in_place(self.suite.nonce(counter), Aad::empty(), buffer).map(|_| ()).map_err(|_| BadTag)
     }
@@ -94,7 +112,7 @@ impl Drop for Key {
     }
 }
 
-/// ring does not wipe what it expands a key into; it holds no pointer, so its bytes can be zeroed in its place.
+/// Zero an expanded key. ring does not wipe its expanded keys. They contain no pointer, so zeroing the bytes is safe.
 fn wipe(expanded: &mut ManuallyDrop<LessSafeKey>) {
     let handle: *mut u8 = std::ptr::from_mut(expanded).cast();
     for index in 0..size_of::<LessSafeKey>() {
@@ -111,21 +129,21 @@ fn wipe(expanded: &mut ManuallyDrop<LessSafeKey>) {
 mod tests {
     use super::*;
 
-    /// RFC 8439 §2.8.2 has a 96-bit nonce of its own kind; this vector (counter 0, empty plaintext and AAD) was made
-    /// with the `cryptography` package's ChaCha20Poly1305 and AESGCM.
+    /// The vectors come from ChaCha20Poly1305 and AESGCM of the Python package `cryptography`, with Noise's nonce and
+    /// empty additional data. The vector of RFC 8439 §2.8.2 has a nonce of another form.
     #[test]
-    fn counters_enter_the_nonce_as_noise_says() {
+    fn a_nonce_encodes_the_counter_as_noise_specifies() {
         for suite in [Suite::ChaCha20Poly1305, Suite::Aes256Gcm] {
             let key = Key::new(suite, &[1; 32]);
-            let mut one = *b"attack at dawn..................";
-            key.seal(0x0102_0304_0506_0708, &mut one);
+            let mut message = *b"attack at dawn..................";
+            key.seal(0x0102_0304_0506_0708, &mut message);
             let expected = match suite {
                 Suite::ChaCha20Poly1305 => CHACHA,
                 Suite::Aes256Gcm => AES,
             };
-            assert_eq!(one, expected);
-            assert_eq!(key.open(0x0102_0304_0506_0708, &mut one), Ok(()));
-            assert_eq!(&one[..16], b"attack at dawn..");
+            assert_eq!(message, expected);
+            assert_eq!(key.open(0x0102_0304_0506_0708, &mut message), Ok(()));
+            assert_eq!(&message[..16], b"attack at dawn..");
         }
     }
 
@@ -139,7 +157,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_flipped_bit_is_noticed() {
+    fn a_message_with_a_flipped_bit_is_rejected() {
         let key = Key::new(Suite::Aes256Gcm, &[1; 32]);
         let mut data = [0; 40];
         key.seal(7, &mut data);

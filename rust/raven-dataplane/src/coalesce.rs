@@ -1,8 +1,12 @@
-//! Packets of one flow joined into superpackets on their way to the TUN (what the kernel calls GRO).
+//! Coalescing: packets of one flow become superpackets for the TUN, which cost one write (the kernel's term: GRO).
 //!
-//! Nothing is copied: packets stay where they were decrypted, in one arena, and an [`Output`] lists which slices of
-//! it follow a header made here. Outputs come in the order in which their first packet came; a packet that can not
-//! join seals its flow, and one whose flow is not visible seals all, so no flow is ever reordered.
+//! No payload is copied. Packets stay in the arena where they were decrypted, and an [`Output`] lists the slices of
+//! the arena that follow a header made here. The kernel takes the fields of a superpacket as checked, so only valid
+//! packets are coalesced, and segmenting a superpacket again gives the same packets.
+//!
+//! Order: outputs are in the order of their first packets. A packet that can not be appended to its flow's last item
+//! becomes the flow's last item, and a packet of unknown flow (a fragment, for example) closes all items. So no flow
+//! is reordered.
 
 use std::io::IoSlice;
 
@@ -10,111 +14,143 @@ use crate::checksum::{self, sum};
 use crate::packet::{self, IPV4_HEADER, IPV6_HEADER, TCP, UDP};
 use crate::virtio_net;
 
-/// No superpacket holds more; a UDP one must not, on kernels that check (UDP_MAX_SEGMENTS, 64 before Linux 6.9).
+/// Limit of packets in a superpacket. Kernels check it for UDP (UDP_MAX_SEGMENTS, 64 before Linux 6.9).
 pub const MAX_SEGMENTS: usize = 64;
+/// Limit of a superpacket in bytes: the length field of IPv4.
 const MAX_LENGTH: usize = 65535;
-/// IPv6 and TCP with all options.
+/// Longest header of a superpacket: IPv6 without extension headers, TCP with all options.
 const MAX_HEADER: usize = IPV6_HEADER + 60;
-const TABLE: usize = 1024;
-const PROBES: usize = 8;
+/// Entries of the flow table, a power of two.
+const TABLE_SLOTS: usize = 1024;
+/// Entries probed for a flow. A flow that finds none gets an item per packet.
+const MAX_PROBES: usize = 8;
+/// TCP flags.
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
-const NONE: u32 = u32::MAX;
+/// End of an item's list of segments.
+const END: u32 = u32::MAX;
 
-/// A packet in the arena.
+/// A packet in the arena, and the next one of its item.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
+    /// Offset in the arena.
     at: u32,
     length: u32,
+    /// Index of the next segment of the item, or [`END`].
     next: u32,
 }
 
+/// Packets of one flow that become one frame: the segments from `first` to `last`. Later packets are appended at the
+/// end.
 #[derive(Clone, Copy, Debug)]
-struct Lane {
+struct Item {
+    /// Indices of the first and the last segment.
     first: u32,
     last: u32,
+    /// Packets.
     count: u32,
-    /// Bytes of IP and transport header; 0 for a packet that joins nothing.
+    /// Bytes of IP and transport header; 0 for a packet of unknown flow.
     header: u16,
+    /// Offset of the transport header.
     transport: u16,
-    /// Payload of the first packet, and so of all but the last.
+    /// Payload bytes of the first packet, and so of all but the last.
     size: u16,
+    /// Bytes of the superpacket, with one header.
     total: u32,
-    /// TCP sequence number and IPv4 identification the next packet must have.
+    /// TCP sequence number that the next packet must have.
     sequence: u32,
+    /// IPv4 identification that the next packet must have if DF is not set.
     id: u16,
+    /// The last packet has PSH.
     push: bool,
-    sealed: bool,
+    /// No packet can be appended.
+    closed: bool,
     protocol: u8,
 }
 
+/// An entry of the flow table: open addressing with linear probing.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct FlowEntry {
+    /// The entry is in use if this is the coalescer's generation.
     generation: u32,
+    /// Of the flow: see [`flow_hash`].
     hash: u32,
-    lane: u32,
+    /// Index of the flow's last item.
+    item: u32,
 }
 
-/// What a packet must look like to be joined.
+/// The fields of a TCP or UDP packet that decide whether it can be coalesced.
 struct Candidate {
+    /// Offset of the transport header.
     transport: usize,
+    /// Offset of the payload.
     header: usize,
     protocol: u8,
-    joins: bool,
+    /// The packet is valid and of a kind that can be coalesced.
+    joinable: bool,
 }
 
-/// The flow table of one batch. `push` packets, read `outputs`, then `clear`.
+/// Collects the packets of one batch: `push` packets, write the `outputs`, then `clear`. The arena is unchanged
+/// meanwhile.
 pub struct Coalescer {
-    lanes: Vec<Lane>,
+    /// Frames, in the order of their first packets.
+    items: Vec<Item>,
+    /// Packets, in the order of `push`.
     segments: Vec<Segment>,
-    table: Box<[Entry; TABLE]>,
+    /// Flows with an item that packets may be appended to.
+    table: Box<[FlowEntry; TABLE_SLOTS]>,
+    /// Incremented to empty `table` without writing to it. Never 0 while in use.
     generation: u32,
+    /// TCP packets may be coalesced.
     pub tcp: bool,
+    /// UDP packets may be coalesced.
     pub udp: bool,
 }
 
-/// One frame for the TUN.
+/// One frame for the TUN: a packet as it is, or a superpacket.
 pub struct Output<'a> {
     coalescer: &'a Coalescer,
-    lane: Lane,
+    item: Item,
 }
 
 impl Coalescer {
+    /// Make an empty coalescer for TCP, UDP or both.
     #[must_use]
     pub fn new(tcp: bool, udp: bool) -> Self {
         Self {
-            lanes: Vec::with_capacity(2048),
+            items: Vec::with_capacity(2048),
             segments: Vec::with_capacity(8192),
-            table: Box::new([Entry { generation: 0, hash: 0, lane: 0 }; TABLE]),
+            table: Box::new([FlowEntry { generation: 0, hash: 0, item: 0 }; TABLE_SLOTS]),
             generation: 1,
             tcp,
             udp,
         }
     }
 
-    /// How many packets were pushed since `clear`.
+    /// Return the number of packets pushed since `clear`.
     #[must_use]
     pub fn packets(&self) -> usize {
         self.segments.len()
     }
 
-    /// Takes the packet at `arena[at..at + length]`; its own header says `length` ([`packet::length`]).
+    /// Add the packet `arena[at..at + length]`, whose header has this length ([`packet::length`]).
     pub fn push(&mut self, arena: &[u8], at: usize, length: usize) {
         let bytes = &arena[at..at + length];
         if let Some(candidate) = classify(bytes, self.tcp, self.udp) {
-            self.push_visible(arena, at, length, &candidate);
+            self.push_classified(arena, at, length, &candidate);
         } else {
-            self.seal_all();
-            self.add_lane(at, length, None);
+            self.close_all();
+            self.add_item(at, length, None);
         }
     }
 
-    fn push_visible(&mut self, arena: &[u8], at: usize, length: usize, candidate: &Candidate) {
+    /// Append the packet to its flow's last item, or begin a new item.
+    fn push_classified(&mut self, arena: &[u8], at: usize, length: usize, candidate: &Candidate) {
         let bytes = &arena[at..at + length];
         let hash = flow_hash(bytes, candidate);
         let mut free = None;
-        for probe in 0..PROBES {
-            let handle = (hash as usize).wrapping_add(probe) & (TABLE - 1);
+        for probe in 0..MAX_PROBES {
+            let handle = (hash as usize).wrapping_add(probe) & (TABLE_SLOTS - 1);
             let entry = self.table[handle];
             if entry.generation != self.generation {
                 free = Some(handle);
@@ -123,34 +159,36 @@ impl Coalescer {
             if entry.hash != hash {
                 continue;
             }
-            let lane = &self.lanes[entry.lane as usize];
-            let first = &arena[self.segments[lane.first as usize].at as usize..];
-            if lane.protocol != candidate.protocol || !same_flow(first, bytes, candidate) {
+            let item = &self.items[entry.item as usize];
+            let first = &arena[self.segments[item.first as usize].at as usize..];
+            if item.protocol != candidate.protocol || !same_flow(first, bytes, candidate) {
                 continue;
             }
-            if candidate.joins && lane.accepts(first, bytes, candidate) {
-                self.append(entry.lane, bytes, at, candidate);
+            if candidate.joinable && item.can_append(first, bytes, candidate) {
+                self.append(entry.item, bytes, at, candidate);
             } else {
-                self.table[handle].lane = self.lanes.len() as u32;
-                self.add_lane(at, length, Some((bytes, candidate)));
+                self.table[handle].item = self.items.len() as u32;
+                self.add_item(at, length, Some((bytes, candidate)));
             }
             return;
         }
         if let Some(handle) = free {
-            self.table[handle] = Entry { generation: self.generation, hash, lane: self.lanes.len() as u32 };
+            self.table[handle] = FlowEntry { generation: self.generation, hash, item: self.items.len() as u32 };
         }
-        self.add_lane(at, length, Some((bytes, candidate)));
+        self.add_item(at, length, Some((bytes, candidate)));
     }
 
+    /// Add a packet to the segment list and return its index.
     fn add_segment(&mut self, at: usize, length: usize) -> u32 {
         let index = self.segments.len() as u32;
-        self.segments.push(Segment { at: at as u32, length: length as u32, next: NONE });
+        self.segments.push(Segment { at: at as u32, length: length as u32, next: END });
         index
     }
 
-    fn add_lane(&mut self, at: usize, length: usize, visible: Option<(&[u8], &Candidate)>) {
+    /// Begin an item with this packet; without a classification the item is closed.
+    fn add_item(&mut self, at: usize, length: usize, classified: Option<(&[u8], &Candidate)>) {
         let segment = self.add_segment(at, length);
-        let mut lane = Lane {
+        let mut item = Item {
             first: segment,
             last: segment,
             count: 1,
@@ -161,69 +199,71 @@ impl Coalescer {
             sequence: 0,
             id: 0,
             push: false,
-            sealed: true,
+            closed: true,
             protocol: 0,
         };
-        if let Some((bytes, candidate)) = visible {
+        if let Some((bytes, candidate)) = classified {
             let size = length - candidate.header;
-            lane.protocol = candidate.protocol;
-            lane.header = candidate.header as u16;
-            lane.transport = candidate.transport as u16;
-            lane.size = size as u16;
-            lane.sealed = !candidate.joins;
-            lane.note(bytes, candidate, size);
+            item.protocol = candidate.protocol;
+            item.header = candidate.header as u16;
+            item.transport = candidate.transport as u16;
+            item.size = size as u16;
+            item.closed = !candidate.joinable;
+            item.record_last(bytes, candidate, size);
         }
-        self.lanes.push(lane);
+        self.items.push(item);
     }
 
-    fn append(&mut self, lane: u32, bytes: &[u8], at: usize, candidate: &Candidate) {
+    /// Append a packet to an item that can take it. A shorter packet closes the item.
+    fn append(&mut self, item: u32, bytes: &[u8], at: usize, candidate: &Candidate) {
         let segment = self.add_segment(at, bytes.len());
-        let lane = &mut self.lanes[lane as usize];
-        self.segments[lane.last as usize].next = segment;
+        let item = &mut self.items[item as usize];
+        self.segments[item.last as usize].next = segment;
         let size = bytes.len() - candidate.header;
-        lane.last = segment;
-        lane.count += 1;
-        lane.total += size as u32;
-        lane.sealed |= size < usize::from(lane.size);
-        lane.note(bytes, candidate, size);
+        item.last = segment;
+        item.count += 1;
+        item.total += size as u32;
+        item.closed |= size < usize::from(item.size);
+        item.record_last(bytes, candidate, size);
     }
 
-    /// Lets nothing join what is here so far.
-    fn seal_all(&mut self) {
+    /// Close all items, by emptying the flow table.
+    fn close_all(&mut self) {
         self.generation = self.generation.wrapping_add(1);
         if self.generation == 0 {
-            self.table.fill(Entry { generation: 0, hash: 0, lane: 0 });
+            self.table.fill(FlowEntry { generation: 0, hash: 0, item: 0 });
             self.generation = 1;
         }
     }
 
-    /// Frames to write, in order.
+    /// Return the frames to write, in order.
     pub fn outputs(&self) -> impl ExactSizeIterator<Item = Output<'_>> {
-        self.lanes.iter().map(|lane| Output { coalescer: self, lane: *lane })
+        self.items.iter().map(|item| Output { coalescer: self, item: *item })
     }
 
-    /// One of them.
+    /// Return the frame at this index of `outputs`.
     #[must_use]
     pub fn output(&self, index: usize) -> Output<'_> {
-        Output { coalescer: self, lane: self.lanes[index] }
+        Output { coalescer: self, item: self.items[index] }
     }
 
+    /// Remove all packets. The arena can be reused.
     pub fn clear(&mut self) {
-        self.lanes.clear();
+        self.items.clear();
         self.segments.clear();
-        self.seal_all();
+        self.close_all();
     }
 }
 
-impl Lane {
-    /// What the packet at the end says about the next one.
-    fn note(&mut self, bytes: &[u8], candidate: &Candidate, size: usize) {
+impl Item {
+    /// Record what the last packet, `bytes`, requires of the next one; PSH closes the item.
+    fn record_last(&mut self, bytes: &[u8], candidate: &Candidate, size: usize) {
         let transport = &bytes[candidate.transport..];
         if candidate.protocol == TCP {
             self.sequence = be32(transport, 4).wrapping_add(size as u32);
             if transport[13] & PSH != 0 {
                 self.push = true;
-                self.sealed = true;
+                self.closed = true;
             }
         }
         if !packet::is_v6(bytes) {
@@ -231,10 +271,11 @@ impl Lane {
         }
     }
 
-    /// Whether `bytes`, of this lane's flow, may stand at its end. `first` starts with the lane's first packet.
-    fn accepts(&self, first: &[u8], bytes: &[u8], candidate: &Candidate) -> bool {
+    /// Return true if `bytes`, a packet of this item's flow, can be appended. `first` starts with the item's first
+    /// packet.
+    fn can_append(&self, first: &[u8], bytes: &[u8], candidate: &Candidate) -> bool {
         let size = bytes.len() - candidate.header;
-        if self.sealed
+        if self.closed
             || candidate.header != usize::from(self.header)
             || size > usize::from(self.size)
             || self.count as usize >= MAX_SEGMENTS
@@ -252,20 +293,21 @@ impl Lane {
 }
 
 impl Output<'_> {
-    /// How many packets it stands for.
+    /// Return the number of packets in the frame.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.lane.count as usize
+        self.item.count as usize
     }
 
+    /// Return true for TCP, false for UDP and packets of unknown flow.
     #[must_use]
     pub fn is_tcp(&self) -> bool {
-        self.lane.protocol == TCP
+        self.item.protocol == TCP
     }
 
-    /// The packets themselves: (offset, length) in the arena.
+    /// Return the packets: (offset, length) in the arena.
     pub fn packets(&self) -> impl Iterator<Item = (usize, usize)> {
-        let mut next = self.lane.first;
+        let mut next = self.item.first;
         std::iter::from_fn(move || {
             let segment = self.coalescer.segments.get(next as usize)?;
             next = segment.next;
@@ -273,26 +315,26 @@ impl Output<'_> {
         })
     }
 
-    /// What follows the header: a packet as it is, or the payloads of a superpacket's.
+    /// Return the parts after [`Self::write_header`]: the packet as it is, or the payloads of a superpacket.
     pub fn slices<'a>(&self, arena: &'a [u8]) -> impl Iterator<Item = IoSlice<'a>> {
-        let header = if self.count() > 1 { usize::from(self.lane.header) } else { 0 };
+        let header = if self.count() > 1 { usize::from(self.item.header) } else { 0 };
         self.packets().map(move |(at, length)| IoSlice::new(&arena[at + header..at + length]))
     }
 
-    /// Writes what precedes `slices`: an empty virtio-net header, or for a superpacket that, IP and transport headers.
-    /// Returns how many bytes.
+    /// Write the parts before `slices`: a virtio-net header (empty for a single packet), and for a superpacket its IP
+    /// and transport headers. Return the number of bytes written.
     pub fn write_header(&self, arena: &[u8], target: &mut [u8; virtio_net::LEN + MAX_HEADER]) -> usize {
         if self.count() == 1 {
             target[..virtio_net::LEN].fill(0);
             return virtio_net::LEN;
         }
-        let lane = &self.lane;
-        let header = usize::from(lane.header);
-        let transport = usize::from(lane.transport);
-        let first = self.coalescer.segments[lane.first as usize].at as usize;
+        let item = &self.item;
+        let header = usize::from(item.header);
+        let transport = usize::from(item.transport);
+        let first = self.coalescer.segments[item.first as usize].at as usize;
         let packet = &mut target[virtio_net::LEN..virtio_net::LEN + header];
         packet.copy_from_slice(&arena[first..first + header]);
-        let total = lane.total as usize;
+        let total = item.total as usize;
         let v6 = packet::is_v6(packet);
         if v6 {
             packet[4..6].copy_from_slice(&((total - IPV6_HEADER) as u16).to_be_bytes());
@@ -302,27 +344,27 @@ impl Output<'_> {
             let field = checksum::finish(sum(&packet[..IPV4_HEADER]));
             packet[10..12].copy_from_slice(&field);
         }
-        let (gso_type, csum_offset) = match (lane.protocol, v6) {
+        let (gso_type, csum_offset) = match (item.protocol, v6) {
             (TCP, false) => (virtio_net::GSO_TCPV4, 16),
             (TCP, true) => (virtio_net::GSO_TCPV6, 16),
             _ => (virtio_net::GSO_UDP_L4, 6),
         };
-        if lane.protocol == TCP {
-            packet[transport + 13] |= if lane.push { PSH } else { 0 };
+        if item.protocol == TCP {
+            packet[transport + 13] |= if item.push { PSH } else { 0 };
         } else {
             packet[transport + 4..transport + 6].copy_from_slice(&((total - transport) as u16).to_be_bytes());
         }
-        // A partial checksum: the pseudo header's sum, not complemented; the kernel adds the rest.
+        // NEEDS_CSUM: the field holds the sum of the pseudo-header, not complemented, and the kernel adds the rest.
         let addresses = if v6 { 8..40 } else { 12..20 };
-        let pseudo = checksum::pseudo_header(&packet[addresses], lane.protocol, total - transport);
+        let pseudo = checksum::pseudo_header(&packet[addresses], item.protocol, total - transport);
         let field = transport + csum_offset;
         packet[field..field + 2].copy_from_slice(&checksum::fold(pseudo).to_ne_bytes());
         let virtio = virtio_net::Header {
             flags: virtio_net::NEEDS_CSUM,
             gso_type,
-            hdr_len: lane.header,
-            gso_size: lane.size,
-            csum_start: lane.transport,
+            hdr_len: item.header,
+            gso_size: item.size,
+            csum_start: item.transport,
             csum_offset: csum_offset as u16,
         };
         target[..virtio_net::LEN].copy_from_slice(&virtio.pack());
@@ -330,15 +372,16 @@ impl Output<'_> {
     }
 }
 
-/// Longest header [`Output::write_header`] makes.
+/// Bytes of the longest header that [`Output::write_header`] writes.
 pub const HEADER_ROOM: usize = virtio_net::LEN + MAX_HEADER;
 
+/// Return the big-endian 32-bit word at `at`.
 fn be32(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// TCP or UDP with its ports in sight; None for what may belong to any flow, fragments and IPv6 extension headers
-/// among it.
+/// Classify a TCP or UDP packet. None for a packet of unknown flow: fragments, IPv4 options, IPv6 extension headers,
+/// and other protocols.
 fn classify(bytes: &[u8], tcp: bool, udp: bool) -> Option<Candidate> {
     let (protocol, transport) = if packet::is_v6(bytes) {
         (bytes[6], IPV6_HEADER)
@@ -356,31 +399,36 @@ fn classify(bytes: &[u8], tcp: bool, udp: bool) -> Option<Candidate> {
     }
 }
 
+/// Classify TCP. Coalesced are packets with payload whose flags are ACK alone, or with PSH, and whose checksums are
+/// valid.
 fn classify_tcp(bytes: &[u8], transport: usize, enabled: bool) -> Option<Candidate> {
     let tcp = bytes.get(transport..).filter(|tcp| tcp.len() >= 20)?;
     let header = transport + usize::from(tcp[12] >> 4) * 4;
-    let joins = enabled
+    let joinable = enabled
         && header >= transport + 20
         && header < bytes.len()
         && tcp[13] & !PSH == ACK
         && tcp[12] & 0x0f == 0
         && checksum_holds(bytes, TCP, transport);
-    Some(Candidate { transport, header: header.min(bytes.len()), protocol: TCP, joins })
+    Some(Candidate { transport, header: header.min(bytes.len()), protocol: TCP, joinable })
 }
 
+/// Classify UDP. Coalesced are packets with payload, a matching length field and a valid checksum.
 fn classify_udp(bytes: &[u8], transport: usize, enabled: bool) -> Option<Candidate> {
     let udp = bytes.get(transport..).filter(|udp| udp.len() >= 8)?;
     let header = transport + 8;
-    let joins = enabled
+    let joinable = enabled
         && bytes.len() > header
         && usize::from(u16::from_be_bytes([udp[4], udp[5]])) == udp.len()
-        // Without a checksum (IPv4 may) the kernel would be told to make one: not the same packet.
+        // IPv4 allows UDP without a checksum. Coalesced, the packet would get one from the kernel, and not be the
+        // same.
         && udp[6..8] != [0, 0]
         && checksum_holds(bytes, UDP, transport);
-    Some(Candidate { transport, header, protocol: UDP, joins })
+    Some(Candidate { transport, header, protocol: UDP, joinable })
 }
 
-/// Both checksums: the kernel makes those of a superpacket anew, and must not mend what came broken.
+/// Return true if the IPv4 and the transport checksum are valid. The kernel makes new checksums for the segments of a
+/// superpacket, so a corrupt packet must not become part of one: it would look valid.
 fn checksum_holds(bytes: &[u8], protocol: u8, transport: usize) -> bool {
     let v6 = packet::is_v6(bytes);
     if !v6 && checksum::fold(sum(&bytes[..IPV4_HEADER])) != 0xffff {
@@ -391,7 +439,7 @@ fn checksum_holds(bytes: &[u8], protocol: u8, transport: usize) -> bool {
     checksum::fold(pseudo + sum(&bytes[transport..])) == 0xffff
 }
 
-/// Addresses and ports.
+/// Return true if two packets of one protocol have the same addresses and ports. `first` starts with a whole packet.
 fn same_flow(first: &[u8], bytes: &[u8], candidate: &Candidate) -> bool {
     let v6 = packet::is_v6(bytes);
     let addresses = if v6 { 8..40 } else { 12..20 };
@@ -399,8 +447,9 @@ fn same_flow(first: &[u8], bytes: &[u8], candidate: &Candidate) -> bool {
     packet::is_v6(first) == v6 && first[addresses.clone()] == bytes[addresses] && first[ports.clone()] == bytes[ports]
 }
 
-/// Whether the kernel, cutting `first` with `bytes` joined to it, would make the IP header of `bytes` again: traffic
-/// class with ECN, flow label or flags, hop limit; without DF the identification has to count up.
+/// Return true if the kernel, segmenting a superpacket with `first`'s header, would make the IP header of `bytes`
+/// again: equal traffic class with ECN, flow label or flags, and hop limit. Without DF the identification has to
+/// count up.
 fn same_ip_header(first: &[u8], bytes: &[u8], next_id: u16) -> bool {
     if packet::is_v6(bytes) {
         return first[..4] == bytes[..4] && first[7] == bytes[7];
@@ -409,6 +458,7 @@ fn same_ip_header(first: &[u8], bytes: &[u8], next_id: u16) -> bool {
     first[1] == bytes[1] && first[6..9] == bytes[6..9] && keeps_id
 }
 
+/// Return the hash of addresses and ports, in 24 bits.
 fn flow_hash(bytes: &[u8], candidate: &Candidate) -> u32 {
     let at = candidate.transport;
     let mut hash = u64::from(be32(bytes, at));

@@ -1,13 +1,16 @@
-//! Numbers that go up, and the closed list of reasons a packet goes no further.
+//! The counters of a body, the closed list of drop reasons, and the offloads in force.
 
+/// Defines `Drop` and the list of its members from one list of names.
 macro_rules! drops {
     ($($name:ident),* $(,)?) => {
-        /// As `ravenvpn.dataplane.contract.Drop`, which explains each; values are the same.
+        /// The reason for which a packet was dropped: `ravenvpn.dataplane.contract.Drop`, which documents each
+        /// member. The values are the same, and stable.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
         pub enum Drop { $($name),* }
 
         impl Drop {
+            /// Every reason, in the order of their values.
             pub const ALL: &'static [Drop] = &[$(Drop::$name),*];
         }
     };
@@ -35,20 +38,27 @@ drops!(
     NoTun,
 );
 
-/// Offloads, as `ravenvpn.dataplane.contract.Offloads`; here what is in force.
+/// A set of offloads, `ravenvpn.offloads.Offloads` in Python: allowed, refused, or in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offloads {
+    /// The kernel hands over TCP superpackets on the TUN (TUN_F_TSO4, TUN_F_TSO6); set by the owner of the TUN.
     pub tun_tso: bool,
+    /// The same for UDP (TUN_F_USO4, TUN_F_USO6, Linux 6.2).
     pub tun_uso: bool,
+    /// TCP packets of one flow are coalesced into superpackets for the TUN.
     pub tun_gro: bool,
+    /// The same for UDP.
     pub tun_gro_udp: bool,
+    /// Several frames are written to the TUN by one system call (io_uring).
     pub tun_batch: bool,
+    /// Datagrams of one size and address leave as one message (UDP_SEGMENT, Linux 4.18).
     pub udp_gso: bool,
+    /// The kernel coalesces received datagrams (UDP_GRO, Linux 5.0).
     pub udp_gro: bool,
 }
 
 impl Offloads {
-    /// No offload at all.
+    /// No offload.
     pub const NONE: Self = Self {
         tun_tso: false,
         tun_uso: false,
@@ -59,9 +69,9 @@ impl Offloads {
         udp_gro: false,
     };
 
-    /// These offloads, except those in `refused`.
+    /// Return these offloads without those in `refused`.
     #[must_use]
-    pub fn except(self, refused: Self) -> Self {
+    pub fn without(self, refused: Self) -> Self {
         Self {
             tun_tso: self.tun_tso && !refused.tun_tso,
             tun_uso: self.tun_uso && !refused.tun_uso,
@@ -75,6 +85,7 @@ impl Offloads {
 }
 
 impl Default for Offloads {
+    /// All offloads.
     fn default() -> Self {
         Self {
             tun_tso: true,
@@ -88,7 +99,7 @@ impl Default for Offloads {
     }
 }
 
-/// How often an offload was given up, by kind.
+/// How often the kernel refused an offload, which is off from then on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fallbacks {
     pub tun_gro: u64,
@@ -96,15 +107,21 @@ pub struct Fallbacks {
     pub udp_gso: u64,
 }
 
-/// As `ravenvpn.dataplane.contract.Counters`, but for what is kept with each peer.
+/// The counters of a body since it was made: `ravenvpn.dataplane.contract.Counters`, without those of each peer.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
+    /// Dropped packets or datagrams, indexed by the value of [`Drop`].
     pub drops: [u64; Drop::ALL.len()],
     pub fallbacks: Fallbacks,
+    /// Packets read from the TUN, counted after segmentation.
     pub tun_rx_packets: u64,
+    /// Packets written to the TUN, counted before coalescing.
     pub tun_tx_packets: u64,
+    /// Datagrams received, each of a coalesced train counted.
     pub udp_rx_datagrams: u64,
+    /// Datagrams the kernel accepted for sending, each of a batch counted.
     pub udp_tx_datagrams: u64,
+    /// System calls, here and below.
     pub tun_reads: u64,
     pub tun_writes: u64,
     pub udp_reads: u64,
@@ -112,7 +129,8 @@ pub struct Counters {
 }
 
 impl Counters {
-    pub fn drop(&mut self, why: Drop, count: usize) {
-        self.drops[why as usize] += count as u64;
+    /// Count `count` packets dropped for this reason.
+    pub fn count_drop(&mut self, reason: Drop, count: usize) {
+        self.drops[reason as usize] += count as u64;
     }
 }

@@ -1,4 +1,6 @@
-//! What the tunnel hears: as the events of `ravenvpn.dataplane.contract`.
+//! The event queue from a body to the tunnel, and the decision when to call the tunnel back.
+//!
+//! The events are those of `ravenvpn.dataplane.contract`, which documents their meaning and order.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,12 +9,13 @@ use crate::peer::{PeerId, Traffic};
 use crate::sys::Source;
 use crate::wire;
 
-/// Datagrams waiting to be taken, as the Linux kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
+/// Limit of datagrams in the queue, and of inner packets as well: the Linux kernel's MAX_QUEUED_INCOMING_HANDSHAKES.
 pub const MAX_DATAGRAMS: usize = 4096;
 
-/// Of initiations that prove nothing: see the contract.
+/// Limit of initiations without mac2 in their queue; the contract gives the reason for the number.
 pub const MAX_WAITING_INITIATIONS: usize = 1024;
 
+/// An event for the tunnel. `contract.py` documents each; `facts` are the times of a peer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Datagram { data: Vec<u8>, endpoint: SocketAddr, source: Option<Source> },
@@ -24,40 +27,51 @@ pub enum Event {
     Traffic { peer: PeerId, facts: Traffic },
 }
 
-/// Reports for timers alone, per second in the long run and at once. Busy peers set and clear what timers are made of
-/// hundreds of times a second; a timer of seconds loses nothing if it is armed a tenth later.
+/// Refill rate of the token bucket for wake-ups that only report timer times, per second.
+///
+/// Busy peers set and clear these times hundreds of times a second. A timer of seconds can be armed a tenth of a
+/// second late without harm.
 const REPORTS_PER_SECOND: f64 = 10.0;
-const REPORTS_AT_ONCE: f64 = 8.0;
+/// Size of that token bucket: wake-ups that may follow each other at once.
+const REPORT_BURST: f64 = 8.0;
 
-/// When to call back.
+/// When the driver of a body calls the tunnel's `on_events`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wakeup {
+    /// Not at all: no event waits, or the call was made already.
     Nothing,
+    /// At once. The call counts as made.
     Now,
-    /// After so many seconds.
+    /// In so many seconds, call `wakeup_due` and ask again.
     Later(f64),
 }
 
-/// Events in the order they happened, and whether the tunnel has to hear of them unasked.
+/// Events in order, initiations without mac2 apart, and the peers whose times changed since the last report.
+///
+/// Invariant: after [`Wakeup::Now`] there is no second one before `drain` or `set_listener`.
 pub struct EventQueue {
+    /// All other events, in order.
     waiting: Vec<Event>,
-    /// Initiations that prove nothing, until the tunnel has room for them.
+    /// Initiations without mac2, at most [`MAX_WAITING_INITIATIONS`], until the tunnel has room for them.
     initiations: VecDeque<Event>,
+    /// Datagrams in `waiting`, at most [`MAX_DATAGRAMS`].
     datagrams: usize,
-    inner: usize,
-    /// Places of peers whose facts changed, in that order.
-    moved: Vec<usize>,
-    /// A timer may have to be armed.
+    /// Inner packets in `waiting`, at most [`MAX_DATAGRAMS`].
+    inner_packets: usize,
+    /// Handles of the peers whose times changed, in the order of the changes, each once.
+    changed: Vec<usize>,
+    /// The times of a changed peer can arm a timer.
     urgent: bool,
-    /// Unproven initiations wait, and none did before.
-    called: bool,
-    /// The callback was made and nothing was taken since.
+    /// An initiation came into an empty queue and the tunnel was not called since.
+    initiations_unannounced: bool,
+    /// The tunnel was called and nothing was drained since.
     announced: bool,
-    /// A later callback was promised.
-    promised: bool,
-    /// Reports that may be announced at once, as of `counted_at`.
-    allowance: f64,
-    counted_at: f64,
+    /// [`Wakeup::Later`] was returned, and its time has not come yet.
+    wakeup_scheduled: bool,
+    /// Tokens in the bucket at `refilled_at`, 0 to [`REPORT_BURST`].
+    tokens: f64,
+    /// CLOCK_BOOTTIME, in seconds.
+    refilled_at: f64,
 }
 
 impl Default for EventQueue {
@@ -66,25 +80,26 @@ impl Default for EventQueue {
             waiting: Vec::new(),
             initiations: VecDeque::new(),
             datagrams: 0,
-            inner: 0,
-            moved: Vec::new(),
+            inner_packets: 0,
+            changed: Vec::new(),
             urgent: false,
-            called: false,
+            initiations_unannounced: false,
             announced: false,
-            promised: false,
-            allowance: REPORTS_AT_ONCE,
-            counted_at: 0.0,
+            wakeup_scheduled: false,
+            tokens: REPORT_BURST,
+            refilled_at: 0.0,
         }
     }
 }
 
 impl EventQueue {
-    pub fn push(&mut self, event: Event) {
+    /// Append an event that happens rarely: no limit applies.
+    pub fn post(&mut self, event: Event) {
         self.waiting.push(event);
     }
 
-    /// False if too many wait already.
-    pub fn push_datagram(&mut self, data: &[u8], endpoint: SocketAddr, source: Option<Source>) -> bool {
+    /// Append a datagram that is not a transport message. Return false, and drop it, if its queue is full.
+    pub fn post_datagram(&mut self, data: &[u8], endpoint: SocketAddr, source: Option<Source>) -> bool {
         let without_mac2 = wire::is_initiation_without_mac2(data);
         let full = if without_mac2 {
             self.initiations.len() >= MAX_WAITING_INITIATIONS
@@ -96,7 +111,7 @@ impl EventQueue {
         }
         let event = Event::Datagram { data: data.to_vec(), endpoint, source };
         if without_mac2 {
-            self.called |= self.initiations.is_empty();
+            self.initiations_unannounced |= self.initiations.is_empty();
             self.initiations.push_back(event);
         } else {
             self.datagrams += 1;
@@ -105,82 +120,84 @@ impl EventQueue {
         true
     }
 
-    /// False if too many wait already.
-    pub fn push_inner(&mut self, peer: PeerId, packet: &[u8], outer_ce: bool) -> bool {
-        if self.inner >= MAX_DATAGRAMS {
+    /// Append a probe packet from inside the tunnel. Return false, and drop it, if [`MAX_DATAGRAMS`] of them wait.
+    pub fn post_inner_packet(&mut self, peer: PeerId, packet: &[u8], outer_ce: bool) -> bool {
+        if self.inner_packets >= MAX_DATAGRAMS {
             return false;
         }
-        self.inner += 1;
+        self.inner_packets += 1;
         self.waiting.push(Event::InnerPacket { peer, packet: packet.to_vec(), outer_ce });
         true
     }
 
-    /// The peer at this place has new facts.
-    pub fn moved(&mut self, handle: usize) {
-        self.moved.push(handle);
+    /// Report the times of this peer with the next `drain`. The caller calls this once per report (`report_pending`).
+    pub fn mark_changed(&mut self, handle: usize) {
+        self.changed.push(handle);
     }
 
-    /// Facts can arm a timer: the tunnel has to hear of them unasked.
+    /// Call the tunnel back for reports too, because the times of a changed peer can arm a timer.
     pub fn mark_urgent(&mut self) {
         self.urgent = true;
     }
 
-    /// The peer at this place is gone.
-    pub fn forget(&mut self, handle: usize) {
-        self.moved.retain(|moved| *moved != handle);
+    /// Report nothing of this peer any more, which is being removed.
+    pub fn discard(&mut self, handle: usize) {
+        self.changed.retain(|changed| *changed != handle);
     }
 
-    /// Somebody new listens, to whom nothing was said yet.
-    pub fn listen(&mut self) {
+    /// Prepare for a new listener, which has to be called for everything that waits.
+    pub fn set_listener(&mut self) {
         self.announced = false;
-        self.promised = false;
-        self.urgent |= !self.moved.is_empty();
-        self.called |= !self.initiations.is_empty();
+        self.wakeup_scheduled = false;
+        self.urgent |= !self.changed.is_empty();
+        self.initiations_unannounced |= !self.initiations.is_empty();
     }
 
-    /// Whether to call back, if something waits of which that was not said yet. `now` is real time.
+    /// Return when to call the tunnel back, once for the events that wait. `now` is CLOCK_BOOTTIME, in seconds: also
+    /// when the body has a test's clock, because the callback is scheduled in real time.
     pub fn next_wakeup(&mut self, now: f64) -> Wakeup {
-        let events = self.called || !self.waiting.is_empty();
+        let events = self.initiations_unannounced || !self.waiting.is_empty();
         if self.announced || (!self.urgent && !events) {
             return Wakeup::Nothing;
         }
         if !events {
-            let earned = (now - self.counted_at).max(0.0) * REPORTS_PER_SECOND;
-            self.allowance = (self.allowance + earned).min(REPORTS_AT_ONCE);
-            self.counted_at = now;
-            if self.allowance < 1.0 {
-                if std::mem::replace(&mut self.promised, true) {
+            let earned = (now - self.refilled_at).max(0.0) * REPORTS_PER_SECOND;
+            self.tokens = (self.tokens + earned).min(REPORT_BURST);
+            self.refilled_at = now;
+            if self.tokens < 1.0 {
+                if std::mem::replace(&mut self.wakeup_scheduled, true) {
                     return Wakeup::Nothing;
                 }
-                return Wakeup::Later((1.0 - self.allowance) / REPORTS_PER_SECOND);
+                return Wakeup::Later((1.0 - self.tokens) / REPORTS_PER_SECOND);
             }
-            self.allowance -= 1.0;
+            self.tokens -= 1.0;
         }
         self.announced = true;
         Wakeup::Now
     }
 
-    /// The promised callback is due now.
+    /// The time of [`Wakeup::Later`] has come: `next_wakeup` may return another one.
     pub fn wakeup_due(&mut self) {
-        self.promised = false;
+        self.wakeup_scheduled = false;
     }
 
-    /// How many initiations that prove nothing wait.
+    /// Return the number of initiations without mac2 in their queue.
     #[must_use]
     pub fn waiting_initiations(&self) -> usize {
         self.initiations.len()
     }
 
-    /// Events so far, at most `max_initiations` initiations that prove nothing behind them, and whose facts changed.
-    pub fn take(&mut self, max_initiations: usize) -> (Vec<Event>, Vec<usize>) {
+    /// Remove and return the events in order, then at most `max_initiations` initiations without mac2, the oldest
+    /// first; and the handles of the peers whose times changed.
+    pub fn drain(&mut self, max_initiations: usize) -> (Vec<Event>, Vec<usize>) {
         self.datagrams = 0;
-        self.inner = 0;
+        self.inner_packets = 0;
         self.urgent = false;
-        self.called = false;
+        self.initiations_unannounced = false;
         self.announced = false;
         let mut events = std::mem::take(&mut self.waiting);
         events.extend(self.initiations.drain(..max_initiations.min(self.initiations.len())));
-        (events, std::mem::take(&mut self.moved))
+        (events, std::mem::take(&mut self.changed))
     }
 }
 
@@ -189,52 +206,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reports_for_timers_come_at_most_so_often() {
+    fn the_rate_of_wakeups_for_timer_reports_is_limited() {
         let mut queue = EventQueue::default();
         for _ in 0..8 {
             queue.mark_urgent();
             assert_eq!(queue.next_wakeup(1000.0), Wakeup::Now);
-            queue.take(MAX_DATAGRAMS);
+            queue.drain(MAX_DATAGRAMS);
         }
         queue.mark_urgent();
         assert_eq!(queue.next_wakeup(1000.0), Wakeup::Later(0.1));
-        assert_eq!(queue.next_wakeup(1000.05), Wakeup::Nothing, "it was promised");
+        assert_eq!(queue.next_wakeup(1000.05), Wakeup::Nothing, "a wake-up is scheduled already");
         queue.wakeup_due();
         assert_eq!(queue.next_wakeup(1000.1), Wakeup::Now);
     }
 
     #[test]
-    fn events_never_wait() {
+    fn a_wakeup_for_an_event_is_never_delayed() {
         let mut queue = EventQueue::default();
         for peer in 0..20 {
-            queue.push(Event::HandshakeNeeded { peer });
+            queue.post(Event::HandshakeNeeded { peer });
             assert_eq!(queue.next_wakeup(1000.0), Wakeup::Now);
-            assert_eq!(queue.next_wakeup(1000.0), Wakeup::Nothing, "said already");
-            assert_eq!(queue.take(MAX_DATAGRAMS).0.len(), 1);
+            assert_eq!(queue.next_wakeup(1000.0), Wakeup::Nothing, "the tunnel was called already");
+            assert_eq!(queue.drain(MAX_DATAGRAMS).0.len(), 1);
         }
     }
 
     #[test]
-    fn of_initiations_that_prove_nothing_the_first_is_news() {
+    fn of_initiations_without_mac2_only_the_first_wakes_the_tunnel() {
         let mut queue = EventQueue::default();
-        let call = {
-            let mut call = [0; 148];
-            call[0] = 1;
-            call
+        let initiation = {
+            let mut initiation = [0; 148];
+            initiation[0] = 1;
+            initiation
         };
         let from = "192.0.2.1:1".parse().unwrap();
         for _ in 0..MAX_WAITING_INITIATIONS {
-            assert!(queue.push_datagram(&call, from, None));
+            assert!(queue.post_datagram(&initiation, from, None));
         }
-        assert!(!queue.push_datagram(&call, from, None), "there is no room for more");
-        assert!(queue.push_datagram(&call[..92], from, None), "but for others");
+        assert!(!queue.post_datagram(&initiation, from, None), "their queue is full");
+        assert!(queue.post_datagram(&initiation[..92], from, None), "the limit is not that of other datagrams");
         assert_eq!(queue.next_wakeup(1000.0), Wakeup::Now);
-        assert_eq!(queue.take(64).0.len(), 1 + 64);
-        assert!(queue.push_datagram(&call, from, None));
-        assert_eq!(queue.next_wakeup(1000.0), Wakeup::Nothing, "the tunnel knows that there are some");
+        assert_eq!(queue.drain(64).0.len(), 1 + 64);
+        assert!(queue.post_datagram(&initiation, from, None));
+        assert_eq!(queue.next_wakeup(1000.0), Wakeup::Nothing, "the tunnel polls for the rest");
         assert_eq!(queue.waiting_initiations(), MAX_WAITING_INITIATIONS - 63);
-        queue.take(MAX_DATAGRAMS);
-        assert!(queue.push_datagram(&call, from, None));
+        queue.drain(MAX_DATAGRAMS);
+        assert!(queue.post_datagram(&initiation, from, None));
         assert_eq!(queue.next_wakeup(1000.0), Wakeup::Now);
     }
 }

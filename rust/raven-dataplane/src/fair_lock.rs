@@ -1,8 +1,9 @@
-//! One body, two who work on it: the loop, and the thread that stands in for it.
+//! The lock around a body, fair to the event loop. Two threads use it: the loop's, and that of the standby pump.
 //!
-//! A mutex alone would let the thread starve the loop: it has the body most of the time and takes it again before
-//! the loop has woken up. Under a flood of handshakes, whose cookies the loop sends one by one, that cost the loop a
-//! tenth of a second a turn. So the loop is let in first, and left alone for a while once it has come.
+//! A mutex alone would let the pump thread starve the loop: the thread holds the body most of the time, and locks it
+//! again before the loop has woken up. Under a flood of handshakes, whose cookies the loop sends one by one, that
+//! cost the loop a tenth of a second per lock. So the loop's requests are counted, and the pump thread yields while
+//! they come.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
@@ -11,34 +12,39 @@ use std::time::Duration;
 
 use crate::data_plane::DataPlane;
 
-/// How long the loop may keep the thread waiting by coming again and again, in so many steps.
-const STEP: Duration = Duration::from_micros(250);
-const STEPS: usize = 8;
+/// Sleep of the pump thread between two looks at the request counter. With [`MAX_YIELDS`] this limits how long the
+/// loop can keep the thread from the body: 2 ms.
+const YIELD_SLEEP: Duration = Duration::from_micros(250);
+/// Yields before the pump thread takes the lock in any case, so that the loop can not starve it either.
+const MAX_YIELDS: usize = 8;
 
+/// A mutex around a [`DataPlane`] whose holder is the event loop or the pump thread.
 pub struct FairLock {
     body: Mutex<DataPlane>,
-    /// How often the loop came for the body, counted before it has it.
-    asked: AtomicU64,
+    /// Lock requests of the loop so far, counted before it has the lock. Relaxed: only differences matter.
+    loop_requests: AtomicU64,
 }
 
 impl FairLock {
+    /// Wrap a body.
     #[must_use]
     pub fn new(body: DataPlane) -> Self {
-        Self { body: Mutex::new(body), asked: AtomicU64::new(0) }
+        Self { body: Mutex::new(body), loop_requests: AtomicU64::new(0) }
     }
 
-    /// For the loop.
-    pub fn take(&self) -> MutexGuard<'_, DataPlane> {
-        self.asked.fetch_add(1, Relaxed);
+    /// Lock the body on the loop's thread. Ignores poisoning: a panic became a Python exception, and the body goes
+    /// on.
+    pub fn lock_for_loop(&self) -> MutexGuard<'_, DataPlane> {
+        self.loop_requests.fetch_add(1, Relaxed);
         self.lock_for_standby()
     }
 
-    /// For whoever stands in for the loop.
+    /// Lock the body on the pump thread; call [`Self::yield_to_loop`] first when locking repeatedly.
     pub fn lock_for_standby(&self) -> MutexGuard<'_, DataPlane> {
         self.body.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For whoever stands in, if nobody has it.
+    /// Lock the body on the pump thread, or return None if it is locked.
     pub fn try_lock_for_standby(&self) -> Option<MutexGuard<'_, DataPlane>> {
         match self.body.try_lock() {
             Ok(body) => Some(body),
@@ -47,21 +53,21 @@ impl FairLock {
         }
     }
 
-    /// To be called before: waits while the loop comes again and again, up to a point. `asked` is what `asked` was
-    /// when this last returned.
-    pub fn yield_to_loop(&self, asked: &mut u64) {
-        for _ in 0..STEPS {
-            let now = self.asked();
-            if std::mem::replace(asked, now) == now {
+    /// Yield to the event loop before taking the lock, at most 8 times: sleep while the loop requests
+    /// the lock again and again. `seen` is the value of `loop_requests` when this function last returned.
+    pub fn yield_to_loop(&self, seen: &mut u64) {
+        for _ in 0..MAX_YIELDS {
+            let now = self.loop_requests();
+            if std::mem::replace(seen, now) == now {
                 break;
             }
-            thread::sleep(STEP);
+            thread::sleep(YIELD_SLEEP);
         }
     }
 
-    /// How often the loop has come so far.
-    pub fn asked(&self) -> u64 {
-        self.asked.load(Relaxed)
+    /// Return the number of lock requests of the loop so far.
+    pub fn loop_requests(&self) -> u64 {
+        self.loop_requests.load(Relaxed)
     }
 }
 
@@ -75,18 +81,18 @@ mod tests {
     use std::time::Instant;
 
     #[test]
-    fn the_loop_is_not_kept_waiting_by_who_takes_the_body_again_and_again() {
+    fn a_thread_that_locks_repeatedly_does_not_starve_the_loop() {
         let body = DataPlane::new(None, Offloads::default(), Timing::default(), String::new());
         let lock = Arc::new(FairLock::new(body));
-        let ends = Arc::new(AtomicBool::new(false));
+        let stopping = Arc::new(AtomicBool::new(false));
         let greedy = thread::spawn({
-            let (lock, ends) = (lock.clone(), ends.clone());
+            let (lock, stopping) = (lock.clone(), stopping.clone());
             move || {
-                let mut asked = lock.asked();
-                while !ends.load(Relaxed) {
-                    lock.yield_to_loop(&mut asked);
+                let mut seen = lock.loop_requests();
+                while !stopping.load(Relaxed) {
+                    lock.yield_to_loop(&mut seen);
                     let body = lock.lock_for_standby();
-                    thread::sleep(Duration::from_millis(2)); // it works
+                    thread::sleep(Duration::from_millis(2)); // holds the lock, as a pump does
                     drop(body);
                 }
             }
@@ -94,13 +100,13 @@ mod tests {
         thread::sleep(Duration::from_millis(10));
         let begin = Instant::now();
         for _ in 0..100 {
-            drop(lock.take());
+            drop(lock.lock_for_loop());
             thread::sleep(Duration::from_micros(20));
         }
         let took = begin.elapsed();
-        ends.store(true, Relaxed);
-        greedy.join().expect("nobody panics");
-        // Twice as long as all of them take alone is 20 ms; one turn of the other for each of them would be 200 ms.
+        stopping.store(true, Relaxed);
+        greedy.join().expect("the thread does not panic");
+        // Without the other thread the 100 locks take about 10 ms. Waiting for it once per lock would take 200 ms.
         assert!(took < Duration::from_millis(100), "{took:?}");
     }
 }

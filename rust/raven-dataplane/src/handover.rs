@@ -1,5 +1,7 @@
-//! The blob a frozen body leaves and a new one takes over; `ravenvpn/dataplane/handover.py` says what is in it.
-//! Both bodies write and read the same bytes.
+//! Session hand-over on restart: the blob that `freeze` returns and `thaw` reads. The tunnel has no caller yet.
+//!
+//! `ravenvpn/dataplane/handover.py` specifies the format, a msgpack map. Both bodies write and read the same bytes,
+//! so the field names here are part of the format.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,18 +15,24 @@ use zeroize::Zeroize;
 use crate::aead::{KEY, Key, Suite};
 use crate::keypair::{Keypair, Role};
 use crate::peer::{Peer, PeerId, Staged, Traffic};
-use crate::replay::Window;
+use crate::replay::ReplayWindow;
 use crate::state::State;
 use crate::sys::Source;
 
+/// Value of the blob's `format`.
 const FORMAT: &str = "ravenvpn-dataplane";
+/// Version of the format that this program writes and reads.
 const VERSION: u64 = 1;
-/// How far counters skip on thawing. A blob thawed twice by mistake must not repeat what was sent after the first
-/// time: no machine of ours seals more than 2^23 messages a second, and the clock goes on between the two.
+/// How far counters skip ahead on thawing, plus [`SKIP_PER_SECOND`] for each second since freezing. A blob that is
+/// thawed twice by mistake must not repeat a nonce that was used after the first time: the clock advances between the
+/// two, and no machine seals 2^23 messages a second.
 const SKIP: u64 = 1 << 16;
+/// Counter values to skip for each second between freezing and thawing.
 const SKIP_PER_SECOND: f64 = (1u64 << 23) as f64;
+/// 64-bit words of a replay window in the blob.
 const WINDOW_WORDS: usize = 128;
 
+/// The fields that are read first, whatever the version.
 #[derive(Deserialize)]
 struct Preamble {
     format: String,
@@ -32,6 +40,7 @@ struct Preamble {
     boot_id: String,
 }
 
+/// The whole blob.
 #[derive(Serialize, Deserialize)]
 struct Frozen {
     format: String,
@@ -41,6 +50,7 @@ struct Frozen {
     peers: Vec<FrozenPeer>,
 }
 
+/// One peer without its prefixes, which follow from the plan.
 #[derive(Serialize, Deserialize)]
 struct FrozenPeer {
     id: PeerId,
@@ -53,11 +63,12 @@ struct FrozenPeer {
     tx_packets: u64,
     facts: [f64; 6],
     staged: Vec<(ByteBuf, bool)>,
-    sessions: Vec<FrozenSession>,
+    sessions: Vec<FrozenKeypair>,
 }
 
+/// One keypair in its slot. The key bytes are wiped on drop.
 #[derive(Serialize, Deserialize)]
-struct FrozenSession {
+struct FrozenKeypair {
     slot: Slot,
     suite: String,
     role: u8,
@@ -73,13 +84,14 @@ struct FrozenSession {
     window: ByteBuf,
 }
 
-impl Drop for FrozenSession {
+impl Drop for FrozenKeypair {
     fn drop(&mut self) {
         self.send_key.zeroize();
         self.receive_key.zeroize();
     }
 }
 
+/// The slot of a keypair, by its name in the blob.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Slot {
@@ -88,7 +100,7 @@ enum Slot {
     Next,
 }
 
-/// −1 or 64 unsigned bits.
+/// The greatest counter received: an integer of 64 unsigned bits, or −1 for none.
 #[derive(Clone, Copy)]
 struct Greatest(Option<u64>);
 
@@ -103,8 +115,8 @@ impl Serialize for Greatest {
 
 impl<'de> Deserialize<'de> for Greatest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Signed;
-        impl Visitor<'_> for Signed {
+        struct GreatestVisitor;
+        impl Visitor<'_> for GreatestVisitor {
             type Value = Greatest;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -122,12 +134,12 @@ impl<'de> Deserialize<'de> for Greatest {
                 }
             }
         }
-        deserializer.deserialize_any(Signed)
+        deserializer.deserialize_any(GreatestVisitor)
     }
 }
 
 impl Suite {
-    /// As in `Peer.spec.suites`.
+    /// Return the name of the suite, as in `Peer.spec.suites`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -136,13 +148,17 @@ impl Suite {
         }
     }
 
+    /// Return the suite of this name, or None.
     #[must_use]
-    pub fn named(name: &str) -> Option<Self> {
+    pub fn from_name(name: &str) -> Option<Self> {
         [Self::ChaCha20Poly1305, Self::Aes256Gcm].into_iter().find(|suite| suite.name() == name)
     }
 }
 
-/// Everything of `state` that survives a restart.
+/// Return the blob of all peers with their keypairs, counters and staged packets. It is as secret as the keys in it.
+///
+/// # Errors
+/// The encoder's message.
 pub(crate) fn pack(state: &State, boot_id: &str, now: f64) -> Result<Vec<u8>, String> {
     let frozen = Frozen {
         format: FORMAT.into(),
@@ -154,10 +170,14 @@ pub(crate) fn pack(state: &State, boot_id: &str, now: f64) -> Result<Vec<u8>, St
     rmp_serde::to_vec_named(&frozen).map_err(|error| error.to_string())
 }
 
-/// Adds the blob's peers to `state`, or changes nothing.
+/// Add the peers of a blob to `state`.
+///
+/// # Errors
+/// A message, and `state` is unchanged, if the blob is damaged, of another version or boot, or has a peer id or local
+/// index that exists in `state`.
 pub(crate) fn unpack(state: &mut State, blob: &[u8], boot_id: &str, now: f64) -> Result<(), String> {
-    let damaged = |error| format!("the blob is damaged: {error}");
-    let preamble: Preamble = rmp_serde::from_slice(blob).map_err(damaged)?;
+    let damage = |error| format!("the blob is damaged: {error}");
+    let preamble: Preamble = rmp_serde::from_slice(blob).map_err(damage)?;
     if preamble.format != FORMAT {
         return Err("this is no blob of a data plane".into());
     }
@@ -167,12 +187,12 @@ pub(crate) fn unpack(state: &mut State, blob: &[u8], boot_id: &str, now: f64) ->
     if preamble.boot_id != boot_id {
         return Err("the blob is from before the last boot".into());
     }
-    let frozen: Frozen = rmp_serde::from_slice(blob).map_err(damaged)?;
+    let frozen: Frozen = rmp_serde::from_slice(blob).map_err(damage)?;
     let mut peers = HashSet::new();
     let mut indices = HashSet::new();
-    let mut revived = Vec::new();
+    let mut restored = Vec::new();
     for peer in &frozen.peers {
-        if peer.id == 0 || state.peers.find(peer.id).is_some() || !peers.insert(peer.id) {
+        if peer.id == 0 || state.peers.lookup(peer.id).is_some() || !peers.insert(peer.id) {
             return Err(format!("peer {} is here already", peer.id));
         }
         let mut slots = HashSet::new();
@@ -182,27 +202,27 @@ pub(crate) fn unpack(state: &mut State, blob: &[u8], boot_id: &str, now: f64) ->
                 return Err("the blob holds a slot twice".into());
             }
             let index = session.local_index;
-            if state.keypairs.find(index).is_some() || !indices.insert(index) {
+            if state.keypairs.lookup(index).is_some() || !indices.insert(index) {
                 return Err(format!("local index {index:#010x} is in use"));
             }
-            sessions.push((session.slot, thaw_session(session, frozen.frozen_at, now)?));
+            sessions.push((session.slot, thaw_keypair(session, frozen.frozen_at, now)?));
         }
-        revived.push((thaw_peer(peer)?, sessions));
+        restored.push((thaw_peer(peer)?, sessions));
     }
-    for (peer, sessions) in revived {
-        let handle = state.peers.ensure(peer.id);
-        *state.peers.at_mut(handle) = peer;
+    for (peer, sessions) in restored {
+        let handle = state.peers.add(peer.id);
+        *state.peers.get_mut(handle) = peer;
         for (slot, mut keypair) in sessions {
             keypair.peer = handle;
             let keypair = state.keypairs.insert(keypair);
-            let peer = state.peers.at_mut(handle);
+            let peer = state.peers.get_mut(handle);
             match slot {
                 Slot::Previous => peer.previous = keypair,
                 Slot::Current => peer.current = keypair,
                 Slot::Next => peer.next = keypair,
             }
         }
-        state.note_revived(handle);
+        state.note_restored(handle);
     }
     state.clear_caches();
     Ok(())
@@ -234,14 +254,14 @@ fn freeze_peer(state: &State, peer: &Peer) -> FrozenPeer {
         staged: peer.staged.iter().map(|one| (ByteBuf::from(one.packet.clone()), one.outer_df)).collect(),
         sessions: slots
             .into_iter()
-            .filter_map(|(slot, handle)| Some(freeze_session(slot, state.keypairs.get(handle?))))
+            .filter_map(|(slot, handle)| Some(freeze_keypair(slot, state.keypairs.get(handle?))))
             .collect(),
     }
 }
 
-fn freeze_session(slot: Slot, keypair: &Keypair) -> FrozenSession {
+fn freeze_keypair(slot: Slot, keypair: &Keypair) -> FrozenKeypair {
     let (greatest, words) = keypair.window.parts();
-    FrozenSession {
+    FrozenKeypair {
         slot,
         suite: keypair.suite.name().into(),
         role: match keypair.role {
@@ -255,19 +275,20 @@ fn freeze_session(slot: Slot, keypair: &Keypair) -> FrozenSession {
         birth: keypair.birth,
         counter: keypair.counter,
         sends: !keypair.expired,
-        renewal_asked: keypair.renewal_asked,
-        // Our window starts at 0 with nothing seen, where the blob has −1.
-        greatest: Greatest((greatest > 0 || !keypair.window.admits(0)).then_some(greatest)),
+        renewal_asked: keypair.renewal_requested,
+        // A fresh ReplayWindow has greatest 0 and no bit set, where the blob has −1.
+        greatest: Greatest((greatest > 0 || !keypair.window.is_fresh(0)).then_some(greatest)),
         window: ByteBuf::from(words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()),
     }
 }
 
+/// Return the peer without its keypairs, or a message if a field is out of range.
 fn thaw_peer(frozen: &FrozenPeer) -> Result<Peer, String> {
     let mut peer = Peer::new(frozen.id);
     if let Some((host, port, scope)) = &frozen.endpoint {
-        peer.move_to(Some(socket_address(host, *port, *scope)?));
+        peer.set_endpoint(Some(socket_address(host, *port, *scope)?));
         if let Some((host, ifindex)) = &frozen.source {
-            peer.source = Some(Source { address: numeric(host)?, ifindex: *ifindex });
+            peer.source = Some(Source { address: parse_ip(host)?, ifindex: *ifindex });
         }
     }
     peer.roaming = frozen.roaming;
@@ -280,24 +301,26 @@ fn thaw_peer(frozen: &FrozenPeer) -> Result<Peer, String> {
     Ok(peer)
 }
 
-fn thaw_session(frozen: &FrozenSession, frozen_at: f64, now: f64) -> Result<Keypair, String> {
-    let none = || "the blob holds a session that is none".to_string();
-    let suite = Suite::named(&frozen.suite)
+/// Return the keypair with its counter skipped ahead, or a message if a field is out of range. The caller sets
+/// `peer`.
+fn thaw_keypair(frozen: &FrozenKeypair, frozen_at: f64, now: f64) -> Result<Keypair, String> {
+    let invalid = || "the blob holds a session that is none".to_string();
+    let suite = Suite::from_name(&frozen.suite)
         .ok_or_else(|| format!("the blob names a suite that is not known here: {}", frozen.suite))?;
     let role = match frozen.role {
         0 => Role::Initiator,
         1 => Role::Responder,
-        _ => return Err(none()),
+        _ => return Err(invalid()),
     };
     let key = |bytes: &ByteBuf| -> Result<Key, String> {
-        let raw: &[u8; KEY] = bytes.as_slice().try_into().map_err(|_| none())?;
+        let raw: &[u8; KEY] = bytes.as_slice().try_into().map_err(|_| invalid())?;
         Ok(Key::new(suite, raw))
     };
     let (words, rest) = frozen.window.as_chunks::<8>();
     let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
-    let words: [u64; WINDOW_WORDS] = words.try_into().map_err(|_| none())?;
+    let words: [u64; WINDOW_WORDS] = words.try_into().map_err(|_| invalid())?;
     if !rest.is_empty() {
-        return Err(none());
+        return Err(invalid());
     }
     let seconds = (now - frozen_at).max(0.0);
     let skip = SKIP.saturating_add((seconds * SKIP_PER_SECOND) as u64);
@@ -311,23 +334,27 @@ fn thaw_session(frozen: &FrozenSession, frozen_at: f64, now: f64) -> Result<Keyp
         send: key(&frozen.send_key)?,
         receive: key(&frozen.receive_key)?,
         counter: frozen.counter.saturating_add(skip),
-        window: Window::from_parts(frozen.greatest.0.unwrap_or(0), words),
+        window: ReplayWindow::from_parts(frozen.greatest.0.unwrap_or(0), words),
         expired: !frozen.sends,
-        renewal_asked: frozen.renewal_asked,
+        renewal_requested: frozen.renewal_asked,
     })
 }
 
-/// A numeric endpoint.
+/// Parse a numeric address, a port and a scope id (interface index, 0 for none).
+///
+/// # Errors
+/// A message if `host` is not numeric or the port is 0.
 pub fn socket_address(host: &str, port: u16, scope: u32) -> Result<SocketAddr, String> {
     if port == 0 {
         return Err(format!("no UDP port: {port}"));
     }
-    Ok(match numeric(host)? {
+    Ok(match parse_ip(host)? {
         IpAddr::V4(v4) => SocketAddr::from((v4, port)),
         IpAddr::V6(v6) => SocketAddr::V6(SocketAddrV6::new(v6, port, 0, scope)),
     })
 }
 
-fn numeric(host: &str) -> Result<IpAddr, String> {
+/// Parse a numeric IP address.
+fn parse_ip(host: &str) -> Result<IpAddr, String> {
     host.parse().map_err(|_| format!("not a numeric address: {host}"))
 }

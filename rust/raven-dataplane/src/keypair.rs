@@ -1,51 +1,60 @@
-//! Transport keys of one session, and where they are found: by our index, and by slot of their peer.
+//! Keypairs: the transport keys of a session with their counters, and the table of all keypairs by local index.
+//!
+//! Each peer has three slots of keypair handles (previous, current, next); `state` moves keypairs between them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::aead::{Key, Suite};
-use crate::replay::Window;
+use crate::replay::ReplayWindow;
 
-/// Who began the handshake.
+/// Our role in the handshake that made a keypair: it decides the slot, and which end rekeys by age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Initiator,
     Responder,
 }
 
-/// One session's keys and counters.
+/// One keypair with its counters. The keys are wiped on drop.
 pub struct Keypair {
-    /// KeypairHandle of the peer in its table.
+    /// Handle of the peer in `PeerTable`.
     pub peer: usize,
     pub suite: Suite,
     pub role: Role,
+    /// Receiver index of messages we get, chosen by us.
     pub local_index: u32,
+    /// Receiver index of messages we send, chosen by the peer.
     pub remote_index: u32,
+    /// End of the handshake, in seconds on the body's clock.
     pub birth: f64,
     pub send: Key,
     pub receive: Key,
-    /// Of the next message we send.
+    /// Counter of the next message we send.
     pub counter: u64,
-    pub window: Window,
-    /// Never again used for sending, though its age would allow it.
+    pub window: ReplayWindow,
+    /// No longer used for sending, whatever its age (`expire_keypairs`); receiving goes on.
     pub expired: bool,
-    /// An initiator that only listens asked for the next session already.
-    pub renewal_asked: bool,
+    /// A handshake was requested on receiving, which happens once per keypair (whitepaper §6.2).
+    pub renewal_requested: bool,
 }
 
-/// A keypair's place in [`KeypairTable`].
+/// Index of a keypair in [`KeypairTable`]. Reused after removal: no slot of a peer may keep it then.
 pub type KeypairHandle = usize;
 
-/// All keypairs of a body.
+/// The keypairs of all peers, by handle and by local index.
+///
+/// Boxed, so that a table that grows moves pointers, not keys.
 #[derive(Default)]
 pub struct KeypairTable {
+    /// By handle; None if the handle is free.
     entries: Vec<Option<Box<Keypair>>>,
+    /// Handles to reuse.
     free: Vec<KeypairHandle>,
     by_index: HashMap<u32, KeypairHandle, BuildHasherDefault<IndexHasher>>,
 }
 
 impl KeypairTable {
-    /// None if the local index is in use.
+    /// Add a keypair and return its handle, or None if the local index is in use.
     pub fn insert(&mut self, keypair: Keypair) -> Option<KeypairHandle> {
         if self.by_index.contains_key(&keypair.local_index) {
             return None;
@@ -59,7 +68,7 @@ impl KeypairTable {
         Some(handle)
     }
 
-    /// Wipes a keypair and says which index is free again.
+    /// Remove and wipe a keypair; return its local index, which is free again. None if the handle is unused.
     pub fn remove(&mut self, handle: KeypairHandle) -> Option<u32> {
         let keypair = self.entries.get_mut(handle)?.take()?;
         self.by_index.remove(&keypair.local_index);
@@ -67,22 +76,29 @@ impl KeypairTable {
         Some(keypair.local_index)
     }
 
+    /// Return the handle of the keypair with this local index.
     #[must_use]
-    pub fn find(&self, local_index: u32) -> Option<KeypairHandle> {
+    pub fn lookup(&self, local_index: u32) -> Option<KeypairHandle> {
         self.by_index.get(&local_index).copied()
     }
 
+    /// Return a keypair.
+    ///
+    /// # Panics
+    /// If the handle is unused.
     #[must_use]
     pub fn get(&self, handle: KeypairHandle) -> &Keypair {
         self.entries[handle].as_ref().expect("slots hold live entries only")
     }
 
+    /// Return a keypair to change. Panics as [`Self::get`] does.
     pub fn get_mut(&mut self, handle: KeypairHandle) -> &mut Keypair {
         self.entries[handle].as_mut().expect("slots hold live entries only")
     }
 }
 
-/// Indices are random and ours, so spreading their bits is all a hash has to do.
+/// A hash that only spreads bits (2^64 divided by the golden ratio). Local indices are random and chosen by us, so a
+/// sender can not make them collide.
 #[derive(Default)]
 struct IndexHasher(u64);
 

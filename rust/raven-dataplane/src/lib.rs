@@ -1,8 +1,18 @@
 //! The packet path of ravenvpn, without Python: TUN frames in, sealed datagrams out, and back.
 //!
-//! [`DataPlane`] is the data plane of `ravenvpn/dataplane/contract.py`; that page says what it owes. Packets go out through
-//! `outbound` (read, [`split`], look up, seal) and `transmit` (trains, what the kernel refuses), and come in through
-//! `inbound` (receive, open, judge, [`coalesce`]) and `tun_writer` (write). Nothing is allocated per packet unless it has to wait.
+//! [`DataPlane`] implements the data plane of `ravenvpn/dataplane/contract.py`, which specifies its behaviour.
+//!
+//! * Outbound, from the TUN to the sockets: `outbound` (read, [`segmentation`], route lookup, seal), then
+//!   `transmitter` (batches with UDP_SEGMENT, recovery from send errors).
+//! * Inbound, from the sockets to the TUN: `inbound` (receive, open, check, [`coalesce`]), then `tun_writer`.
+//! * State that both directions use: `state`, `peer`, `keypair`, `cryptokey_routing`, `events`, [`Counters`].
+//! * Threads: `fair_lock` serialises the event loop and the thread of `standby_pump`. Every other type of this crate
+//!   is used by the one holder of that lock.
+//!
+//! Memory: no allocation per packet, except for packets that are staged for a handshake or queued as events.
+//!
+//! Units: `now`, `birth` and all other times are seconds on the body's clock, CLOCK_BOOTTIME unless a test has its
+//! own.
 
 pub mod aead;
 pub mod checksum;

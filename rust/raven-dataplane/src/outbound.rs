@@ -1,4 +1,4 @@
-//! From the TUN to the outer world: read, split, find the peer, seal, send in trains.
+//! Outbound packets, from the TUN to the sockets: read, segment, look up the peer, seal, send in batches.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -12,28 +12,36 @@ use crate::sys::{self, Pages};
 use crate::transmitter::{Envelope, Transmitter};
 use crate::virtio_net;
 
-/// What a frame costs of a budget, however short it is.
-const BYTES_A_FRAME: usize = 4096;
+/// Least cost of a frame in bytes of budget: a short one takes as much time as this many bytes of a superpacket.
+const MIN_FRAME_COST: usize = 4096;
+/// Longest frame of the TUN: virtio-net header, and an IPv6 packet with the longest payload.
 const MAX_FRAME: usize = virtio_net::LEN + 65535 + packet::IPV6_HEADER;
 
+/// The outbound direction of a body: the TUN and the buffer of one frame.
 pub struct Outbound {
+    /// The frame in hand, at most [`MAX_FRAME`] bytes.
     frame: Pages,
     tun: RawFd,
 }
 
 impl Outbound {
+    /// Make the outbound direction of this TUN.
     #[must_use]
     pub fn new(tun: RawFd) -> Self {
         Self { frame: Pages::new(MAX_FRAME), tun }
     }
 
+    /// Return the TUN's descriptor.
     #[must_use]
     pub fn tun(&self) -> RawFd {
         self.tun
     }
 
-    /// Moves up to `budget` bytes, small frames counted as 4 KiB; false when the TUN will never be readable again. It
-    /// is read until it is empty before the last datagrams are sent: small packets travel together.
+    /// Forward up to `budget` bytes of frames, short ones counted as [`MIN_FRAME_COST`]. Return false if the TUN will
+    /// never be readable again.
+    ///
+    /// The TUN is read until it is empty before the last batch is sent, so that small packets leave together. Stops
+    /// when a socket is full.
     pub fn pump(&mut self, state: &mut State, transmitter: &mut Transmitter, now: f64, budget: usize) -> bool {
         let mut spent = 0;
         let mut alive = true;
@@ -52,7 +60,7 @@ impl Outbound {
                 break;
             }
             state.counters.tun_reads += 1;
-            spent += end.max(BYTES_A_FRAME);
+            spent += end.max(MIN_FRAME_COST);
             self.forward(state, transmitter, end, now);
             transmitter.flush_full(state);
         }
@@ -60,24 +68,25 @@ impl Outbound {
         alive
     }
 
+    /// Seal the packets of the frame in `self.frame[..end]`, or stage or drop them. The caller flushes.
     fn forward(&self, state: &mut State, transmitter: &mut Transmitter, end: usize, now: f64) {
         let Some((header, frame)) = self.frame[..end].split_first_chunk().filter(|(_, frame)| packet::is_ip(frame))
         else {
-            state.counters.drop(Drop::NotIp, 1);
+            state.counters.count_drop(Drop::NotIp, 1);
             return;
         };
         let header = virtio_net::Header::parse(header);
         let Ok(segmentation) = Segmentation::new(&header, frame) else {
-            state.counters.drop(Drop::BadOffload, 1);
+            state.counters.count_drop(Drop::BadOffload, 1);
             return;
         };
         state.counters.tun_rx_packets += segmentation.count() as u64;
-        let Some(peer) = state.route(packet::destination(frame)) else {
-            state.counters.drop(Drop::NoRoute, segmentation.count());
+        let Some(peer) = state.lookup_route(packet::destination(frame)) else {
+            state.counters.count_drop(Drop::NoRoute, segmentation.count());
             return;
         };
-        if state.peers.at(peer).endpoint.is_none() {
-            state.counters.drop(Drop::NoEndpoint, segmentation.count());
+        if state.peers.get(peer).endpoint.is_none() {
+            state.counters.count_drop(Drop::NoEndpoint, segmentation.count());
             return;
         }
         let Some(keypair) = state.sending_keypair(peer, segmentation.count(), now) else {
@@ -98,10 +107,11 @@ impl Outbound {
     }
 }
 
-/// Seals one packet, or lets it wait for a key; an empty one is a keepalive, which never waits. The caller flushes.
+/// Seal one packet, or stage it if no keypair is usable. An empty packet is a keepalive, which is never staged. The
+/// caller flushes.
 pub fn send_or_stage(state: &mut State, transmitter: &mut Transmitter, peer: usize, staged: Staged, now: f64) {
-    if state.peers.at(peer).endpoint.is_none() {
-        state.counters.drop(Drop::NoEndpoint, 1);
+    if state.peers.get(peer).endpoint.is_none() {
+        state.counters.count_drop(Drop::NoEndpoint, 1);
         return;
     }
     let Some(keypair) = state.sending_keypair(peer, 1, now) else {
@@ -114,11 +124,11 @@ pub fn send_or_stage(state: &mut State, transmitter: &mut Transmitter, peer: usi
     state.renew_after_sending(peer, keypair, now);
 }
 
-/// Sends what waited for a keypair; false if nothing did.
+/// Seal the staged packets of a peer; return false if there were none. The caller flushes.
 pub fn send_staged(state: &mut State, transmitter: &mut Transmitter, peer: usize, now: f64) -> bool {
-    let count = state.peers.at(peer).staged.len();
+    let count = state.peers.get(peer).staged.len();
     for _ in 0..count {
-        if let Some(staged) = state.peers.at_mut(peer).staged.pop_front() {
+        if let Some(staged) = state.peers.get_mut(peer).staged.pop_front() {
             send_or_stage(state, transmitter, peer, staged, now);
         }
     }

@@ -1,18 +1,24 @@
-//! Inner IP packets: just enough of their headers to route, check and mark them.
+//! Fields of inner IP packets (RFC 791, RFC 8200) that routing, source checks and ECN need.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// IP protocol number of TCP.
 pub const TCP: u8 = 6;
+/// IP protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER: usize = 20;
+/// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER: usize = 40;
 
-/// RFC 3168 §5: the two low bits of the traffic class.
+/// ECN codepoints (RFC 3168 §5), the two low bits of the traffic class: not ECN-capable.
 pub const NOT_ECT: u8 = 0;
+/// ECN-capable transport, ECT(1).
 pub const ECT_1: u8 = 1;
+/// Congestion experienced.
 pub const CE: u8 = 3;
 
-/// Whether this can be an IP packet: a version we know, and room for its fixed header.
+/// Return true if this can be an IP packet: version 4 or 6, and room for the fixed header.
 #[must_use]
 pub fn is_ip(bytes: &[u8]) -> bool {
     match bytes.first() {
@@ -22,14 +28,14 @@ pub fn is_ip(bytes: &[u8]) -> bool {
     }
 }
 
-/// A packet's length by its own header, or None if it is no IP packet or claims to be longer than `bytes`.
+/// Return a packet's length by its own header, or None if it is no IP packet or longer than `bytes`.
 #[must_use]
 pub fn length(bytes: &[u8]) -> Option<usize> {
     if !is_ip(bytes) {
         return None;
     }
     let length = if is_v6(bytes) {
-        // Not in 16 bits, where a payload of 65,496 or more would wrap around to something short.
+        // usize, because in 16 bits a payload length of 65,496 or more would wrap around to a short packet.
         IPV6_HEADER + usize::from(u16::from_be_bytes([bytes[4], bytes[5]]))
     } else {
         usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))
@@ -37,30 +43,31 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
     (length >= IPV4_HEADER && length <= bytes.len()).then_some(length)
 }
 
-/// Bytes of an IPv4 header by its IHL field.
+/// Return the length of an IPv4 header by its IHL field, in bytes.
 #[must_use]
 pub fn header_length_v4(packet: &[u8]) -> usize {
     usize::from(packet[0] & 0x0f) * 4
 }
 
-/// Whether this is IPv6. `packet` has passed [`is_ip`].
+/// Return true for IPv6. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn is_v6(packet: &[u8]) -> bool {
     packet[0] >> 4 == 6
 }
 
-/// Source address. `packet` has passed [`is_ip`].
+/// Return the source address. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn source(packet: &[u8]) -> IpAddr {
     address(packet, 12, 8)
 }
 
-/// Destination address. `packet` has passed [`is_ip`].
+/// Return the destination address. `packet` has passed [`is_ip`].
 #[must_use]
 pub fn destination(packet: &[u8]) -> IpAddr {
     address(packet, 16, 24)
 }
 
+/// Return the address at offset `v4` or `v6`, by the packet's version.
 fn address(packet: &[u8], v4: usize, v6: usize) -> IpAddr {
     if is_v6(packet) {
         let octets: [u8; 16] = packet[v6..v6 + 16].try_into().expect("sixteen bytes");
@@ -71,7 +78,7 @@ fn address(packet: &[u8], v4: usize, v6: usize) -> IpAddr {
     }
 }
 
-/// The ECN field; nothing for what is too short to have one.
+/// Return the ECN field; [`NOT_ECT`] for a packet too short to have one.
 #[must_use]
 pub fn ecn(packet: &[u8]) -> u8 {
     match packet {
@@ -81,7 +88,7 @@ pub fn ecn(packet: &[u8]) -> u8 {
     }
 }
 
-/// Sets the ECN field, and mends the IPv4 header checksum (RFC 1624, equation 3).
+/// Set the ECN field, and update the IPv4 header checksum for it (RFC 1624, equation 3).
 pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     if is_v6(packet) {
         packet[1] = packet[1] & !0x30 | ecn << 4;
@@ -97,7 +104,8 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     packet[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-/// What becomes of the inner ECN field when a tunnel header with `outer` is taken off (RFC 6040 §4.2), or None: drop.
+/// Return the inner ECN field after decapsulation of an outer header with `outer` (RFC 6040 §4.2); None to drop the
+/// packet.
 #[must_use]
 pub fn decapsulated_ecn(inner: u8, outer: u8) -> Option<u8> {
     match (inner, outer) {
@@ -110,7 +118,7 @@ pub fn decapsulated_ecn(inner: u8, outer: u8) -> Option<u8> {
     }
 }
 
-/// Payload of a UDP packet to `port`, directly behind an IPv6 header: what an intercepted probe looks like.
+/// Return true for a UDP packet to this address and port, without IPv6 extension headers: the form of a probe.
 #[must_use]
 pub fn is_udp_v6_to(packet: &[u8], address: Ipv6Addr, port: u16) -> bool {
     packet.len() >= IPV6_HEADER + 8
@@ -126,7 +134,7 @@ mod tests {
     use crate::checksum;
 
     #[test]
-    fn a_payload_length_near_the_limit_does_not_wrap() {
+    fn an_ipv6_payload_length_near_64_kib_does_not_wrap() {
         let mut packet = vec![0u8; 70];
         packet[0] = 0x60;
         packet[4..6].copy_from_slice(&0xffe0u16.to_be_bytes());
@@ -144,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_rfc_6040() {
+    fn decapsulated_ecn_follows_the_table_of_rfc_6040() {
         // Rows: arriving inner Not-ECT, ECT(1), ECT(0), CE; columns: arriving outer Not-ECT, ECT(1), ECT(0), CE.
         let table = [
             (0, [Some(0), Some(0), Some(0), None]),
@@ -160,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn marking_keeps_the_header_checksum_right() {
+    fn setting_ecn_keeps_the_header_checksum_valid() {
         let mut packet = [0x45u8, 0x02, 0, 20, 1, 2, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
         let field = checksum::finish(checksum::sum(&packet));
         packet[10..12].copy_from_slice(&field);

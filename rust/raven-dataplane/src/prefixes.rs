@@ -1,11 +1,12 @@
-//! Longest-prefix match over both families. The trie is prefix-trie's; a cache in front of it is the caller's, who
-//! knows how long an answer holds.
+//! Longest-prefix match over both address families. The tries are those of the crate prefix-trie.
+//!
+//! There is no cache here: the caller caches results, because it can tell how long they are valid.
 
 use std::net::IpAddr;
 
 use prefix_trie::PrefixMap as Trie;
 
-/// A network; bits beyond `length` are zero.
+/// A network prefix. Invariant: the bits of the address beyond `length` are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
     address: IpAddr,
@@ -13,7 +14,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// None if `length` is more than the family has bits. Host bits are cleared.
+    /// Make a prefix and clear its host bits. None if `length` is more than 32 (IPv4) or 128 (IPv6).
     #[must_use]
     pub fn new(address: IpAddr, length: u8) -> Option<Self> {
         let address = match address {
@@ -29,7 +30,7 @@ impl Prefix {
     }
 }
 
-/// PrefixMap to values.
+/// A map from prefixes of both families to values.
 pub struct PrefixMap<T> {
     v4: Trie<(u32, u8), T>,
     v6: Trie<(u128, u8), T>,
@@ -42,7 +43,7 @@ impl<T> Default for PrefixMap<T> {
 }
 
 impl<T> PrefixMap<T> {
-    /// The value of the longest prefix over `address`.
+    /// Return the value of the longest prefix that contains `address`.
     #[must_use]
     pub fn longest_match(&self, address: IpAddr) -> Option<&T> {
         match address {
@@ -51,7 +52,7 @@ impl<T> PrefixMap<T> {
         }
     }
 
-    /// The value of exactly this prefix.
+    /// Return the value of exactly this prefix, to change.
     pub fn get_mut(&mut self, prefix: Prefix) -> Option<&mut T> {
         match prefix.address {
             IpAddr::V4(v4) => self.v4.get_mut(&(u32::from(v4), prefix.length)),
@@ -59,6 +60,7 @@ impl<T> PrefixMap<T> {
         }
     }
 
+    /// Set the value of a prefix, replacing the one before.
     pub fn insert(&mut self, prefix: Prefix, value: T) {
         match prefix.address {
             IpAddr::V4(v4) => drop(self.v4.insert((u32::from(v4), prefix.length), value)),
@@ -66,6 +68,7 @@ impl<T> PrefixMap<T> {
         }
     }
 
+    /// Remove a prefix and return its value.
     pub fn remove(&mut self, prefix: Prefix) -> Option<T> {
         match prefix.address {
             IpAddr::V4(v4) => self.v4.remove(&(u32::from(v4), prefix.length)),
@@ -84,14 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn host_bits_are_cleared() {
+    fn a_new_prefix_has_its_host_bits_cleared() {
         assert_eq!(prefix("10.1.2.3", 8), prefix("10.0.0.0", 8));
         assert_eq!(prefix("10.1.2.3", 0), prefix("0.0.0.0", 0));
         assert_eq!(Prefix::new("10.0.0.0".parse().expect("an address"), 33), None);
     }
 
     #[test]
-    fn an_address_of_the_other_family_matches_no_default() {
+    fn the_ipv4_default_route_does_not_match_an_ipv6_address() {
         let mut map = PrefixMap::default();
         map.insert(prefix("0.0.0.0", 0), 4);
         assert_eq!(map.longest_match("::1".parse().expect("an address")), None);
@@ -99,7 +102,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_trie_agrees_with_a_list(
+        fn longest_match_agrees_with_a_linear_search(
             entries in proptest::collection::vec((any::<u32>(), 0u8..=32, any::<bool>()), 0..60),
             asked in proptest::collection::vec(any::<u32>(), 20),
         ) {

@@ -1,46 +1,53 @@
-//! The replay window: RFC 6479 with 128 words of 64 bits, as the reference implementations have it.
+//! The replay window: which message counters were received (RFC 6479, whitepaper §5.4.6).
+//!
+//! 128 words of 64 bits, as in the reference implementations. Counter c is bit (c mod 64) of word (c div 64) mod 128.
 
+/// Words of the ring.
 const WORDS: usize = 128;
+/// Bits of a word.
 const BITS: u64 = 64;
-/// Messages a counter may be late.
+/// How many messages a counter may be late: all words but the one that is being filled.
 pub const WINDOW: u64 = (WORDS as u64 - 1) * BITS;
 
-/// Which counters were seen. `greatest` starts at 0 with no bit set, so that counter 0 is new.
+/// The received counters of one keypair. `greatest` starts at 0 with no bit set, so that counter 0 is fresh.
 #[derive(Clone)]
-pub struct Window {
+pub struct ReplayWindow {
     greatest: u64,
     words: [u64; WORDS],
 }
 
-impl Default for Window {
+impl Default for ReplayWindow {
     fn default() -> Self {
         Self { greatest: 0, words: [0; WORDS] }
     }
 }
 
-impl Window {
+impl ReplayWindow {
+    /// Restore a window from hand-over: the greatest counter received, and the words.
     #[must_use]
     pub fn from_parts(greatest: u64, words: [u64; WORDS]) -> Self {
         Self { greatest, words }
     }
 
+    /// Return the greatest counter received and the words, for session hand-over.
     #[must_use]
     pub fn parts(&self) -> (u64, &[u64; WORDS]) {
         (self.greatest, &self.words)
     }
 
-    /// Whether `counter` would be new; asked before the costly authentication, changes nothing.
+    /// Return true if `counter` was not received yet and is not older than the window. Changes nothing: it is called
+    /// before the costly authentication.
     #[must_use]
-    pub fn admits(&self, counter: u64) -> bool {
+    pub fn is_fresh(&self, counter: u64) -> bool {
         if counter > self.greatest {
             return true;
         }
         self.greatest - counter <= WINDOW && self.words[word(counter)] & bit(counter) == 0
     }
 
-    /// Marks `counter`, which was authenticated, as seen; false if it was before.
-    pub fn update(&mut self, counter: u64) -> bool {
-        if !self.admits(counter) {
+    /// Record an authenticated counter as received. Return false if it was received before or is too old.
+    pub fn mark(&mut self, counter: u64) -> bool {
+        if !self.is_fresh(counter) {
             return false;
         }
         if counter > self.greatest {
@@ -55,10 +62,12 @@ impl Window {
     }
 }
 
+/// Return the index of a counter's word.
 fn word(counter: u64) -> usize {
     (counter / BITS) as usize % WORDS
 }
 
+/// Return the mask of a counter's bit.
 fn bit(counter: u64) -> u64 {
     1 << (counter % BITS)
 }
@@ -70,26 +79,26 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn a_counter_is_taken_once() {
-        let mut window = Window::default();
-        assert!(window.update(0));
-        assert!(!window.update(0));
-        assert!(window.update(1));
-        assert!(!window.admits(1));
+    fn a_counter_is_fresh_once() {
+        let mut window = ReplayWindow::default();
+        assert!(window.mark(0));
+        assert!(!window.mark(0));
+        assert!(window.mark(1));
+        assert!(!window.is_fresh(1));
     }
 
     #[test]
     fn the_window_is_8128_messages_long() {
-        let mut window = Window::default();
-        assert!(window.update(8128 + 5));
-        assert!(window.admits(5));
-        assert!(!window.admits(4));
+        let mut window = ReplayWindow::default();
+        assert!(window.mark(8128 + 5));
+        assert!(window.is_fresh(5));
+        assert!(!window.is_fresh(4));
     }
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_set(steps in proptest::collection::vec((0u64..4, 0u64..20_000), 1..300)) {
-            let mut window = Window::default();
+        fn the_window_agrees_with_a_set_of_counters(steps in proptest::collection::vec((0u64..4, 0u64..20_000), 1..300)) {
+            let mut window = ReplayWindow::default();
             let mut seen = HashSet::new();
             let mut greatest = 0;
             let mut base = 0u64;
@@ -102,8 +111,8 @@ mod tests {
                 };
                 base = base.max(counter);
                 let fresh = greatest <= counter.saturating_add(WINDOW) && !seen.contains(&counter);
-                prop_assert_eq!(window.admits(counter), fresh);
-                prop_assert_eq!(window.update(counter), fresh);
+                prop_assert_eq!(window.is_fresh(counter), fresh);
+                prop_assert_eq!(window.mark(counter), fresh);
                 if fresh {
                     seen.insert(counter);
                     greatest = greatest.max(counter);

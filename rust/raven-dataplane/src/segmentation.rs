@@ -1,23 +1,28 @@
-//! Superpackets of the TUN, cut into the packets they stand for (what the kernel calls segmentation).
+//! Segmentation: a superpacket from the TUN is cut into the packets it stands for (TSO and USO in software).
 //!
-//! A [`Segmentation`] is made once per frame and checks everything about it; writing segment after segment then can't fail.
-//! Headers are recomputed from the frame, since the kernel's `hdr_len` is not to be trusted on forwarded packets.
+//! [`Segmentation::new`] checks a frame once; writing its segments can not fail afterwards. The length of the headers
+//! is computed from the frame, because the kernel's `hdr_len` is unreliable for forwarded packets.
 
 use crate::checksum::{self, copy_and_sum, sum};
 use crate::packet::{self, IPV4_HEADER, IPV6_HEADER, TCP, UDP};
 use crate::virtio_net;
 
+/// Bytes of a TCP header without options.
 const TCP_HEADER: usize = 20;
+/// Bytes of a UDP header.
 const UDP_HEADER: usize = 8;
+/// Offset of the checksum in a TCP header.
 const TCP_CHECKSUM: usize = 16;
+/// Offset of the checksum in a UDP header.
 const UDP_CHECKSUM: usize = 6;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
-/// Ours. 64 KiB at the smallest segment Linux lets a peer negotiate (net.ipv4.tcp_min_snd_mss, 48) are fewer.
+/// Limit of segments in a frame, our own. 64 KiB at the smallest segment that Linux lets a peer negotiate
+/// (net.ipv4.tcp_min_snd_mss, 48) are fewer.
 const MAX_SEGMENTS: usize = 1400;
 
-/// The frame contradicts itself, or is of a kind nobody asked the kernel for.
+/// The frame contradicts itself, or is of a kind that was not requested from the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadOffload;
 
@@ -29,32 +34,29 @@ enum Transport {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// One packet, complete as it is.
+    /// One complete packet.
     Plain,
-    /// One packet whose checksum we must finish: where it starts and where it is stored.
-    Partial {
-        start: usize,
-        field: usize,
-    },
-    Segments {
-        transport: Transport,
-        transport_at: usize,
-        header: usize,
-        size: usize,
-    },
+    /// One packet with a partial checksum: offsets of the first summed byte and of the checksum field.
+    Partial { start: usize, field: usize },
+    /// A superpacket: offsets of transport header and payload, and payload bytes per segment.
+    Segments { transport: Transport, transport_at: usize, header: usize, size: usize },
 }
 
-/// How to cut one frame.
+/// How one frame is segmented. Valid only with the frame it was made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Segmentation {
     kind: Kind,
     count: usize,
-    /// Of the frame without its virtio-net header.
+    /// Bytes of the frame without its virtio-net header.
     length: usize,
 }
 
 impl Segmentation {
-    /// `frame` is one IP packet (RFC 791, 8200), maybe far longer than the MTU. Its `length()` was checked.
+    /// Check a frame. `frame` is one IP packet (RFC 791, RFC 8200), possibly longer than the MTU, that passed
+    /// [`packet::is_ip`].
+    ///
+    /// # Errors
+    /// [`BadOffload`] if header and frame contradict each other.
     pub fn new(header: &virtio_net::Header, frame: &[u8]) -> Result<Self, BadOffload> {
         let length = frame.len();
         if header.gso() == virtio_net::GSO_NONE {
@@ -88,7 +90,7 @@ impl Segmentation {
         if !family_fits || usize::from(header.csum_offset) != field || transport_at + least > length {
             return Err(BadOffload);
         }
-        if !leads_to(frame, transport_at, protocol) {
+        if !transport_starts_at(frame, transport_at, protocol) {
             return Err(BadOffload);
         }
         let header_end = transport_at
@@ -107,12 +109,13 @@ impl Segmentation {
         Ok(Self { kind: Kind::Segments { transport, transport_at, header: header_end, size }, count, length })
     }
 
+    /// Return the number of packets in the frame.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Bytes of packet `index`.
+    /// Return the length of packet `index` in bytes.
     #[must_use]
     pub fn packet_length(&self, index: usize) -> usize {
         match self.kind {
@@ -121,15 +124,16 @@ impl Segmentation {
         }
     }
 
-    /// Writes packet `index` to the front of `target`, which holds at least `packet_length(index)`.
+    /// Write packet `index`, with complete checksums, to the front of `target`, which has at least
+    /// `packet_length(index)` bytes. `frame` is that of `new`.
     pub fn write(&self, index: usize, frame: &[u8], target: &mut [u8]) {
         match self.kind {
             Kind::Plain => target[..self.length].copy_from_slice(frame),
             Kind::Partial { start, field } => {
                 target[..start].copy_from_slice(&frame[..start]);
-                // The field holds the sum of the pseudo header, not complemented: it is part of what is added up.
+                // The field holds the sum of the pseudo-header, not complemented, and is part of the summed bytes.
                 let total = copy_and_sum(&mut target[start..], &frame[start..]);
-                store(&mut target[field..field + 2], total, true);
+                store_checksum(&mut target[field..field + 2], total, true);
             }
             Kind::Segments { transport, transport_at, header, size } => {
                 let from = header + index * size;
@@ -152,8 +156,8 @@ impl Segmentation {
     }
 }
 
-/// Copies the first `header` bytes. Where there is room more are, which is a handful of instructions instead of a call;
-/// the payload then goes over what was too much.
+/// Copy the first `header` bytes. If both buffers have 96 bytes, copy that many: a fixed size compiles to a few
+/// instructions instead of a call. The payload, written later, overwrites the excess.
 fn copy_header(packet: &mut [u8], frame: &[u8], header: usize) {
     const ROOM: usize = 96;
     if header <= ROOM
@@ -165,7 +169,7 @@ fn copy_header(packet: &mut [u8], frame: &[u8], header: usize) {
     }
 }
 
-/// Sequence number, and flags that belong to the first or the last segment alone.
+/// Set the sequence number; clear FIN and PSH except in the last segment, and CWR except in the first.
 fn set_tcp_fields(tcp: &mut [u8], index: usize, size: usize, last: bool) {
     let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]).wrapping_add((index * size) as u32);
     tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
@@ -177,6 +181,7 @@ fn set_tcp_fields(tcp: &mut [u8], index: usize, size: usize, last: bool) {
     }
 }
 
+/// Set length, IPv4 identification (counting up from the frame's) and IPv4 header checksum of segment `index`.
 fn set_ip_fields(packet: &mut [u8], index: usize) {
     let total = packet.len();
     if packet::is_v6(packet) {
@@ -192,6 +197,7 @@ fn set_ip_fields(packet: &mut [u8], index: usize) {
     packet[10..12].copy_from_slice(&field);
 }
 
+/// Compute and store the TCP or UDP checksum. `payload_sum` is the sum of the bytes after `header`.
 fn finish_transport(packet: &mut [u8], transport: Transport, at: usize, header: usize, payload_sum: u64) {
     let (protocol, offset) = match transport {
         Transport::Tcp => (TCP, TCP_CHECKSUM),
@@ -201,31 +207,32 @@ fn finish_transport(packet: &mut [u8], transport: Transport, at: usize, header: 
     let addresses = if packet::is_v6(packet) { 8..40 } else { 12..20 };
     let pseudo = checksum::pseudo_header(&packet[addresses], protocol, packet.len() - at);
     let total = pseudo + sum(&packet[at..header]) + payload_sum;
-    store(&mut packet[at + offset..at + offset + 2], total, transport == Transport::Udp);
+    store_checksum(&mut packet[at + offset..at + offset + 2], total, transport == Transport::Udp);
 }
 
-/// A computed zero of UDP means "no checksum" on the wire, so it is sent as all ones (RFC 768); where the protocol is
-/// not known that does no harm, both being zero in this arithmetic.
-fn store(field: &mut [u8], total: u64, ones_for_zero: bool) {
+/// Store the checksum of a sum. For UDP a computed zero is sent as all ones, because zero means "no checksum" (RFC
+/// 768). For an unknown protocol that is harmless, because both are zero in one's-complement arithmetic.
+fn store_checksum(field: &mut [u8], total: u64, ones_for_zero: bool) {
     let value = checksum::finish(total);
     field.copy_from_slice(if ones_for_zero && value == [0, 0] { &[0xff, 0xff] } else { &value });
 }
 
-/// Whether the IP headers, read in order, end at `transport_at` with `protocol`, and say the frame's length.
-fn leads_to(frame: &[u8], transport_at: usize, protocol: u8) -> bool {
-    let half = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+/// Return true if the IP headers, read in order, end at `transport_at` with `protocol`, and their length field is the
+/// frame's length.
+fn transport_starts_at(frame: &[u8], transport_at: usize, protocol: u8) -> bool {
+    let u16_at = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     if !packet::is_v6(frame) {
         return packet::header_length_v4(frame) == transport_at
             && transport_at >= IPV4_HEADER
             && frame[9] == protocol
-            && usize::from(half(2)) == frame.len()
-            && half(6) & 0x3fff == 0;
+            && usize::from(u16_at(2)) == frame.len()
+            && u16_at(6) & 0x3fff == 0;
     }
-    if usize::from(half(4)) + IPV6_HEADER != frame.len() {
+    if usize::from(u16_at(4)) + IPV6_HEADER != frame.len() {
         return false;
     }
     let (mut kind, mut at) = (frame[6], IPV6_HEADER);
-    // Hop-by-hop options, routing, destination options: the extension headers a transport header may follow.
+    // Hop-by-hop options, routing, destination options: extension headers that a transport header can follow.
     while matches!(kind, 0 | 43 | 60) && at + 8 <= transport_at {
         (kind, at) = (frame[at], at + (usize::from(frame[at + 1]) + 1) * 8);
     }

@@ -1,11 +1,16 @@
-//! Packets go on while the event loop is held up.
+//! The standby pump: a thread that pumps packets while the event loop is blocked.
 //!
-//! The loop pumps: that costs nothing beside a thread of our own, as measured, and lets a batch of mutators look like
-//! one to packets. But the loop also plans, shakes hands and writes routes, in Python, and then packets would wait for
-//! it: half a second when a thousand regions come at once, or all the time under a flood of handshakes. So a thread
-//! stands by. Once there is traffic it looks every [`TICK`] whether the loop came by, and if it did not although
-//! something can be read, it pumps itself until the loop is back. It needs no GIL; what it leaves to be said is said
-//! by the loop, which it wakes through a descriptor.
+//! Normally the event loop pumps. Measured, that costs no more than a thread of our own, and a batch of mutators
+//! takes effect as one change. But the loop also plans, runs handshakes and writes routes, in Python, and packets
+//! would wait meanwhile: half a second when a thousand regions join at once, or all the time under a flood of
+//! handshakes.
+//!
+//! So a thread stands by. While there is traffic it checks every [`TICK`] whether the loop has pumped. If the loop
+//! has not, and a descriptor is ready, the thread pumps until the loop returns. It needs no GIL and calls no Python:
+//! it wakes the loop through a descriptor, and the loop announces the events.
+//!
+//! Locks: the thread takes the body's [`FairLock`] for one pump at a time and yields to the loop before. The atomics
+//! are Relaxed, because they are only counters and flags: the lock orders access to the body.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -19,78 +24,91 @@ use crate::data_plane::DataPlane;
 use crate::fair_lock::FairLock;
 use crate::sys::{self, Interest};
 
-/// How long packets wait for the loop before somebody else takes care of them.
+/// How long packets wait for the loop before the thread pumps.
 const TICK: Duration = Duration::from_millis(4);
-/// With fewer packets than this in a window nobody stands by: an idle agent shall not wake up for nothing.
-const BUSY: u64 = 20;
-const WINDOW: Duration = Duration::from_millis(100);
-/// The thread leaves when the loop came by less often than that in so long a window and was not missed.
-const STAY: Duration = Duration::from_secs(1);
-/// Milliseconds to wait for packets before it is checked again whether the loop is back.
-const PATIENCE: i32 = 10;
+/// Packets in a [`BUSY_WINDOW`] from which the thread becomes active. Below, it sleeps, so that an idle agent causes
+/// no periodic wake-ups.
+const BUSY_PACKETS: u64 = 20;
+/// Length of the window for [`BUSY_PACKETS`].
+const BUSY_WINDOW: Duration = Duration::from_millis(100);
+/// The thread goes to sleep after this time with fewer than [`BUSY_PACKETS`] visits of the loop, if the loop was not
+/// blocked meanwhile.
+const IDLE_WINDOW: Duration = Duration::from_secs(1);
+/// Timeout of one poll while the thread pumps; afterwards it checks again whether the loop has returned.
+const POLL_MILLISECONDS: i32 = 10;
 
-/// The thread that stands by. It ends when this is dropped.
+/// Handle of the thread, owned by the event loop's side. Dropping it stops and joins the thread.
 pub struct StandbyPump {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    wakes: UnixStream,
+    /// The loop's end of the wake-up descriptor pair.
+    wake_receiver: UnixStream,
+    /// Begin of the current window, and packets since then. A mutex only because the handle is shared with Python.
     window: Mutex<(Instant, u64)>,
 }
 
+/// State shared by the loop's handle and the thread.
 struct Shared {
     body: Arc<FairLock>,
-    /// How often the loop came by.
-    visits: AtomicU64,
-    on_duty: AtomicBool,
-    ends: AtomicBool,
-    loop_wakes: UnixStream,
+    /// How often the loop pumped or returned.
+    loop_visits: AtomicU64,
+    /// There is traffic: the thread watches the loop. Set by the loop, cleared by the thread.
+    active: AtomicBool,
+    /// The handle is being dropped.
+    stopping: AtomicBool,
+    /// The thread's end of the wake-up descriptor pair.
+    wake_sender: UnixStream,
 }
 
 impl StandbyPump {
+    /// Start the thread, inactive.
+    ///
+    /// # Errors
+    /// If the descriptor pair or the thread can not be made.
     pub fn start(body: Arc<FairLock>) -> io::Result<Self> {
-        let (wakes, loop_wakes) = UnixStream::pair()?;
-        for one in [&wakes, &loop_wakes] {
+        let (wake_receiver, wake_sender) = UnixStream::pair()?;
+        for one in [&wake_receiver, &wake_sender] {
             one.set_nonblocking(true)?;
         }
         let shared = Arc::new(Shared {
             body,
-            visits: AtomicU64::new(0),
-            on_duty: AtomicBool::new(false),
-            ends: AtomicBool::new(false),
-            loop_wakes,
+            loop_visits: AtomicU64::new(0),
+            active: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            wake_sender,
         });
-        let theirs = shared.clone();
-        let thread = thread::Builder::new().name("standby".into()).spawn(move || theirs.stand_by())?;
-        Ok(Self { shared, thread: Some(thread), wakes, window: Mutex::new((Instant::now(), 0)) })
+        let thread_shared = shared.clone();
+        let thread = thread::Builder::new().name("standby".into()).spawn(move || thread_shared.run())?;
+        Ok(Self { shared, thread: Some(thread), wake_receiver, window: Mutex::new((Instant::now(), 0)) })
     }
 
-    /// Readable when the loop is to call [`Self::back`].
+    /// Return the descriptor that becomes readable when the loop has to call [`Self::loop_returned`].
     #[must_use]
     pub fn descriptor(&self) -> RawFd {
-        self.wakes.as_raw_fd()
+        self.wake_receiver.as_raw_fd()
     }
 
-    /// The loop is back after it was held up.
-    pub fn back(&self) {
+    /// The loop runs again after it was blocked: empty the descriptor and stop the thread from pumping.
+    pub fn loop_returned(&self) {
         let mut words = [0; 64];
-        while matches!((&self.wakes).read(&mut words), Ok(1..)) {}
-        self.shared.visits.fetch_add(1, Relaxed);
+        while matches!((&self.wake_receiver).read(&mut words), Ok(1..)) {}
+        self.shared.loop_visits.fetch_add(1, Relaxed);
     }
 
-    /// The loop pumped, and moved so many packets. Many at once count as much as many times: under a flood the loop
-    /// comes by seldom.
-    pub fn pumped(&self, packets: u64) {
-        self.shared.visits.fetch_add(1, Relaxed);
-        if self.shared.on_duty.load(Relaxed) {
+    /// Record that the loop pumped `packets` packets. Packets are counted, not calls, because under a flood the loop
+    /// pumps seldom and finds many.
+    pub fn note_pumped(&self, packets: u64) {
+        self.shared.loop_visits.fetch_add(1, Relaxed);
+        if self.shared.active.load(Relaxed) {
             return;
         }
         let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        if window.0.elapsed() > WINDOW {
+        if window.0.elapsed() > BUSY_WINDOW {
             *window = (Instant::now(), 0);
         }
         window.1 += packets.max(1);
-        if window.1 >= BUSY {
-            self.shared.on_duty.store(true, Relaxed);
+        if window.1 >= BUSY_PACKETS {
+            self.shared.active.store(true, Relaxed);
             if let Some(thread) = &self.thread {
                 thread.thread().unpark();
             }
@@ -100,90 +118,93 @@ impl StandbyPump {
 
 impl Drop for StandbyPump {
     fn drop(&mut self) {
-        self.shared.ends.store(true, Relaxed);
+        self.shared.stopping.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            let _ = thread.join(); // it panics only where the loop would have
+            let _ = thread.join(); // a panic of the thread would have happened in the loop as well
         }
     }
 }
 
 impl Shared {
-    fn visits(&self) -> u64 {
-        self.visits.load(Relaxed)
+    fn loop_visits(&self) -> u64 {
+        self.loop_visits.load(Relaxed)
     }
 
-    fn ends(&self) -> bool {
-        self.ends.load(Relaxed)
+    fn stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
     }
 
-    fn stand_by(&self) {
-        while !self.ends() {
-            if self.on_duty.load(Relaxed) {
-                self.watch();
-                self.on_duty.store(false, Relaxed);
+    /// The thread: park until there is traffic, then watch the loop; end when the handle is dropped.
+    fn run(&self) {
+        while !self.stopping() {
+            if self.active.load(Relaxed) {
+                self.watch_loop();
+                self.active.store(false, Relaxed);
             } else {
                 thread::park();
             }
         }
     }
 
-    /// While there is traffic.
-    fn watch(&self) {
-        let (mut begin, mut then) = (Instant::now(), self.visits());
+    /// Check every [`TICK`] whether the loop has pumped; return when there is no traffic any more.
+    fn watch_loop(&self) {
+        let (mut begin, mut then) = (Instant::now(), self.loop_visits());
         let mut before = then;
         loop {
             thread::sleep(TICK);
-            if self.ends() {
+            if self.stopping() {
                 return;
             }
-            let now = self.visits();
-            if now == before && self.take_over(now) {
-                (begin, then) = (Instant::now(), self.visits());
-            } else if begin.elapsed() > STAY {
-                if now - then < BUSY {
+            let now = self.loop_visits();
+            if now == before && self.pump_for_loop(now) {
+                (begin, then) = (Instant::now(), self.loop_visits());
+            } else if begin.elapsed() > IDLE_WINDOW {
+                if now - then < BUSY_PACKETS {
                     return;
                 }
                 (begin, then) = (Instant::now(), now);
             }
-            before = self.visits();
+            before = self.loop_visits();
         }
     }
 
-    /// Pumps until the loop is back; false if there was nothing to do.
-    fn take_over(&self, visits: u64) -> bool {
-        // In the middle of a pump the loop is not away, however long the scheduler keeps it from going on.
-        let Some(mut wanted) = self.body.try_lock_for_standby().map(|body| body.wanted()) else { return false };
+    /// Pump until the loop returns. `loop_visits` is the counter when the loop was found missing. Return false if no
+    /// descriptor was ready.
+    fn pump_for_loop(&self, loop_visits: u64) -> bool {
+        // A locked body: the loop is in the middle of a pump and not blocked, however long the scheduler delays it.
+        let Some(mut interests) = self.body.try_lock_for_standby().map(|body| body.interests()) else { return false };
         let mut wait = 0;
-        let mut asked = self.body.asked();
-        while self.visits() == visits && !self.ends() {
-            let ready = sys::poll(&wanted, wait);
+        let mut seen = self.body.loop_requests();
+        while self.loop_visits() == loop_visits && !self.stopping() {
+            let ready = sys::poll(&interests, wait);
             if ready.iter().any(|ready| *ready) {
-                wait = PATIENCE;
-                self.body.yield_to_loop(&mut asked);
-                if self.visits() != visits {
+                wait = POLL_MILLISECONDS;
+                self.body.yield_to_loop(&mut seen);
+                if self.loop_visits() != loop_visits {
                     break;
                 }
-                self.body.lock_for_standby().pump_ready(&wanted, &ready, sys::boottime());
-                let _ = (&self.loop_wakes).write(&[0]); // full: it was told often enough
+                self.body.lock_for_standby().pump_ready(&interests, &ready, sys::boottime());
+                let _ = (&self.wake_sender).write(&[0]); // full: the loop is woken already
             } else if wait == 0 {
-                return false; // the loop had nothing to come for
+                return false; // the loop had no work
             }
-            wanted = self.body.lock_for_standby().wanted();
+            interests = self.body.lock_for_standby().interests();
         }
         wait > 0
     }
 }
 
 impl DataPlane {
-    /// Packets read so far, from either side.
+    /// Return the packets read so far, from the TUN and the sockets.
     #[must_use]
     pub fn packets_read(&self) -> u64 {
         self.counters().udp_rx_datagrams + self.counters().tun_rx_packets
     }
 
-    /// What there is to wait for now.
-    fn wanted(&self) -> [Interest; 3] {
+    /// Return the descriptors to poll: IPv4, IPv6, TUN. A full socket is polled for writing too, and the TUN not
+    /// meanwhile.
+    fn interests(&self) -> [Interest; 3] {
         let [v4, v6] = self.sockets();
         let blocked = self.blocked();
         let socket = |fd: Option<RawFd>| Interest { fd: fd.unwrap_or(-1), write: fd.is_some() && fd == blocked };
@@ -191,8 +212,9 @@ impl DataPlane {
         [socket(v4), socket(v6), Interest { fd: tun.unwrap_or(-1), write: false }]
     }
 
-    fn pump_ready(&mut self, wanted: &[Interest; 3], ready: &[bool; 3], now: f64) {
-        for (v6, interest) in [false, true].into_iter().zip(wanted).filter(|(v6, _)| ready[usize::from(*v6)]) {
+    /// Pump the descriptors that are ready, the sockets before the TUN.
+    fn pump_ready(&mut self, interests: &[Interest; 3], ready: &[bool; 3], now: f64) {
+        for (v6, interest) in [false, true].into_iter().zip(interests).filter(|(v6, _)| ready[usize::from(*v6)]) {
             if interest.write {
                 self.resume();
             }
@@ -211,7 +233,7 @@ mod tests {
     use crate::state::Timing;
     use std::os::unix::net::UnixDatagram;
 
-    /// A body that drops everything it reads from its TUN, having no routes, and counts that.
+    /// A body without routes: it drops every packet it reads from its TUN, and counts the reads.
     struct Scene {
         standby: StandbyPump,
         body: Arc<FairLock>,
@@ -229,10 +251,10 @@ mod tests {
         }
 
         fn reads(&self) -> u64 {
-            self.body.take().counters().tun_reads
+            self.body.lock_for_loop().counters().tun_reads
         }
 
-        /// Whether somebody reads what the kernel sends, within a second.
+        /// Send a frame and return true if it is read within a second.
         fn is_read(&self) -> bool {
             let before = self.reads();
             self.wire.send(&[0; 40]).expect("room for a frame");
@@ -245,33 +267,33 @@ mod tests {
     }
 
     #[test]
-    fn packets_go_on_without_the_loop_once_there_is_traffic() {
+    fn the_thread_pumps_while_the_loop_is_blocked_and_there_is_traffic() {
         let scene = Scene::new();
-        scene.standby.pumped(BUSY);
+        scene.standby.note_pumped(BUSY_PACKETS);
         assert!(scene.is_read());
         let mut word = [0];
-        assert_eq!((&scene.standby.wakes).read(&mut word).ok(), Some(1), "the loop is told");
-        assert!(scene.is_read(), "for as long as it is away");
+        assert_eq!((&scene.standby.wake_receiver).read(&mut word).ok(), Some(1), "the loop is woken");
+        assert!(scene.is_read(), "until the loop returns");
     }
 
     #[test]
-    fn nobody_stands_by_where_little_happens() {
+    fn the_thread_does_not_pump_with_little_traffic() {
         let scene = Scene::new();
-        for _ in 1..BUSY {
-            scene.standby.pumped(1);
+        for _ in 1..BUSY_PACKETS {
+            scene.standby.note_pumped(1);
         }
         assert!(!scene.is_read());
     }
 
     #[test]
-    fn it_ends_with_its_owner() {
+    fn dropping_the_handle_stops_the_thread() {
         let scene = Scene::new();
-        scene.standby.pumped(BUSY);
+        scene.standby.note_pumped(BUSY_PACKETS);
         let Scene { standby, body, wire, _inside } = scene;
         drop(standby);
         wire.send(&[0; 40]).expect("room for a frame");
         thread::sleep(TICK * 10);
-        assert_eq!(body.take().counters().tun_reads, 0);
+        assert_eq!(body.lock_for_loop().counters().tun_reads, 0);
         assert_eq!(Arc::strong_count(&body), 1);
     }
 }

@@ -1,10 +1,10 @@
-//! Packets for tests, made the slow and obvious way.
+//! Packets for tests, made in a slow and simple way.
 
 use crate::checksum::{finish, pseudo_header, sum, word};
 use crate::packet::{TCP, UDP};
 use crate::virtio_net;
 
-/// One end's packets of a flow.
+/// The packets that one end of a flow sends. `port` is the source port.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flow {
     pub v6: bool,
@@ -45,6 +45,7 @@ impl Flow {
         pseudo_header(&self.addresses(), protocol, transport.len()) + sum(transport)
     }
 
+    /// Return a TCP packet with timestamps and valid checksums.
     pub(crate) fn tcp(self, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
         let mut tcp = [self.port.to_be_bytes(), 80u16.to_be_bytes()].concat();
         tcp.extend(sequence.to_be_bytes());
@@ -56,6 +57,7 @@ impl Flow {
         self.ip(TCP, sequence as u16, &tcp)
     }
 
+    /// Return a UDP packet with valid checksums; `id` is the IPv4 identification.
     pub(crate) fn udp(self, id: u16, payload: &[u8]) -> Vec<u8> {
         let mut udp = [self.port.to_be_bytes(), 53u16.to_be_bytes()].concat();
         udp.extend((payload.len() as u16 + 8).to_be_bytes());
@@ -66,11 +68,13 @@ impl Flow {
         self.ip(UDP, id, &udp)
     }
 
+    /// Return the offset of the transport header.
     pub(crate) fn transport(self) -> usize {
         if self.v6 { 40 } else { 20 }
     }
 
-    /// The virtio-net header that makes a whole packet a superpacket, and the packet with its checksum made partial.
+    /// Return the virtio-net header that makes a packet a superpacket with segments of `size`, and the packet with a
+    /// partial checksum.
     pub(crate) fn superpacket(self, mut packet: Vec<u8>, protocol: u8, size: u16) -> (virtio_net::Header, Vec<u8>) {
         let start = self.transport();
         let (gso_type, offset) = match (protocol, self.v6) {
@@ -93,8 +97,8 @@ impl Flow {
     }
 }
 
-/// Whether both checksums of a packet made here are right.
-pub(crate) fn checks_out(packet: &[u8]) -> bool {
+/// Return true if both checksums of a packet made here are valid.
+pub(crate) fn has_valid_checksums(packet: &[u8]) -> bool {
     let v6 = packet[0] >> 4 == 6;
     let (start, protocol) = if v6 { (40, packet[6]) } else { (20, packet[9]) };
     let addresses = if v6 { &packet[8..40] } else { &packet[12..20] };

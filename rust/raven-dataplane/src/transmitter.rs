@@ -1,12 +1,14 @@
-//! Sealed datagrams on their way out: gathered into trains (UDP_SEGMENT) where they lie, sent in batches, and carried
-//! over what the kernel refuses:
+//! The outer UDP sockets: packets are sealed in place, leave in batches (UDP_SEGMENT), several per sendmmsg, and
+//! batches that the kernel refuses are sent another way:
 //!
-//! * EIO, EINVAL: no train ever passes this socket. One by one from then on.
-//! * EMSGSIZE: the path's MTU is below a segment, and trains are not fragmented. One by one for this peer, until it
-//!   moves.
-//! * a chosen source that is gone: forgotten, and sent again from wherever the kernel likes.
-//! * EAGAIN: the socket is full. Everything waits, [`Transmitter::blocked`] says for which socket, and the TUN is not
-//!   to be read meanwhile.
+//! * EIO, EINVAL: the socket supports no UDP_SEGMENT. Datagrams leave one by one from then on.
+//! * EMSGSIZE: the path MTU is below the segment size, and the kernel does not fragment batches. Datagrams of that
+//!   size leave one by one for this peer, until its endpoint or keypair changes.
+//! * EINVAL, EADDRNOTAVAIL, ENODEV, ENETUNREACH with a chosen source: the source is gone. It is cleared, and the
+//!   batch sent again from the address that the kernel chooses.
+//! * ENOBUFS: tried once more.
+//! * EAGAIN: the socket is full. All batches wait, [`Transmitter::blocked`] returns the socket, and the caller stops
+//!   reading the TUN.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,56 +21,66 @@ use crate::state::State;
 use crate::sys::{self, Outgoing, Pages, RawAddress, Source};
 use crate::wire;
 
-/// Sealed bytes that may wait. Five trains, so that they can be filled across frames and still lie in a core's cache.
+/// Bytes of the arena: five batches, so that batches can be filled across frames and still fit into a core's cache.
 const ARENA: usize = 320 << 10;
+/// Waiting batches after which the arena is flushed.
 const MAX_BATCHES: usize = 64;
-/// The same while a socket is full.
+/// Bytes of the arena once a socket was full.
 const ARENA_WAITING: usize = 1 << 20;
+/// Limit of waiting batches while a socket is full.
 const MAX_BATCHES_WAITING: usize = 8192;
-/// UDP_MAX_SEGMENTS before Linux 6.9. Newer kernels take 128, but receivers count on 64: GRO never makes more, and
-/// wireguard-go on the same host has no room for them.
+/// Datagrams in a batch: UDP_MAX_SEGMENTS before Linux 6.9. Newer kernels accept 128, but receivers expect at most
+/// 64: GRO never makes more, and wireguard-go on the same host has no buffers for more.
 const MAX_SEGMENTS: usize = 64;
-/// Of a train: 65,535 less the headers of IPv4 and UDP.
+/// Bytes of a batch: 65,535 less the headers of IPv4 and UDP.
 const MAX_TRAIN: usize = 65507;
-/// Once this much waits, what can't grow any more is sent, though there is more to read: fewer calls, and whoever
-/// receives on the same host is woken for more at a time.
+/// Waiting bytes from which complete batches are sent although more can be read. A high value makes fewer calls, and
+/// a receiver on the same host is woken for more data at a time.
 const SEND_EARLY: usize = 224 << 10;
-/// IP_PMTUDISC_PROBE, alike for IPv6: DF set, whatever the kernel believes about the path.
+/// IP_PMTUDISC_PROBE, the same value for IPv6: set DF and ignore the kernel's estimate of the path MTU.
 const PMTUDISC_PROBE: i32 = 3;
-/// DS field of handshake messages, as the Linux kernel marks them (RFC 4594's class for such).
+/// DS field of handshake messages: AF41, as the Linux kernel's WireGuard marks them (RFC 4594).
 const AF41: u8 = 0x88;
 
-/// Consecutive datagrams to one address.
+/// Consecutive datagrams in the arena to one address, sent as one message.
 #[derive(Clone, Copy, Debug)]
 struct Batch {
+    /// Offset in the arena.
     start: usize,
+    /// Bytes of all datagrams.
     length: usize,
-    /// Bytes of all but the last.
+    /// Bytes of each datagram but the last, which may be shorter.
     segment: usize,
     count: usize,
-    /// None for raw datagrams, and when the peer is gone.
+    /// Handle of the peer; None for raw datagrams, and after the peer was removed.
     peer: Option<usize>,
-    name: RawAddress,
+    address: RawAddress,
     source: Option<Source>,
     traffic_class: u8,
     outer_df: bool,
-    /// Nothing may follow, as the last one was shorter or trains are not to be.
+    /// No datagram can be appended: the last one was shorter, or UDP_SEGMENT is not used.
     closed: bool,
 }
 
-/// How a packet is to leave.
+/// The keypair and outer header fields of a packet to seal.
 #[derive(Clone, Copy, Debug)]
 pub struct Envelope {
     pub peer: usize,
     pub keypair: KeypairHandle,
-    /// Of the outer header.
+    /// ECN field of the outer header.
     pub ecn: u8,
     pub outer_df: bool,
 }
 
+/// The sending side of the two outer sockets, whose descriptors belong to the caller.
+///
+/// Invariant: batches lie in the arena in order, without gaps, up to `fill`.
 pub struct Transmitter {
+    /// Sealed datagrams, one after the other.
     arena: Pages,
+    /// Offset of the first free byte.
     fill: usize,
+    /// In the order in which they leave.
     batches: Vec<Batch>,
     v4: Option<RawFd>,
     v6: Option<RawFd>,
@@ -89,40 +101,42 @@ impl Default for Transmitter {
 }
 
 impl Transmitter {
-    pub fn use_sockets(&mut self, state: &mut State, v4: Option<RawFd>, v6: Option<RawFd>) {
-        self.abandon(state);
+    /// Send on these descriptors from now on. Batches that wait for the ones before are dropped.
+    pub fn set_sockets(&mut self, state: &mut State, v4: Option<RawFd>, v6: Option<RawFd>) {
+        self.drop_waiting(state);
         (self.v4, self.v6) = (v4, v6);
     }
 
-    /// The socket that is full, if one is: call `resume` once it is writable.
+    /// Return the socket that is full, if one is. The caller calls `resume` once it is writable.
     #[must_use]
     pub fn blocked(&self) -> Option<RawFd> {
         self.blocked
     }
 
+    /// Send the waiting batches: the full socket is writable again.
     pub fn resume(&mut self, state: &mut State) {
         self.blocked = None;
         self.flush(state);
     }
 
-    /// Drops what waits: nothing may leave any more.
-    pub fn abandon(&mut self, state: &mut State) {
+    /// Drop all waiting batches, counted as `SendFailed`.
+    pub fn drop_waiting(&mut self, state: &mut State) {
         let waiting = self.batches.iter().map(|batch| batch.count).sum();
-        state.counters.drop(Drop::SendFailed, waiting);
+        state.counters.count_drop(Drop::SendFailed, waiting);
         self.batches.clear();
         self.fill = 0;
         self.blocked = None;
     }
 
-    /// Takes batches apart that wait for a full socket, if UDP_SEGMENT is no longer allowed.
+    /// Split the batches that wait for a full socket into single datagrams, if UDP_SEGMENT is no longer allowed.
     pub fn offloads_changed(&mut self, state: &State) {
         if !state.offloads.udp_gso {
-            self.batches = self.batches.iter().flat_map(Batch::singles).collect();
+            self.batches = self.batches.iter().flat_map(Batch::split).collect();
         }
     }
 
-    /// The peer at this place is no more; what was sealed for it may still go.
-    pub fn forget_peer(&mut self, handle: usize) {
+    /// Remove the handle of a removed peer from waiting batches, which still leave.
+    pub fn detach_peer(&mut self, handle: usize) {
         for batch in &mut self.batches {
             if batch.peer == Some(handle) {
                 batch.peer = None;
@@ -130,13 +144,15 @@ impl Transmitter {
         }
     }
 
-    /// Seals one packet of `length` bytes, which `write` puts in place; 0 for a keepalive. It leaves with the next
-    /// flush at the latest.
+    /// Seal one packet of `length` bytes, which `write` writes in place; 0 for a keepalive. It leaves with the next
+    /// flush at the latest. Dropped as `SendFailed` if there is no room while a socket is full.
+    ///
+    /// The caller has checked with `State::sending_keypair` that the keypair may send.
     pub fn seal(&mut self, state: &mut State, to: Envelope, length: usize, now: f64, write: impl FnOnce(&mut [u8])) {
-        let padded = state.padded(length);
+        let padded = state.padded_length(length);
         let total = wire::HEADER + padded + TAG;
         if !self.make_room(state, total) {
-            state.counters.drop(Drop::SendFailed, 1);
+            state.counters.count_drop(Drop::SendFailed, 1);
             return;
         }
         let slot = &mut self.arena[self.fill..self.fill + total];
@@ -149,16 +165,16 @@ impl Transmitter {
         rest[length..padded].fill(0);
         keypair.send.seal(counter, rest);
         self.enqueue(state, to, total);
-        let peer = state.peers.at_mut(to.peer);
+        let peer = state.peers.get_mut(to.peer);
         peer.tx_bytes += total as u64;
         peer.tx_packets += 1;
         state.note_sent(to.peer, length > 0, now);
     }
 
-    /// A raw datagram (handshake messages, cookies), sent at once.
+    /// Send a raw datagram (handshake message, cookie reply) at once, or let it wait if the socket is full.
     pub fn send_datagram(&mut self, state: &mut State, data: &[u8], endpoint: SocketAddr, source: Option<Source>) {
         if !self.make_room(state, data.len()) {
-            state.counters.drop(Drop::SendFailed, 1);
+            state.counters.count_drop(Drop::SendFailed, 1);
             return;
         }
         let start = self.fill;
@@ -170,7 +186,7 @@ impl Transmitter {
             segment: data.len(),
             count: 1,
             peer: None,
-            name: RawAddress::from(endpoint),
+            address: RawAddress::from(endpoint),
             source,
             traffic_class: AF41,
             outer_df: false,
@@ -179,8 +195,10 @@ impl Transmitter {
         self.flush(state);
     }
 
-    /// Whether another datagram of `total` bytes can be taken in, after sending what waits if need be. While a socket
-    /// is full there is room for the frame in hand and what the tunnel says, within limits.
+    /// Make room in the arena for a datagram of `total` bytes, by flushing, compacting or growing it. Return false if
+    /// there is none.
+    ///
+    /// While a socket is full, the limits leave room for the frame in hand and for datagrams of the tunnel.
     fn make_room(&mut self, state: &mut State, total: usize) -> bool {
         if self.arena.len() - self.fill < total || self.batches.len() >= MAX_BATCHES {
             self.flush(state);
@@ -196,7 +214,7 @@ impl Transmitter {
         self.arena.len() - self.fill >= total && self.batches.len() < MAX_BATCHES_WAITING
     }
 
-    /// Moves what waits to the front of the arena.
+    /// Move the waiting batches to the front of the arena.
     fn compact(&mut self) {
         let gone = self.batches.first().map_or(self.fill, |first| first.start);
         self.arena.copy_within(gone..self.fill, 0);
@@ -206,17 +224,18 @@ impl Transmitter {
         }
     }
 
+    /// Append the sealed datagram at `fill` to the last batch, or begin a new one.
     fn enqueue(&mut self, state: &State, to: Envelope, total: usize) {
         let start = self.fill;
         self.fill += total;
-        let peer = state.peers.at(to.peer);
-        let trains = state.offloads.udp_gso && total < peer.gso_limit && !to.outer_df;
+        let peer = state.peers.get(to.peer);
+        let gso = state.offloads.udp_gso && total < peer.gso_limit && !to.outer_df;
         if let Some(last) = self.batches.last_mut()
-            && trains
-            && last.may_grow(total)
+            && gso
+            && last.can_append(total)
             && last.peer == Some(to.peer)
             && last.traffic_class == to.ecn
-            && last.name == peer.name
+            && last.address == peer.address
         {
             last.length += total;
             last.count += 1;
@@ -229,42 +248,43 @@ impl Transmitter {
             segment: total,
             count: 1,
             peer: Some(to.peer),
-            name: peer.name,
+            address: peer.address,
             source: peer.source,
             traffic_class: to.ecn,
             outer_df: to.outer_df,
-            closed: !trains,
+            closed: !gso,
         });
     }
 
-    /// Sends what can't grow any more, if it is worth a call; the last train may stay.
+    /// Send the batches that are complete, if [`SEND_EARLY`] bytes wait. The last batch stays if it can still grow.
     pub fn flush_full(&mut self, state: &mut State) {
         let Some((first, last)) = self.batches.first().zip(self.batches.last()) else { return };
         if self.fill - first.start < SEND_EARLY || self.blocked.is_some() {
             return;
         }
-        let open = last.may_grow(last.segment);
+        let open = last.can_append(last.segment);
         self.send_first(state, self.batches.len() - usize::from(open));
     }
 
-    /// Sends everything, unless a socket is full.
+    /// Send all batches, unless a socket is full.
     pub fn flush(&mut self, state: &mut State) {
         if self.blocked.is_none() {
             self.send_first(state, self.batches.len());
         }
     }
 
+    /// Send the first `count` batches in order, until a socket is full.
     fn send_first(&mut self, state: &mut State, count: usize) {
         let mut done = 0;
         while done < count && self.blocked.is_none() {
             let first = self.batches[done];
-            let Some(fd) = self.socket(&first.name) else {
-                state.counters.drop(Drop::SendFailed, first.count);
+            let Some(fd) = self.socket(&first.address) else {
+                state.counters.count_drop(Drop::SendFailed, first.count);
                 done += 1;
                 continue;
             };
-            let run = self.run_of_one_kind(&self.batches[done..count]);
-            match self.attempt(state, fd, &self.batches[done..done + run]) {
+            let together = self.sendable_together(&self.batches[done..count]);
+            match self.send_once(state, fd, &self.batches[done..done + together]) {
                 Ok(sent) => done += sent,
                 Err(code) => {
                     if self.recover(state, fd, first, code) {
@@ -279,24 +299,25 @@ impl Transmitter {
         }
     }
 
-    /// How many of these go to the same socket and need no option changed.
-    fn run_of_one_kind(&self, batches: &[Batch]) -> usize {
+    /// Return how many of the first batches one sendmmsg can send: same socket, and no socket option to change.
+    fn sendable_together(&self, batches: &[Batch]) -> usize {
         let first = &batches[0];
         if first.outer_df {
             return 1;
         }
-        batches.iter().take_while(|batch| batch.name.is_v6() == first.name.is_v6() && !batch.outer_df).count()
+        batches.iter().take_while(|batch| batch.address.is_v6() == first.address.is_v6() && !batch.outer_df).count()
     }
 
-    fn socket(&self, name: &RawAddress) -> Option<RawFd> {
-        if name.is_v6() { self.v6 } else { self.v4 }
+    /// Return the socket for an address.
+    fn socket(&self, address: &RawAddress) -> Option<RawFd> {
+        if address.is_v6() { self.v6 } else { self.v4 }
     }
 
-    /// One system call for batches of one kind; how many of them left, or the error of the first.
-    fn attempt(&self, state: &mut State, fd: RawFd, batches: &[Batch]) -> Result<usize, i32> {
+    /// Send batches by one system call. Return how many of them left, or the errno of the first.
+    fn send_once(&self, state: &mut State, fd: RawFd, batches: &[Batch]) -> Result<usize, i32> {
         let send = || sys::send(fd, batches.len(), |index| self.outgoing(&batches[index]));
         state.counters.udp_writes += 1;
-        let sent = if batches[0].outer_df { with_df(fd, batches[0].name.is_v6(), send) } else { send() };
+        let sent = if batches[0].outer_df { send_unfragmented(fd, batches[0].address.is_v6(), send) } else { send() };
         match sent {
             Ok(sent) => {
                 let datagrams: usize = batches[..sent].iter().map(|batch| batch.count).sum();
@@ -307,9 +328,10 @@ impl Transmitter {
         }
     }
 
+    /// Return a batch as the message of sendmmsg.
     fn outgoing(&self, batch: &Batch) -> Outgoing<'_> {
         Outgoing {
-            name: batch.name,
+            address: batch.address,
             data: &self.arena[batch.start..batch.start + batch.length],
             segment: if batch.count > 1 { batch.segment as u16 } else { 0 },
             traffic_class: batch.traffic_class,
@@ -317,20 +339,21 @@ impl Transmitter {
         }
     }
 
-    /// The kernel refused a batch: sends it another way, or counts it as lost. False if it has to wait.
+    /// Send a refused batch another way, by the rules of the module documentation, or count it as lost. Return false
+    /// if it has to wait for a full socket.
     fn recover(&mut self, state: &mut State, fd: RawFd, mut batch: Batch, mut code: i32) -> bool {
         if batch.source.is_some()
             && matches!(code, libc::EINVAL | libc::EADDRNOTAVAIL | libc::ENODEV | libc::ENETUNREACH)
         {
             self.clear_source(state, &batch);
             batch.source = None;
-            match self.attempt(state, fd, &[batch]) {
+            match self.send_once(state, fd, &[batch]) {
                 Ok(_) => return true,
                 Err(next) => code = next,
             }
         }
         if code == libc::ENOBUFS {
-            match self.attempt(state, fd, &[batch]) {
+            match self.send_once(state, fd, &[batch]) {
                 Ok(_) => return true,
                 Err(next) => code = next,
             }
@@ -340,16 +363,17 @@ impl Transmitter {
             return false;
         }
         if batch.count > 1 && matches!(code, libc::EIO | libc::EINVAL | libc::EMSGSIZE) {
-            self.give_up_gso(state, fd, &batch, code);
+            self.send_one_by_one(state, fd, &batch, code);
         } else {
-            state.counters.drop(Drop::SendFailed, batch.count);
+            state.counters.count_drop(Drop::SendFailed, batch.count);
         }
         true
     }
 
+    /// Clear a refused source from its peer and from the waiting batches.
     fn clear_source(&mut self, state: &mut State, refused: &Batch) {
         if let Some(peer) = refused.peer {
-            let peer = state.peers.at_mut(peer);
+            let peer = state.peers.get_mut(peer);
             if peer.source == refused.source {
                 peer.source = None;
             }
@@ -361,43 +385,47 @@ impl Transmitter {
         }
     }
 
-    /// The kernel takes no such train: datagram by datagram.
-    fn give_up_gso(&mut self, state: &mut State, fd: RawFd, batch: &Batch, code: i32) {
-        let singles: Vec<Batch> = batch.singles().collect();
-        let mut rest = &singles[..];
+    /// Send the datagrams of a refused batch without UDP_SEGMENT. If that works, stop using it: for this segment size
+    /// and peer (EMSGSIZE), or for good.
+    fn send_one_by_one(&mut self, state: &mut State, fd: RawFd, batch: &Batch, code: i32) {
+        let datagrams: Vec<Batch> = batch.split().collect();
+        let mut rest = &datagrams[..];
         let mut lost = 0;
         while !rest.is_empty() {
-            match self.attempt(state, fd, rest) {
+            match self.send_once(state, fd, rest) {
                 Ok(sent) => rest = &rest[sent..],
-                // Waiting for room here would hold up all else; the kernel took most of a train just now.
+                // A lost datagram is not queued, also with EAGAIN: waiting for room would delay all other packets,
+                // and the kernel accepted most of the batch just now.
                 Err(_) => {
                     lost += 1;
                     rest = &rest[1..];
                 }
             }
         }
-        state.counters.drop(Drop::SendFailed, lost);
+        state.counters.count_drop(Drop::SendFailed, lost);
         if lost == batch.count {
-            return; // it was not the train
+            return; // UDP_SEGMENT was not the cause
         }
         if code == libc::EMSGSIZE {
             if let Some(peer) = batch.peer {
-                let limit = &mut state.peers.at_mut(peer).gso_limit;
+                let limit = &mut state.peers.get_mut(peer).gso_limit;
                 *limit = batch.segment.min(*limit);
             }
         } else if state.offloads.udp_gso {
-            state.give_up(|offloads| &mut offloads.udp_gso);
+            state.disable_refused(|offloads| &mut offloads.udp_gso);
             state.counters.fallbacks.udp_gso += 1;
         }
     }
 }
 
 impl Batch {
-    fn may_grow(&self, by: usize) -> bool {
+    /// Return true if a datagram of `by` bytes can be appended.
+    fn can_append(&self, by: usize) -> bool {
         !self.closed && by <= self.segment && self.count < MAX_SEGMENTS && self.length + by <= MAX_TRAIN
     }
 
-    fn singles(&self) -> impl Iterator<Item = Batch> + use<> {
+    /// Return the datagrams of a batch as a batch each.
+    fn split(&self) -> impl Iterator<Item = Batch> + use<> {
         let batch = *self;
         (0..batch.count).map(move |index| {
             let start = index * batch.segment;
@@ -407,11 +435,11 @@ impl Batch {
     }
 }
 
-/// Sends with DF set; IPv4 has no control message for that, so the socket's setting changes for one call.
-fn with_df(fd: RawFd, v6: bool, send: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+/// Send with DF set. IPv4 has no control message for DF, so the socket option changes for the one call.
+fn send_unfragmented(fd: RawFd, v6: bool, send: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
     let (level, option) =
         if v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
-    let before = sys::option(fd, level, option)?;
+    let before = sys::get_option(fd, level, option)?;
     sys::set_option(fd, level, option, PMTUDISC_PROBE)?;
     let sent = send();
     sys::set_option(fd, level, option, before)?;
@@ -434,7 +462,7 @@ mod tests {
             segment: 100,
             count: 3,
             peer: None,
-            name: RawAddress::default(),
+            address: RawAddress::default(),
             source: None,
             traffic_class: 0,
             outer_df: false,

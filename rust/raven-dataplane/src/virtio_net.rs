@@ -1,15 +1,24 @@
-//! struct virtio_net_hdr (include/uapi/linux/virtio_net.h), the ten bytes before every frame of the TUN.
+//! struct virtio_net_hdr (include/uapi/linux/virtio_net.h), the ten bytes before every frame of the TUN
+//! (IFF_VNET_HDR).
 
+/// Bytes of the header.
 pub const LEN: usize = 10;
 
+/// Flag: the checksum at `csum_start + csum_offset` is partial.
 pub const NEEDS_CSUM: u8 = 1;
+/// `gso_type` of a single packet.
 pub const GSO_NONE: u8 = 0;
+/// `gso_type` of a TCP superpacket over IPv4.
 pub const GSO_TCPV4: u8 = 1;
+/// `gso_type` of a TCP superpacket over IPv6.
 pub const GSO_TCPV6: u8 = 4;
+/// `gso_type` of a UDP superpacket, either family (USO).
 pub const GSO_UDP_L4: u8 = 5;
+/// Flag in `gso_type`: TCP with CWR set.
 pub const GSO_ECN: u8 = 0x80;
 
-/// All fields in the machine's byte order.
+/// The header of a frame. On the TUN, fields are in the machine's byte order. The kernel's header documents the
+/// fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Header {
     pub flags: u8,
@@ -21,19 +30,21 @@ pub struct Header {
 }
 
 impl Header {
+    /// Parse the bytes before a frame.
     #[must_use]
     pub fn parse(bytes: &[u8; LEN]) -> Self {
-        let half = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        let u16_at = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
         Self {
             flags: bytes[0],
             gso_type: bytes[1],
-            hdr_len: half(2),
-            gso_size: half(4),
-            csum_start: half(6),
-            csum_offset: half(8),
+            hdr_len: u16_at(2),
+            gso_size: u16_at(4),
+            csum_start: u16_at(6),
+            csum_offset: u16_at(8),
         }
     }
 
+    /// Return the bytes to write before a frame.
     #[must_use]
     pub fn pack(&self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
@@ -46,7 +57,7 @@ impl Header {
         bytes
     }
 
-    /// The kind of superpacket, without the ECN bit that may ride on it.
+    /// Return `gso_type` without the ECN flag.
     #[must_use]
     pub fn gso(&self) -> u8 {
         self.gso_type & !GSO_ECN

@@ -1,13 +1,13 @@
 use super::*;
 use crate::segmentation::Segmentation;
-use crate::test_packets::{ACK, Flow, PSH, checks_out};
+use crate::test_packets::{ACK, Flow, PSH, has_valid_checksums};
 use proptest::prelude::*;
 
 const V4: Flow = Flow { v6: false, port: 1 };
 const V6: Flow = Flow { v6: true, port: 2 };
 
-/// Frames for these packets: (virtio-net header, IP packet).
-fn join(packets: &[Vec<u8>]) -> Vec<(virtio_net::Header, Vec<u8>)> {
+/// Coalesce these packets and return the frames: (virtio-net header, IP packet).
+fn coalesce(packets: &[Vec<u8>]) -> Vec<(virtio_net::Header, Vec<u8>)> {
     let mut coalescer = Coalescer::new(true, true);
     let arena = packets.concat();
     let mut at = 0;
@@ -21,6 +21,7 @@ fn join(packets: &[Vec<u8>]) -> Vec<(virtio_net::Header, Vec<u8>)> {
     frames
 }
 
+/// Return an output as the TUN would get it.
 fn frame(arena: &[u8], output: &Output<'_>) -> (virtio_net::Header, Vec<u8>) {
     let mut header = [0; HEADER_ROOM];
     let length = output.write_header(arena, &mut header);
@@ -31,15 +32,16 @@ fn frame(arena: &[u8], output: &Output<'_>) -> (virtio_net::Header, Vec<u8>) {
     (virtio_net::Header::parse(header.first_chunk().expect("its header")), packet)
 }
 
-/// How many packets went into each frame.
+/// Return the number of packets in each frame.
 fn counts(packets: &[Vec<u8>]) -> Vec<usize> {
-    join(packets).iter().map(|(header, frame)| Segmentation::new(header, frame).expect("a frame").count()).collect()
+    coalesce(packets).iter().map(|(header, frame)| Segmentation::new(header, frame).expect("a frame").count()).collect()
 }
 
-fn apart(frames: &[(virtio_net::Header, Vec<u8>)]) -> Vec<Vec<u8>> {
+/// Segment frames into packets again.
+fn segment(frames: &[(virtio_net::Header, Vec<u8>)]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
     for (header, frame) in frames {
-        let segmentation = Segmentation::new(header, frame).expect("a frame that can be cut");
+        let segmentation = Segmentation::new(header, frame).expect("a valid frame");
         for index in 0..segmentation.count() {
             let mut packet = vec![0; segmentation.packet_length(index)];
             segmentation.write(index, frame, &mut packet);
@@ -50,19 +52,19 @@ fn apart(frames: &[(virtio_net::Header, Vec<u8>)]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn neighbours_join() {
+fn successive_packets_of_a_flow_are_coalesced() {
     for flow in [V4, V6] {
         let packets = [flow.tcp(1, ACK, &[1; 100]), flow.tcp(101, ACK, &[2; 100]), flow.tcp(201, ACK | PSH, &[3; 7])];
         assert_eq!(counts(&packets), [3]);
-        let frames = join(&packets);
+        let frames = coalesce(&packets);
         assert_eq!(frames[0].0.gso_size, 100);
         assert_eq!(frames[0].0.flags, virtio_net::NEEDS_CSUM);
-        assert!(apart(&frames).iter().all(|packet| checks_out(packet)));
+        assert!(segment(&frames).iter().all(|packet| has_valid_checksums(packet)));
     }
 }
 
 #[test]
-fn sixteen_flows_join_each_for_itself() {
+fn interleaved_flows_are_coalesced_separately() {
     let mut packets = Vec::new();
     for step in 0..20 {
         for port in 0..16 {
@@ -73,14 +75,14 @@ fn sixteen_flows_join_each_for_itself() {
 }
 
 #[test]
-fn datagrams_join_while_their_size_stays() {
+fn datagrams_of_equal_size_are_coalesced_and_a_shorter_one_is_the_last() {
     let packets = [V4.udp(1, &[1; 60]), V4.udp(2, &[2; 60]), V4.udp(3, &[3; 50]), V4.udp(4, &[4; 50])];
     assert_eq!(counts(&packets), [3, 1]);
-    assert_eq!(apart(&join(&packets)), packets);
+    assert_eq!(segment(&coalesce(&packets)), packets);
 }
 
 #[test]
-fn what_differs_starts_anew() {
+fn a_packet_that_differs_starts_a_new_frame() {
     let first = V4.tcp(1, ACK, &[0; 100]);
     let gap = V4.tcp(102, ACK, &[0; 100]);
     let longer = V4.tcp(101, ACK, &[0; 101]);
@@ -97,20 +99,20 @@ fn what_differs_starts_anew() {
 }
 
 #[test]
-fn nothing_follows_a_push_or_a_short_one() {
+fn psh_or_a_shorter_packet_closes_the_frame() {
     assert_eq!(counts(&[V4.tcp(1, ACK | PSH, &[0; 9]), V4.tcp(10, ACK, &[0; 9])]), [1, 1]);
     let packets = [V4.tcp(1, ACK, &[0; 9]), V4.tcp(10, ACK, &[0; 5]), V4.tcp(15, ACK, &[0; 5])];
     assert_eq!(counts(&packets), [2, 1]);
 }
 
 #[test]
-fn a_pure_ack_keeps_its_place() {
+fn a_pure_ack_is_not_overtaken() {
     let packets = [V4.tcp(1, ACK, &[0; 9]), V4.tcp(10, ACK, &[]), V4.tcp(10, ACK, &[0; 9])];
-    assert_eq!(join(&packets).into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), packets);
+    assert_eq!(coalesce(&packets).into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), packets);
 }
 
 #[test]
-fn a_fragment_seals_every_flow() {
+fn a_fragment_closes_the_frames_of_all_flows() {
     let mut fragment = V4.udp(9, &[0; 30]);
     fragment[6] = 0x20;
     let packets = [V4.tcp(1, ACK, &[0; 9]), fragment, V4.tcp(10, ACK, &[0; 9])];
@@ -118,7 +120,7 @@ fn a_fragment_seals_every_flow() {
 }
 
 #[test]
-fn without_df_identifications_must_count_up() {
+fn without_df_only_consecutive_identifications_are_coalesced() {
     let clear_df = |mut packet: Vec<u8>| {
         packet[6] = 0;
         packet[10..12].fill(0);
@@ -132,7 +134,7 @@ fn without_df_identifications_must_count_up() {
 }
 
 #[test]
-fn superpackets_keep_their_limits() {
+fn superpackets_have_at_most_64_packets_and_64_kib() {
     let many: Vec<_> = (0..130).map(|n| V4.udp(n, &[0; 10])).collect();
     assert_eq!(counts(&many), [64, 64, 2]);
     let large: Vec<_> = (0..60).map(|n| V4.tcp(n * 1400, ACK, &[0; 1400])).collect();
@@ -140,7 +142,7 @@ fn superpackets_keep_their_limits() {
 }
 
 #[test]
-fn a_checksum_that_is_absent_is_not_invented() {
+fn datagrams_without_checksum_are_not_coalesced() {
     let mut packets = [V4.udp(1, &[1; 60]), V4.udp(2, &[2; 60])];
     for packet in &mut packets {
         packet[26..28].fill(0);
@@ -153,9 +155,9 @@ fn one_packet() -> impl Strategy<Value = (u16, bool, u8, u8, bool)> {
 }
 
 proptest! {
-    /// Cut again, superpackets are the very packets that went in: each flow's in order, nothing lost or changed.
+    /// Segmented again, superpackets give the same packets, in order within each flow.
     #[test]
-    fn joining_loses_and_reorders_nothing(steps in prop::collection::vec(one_packet(), 1..120), sizes in any::<u64>()) {
+    fn coalescing_loses_changes_and_reorders_no_packet_of_a_flow(steps in prop::collection::vec(one_packet(), 1..120), sizes in any::<u64>()) {
         let mut sequence = [1u32; 4];
         let mut sent: Vec<Vec<u8>> = Vec::new();
         for (n, (port, udp, kind, flags, v6)) in steps.into_iter().enumerate() {
@@ -171,14 +173,14 @@ proptest! {
                 packet
             });
         }
-        let got = apart(&join(&sent));
+        let got = segment(&coalesce(&sent));
         prop_assert_eq!(got.len(), sent.len());
         let key = |packet: &[u8]| {
             let at = if packet::is_v6(packet) { 40 } else { 20 };
             (packet[0], packet[if at == 40 { 6 } else { 9 }], packet[at..at + 4].to_vec())
         };
-        let forget_id = |mut packet: Vec<u8>| {
-            // With DF set the identification means nothing, and cutting numbers anew (RFC 6864 §4.1).
+        let clear_id = |mut packet: Vec<u8>| {
+            // With DF set the identification has no meaning, and segmentation assigns new ones (RFC 6864 §4.1).
             if !packet::is_v6(&packet) {
                 packet[4..6].fill(0);
                 packet[10..12].fill(0);
@@ -187,14 +189,14 @@ proptest! {
         };
         for one in &sent {
             let of = |all: &[Vec<u8>]| -> Vec<Vec<u8>> {
-                all.iter().filter(|other| key(other) == key(one)).cloned().map(forget_id).collect()
+                all.iter().filter(|other| key(other) == key(one)).cloned().map(clear_id).collect()
             };
             prop_assert_eq!(of(&got), of(&sent));
         }
     }
 
     #[test]
-    fn no_packet_is_too_strange(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 40..90), 1..20)) {
+    fn random_packets_pass_unchanged(packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 40..90), 1..20)) {
         let packets: Vec<_> = packets
             .into_iter()
             .map(|mut packet| {
@@ -207,7 +209,7 @@ proptest! {
                 packet
             })
             .collect();
-        let frames: Vec<_> = join(&packets).into_iter().map(|(_, packet)| packet).collect();
+        let frames: Vec<_> = coalesce(&packets).into_iter().map(|(_, packet)| packet).collect();
         prop_assert_eq!(frames, packets);
     }
 }

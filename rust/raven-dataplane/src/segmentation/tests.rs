@@ -1,10 +1,10 @@
 use super::*;
-use crate::test_packets::{ACK, Flow, PSH, checks_out};
+use crate::test_packets::{ACK, Flow, PSH, has_valid_checksums};
 use proptest::prelude::*;
 
 const FIN_PSH_CWR: u8 = 0x89;
 
-fn cut(header: &virtio_net::Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, BadOffload> {
+fn segment(header: &virtio_net::Header, frame: &[u8]) -> Result<Vec<Vec<u8>>, BadOffload> {
     let segmentation = Segmentation::new(header, frame)?;
     Ok((0..segmentation.count())
         .map(|index| {
@@ -20,45 +20,45 @@ fn payload(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_tcp_superpacket_is_its_segments() {
+fn a_tcp_superpacket_is_segmented_with_correct_headers() {
     for v6 in [false, true] {
         let flow = Flow { v6, port: 1 };
         let data = payload(2500);
         let whole = flow.tcp(0xffff_ff00, ACK | FIN_PSH_CWR, &data);
         let (header, frame) = flow.superpacket(whole, TCP, 1000);
-        let segments = cut(&header, &frame).expect("a superpacket");
+        let segments = segment(&header, &frame).expect("a superpacket");
         let expected = [
             flow.tcp(0xffff_ff00, ACK | 0x80, &data[..1000]),
             flow.tcp(0xffff_ff00u32.wrapping_add(1000), ACK, &data[1000..2000]),
             flow.tcp(0xffff_ff00u32.wrapping_add(2000), ACK | 0x09, &data[2000..]),
         ];
-        for (index, (mut segment, mut wanted)) in segments.into_iter().zip(expected).enumerate() {
-            assert!(checks_out(&segment), "{v6} {index}");
+        for (index, (mut segment, mut expected_segment)) in segments.into_iter().zip(expected).enumerate() {
+            assert!(has_valid_checksums(&segment), "{v6} {index}");
             if !v6 {
                 assert_eq!(segment[4..6], 0xff00u16.wrapping_add(index as u16).to_be_bytes(), "identification");
-                for packet in [&mut segment, &mut wanted] {
+                for packet in [&mut segment, &mut expected_segment] {
                     packet[4..6].fill(0);
                     packet[10..12].fill(0);
                 }
             }
-            assert_eq!(segment, wanted, "{v6} {index}");
+            assert_eq!(segment, expected_segment, "{v6} {index}");
         }
     }
 }
 
 #[test]
-fn a_udp_superpacket_is_its_datagrams() {
+fn a_udp_superpacket_is_segmented_into_its_datagrams() {
     for v6 in [false, true] {
         let flow = Flow { v6, port: 1 };
         let data = payload(450);
         let (header, frame) = flow.superpacket(flow.udp(7, &data), UDP, 200);
         let expected = [flow.udp(7, &data[..200]), flow.udp(8, &data[200..400]), flow.udp(9, &data[400..])];
-        assert_eq!(cut(&header, &frame), Ok(expected.to_vec()));
+        assert_eq!(segment(&header, &frame), Ok(expected.to_vec()));
     }
 }
 
 #[test]
-fn an_exact_multiple_has_no_tail() {
+fn a_payload_of_an_exact_multiple_has_no_empty_last_segment() {
     let flow = Flow { v6: false, port: 1 };
     let (header, frame) = flow.superpacket(flow.tcp(1, ACK, &payload(3000)), TCP, 1000);
     assert_eq!(
@@ -73,17 +73,17 @@ fn a_partial_checksum_is_completed() {
     let whole = flow.udp(0, b"odd number of bytes");
     let (header, frame) = flow.superpacket(whole.clone(), UDP, 100);
     let header = virtio_net::Header { gso_type: virtio_net::GSO_NONE, gso_size: 0, ..header };
-    assert_eq!(cut(&header, &frame), Ok(vec![whole]));
+    assert_eq!(segment(&header, &frame), Ok(vec![whole]));
 }
 
 #[test]
-fn a_plain_packet_passes_untouched() {
+fn a_packet_without_offload_passes_unchanged() {
     let frame = payload(77);
-    assert_eq!(cut(&virtio_net::Header::default(), &frame), Ok(vec![frame]));
+    assert_eq!(segment(&virtio_net::Header::default(), &frame), Ok(vec![frame]));
 }
 
 #[test]
-fn contradictions_are_refused() {
+fn a_frame_that_contradicts_its_header_is_refused() {
     let flow = Flow { v6: false, port: 1 };
     let (good, frame) = flow.superpacket(flow.tcp(1, ACK, &payload(3000)), TCP, 1000);
     let bad = [
@@ -100,17 +100,17 @@ fn contradictions_are_refused() {
         virtio_net::Header { gso_type: virtio_net::GSO_NONE, csum_start: 8, ..good },
     ];
     for header in bad {
-        assert_eq!(cut(&header, &frame), Err(BadOffload), "{header:?}");
+        assert_eq!(segment(&header, &frame), Err(BadOffload), "{header:?}");
     }
-    assert!(cut(&virtio_net::Header { gso_type: good.gso_type | virtio_net::GSO_ECN, ..good }, &frame).is_ok());
-    assert_eq!(cut(&good, &frame[..frame.len() - 1]), Err(BadOffload), "the length in the header is another");
+    assert!(segment(&virtio_net::Header { gso_type: good.gso_type | virtio_net::GSO_ECN, ..good }, &frame).is_ok());
+    assert_eq!(segment(&good, &frame[..frame.len() - 1]), Err(BadOffload), "the length field differs");
     let (header, empty) = flow.superpacket(flow.tcp(1, ACK, &[]), TCP, 1000);
-    assert_eq!(cut(&header, &empty), Err(BadOffload), "nothing to cut");
+    assert_eq!(segment(&header, &empty), Err(BadOffload), "no payload");
 }
 
 proptest! {
     #[test]
-    fn whatever_the_header_says_nothing_breaks(
+    fn a_random_header_never_causes_a_panic_or_a_longer_packet(
         bytes in any::<[u8; virtio_net::LEN]>(),
         kind in prop::sample::select(vec![0u8, 1, 4, 5, 0x81]),
         frame in prop::collection::vec(any::<u8>(), 40..400),
@@ -135,7 +135,7 @@ proptest! {
             }
         }
         prop_assume!(packet::is_ip(&frame));
-        if let Ok(packets) = cut(&header, &frame) {
+        if let Ok(packets) = segment(&header, &frame) {
             prop_assert!(packets.iter().all(|packet| packet.len() <= frame.len()));
         }
     }
@@ -145,8 +145,8 @@ proptest! {
         let flow = Flow { v6, port: 9 };
         let data = payload(length);
         let (header, frame) = flow.superpacket(flow.tcp(5, ACK | PSH, &data), TCP, size);
-        let segments = cut(&header, &frame).expect("a superpacket");
-        prop_assert!(segments.iter().all(|segment| checks_out(segment)));
+        let segments = segment(&header, &frame).expect("a superpacket");
+        prop_assert!(segments.iter().all(|segment| has_valid_checksums(segment)));
         let skip = flow.transport() + 32;
         let joined: Vec<u8> = segments.iter().flat_map(|segment| segment[skip..].to_vec()).collect();
         prop_assert_eq!(joined, data);

@@ -1,13 +1,15 @@
-//! Buffers that begin where a page does.
+//! Page-aligned buffers.
 
 use std::ops::{Deref, DerefMut};
 
+/// Bytes of a page. Larger pages (aarch64) are multiples of it.
 const PAGE: usize = 4096;
 
-/// Zeroed memory from a page's start. Only touched pages are backed by memory: idle bodies stay small.
+/// Zeroed memory that begins at a page boundary. Only touched pages are backed by memory, so idle bodies stay small.
 ///
-/// What the kernel copies to and from is best there: on some processors (AMD Zen 3) a copy whose target lies a few
-/// bytes behind its source, modulo 4096, takes seven times as long, and large allocations begin 16 bytes into a page.
+/// The reason for the alignment is copies by the kernel. On some processors (AMD Zen 3) a copy whose target lies a
+/// few bytes behind its source, modulo 4096, takes seven times as long, and large allocations begin 16 bytes into a
+/// page.
 pub struct Pages {
     memory: Box<[u8]>,
     start: usize,
@@ -15,6 +17,7 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Allocate `length` zeroed bytes.
     #[must_use]
     pub fn new(length: usize) -> Self {
         let memory = vec![0; length + PAGE].into_boxed_slice();
@@ -42,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_begin_where_a_page_does() {
+    fn a_buffer_begins_at_a_page_boundary() {
         for length in [1, 65_585, 1 << 20] {
             let pages = Pages::new(length);
             assert_eq!(pages.as_ptr().addr() % PAGE, 0);
