@@ -150,7 +150,7 @@ class PacketFilter:
     remote: Sequence[Prefix] = ()  # set elements: the same of every other region
     relays: bool = False  # this node is a hub: packets from remote to remote prefixes are forwarded
     own_sources: Sequence[Address] = ()  # SNAT of packets that start or were masqueraded here; one a family
-    vxlan_sources: Sequence[Address] = ()  # outer sources whose VXLAN frames are accepted; empty: no VXLAN here
+    vxlan_sources: Sequence[Address] = ()  # outer sources whose VXLAN frames are accepted
     reason: Reason | None = field(default=None, compare=False)
 
 
@@ -175,7 +175,7 @@ class HostDelta:
 
     Both sides are partial states. A changed object (another MTU on the same route) is in both. `tun` and `vxlan` are
     None where they did not change. If only elements of the packet filter's sets changed, `local` and `remote` hold
-    just these elements.
+    just these elements, and `vxlan_sources` all elements after the change.
     """
 
     added: HostState = field(default_factory=HostState)  # new or changed, with the new value

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from ravenvpn.mesh.hoststate import HostDelta, HostState, PacketFilter, Prefix, Route
+from ravenvpn.mesh.hoststate import Address, HostDelta, HostState, PacketFilter, Prefix, Route
 from ravenvpn.mesh.nodeplan import AcceptChange, PeerPlan, TunnelDelta, TunnelPlan
 
 Item = TypeVar("Item")
@@ -146,7 +146,9 @@ class PlanDifference:
             added_filter = new and replace(new, remote=_sorted(remote))
             removed_filter = old and replace(old, remote=_sorted(earlier))
         elif old is not None and new is not None:
-            added_filter = _elements(new, without(new.local, old.local), fresh)
+            # A change of the VXLAN sources alone is one of `added_filter`, which names all of them.
+            moved = tuple(new.vxlan_sources) != tuple(old.vxlan_sources)
+            added_filter = _elements(new, without(new.local, old.local), fresh, always=moved)
             removed_filter = _elements(new, without(old.local, new.local), lapsed)
         return HostDelta(
             added=_partial(after, before, without(self._host_added, self._host_gone), added_filter),
@@ -165,16 +167,18 @@ def _sorted(prefixes: Iterable[Prefix]) -> tuple[Prefix, ...]:
     return tuple(sorted(prefixes, key=PrefixOrder()))
 
 
-def _frame(packet_filter: PacketFilter | None) -> tuple[Any, ...] | None:
+def _frame(packet_filter: PacketFilter | None) -> tuple[bool, tuple[Address, ...]] | None:
     """Return a filter's fields without the elements of its sets: if they changed, the table is written anew."""
     if packet_filter is None:
         return None
-    return packet_filter.relays, tuple(packet_filter.own_sources), tuple(packet_filter.vxlan_sources)
+    return packet_filter.relays, tuple(packet_filter.own_sources)
 
 
-def _elements(frame: PacketFilter, local: tuple[Prefix, ...], remote: set[Prefix]) -> PacketFilter | None:
-    """Return the filter with these elements alone, None if there are none."""
-    return replace(frame, local=local, remote=_sorted(remote)) if local or remote else None
+def _elements(
+    frame: PacketFilter, local: tuple[Prefix, ...], remote: set[Prefix], *, always: bool = False
+) -> PacketFilter | None:
+    """Return the filter with these prefixes alone; None if there are none, unless `always`."""
+    return replace(frame, local=local, remote=_sorted(remote)) if local or remote or always else None
 
 
 def _partial(

@@ -32,7 +32,7 @@ from ravenvpn.node.links import LinkClient
 from ravenvpn.node.netlink import NetlinkSocket
 from ravenvpn.node.nft_ruleset import Ruleset
 from ravenvpn.node.observe import observe
-from ravenvpn.node.operations import LocalPrefixes, ObservedState, Operation, OwnedDevice, Verb
+from ravenvpn.node.operations import ObservedState, Operation, OwnedDevice, SetElements, Verb
 from ravenvpn.node.parts import ALL_PARTS, HostPart, restrict
 from ravenvpn.prefixes import PrefixSet
 
@@ -64,8 +64,9 @@ class Host:
         self._journal = sysctl.SysctlJournal(state_file)
         # Process ids of our latest writes to nf_tables: notifications about them carry one.
         self.nft_processes: deque[int] = deque(maxlen=_NFT_PROCESSES_KEPT)
-        # All local prefixes of the filter in force, since a delta holds only those that changed.
+        # Set elements of the filter in force: all local prefixes, since a delta holds only those that changed.
         self._local: frozenset[Prefix] = frozenset()
+        self._vxlan_sources: tuple[Address, ...] = ()
         self._foreign: frozenset[str] = frozenset()  # our device names taken by others, as of the last observation
         # The facts by which live flows are checked.
         self._remote = PrefixSet()  # prefixes with a fail-closed route
@@ -118,8 +119,7 @@ class Host:
         """
         # Facts for later deltas and for the check of live flows, before the plan is cut down to the parts.
         if HostPart.FILTER in parts:
-            self._local = frozenset(wanted.packet_filter.local) if wanted.packet_filter is not None else frozenset()
-            self._set_own_sources(wanted.packet_filter)
+            self._remember_filter(wanted.packet_filter)
         if HostPart.ROUTES in parts:
             self._remote = PrefixSet(route.prefix for route in wanted.routes if is_fail_closed(route))
         wanted = restrict(wanted, parts)
@@ -183,27 +183,31 @@ class Host:
         """
         added, removed = delta.added, delta.removed
         new, old = added.packet_filter, removed.packet_filter
-        before = self._local
+        before, sources_before = self._local, self._vxlan_sources
         frame = new or old
         if delta.filter_replaced:
-            self._local = frozenset(new.local) if new is not None else frozenset()
-            self._set_own_sources(new)
+            self._remember_filter(new)
             return added, removed
         self._local = before.difference(old.local if old is not None else ()).union(
             new.local if new is not None else ()
         )
-        if frame is None or self._local == before:
+        if frame is not None:
+            self._vxlan_sources = tuple(frame.vxlan_sources)
+        if frame is None or (self._local == before and self._vxlan_sources == sources_before):
             return replace(added, packet_filter=None), replace(removed, packet_filter=None)
         return (
             replace(added, packet_filter=replace(frame, local=tuple(self._local))),
-            replace(removed, packet_filter=replace(frame, local=tuple(before))),
+            replace(removed, packet_filter=replace(frame, local=tuple(before), vxlan_sources=sources_before)),
         )
 
     # Live flows.
 
-    def _set_own_sources(self, packet_filter: PacketFilter | None) -> None:
-        sources = packet_filter.own_sources if packet_filter is not None else ()
-        self._own_sources = frozenset(address.packed for address in sources)
+    def _remember_filter(self, packet_filter: PacketFilter | None) -> None:
+        """Keep what later deltas and the check of live flows need of a whole filter."""
+        kept = packet_filter or PacketFilter()
+        self._local = frozenset(kept.local)
+        self._vxlan_sources = tuple(kept.vxlan_sources)
+        self._own_sources = frozenset(address.packed for address in kept.own_sources)
 
     def _flows_to_check(self, changed: Iterable[Operation]) -> FlowCheck | None:
         """Return which flows may be misbound because of these changes; update the set of remote prefixes.
@@ -214,7 +218,7 @@ class Host:
         filter_changed, fresh = False, PrefixSet()
         for operation in changed:
             target = operation.target
-            if isinstance(target, Ruleset | LocalPrefixes):
+            if isinstance(target, Ruleset | SetElements):
                 filter_changed = True
             elif isinstance(target, Route) and is_fail_closed(target):
                 if operation.verb is Verb.REMOVE:

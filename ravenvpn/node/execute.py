@@ -32,7 +32,7 @@ from ravenvpn.node.links import LinkClient
 from ravenvpn.node.netlink import NetlinkSocket, Reply
 from ravenvpn.node.nft_ruleset import Ruleset
 from ravenvpn.node.observe import underlay_index
-from ravenvpn.node.operations import LocalPrefixes, NftTable, Operation, OwnedDevice, Verb
+from ravenvpn.node.operations import NftTable, Operation, OwnedDevice, SetElements, Verb
 from ravenvpn.node.rtnetlink import Stray
 
 
@@ -132,8 +132,8 @@ class Executor:
                 self._set_sysctl(operation, target)
             case Ruleset():
                 nft.write(nft.replacement(target), self._on_nft_start)
-            case LocalPrefixes():
-                nft.write(nft.refill(target.prefixes), self._on_nft_start)
+            case SetElements():
+                nft.write(nft.refill(target.elements), self._on_nft_start)
             case NftTable():
                 nft.write(nft.removal(), self._on_nft_start)
             case _:

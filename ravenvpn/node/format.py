@@ -19,7 +19,7 @@ from ravenvpn.mesh.hoststate import (
     VxlanDevice,
 )
 from ravenvpn.node.links import LinkFacts
-from ravenvpn.node.operations import HostObject, LocalPrefixes, Operation, OwnedDevice
+from ravenvpn.node.operations import HostObject, Operation, OwnedDevice, SetElements
 from ravenvpn.node.rtnetlink import Stray
 
 
@@ -49,8 +49,8 @@ def format_object(target: HostObject | PacketFilter) -> str:
             return f"sysctl {target.key}={target.value}"
         case Stray():  # named when it was parsed
             return target.description
-        case LocalPrefixes():  # the count alone: a region may have hundreds
-            return f"nft table {NFT_TABLE}: {len(target.prefixes)} prefixes of this region"
+        case SetElements():  # the count alone: a region may have hundreds
+            return f"nft table {NFT_TABLE}: {len(target.elements)} set elements"
         case _:  # the packet filter, planned, written or removed
             return f"nft table {NFT_TABLE}"
 

@@ -31,11 +31,11 @@ from ravenvpn.node.links import LinkFacts
 from ravenvpn.node.nft_ruleset import build_ruleset
 from ravenvpn.node.operations import (
     HostObject,
-    LocalPrefixes,
     NftTable,
     ObservedState,
     Operation,
     OwnedDevice,
+    SetElements,
     Verb,
 )
 from ravenvpn.node.rtnetlink import IP6_RT_PRIO_USER, RouteKey, route_key
@@ -308,5 +308,5 @@ def _filter(observed: ObservedState, wanted: HostState) -> tuple[list[Operation]
         return [], []
     # The elements alone differ: refilling the sets leaves chains and rules, and thereby packets, undisturbed.
     if found is not None and found.shape == ruleset.facts.shape:
-        return [Operation(Verb.CHANGE, LocalPrefixes(ruleset.facts.local))], []
+        return [Operation(Verb.CHANGE, SetElements(ruleset.facts.elements))], []
     return [Operation(Verb.ADD if found is None else Verb.CHANGE, ruleset)], []

@@ -15,7 +15,7 @@ from typing import Any
 from ravenvpn.errors import HostError
 from ravenvpn.mesh.hoststate import NFT_TABLE, Prefix
 from ravenvpn.node.errors import host_error
-from ravenvpn.node.nft_ruleset import CHAINS, SET_NAMES, SETS, FilterFacts, Json, Ruleset, Shape
+from ravenvpn.node.nft_ruleset import CHAINS, SETS, FilterFacts, Json, Ruleset, SetElement, Shape
 
 FAMILY = "inet"  # one table for IPv4 and IPv6
 TIMEOUT = 30.0  # seconds for one run; an iptables-restore of thousands of rules may hold nf_tables' lock that long
@@ -33,7 +33,7 @@ def replacement(ruleset: Ruleset) -> list[Json]:
     # Sets before the rules that refer to them, all chains before the rules that jump to them.
     for name, kind in SETS:
         commands.append({"add": {"set": {**_in_table(name=name), "type": kind, "flags": ["interval"]}}})
-    commands += _elements(ruleset.facts.local)
+    commands += _elements(ruleset.facts.elements)
     for name, kind, hook, priority, policy in CHAINS:
         chain = _in_table(name=name)
         if hook:
@@ -45,10 +45,10 @@ def replacement(ruleset: Ruleset) -> list[Json]:
     return commands
 
 
-def refill(local: frozenset[Prefix]) -> list[Json]:
-    """Return the transaction that replaces the elements of both sets and touches nothing else."""
+def refill(elements: frozenset[SetElement]) -> list[Json]:
+    """Return the transaction that replaces the elements of all sets and touches nothing else."""
     flush: list[Json] = [{"flush": {"set": _in_table(name=name)}} for name, _ in SETS]
-    return flush + _elements(local)
+    return flush + _elements(elements)
 
 
 def removal() -> list[Json]:
@@ -57,15 +57,20 @@ def removal() -> list[Json]:
     return [{"add": {"table": table}}, {"delete": {"table": table}}]
 
 
-def _elements(local: frozenset[Prefix]) -> list[Json]:
-    """Return one command that adds all elements of a family; none for a family without prefixes."""
-    commands: list[Json] = []
-    for version, name in SET_NAMES.items():
-        ordered = sorted(prefix for prefix in local if prefix.version == version)
-        if ordered:
-            elements = [_element(prefix) for prefix in ordered]
-            commands.append({"add": {"element": {**_in_table(name=name), "elem": elements}}})
-    return commands
+def _elements(elements: frozenset[SetElement]) -> list[Json]:
+    """Return one command for each set that has elements, which adds all of them."""
+    prefixes: dict[str, list[Prefix]] = {}
+    for name, prefix in elements:
+        prefixes.setdefault(name, []).append(prefix)
+    return [
+        {
+            "add": {
+                "element": {**_in_table(name=name), "elem": [_element(prefix) for prefix in sorted(prefixes[name])]}
+            }
+        }
+        for name, _ in SETS
+        if name in prefixes
+    ]
 
 
 def _element(prefix: Prefix) -> Any:
@@ -112,7 +117,7 @@ def parse_table(listing: Json) -> FilterFacts:
     rules: list[tuple[str, str]] = []
     sets: list[tuple[str, str]] = []
     others: list[str] = []
-    local: set[Prefix] = set()
+    elements: set[SetElement] = set()
     # Each item is a dict with one key, the kind of the object.
     for item in listing["nftables"]:
         for kind, value in item.items():
@@ -132,7 +137,7 @@ def parse_table(listing: Json) -> FilterFacts:
                     if prefix is None:
                         others.append(f"element {element} of set {value['name']}")
                     else:
-                        local.add(prefix)
+                        elements.add((value["name"], prefix))
             else:  # a map, a flow table, …
                 others.append(f"{kind} {value.get('name', '')}")
     # The same order as `build_ruleset`; within a chain the order of the rules counts.
@@ -142,7 +147,7 @@ def parse_table(listing: Json) -> FilterFacts:
         sets=tuple(sorted(sets)),
         others=tuple(others),
     )
-    return FilterFacts(shape, frozenset(local))
+    return FilterFacts(shape, frozenset(elements))
 
 
 def _parse_element(element: Any) -> Prefix | None:

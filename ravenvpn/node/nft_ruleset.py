@@ -17,10 +17,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Any
 
-from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, Address, HostState, Prefix
+from ravenvpn.mesh.hoststate import TUNNEL_DEVICE, VXLAN_DEVICE, HostState, Prefix
 from ravenvpn.mesh.reason import Reason
 from ravenvpn.mesh.vxlan import PORT as VXLAN_PORT
 
@@ -30,7 +30,12 @@ PRIORITY_GUARD = 0  # (filter)
 PRIORITY_VXLAN = -10  # before (filter), where CNIs and host firewalls accept by other criteria
 PRIORITY_MSS = -150  # (mangle)
 PRIORITY_SOURCE = 100 - 10  # (srcnat − 10): the first nat chain that binds a flow wins, so this comes before CNIs'
-SET_NAMES = {4: "local4", 6: "local6"}  # sets of this region's prefixes, by family
+# Sets by family. Their elements change in place: a rule with the addresses in it would have to be written anew.
+LOCAL_SETS = {4: "local4", 6: "local6"}  # this region's prefixes
+VXLAN_SETS = {4: "vxlan4", 6: "vxlan6"}  # outer sources of VXLAN frames
+
+# An element with the name of its set.
+SetElement = tuple[str, Prefix]
 
 Json = dict[str, Any]
 
@@ -50,7 +55,7 @@ class FilterFacts:
     """A whole table, observed or planned, for comparison."""
 
     shape: Shape
-    local: frozenset[Prefix]  # elements of both sets
+    elements: frozenset[SetElement]  # of all sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ CHAINS = (
     ("vxlan", "filter", "input", PRIORITY_VXLAN, "accept"),
     ("vxlan_forwarded", "filter", "forward", PRIORITY_VXLAN, "accept"),
 )
-SETS = (("local4", "ipv4_addr"), ("local6", "ipv6_addr"))
+SETS = (("local4", "ipv4_addr"), ("local6", "ipv6_addr"), ("vxlan4", "ipv4_addr"), ("vxlan6", "ipv6_addr"))
 
 
 def build_ruleset(wanted: HostState) -> Ruleset | None:
@@ -90,8 +95,10 @@ def build_ruleset(wanted: HostState) -> Ruleset | None:
         rules=tuple(sorted(((chain, comment) for chain, comment, _ in rules), key=lambda rule: rule[0])),
         sets=SETS,
     )
-    local = _collapse(wanted.packet_filter.local)
-    return Ruleset(FilterFacts(shape, local), rules, wanted.packet_filter.reason)
+    elements = [(LOCAL_SETS[prefix.version], prefix) for prefix in _collapse(wanted.packet_filter.local)]
+    frame_sources = _collapse([ip_network(source) for source in wanted.packet_filter.vxlan_sources])
+    elements += [(VXLAN_SETS[prefix.version], prefix) for prefix in frame_sources]
+    return Ruleset(FilterFacts(shape, frozenset(elements)), rules, wanted.packet_filter.reason)
 
 
 def _rules(wanted: HostState) -> Iterable[tuple[str, str, list[Json]]]:
@@ -102,8 +109,7 @@ def _rules(wanted: HostState) -> Iterable[tuple[str, str, list[Json]]]:
     yield from _mss_rules(ours)
     yield from _guard_rules(ours)
     yield from _source_rules(ours, own)
-    if wanted.packet_filter.vxlan_sources:
-        yield from _vxlan_rules(wanted.packet_filter.vxlan_sources)
+    yield from _vxlan_rules()
 
 
 def _mss_rules(ours: Json) -> Iterable[tuple[str, str, list[Json]]]:
@@ -130,14 +136,16 @@ def _guard_rules(ours: Json) -> Iterable[tuple[str, str, list[Json]]]:
     yield "astray", "masqueraded by this host", [_in(ours), _match("in", status, "snat"), answer, {"accept": None}]
     yield "astray", "for another region", [_in(ours), _out(ours), {"accept": None}]
     for version in (4, 6):
-        here = _match("==", _payload(_ip(version), "daddr"), f"@{SET_NAMES[version]}")
+        here = _match("==", _payload(_ip(version), "daddr"), f"@{LOCAL_SETS[version]}")
         yield "astray", "for this region", [_in(ours), here, {"accept": None}]
     refusal: Json = {"reject": {"type": "icmpx", "expr": "no-route"}}
     yield "astray", "for nobody known here: never in clear", [_in(ours), refusal]
 
 
-def _vxlan_rules(sources: Sequence[Address]) -> Iterable[tuple[str, str, list[Json]]]:
-    """Yield the rules for the VXLAN port: frames of `sources` pass, all others are dropped and counted.
+def _vxlan_rules() -> Iterable[tuple[str, str, list[Json]]]:
+    """Yield the rules for the VXLAN port: frames of the sets' addresses pass, all others are dropped and counted.
+
+    They are there without VXLAN too, with empty sets: a region's second node then changes elements alone.
 
     VXLAN has no authentication (RFC 7348 section 7): without these rules one UDP datagram from any host or pod is
     decapsulated and forwarded into the tunnel. The route back to the source has to leave by the device that the frame
@@ -149,13 +157,10 @@ def _vxlan_rules(sources: Sequence[Address]) -> Iterable[tuple[str, str, list[Js
     drop: list[Json] = [{"counter": None}, {"drop": None}]
     for chain in ("vxlan", "vxlan_forwarded"):
         for version in (4, 6):
-            addresses = [str(address) for address in sources if address.version == version]
-            if not addresses:
-                continue
-            source = _match("==", _payload(_ip(version), "saddr"), {"set": addresses})
+            source = _match("==", _payload(_ip(version), "saddr"), f"@{VXLAN_SETS[version]}")
             yield chain, "VXLAN from a node of this region", [port, source, same_device, {"accept": None}]
             if chain == "vxlan_forwarded":
-                target = _match("==", _payload(_ip(version), "daddr"), {"set": addresses})
+                target = _match("==", _payload(_ip(version), "daddr"), f"@{VXLAN_SETS[version]}")
                 yield chain, "VXLAN to a node, from elsewhere", [port, target, *drop]
         if chain == "vxlan":
             yield chain, "VXLAN from elsewhere", [port, *drop]
@@ -188,7 +193,7 @@ def _source_rules(ours: Json, own: dict[int, str]) -> Iterable[tuple[str, str, l
         yield "arriving", "keeps its source", [_keep_source(version)]
 
     for version in (4, 6):
-        local = _match("==", _payload(_ip(version), "saddr"), f"@{SET_NAMES[version]}")
+        local = _match("==", _payload(_ip(version), "saddr"), f"@{LOCAL_SETS[version]}")
         yield "leaving", "pods keep their source", [local, _keep_source(version)]
     for version in (4, 6):
         # An address of the device that the packet leaves by: our tunnel address, or a neighbour on raven0. The route

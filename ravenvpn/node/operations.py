@@ -9,7 +9,6 @@ from ravenvpn.mesh.hoststate import (
     DeviceAddress,
     ForwardingEntry,
     Neighbour,
-    Prefix,
     Route,
     Rule,
     Sysctl,
@@ -18,7 +17,7 @@ from ravenvpn.mesh.hoststate import (
 )
 from ravenvpn.mesh.reason import Reason
 from ravenvpn.node.links import LinkFacts
-from ravenvpn.node.nft_ruleset import FilterFacts, Ruleset
+from ravenvpn.node.nft_ruleset import FilterFacts, Ruleset, SetElement
 from ravenvpn.node.rtnetlink import RouteKey, Stray
 from ravenvpn.node.sysctl import SavedSysctl
 
@@ -39,10 +38,10 @@ class OwnedDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalPrefixes:
-    """Elements of both nft sets of local prefixes; target of changes where the rest of the table is right."""
+class SetElements:
+    """Elements of all sets of the nft table; target of changes where the rest of the table is right."""
 
-    prefixes: frozenset[Prefix]  # without overlaps
+    elements: frozenset[SetElement]  # without overlaps within a set
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ HostObject = (
     | ForwardingEntry
     | Sysctl
     | Ruleset
-    | LocalPrefixes
+    | SetElements
     | NftTable
 )
 

@@ -61,7 +61,7 @@ def part_of(operation: Operation) -> HostPart:
             TunDevice() | VxlanDevice() | OwnedDevice() | DeviceAddress() | Neighbour() | ForwardingEntry() | Sysctl()
         ):
             return HostPart.DEVICES
-        case _:  # Ruleset, LocalPrefixes, NftTable
+        case _:  # Ruleset, SetElements, NftTable
             return HostPart.FILTER
 
 

@@ -199,4 +199,6 @@ def apply_filter(before: PacketFilter | None, delta: HostDelta) -> PacketFilter 
         assert have.isdisjoint(new)
         order = lambda p: (p.version, int(p.network_address), p.prefixlen)  # noqa: E731
         parts[part] = tuple(sorted(have - gone | new, key=order))
+    if added is not None:
+        parts["vxlan_sources"] = added.vxlan_sources
     return replace(before, **parts)

@@ -49,7 +49,7 @@ def test_a_delta_writes_only_what_changed(gateway_node: Box, state_file: Path) -
     assert [f"{operation.verb} {format_object(operation.target)}" for operation in changed.changed] == [
         "add route unreachable 10.250.0.0/16 table 9127 metric 4278198272",
         "add route unreachable fd00:50::/64 table 9127 metric 4278198272",
-        "change nft table ravenvpn: 5 prefixes of this region",
+        "change nft table ravenvpn: 5 set elements",
         "change route 10.244.3.0/24 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1400",
         "add route 10.250.0.0/16 table 9127 dev ravenvpn0 src 10.244.1.1 mtu 1420",
         "add route fd00:50::/64 table 9127 dev ravenvpn0 src fd00:1::1 mtu 1420",

@@ -45,7 +45,21 @@ def test_overlapping_and_neighbouring_prefixes_are_collapsed() -> None:
     rules = nft_ruleset.build_ruleset(HostState(packet_filter=PacketFilter(local=tuple(map(ip_network, local)))))
 
     assert rules is not None
-    assert rules.facts.local == {ip_network("10.244.0.0/23"), ip_network("fd00::/64")}
+    assert rules.facts.elements == {("local4", ip_network("10.244.0.0/23")), ("local6", ip_network("fd00::/64"))}
+
+
+def test_another_vxlan_source_changes_elements_alone() -> None:
+    """Rules with the addresses in them would have to be written anew, with the whole table, at each change."""
+    sources = ("10.0.0.5", "10.0.0.6", "fd00:10::5")
+    one, other = (
+        nft_ruleset.build_ruleset(HostState(packet_filter=PacketFilter(vxlan_sources=tuple(map(ip_address, chosen)))))
+        for chosen in (sources, sources[:1])
+    )
+
+    assert one is not None
+    assert other is not None
+    assert one.facts.shape == other.facts.shape
+    assert other.facts.elements == {("vxlan4", ip_network("10.0.0.5/32"))}
 
 
 @pytest.mark.parametrize(
@@ -96,8 +110,9 @@ def test_nft_lists_the_table_that_was_written(box: Callable[[], Box]) -> None:
 
     one.call(nft.write, nft.replacement(rules))
     assert one.call(nft.observe) == rules.facts
-    one.call(nft.write, nft.refill(frozenset([ip_network("10.7.0.0/16")])))
-    assert one.call(nft.observe) == replace(rules.facts, local=frozenset([ip_network("10.7.0.0/16")]))
+    elements = frozenset([("local4", ip_network("10.7.0.0/16")), ("vxlan4", ip_network("10.0.0.6/31"))])
+    one.call(nft.write, nft.refill(elements))
+    assert one.call(nft.observe) == replace(rules.facts, elements=elements)
     one.call(nft.write, nft.removal())
     one.call(nft.write, nft.removal())
     assert one.call(nft.observe) is None
