@@ -1,4 +1,4 @@
-"""Nodes in memory that probe each other: a PeerLiveness each, over a tunnel that is a list of packets."""
+"""Nodes in memory that probe each other: each is a PeerLiveness over a tunnel that is a list of packets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plan(name: str, *, warm: bool = True) -> PeerPlan:
 
 @dataclass
 class End:
-    """One node: its Probing, and a tunnel that is a list of packets sent."""
+    """One node: its PeerLiveness, and a tunnel that is a list of sent packets."""
 
     name: str
     probing: PeerLiveness
@@ -47,7 +47,7 @@ class End:
 
     @property
     def peers(self) -> End:
-        """The tunnel's NamedPeers."""
+        """The NamedPeers of the tunnel."""
         return self
 
     def id_of(self, name: str) -> int:

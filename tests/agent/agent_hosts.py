@@ -1,4 +1,4 @@
-"""Dumps of a host's network that can be compared, memory and processor time of a process, and HTTP requests to it."""
+"""Comparable dumps of a host's network, memory and CPU time of a process, and HTTP requests to it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DUMPS = (
     "nft -j list ruleset",
     "sysctl -a --pattern ^net\\.(ipv4|ipv6)\\.conf",
 )
-# Counters, and entries that the kernel adds and removes by itself.
+# Counters and entries that the kernel changes by itself.
 VOLATILE = {"valid_life_time", "preferred_life_time", "expires", "metainfo", "stats64", "operstate", "pref"}
 
 
 def dump(node: LabNode) -> dict[str, object]:
-    """Everything of the host's network that an agent could have changed."""
+    """Return every part of the host's network that an agent could have changed."""
     found: dict[str, object] = {}
     for command in DUMPS:
         text = node.run(command.split()).stdout
@@ -40,13 +40,13 @@ def steady(value: object) -> object:
 
 
 def resident(pid: int) -> float:
-    """RSS of a process in MB of 2²⁰ bytes, as top and systemctl show it."""
+    """Return the RSS of a process in MB of 2²⁰ bytes, as top and systemctl show it."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
+    """Return the user and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -55,7 +55,7 @@ HTTP = ("127.0.0.1", 10275)
 
 
 def get(node: LabNode, path: str, timeout: float = 1.0) -> tuple[int, str]:
-    """Status and text; (0, why) where nobody answers."""
+    """Return status and text of a request, or (0, reason) if no answer arrives."""
     connection = http.client.HTTPConnection(*HTTP, timeout=timeout)
     connection.sock = node.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.sock.settimeout(timeout)

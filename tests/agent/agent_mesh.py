@@ -1,6 +1,7 @@
 """The mesh that the tests of this folder share.
 
-Two public regions, so that there is a second hub, and two behind NAT that meet through one of them.
+Two regions are public, so that there is a second hub. Two regions are behind NAT and reach each other through one of
+the hubs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,6 @@ class Mesh(LabMesh):
         self.agents.start(self.node(name), *arguments)
 
     def hub(self) -> str:
-        """The node of the region through which factory and ship meet now."""
+        """Return the node of the region that relays between factory and ship at the moment."""
         paths = {region.name: region.path for region in self.status("factory-1").regions}
         return paths["ship"].removeprefix("via ") + "-1"

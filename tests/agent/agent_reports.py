@@ -1,4 +1,4 @@
-"""Reports with unremarkable values, for tests that set one field."""
+"""Reports with default values, for tests that set one field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ravenvpn.agent.reports import (
 
 
 def vitals(**changes: Any) -> Vitals:
-    """Of a node that is well and reaches two regions."""
+    """Return the vitals of a healthy node that reaches two regions."""
     well: dict[str, Any] = {
         "role": "active gateway",
         "source": "file:/w",

@@ -1,4 +1,4 @@
-"""The instants at which routes appear and disappear, from rtnetlink notifications."""
+"""The times at which routes appear and disappear, from rtnetlink notifications."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNICAST = 1
 
 
 class RouteWatch:
-    """Notes when IPv4 routes of our table appear on and vanish from nodes: (node, prefix, there) → instant."""
+    """Record when IPv4 routes of table 9127 appear on and vanish from nodes: (node, prefix, there) → time."""
 
     def __init__(self, nodes: Iterable[LabNode]) -> None:
         self._sockets = {node.name: node.socket(socket.AF_NETLINK, socket.SOCK_RAW) for node in nodes}
@@ -45,7 +45,7 @@ class RouteWatch:
             sock.close()
 
     def wait(self, node: str, prefix: str, there: bool, since: float) -> float:
-        """Seconds from `since` to when it was so; AssertionError if it is not in time."""
+        """Return the seconds from `since` to that change. Raises AssertionError if it does not happen in time."""
         key = (node, prefix, there)
         with self._told:
             told = self._told.wait_for(lambda: self._seen.get(key, 0.0) >= since, PATIENCE)
@@ -85,5 +85,5 @@ def _routes(data: bytes) -> Iterator[tuple[str, bool]]:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """By the nearest rank: of a hundred values and 0.99 the second largest."""
+    """Return the quantile by nearest rank: for a hundred values and 0.99 it is the second largest."""
     return sorted(values)[math.ceil(len(values) * share) - 1]

@@ -1,7 +1,7 @@
-"""UDP traffic between pods: for each packet when it was sent, when it arrived, and its source address.
+"""UDP traffic between pods: for each packet the time sent, the time received, and its source address.
 
-Sockets of pods live in the test's own process, so both ends share one clock. One thread sends for all flows and takes
-in what comes.
+The sockets of the pods belong to the test's process, so both ends share one clock. One thread sends and receives for
+all flows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LATE = 1.0  # seconds after which a packet counts as lost
 
 @dataclass(slots=True)
 class Flow:
-    """UDP from one pod to another. Instants are time.monotonic()."""
+    """UDP from one pod to another. Times are of time.monotonic()."""
 
     sender: Pod
     receiver: Pod
@@ -41,7 +41,7 @@ class Flow:
         return f"{self.sender.name} → {self.receiver.name} (IPv{self.version})"
 
     def lost(self, begin: float = 0.0, end: float | None = None) -> list[float]:
-        """When those packets were sent that never arrived, of those sent between `begin` and `end`."""
+        """Return the send times of the packets that were lost, of those sent between `begin` and `end`."""
         return [
             at
             for number, at in enumerate(self.sent)
@@ -49,7 +49,7 @@ class Flow:
         ]
 
     def outage(self, begin: float = 0.0, end: float | None = None) -> float:
-        """Seconds from the first lost packet to the first one sent after the last lost one, within these bounds."""
+        """Return the seconds from the first lost packet to the first one after the last lost one."""
         lost = self.lost(begin, end)
         if not lost:
             return 0.0
@@ -61,7 +61,7 @@ class Flow:
 
 
 class Traffic:
-    """All flows between `begin` and `end` of a `with` block, `rate` packets a second each."""
+    """Run all flows between `begin` and `end` of a `with` block, at `rate` packets a second each."""
 
     def __init__(
         self, pairs: Iterable[tuple[Pod, Pod]], *, rate: float = 100.0, versions: Iterable[int] = (4,)
@@ -118,7 +118,7 @@ class Traffic:
 
     def _send(self, flow: Flow) -> None:
         now = time.monotonic()
-        with contextlib.suppress(OSError):  # unreachable for now: lost
+        with contextlib.suppress(OSError):  # no route yet: the packet counts as lost
             flow.out.sendto(_SEQUENCE.pack(len(flow.sent), int(now * 1e9)), flow.target)
         flow.sent.append(now)
 

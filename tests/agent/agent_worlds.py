@@ -12,7 +12,10 @@ from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 
 
 def region(number: int, nodes: int, *, generation: int = 0) -> dict[str, Any]:
-    """Every second one is behind NAT. Another `generation` gives the last node another prefix."""
+    """Return the manifests of a region. Every second region is behind NAT.
+
+    Another `generation` gives the last node another prefix.
+    """
     name = f"region-{number}"
     gateway = f"{name}-node-0"
     dialable = number % 2 == 0
@@ -43,7 +46,7 @@ def region(number: int, nodes: int, *, generation: int = 0) -> dict[str, Any]:
 
 
 def prefix(number: int, index: int, generation: int) -> str:
-    """The IPv4 pod CIDR of a node: a /29 in 10.0.0.0/9, moved by a /9 for another generation."""
+    """Return the IPv4 pod CIDR of a node: a /29 in 10.0.0.0/9, moved by a /9 for another generation."""
     place = (number * 16 + index) * 8
     return f"{10 + generation % 2}.{place >> 16 & 127}.{place >> 8 & 255}.{place & 255}/29"
 
@@ -70,7 +73,7 @@ def write(folder: Path, regions: int, nodes: int) -> None:
 
 
 def write_region(folder: Path, number: int, nodes: int, generation: int = 0) -> None:
-    """JSON, which is YAML too. A file appears whole."""
+    """Write a region as JSON, which is YAML too. The file is replaced atomically."""
     target = folder / f"region-{number}.json"
     scratch = folder / f".{target.name}.new"
     scratch.write_text(json.dumps(region(number, nodes, generation=generation)))

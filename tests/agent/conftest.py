@@ -1,4 +1,4 @@
-"""One mesh for all tests of this folder. Each test starts with a healthy mesh and undoes its changes."""
+"""One mesh for all tests of this folder. Each test starts with a healthy mesh and reverts its changes."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ravenvpn.lab.host import LabNode
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(300)]
 
-REST = 20.0  # seconds looked at
+REST = 20.0  # seconds of measurement
 MEMORY_BAR, CORE_BAR = 75.0, 0.005  # MB; share of a core
 THOUSAND_MEMORY_BAR = 130.0  # MB
 THOUSAND_START_BAR = 6.0  # times the processor time of reading the same manifests with a bare YAML parser
@@ -32,7 +32,7 @@ def test_an_idle_agent_with_three_peers(mesh: Mesh, measured: Measured) -> None:
     assert mesh.status("cloud-1").sessions_up >= 2
     process = mesh.agents.process(node).pid
     share = 1.0
-    for _ in range(5):  # what else the machine does only ever adds
+    for _ in range(5):  # attempts: other load on the machine only increases the measured share
         begin, spent = time.monotonic(), cpu_seconds(process)
         time.sleep(REST)
         share = min(share, (cpu_seconds(process) - spent) / (time.monotonic() - begin))
@@ -56,7 +56,7 @@ def start(agents: Agents, node: LabNode) -> tuple[int, float, float]:
 
 
 def parsing_seconds(folder: Path) -> float:
-    """Return the CPU seconds that a bare YAML parser needs for the folder's manifests: how fast this machine is."""
+    """Return the CPU seconds of a bare YAML parser for the folder's manifests: a measure of this machine."""
     begin = time.process_time()
     for file in folder.glob("*.json"):
         yaml.load(file.read_text(), Loader=yaml.CSafeLoader)
@@ -64,7 +64,7 @@ def parsing_seconds(folder: Path) -> float:
 
 
 def until_at_rest(pid: int) -> float:
-    """Wait for a second with little processor time; return the seconds waited."""
+    """Wait until the process uses little CPU time during a second. Return the seconds waited."""
     begin = time.monotonic()
     spent = cpu_seconds(pid)
     while time.monotonic() - begin < PATIENCE:
@@ -94,7 +94,7 @@ def test_a_thousand_peers(single: tuple[Lab, Agents], measured: Measured) -> Non
     write(node.path(WORLD), 1000, 1)
     pid, seconds, processor = start(agents, node)
     share = processor / parsing_seconds(node.path(WORLD))
-    for _ in range(4):  # what else the machine does only ever adds
+    for _ in range(4):  # attempts: other load on the machine only increases the measured time
         if share <= THOUSAND_START_BAR:
             break
         agents.end(node)

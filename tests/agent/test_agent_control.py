@@ -90,7 +90,7 @@ async def test_the_owner_may_reload(path: Path, agent: FakeAgent) -> None:
 @pytest.mark.needs("curl")
 @pytest.mark.usefixtures("control")
 async def test_other_users_may_read_but_not_change_anything(path: Path, agent: FakeAgent) -> None:
-    """The caller is identified by SO_PEERCRED, whatever the headers contain."""
+    """The caller is identified by SO_PEERCRED, independent of the headers."""
     for folder in (path.parent, path.parent.parent, path.parent.parent.parent, path.parent.parent.parent.parent):
         folder.chmod(0o755)
     path.chmod(0o666)

@@ -1,4 +1,4 @@
-"""Manifests are edited under traffic: unaffected flows lose nothing, changes reach the kernel in time."""
+"""Manifests are edited under traffic: unaffected flows lose no packet, and changes reach the kernel in time."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss", "sysctl"), pytest.mark.timeout(600)]
 
 IN_KERNEL_BAR = 0.2  # seconds from the edit, 99th percentile
-BREATH = 0.1  # seconds between edits, so that each is one of its own
+BREATH = 0.1  # seconds between edits, so that the agent handles each one separately
 
 
 @dataclass
 class Editor:
-    """Edits that never touch the mesh's own regions, nodes and keys, and what each has to do to the kernel.
+    """Random edits that never touch the mesh's own regions, nodes and keys, with their expected effect on the kernel.
 
-    Each edit returns (IPv4 prefix, whether it has to be there then, nodes where), or None for no change at all.
+    Each edit returns (IPv4 prefix, whether its route exists afterwards, nodes to check), or None for no change.
     """
 
     mesh: Mesh
     chance: random.Random
     nodes: dict[str, tuple[str, str]] = field(default_factory=dict)  # guest → (region, prefix)
     regions: dict[str, tuple[str, str]] = field(default_factory=dict)  # guest → (its node, prefix)
-    broken: dict[str, dict[str, Any]] = field(default_factory=dict)  # file → what it said
+    broken: dict[str, dict[str, Any]] = field(default_factory=dict)  # file → its former content
     count: int = 0
 
     Effect = tuple[str, bool, list[str]] | None
@@ -76,14 +76,14 @@ class Editor:
         region = self.chance.choice([p.region.name for p in self.mesh.lab.plans if p.region.name != before])
         self.nodes[name] = (region, prefix)
         self._write(self._node(name, region, prefix))
-        # Where it went it is a route no more.
+        # Inside its new region the prefix has no such route any more.
         return prefix, False, [f"{region}-1"]
 
     def add_region(self) -> Effect:
         name, prefix = self._name("region"), self._prefix()
         node = f"{name}-1"
         self.regions[name] = (node, prefix)
-        # Half of them look like a hub, though nobody is there.
+        # Half of the regions qualify as hub, although no agent runs there.
         dialable = self.chance.random() < 0.5
         where = {"publicIP": f"192.0.2.{self.count % 250 + 1}"} if dialable else {"underNAT": True}
         self._write(self._node(node, name, prefix))
@@ -134,7 +134,7 @@ class Editor:
             for file in (f"gateway-{name}.yaml", f"node-{node}.yaml", f"peer-{node}.yaml"):
                 self._remove(file)
 
-    # Inside.
+    # Internals.
 
     def _outside(self, region: str) -> list[str]:
         return [node.name for node in self.mesh.lab.nodes if node.region.name != region]
@@ -222,7 +222,7 @@ def edit_under_traffic(mesh: Mesh, edits: int, measured: Measured, bar_share: fl
 
 
 def test_40_edits_under_traffic(mesh: Mesh, measured: Measured) -> None:
-    """The median is tested, since with so few edits a busy machine decides the 99th percentile."""
+    """The test asserts the median: with so few edits the load of the machine decides the 99th percentile."""
     edit_under_traffic(mesh, 40, measured, 0.5)
 
 

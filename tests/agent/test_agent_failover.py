@@ -1,4 +1,4 @@
-"""A hub that carries the traffic of two regions dies and comes back."""
+"""The hub of two regions fails and recovers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults that prevent the start of an agent or end it: one line, an exit code, and no process left."""
+"""Faults that prevent or end the run of an agent: one log line, an exit code, and no process left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODE = "harbour-1"
 
 @contextmanager
 def stopped(mesh: Mesh) -> Iterator[LabNode]:
-    """Return the node after its agent was ended."""
+    """A node whose agent has been stopped."""
     node = mesh.node(NODE)
     mesh.agents.end(node)
     try:
@@ -37,13 +37,13 @@ def stopped(mesh: Mesh) -> Iterator[LabNode]:
 
 
 def agent(node: LabNode, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    """An agent that is expected to end by itself."""
+    """Run an agent that is expected to exit by itself."""
     command = [*before, *RAVEN_VPN, "agent", "--node", node.name, "--log-format", "human", *arguments]
     return node.run(command, check=False, timeout=60)
 
 
 def complaints(mesh: Mesh) -> str:
-    """Return all reasons why the node is not healthy; empty while no agent answers."""
+    """Return all reasons why the node is not healthy, or an empty text if no agent answers."""
     try:
         return " ".join(mesh.status(NODE).reasons)
     except HostError:
@@ -94,7 +94,7 @@ def test_a_private_key_with_wrong_mode_ends_the_start(mesh: Mesh) -> None:
 
 
 def test_a_taken_tunnel_port_is_retried_until_it_is_free(mesh: Mesh) -> None:
-    """Another program holds the port for a while; the agent reports that, and recovers."""
+    """Another program holds the port for a while. The agent reports it and recovers."""
     with stopped(mesh) as node:
         holder = node.socket()
         wait_until(lambda: ":4500" not in node.run(["ss", "-Hlun"]).stdout, "the port is free")
@@ -113,7 +113,7 @@ def test_without_nft_everything_else_works_and_the_reason_is_reported(mesh: Mesh
     program = str(Path(shutil.which("nft") or "").resolve())
     with stopped(mesh):
         node.run(["nft", "delete", "table", "inet", "ravenvpn"])
-        node.run(["mount", "--bind", "/dev/null", program])  # in the node's own mount namespace
+        node.run(["mount", "--bind", "/dev/null", program])  # in the mount namespace of the node
     try:
         wait_until(lambda: "nft" in complaints(mesh), "it says so", 60)
         assert "ravenvpn0" in node.ip("route show table 9127")
@@ -133,7 +133,7 @@ def test_cleanup_on_exit_leaves_no_trace(mesh: Mesh) -> None:
 
 
 def test_a_restart_without_its_source_keeps_the_unreachable_routes(mesh: Mesh) -> None:
-    """The unreachable routes of an earlier agent stay until a world was read."""
+    """The unreachable routes of the previous agent stay until a world is read."""
     node = mesh.node(NODE)
     mesh.agents.end(node)
     closed = [line for line in node.ip("route show table 9127").splitlines() if line.startswith("unreachable")]
@@ -150,7 +150,7 @@ def test_a_restart_without_its_source_keeps_the_unreachable_routes(mesh: Mesh) -
 
 
 def test_an_unexpected_exception_ends_the_agent_with_a_traceback_in_one_line_of_json(mesh: Mesh) -> None:
-    """A task that died must not leave the others running; systemd starts the agent again."""
+    """A failed task must end all others; systemd then restarts the agent."""
     defect = (
         "import sys; from ravenvpn.agent.peer_liveness import PeerLiveness;"
         "PeerLiveness.observe = lambda *_: 1 // 0;"
@@ -170,7 +170,7 @@ def test_an_unexpected_exception_ends_the_agent_with_a_traceback_in_one_line_of_
 
 
 def test_a_node_changes_its_role_with_the_manifests(mesh: Mesh) -> None:
-    """Gateway, plain node, no region, and gateway again; devices and routes of a role come and go with it."""
+    """Gateway, plain node, no region, gateway again: devices and routes of each role are added and removed."""
     node = mesh.node(NODE)
     gateway_file, node_file = f"{WORLD}/gateway-harbour.yaml", f"{WORLD}/node-{NODE}.yaml"
     gateway, itself = node.read(gateway_file), node.read(node_file)

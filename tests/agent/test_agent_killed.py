@@ -1,4 +1,4 @@
-"""An agent that is killed leaves a host that leaks nothing; the next start finds everything in place."""
+"""A killed agent leaves a host that leaks no packet, and its next start changes nothing that is in place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions after a NAT lost its mappings and after a gateway restarted: how soon they work again."""
+"""Sessions after a NAT lost its mappings and after a gateway restarted: the time until traffic flows again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.timeout(180),
 ]
 
-IDLE_BAR = 30.0  # seconds, while only the far side sends
+IDLE_BAR = 30.0  # seconds, while only the remote side sends
 RESTART_BAR = 6.0
 AT_ONCE = 0.5
 
@@ -51,10 +51,10 @@ def test_a_new_mapping_is_followed_at_once_when_the_near_side_sends(mesh: Mesh, 
 def test_a_gateway_that_was_killed_carries_traffic_within_6_s_of_its_start(
     mesh: Mesh, restarted: str, measured: Measured
 ) -> None:
-    """Measured from the start of the new agent; only the side behind NAT sends."""
+    """The time counts from the start of the new agent. Only the side behind NAT sends."""
     far, near = mesh.lab.pod("cloud-1-pod-1"), mesh.lab.pod("factory-1-pod-1")
     with Traffic([(far, near), (near, far)], rate=50) as traffic:
-        time.sleep(1.5)  # where peers were seen is saved once a second
+        time.sleep(1.5)  # endpoints of peers are saved once a second
         mesh.agents.end(mesh.node(restarted), signal.SIGKILL)
         time.sleep(1)
         started = time.monotonic()
@@ -68,7 +68,7 @@ def test_a_gateway_that_was_killed_carries_traffic_within_6_s_of_its_start(
 
 
 def test_a_restarted_public_gateway_calls_its_natted_peers_at_their_last_endpoints(mesh: Mesh) -> None:
-    """No peer behind NAT sends anything: the gateway has to call them, at the endpoints in its file."""
+    """No peer behind NAT sends a packet: the gateway initiates to the endpoints in its file."""
     node = mesh.node("cloud-1")
     mesh.agents.end(node, signal.SIGKILL)
     seen = node.read("/var/lib/ravenvpn/endpoints")

@@ -1,5 +1,7 @@
-"""Node addresses across regions: with `forward_node_ip` everybody reaches the nodes too, as themselves; and agents
-that differ in it leave pods alone and send nothing in clear."""
+"""Node addresses across regions: with `forward_node_ip` every pod and node reaches them from its own source address.
+
+Agents that differ in the setting do not affect pod traffic and send nothing in clear.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from ravenvpn.lab.host import LabHost
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "tcpdump", "ss"), pytest.mark.timeout(240)]
 
-# A public gateway is called at its InternalIP here, which is routed into the tunnel all the same.
+# A public gateway is dialled at its InternalIP here, which is routed into the tunnel as well.
 REGIONS = (
     Region("cloud", nodes=2, masquerade=True),
     Region("factory", nodes=2, nat=Nat.PORT_RESTRICTED, masquerade=True),
@@ -59,7 +61,7 @@ def mesh() -> Iterator[Mesh]:
 
 
 def ask(host: LabHost, addresses: list[str]) -> dict[str, str]:
-    """Return by address the source that was seen there, or why there was no answer."""
+    """Return for each address the source that the server saw, or the error."""
     done = host.run([*ECHO, "ask", "-", *addresses], timeout=90, check=False)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     return {answer["host"]: answer["source"] if answer["ok"] else answer["error"] for answer in answers}
@@ -78,7 +80,7 @@ def test_every_pod_reaches_every_node_of_other_regions_with_its_own_source(mesh:
 
 
 def test_every_node_reaches_every_node_of_other_regions(mesh: Mesh) -> None:
-    """The source is the one the node announces, as towards pods."""
+    """The source is the address that the node announces, as for packets to pods."""
     for node in mesh.lab.nodes:
         own, seen = node.bridge_addresses, ask(node, addresses(mesh.lab, node.region.name))
         assert seen == {host: str(own.v6 if ":" in host else own.v4) for host in seen}, node.name
@@ -94,7 +96,7 @@ print(connection.getresponse().read().decode().split()[0])
 
 
 def test_a_node_may_use_its_node_address_as_source(mesh: Mesh) -> None:
-    """A kubelet or an exporter that is bound to the InternalIP does so."""
+    """For example a kubelet or an exporter that is bound to the InternalIP."""
     plain, far = mesh.lab.node("factory-2"), mesh.lab.node("cloud-2")
     for own, there in ((plain.v4, far.v4), (plain.v6, far.v6)):
         done = plain.run([sys.executable, "-c", SPEAK_AS, str(own), str(there), str(PORT)], timeout=30)
@@ -102,7 +104,7 @@ def test_a_node_may_use_its_node_address_as_source(mesh: Mesh) -> None:
 
 
 def test_agents_with_different_settings_keep_pod_traffic_and_send_nothing_unencrypted(mesh: Mesh) -> None:
-    """The factory's gateway has the setting off for a while; its plain node has it on and is refused there."""
+    """The factory's gateway turns the setting off for a while. Its plain node has it on, and is refused there."""
     lab = mesh.lab
     plain, far = lab.node("factory-2"), lab.node("cloud-2")
     uplink = lab.node("factory-1")

@@ -1,4 +1,4 @@
-"""Outputs for programs: metrics, probes, log lines, sd_notify; and the file of endpoints."""
+"""Outputs for programs (metrics, probes, log lines, sd_notify), and the endpoint file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_metrics_have_the_values_of_the_reports() -> None:
 
 
 def test_labels_have_a_bounded_number_of_values() -> None:
-    """No address, key or free text is a label: each value would make a time series."""
+    """No address, key or free text is a label: each value would create a time series."""
     names = {label for _, labels in samples(peer()) for label, _ in labels}
     agent = {"version", "node", "region", "role", "data_plane"}
     assert names <= agent | {"peer", "cause", "offload"}
@@ -169,7 +169,7 @@ def test_a_status_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         notifier.close()
 
 
-# Where peers were last seen.
+# The endpoint file.
 
 
 def test_endpoints_are_read_back_from_the_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Content and status of a node's own Peer object, and reports about a lost API server. Pure."""
+"""Content and status of a node's own Peer object, and reports about an unreachable API server, without I/O."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ HERE = present(
     "cni0 10.244.3.1/24",
     "docker0 172.17.0.1/16",
     "eth0 10.0.0.5/24",
-    "eth0 10.0.0.99/24",  # another's address, for a while
+    "eth0 10.0.0.99/24",  # for a while the address of another host
     "eth0 fd00:10::5/64",
     "eth1 192.168.7.5/24",
 )
@@ -71,7 +71,7 @@ def test_the_source_is_an_address_of_the_pod_network_else_the_internal_ip() -> N
 
 
 def test_the_present_peer_object_does_not_influence_the_next() -> None:
-    """Here its port comes from a former Gateway, and its source from before the CNI was up."""
+    """In the old object the port is from a former Gateway, and the source from before the CNI was up."""
     before = PeerObject("f1", KEY.public.raw, listen_port=5000, sources=(IP("10.0.0.5"),))
     peer = announce(world(before), NodeRole.PLAIN, HERE).peer
     assert peer.listen_port == 4500
@@ -95,7 +95,7 @@ def test_only_configured_addresses_are_announced() -> None:
 
 
 def test_the_written_object_is_read_back_unchanged() -> None:
-    """A difference would make the agent write the object again and again."""
+    """A difference would make the agent write the object on every reconcile."""
     wanted = announce(world(), NodeRole.ACTIVE, HERE, addresses=(HostPort("2001:db8::7", 4600),))
     assert crd.parse(wanted.document()).value == wanted.peer
 
@@ -106,7 +106,7 @@ def test_a_setting_that_does_not_parse_is_refused(key: str, text: str) -> None:
         config.build({key: text})
 
 
-# The API server's absence.
+# Outages of the API server.
 
 
 def vitals(api: ApiReport | None, world_at: float | None = 1.0) -> Vitals:

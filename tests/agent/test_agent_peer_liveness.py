@@ -11,7 +11,7 @@ from ravenvpn.mesh.liveness import LivenessVerdict
 
 
 def carry(ends: dict[str, End], now: float, arrives: Callable[[str, str], bool] = lambda *_: True) -> int:
-    """Deliver all packets that were sent, answers included; return their number."""
+    """Deliver all sent packets and their answers. Return their number."""
     count = 0
     while any(one.sent for one in ends.values()):
         for one in ends.values():
@@ -26,7 +26,7 @@ def carry(ends: dict[str, End], now: float, arrives: Callable[[str, str], bool] 
 def run(
     ends: dict[str, End], begin: float, until: float, arrives: Callable[[str, str], bool] = lambda *_: True
 ) -> list[float]:
-    """Advance the clock in steps of 0.1 s; return when the first end of `ends` sent something."""
+    """Advance the clock in steps of 0.1 s. Return the times at which the first end of `ends` sent a packet."""
     asked = []
     first = next(iter(ends.values()))
     now = begin
@@ -58,7 +58,7 @@ def test_a_silent_peer_is_dead_within_3_s_and_reported_once(pair: dict[str, End]
     edge = {"edge": pair["edge"], "hub": pair["hub"]}
     run(edge, 105.0, 107.0, arrives=lambda *_: False)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.ALIVE, "two seconds of silence are no proof yet"
-    # With traffic there is a probe every second; without, two have to go unanswered first.
+    # With traffic there is a probe every second. Without traffic two probes must be unanswered first.
     run(edge, 107.0, 110.0, arrives=lambda *_: False)
     assert pair["edge"].probing.liveness.of("hub") is LivenessVerdict.DEAD
     assert pair["edge"].changes == before + 1
@@ -78,7 +78,7 @@ def test_a_dead_peer_is_alive_after_several_answers_not_after_one(pair: dict[str
             carry(pair, now)
             verdicts.append(edge.liveness.of("hub"))
         now += 0.1
-    # Probes that were lost before may still be counted in between, so it can take more than two.
+    # Lost probes may still be counted in between, so more than two answers can be necessary.
     answers_needed = verdicts.index(LivenessVerdict.ALIVE) + 1
     assert 2 <= answers_needed <= 4
     assert verdicts[answers_needed:] == [LivenessVerdict.ALIVE] * (len(verdicts) - answers_needed)
@@ -95,7 +95,7 @@ def test_an_idle_peer_is_probed_every_2_s_and_a_busy_one_every_second(pair: dict
             edge.probing.tick(now)
             count += len(edge.sent)
             for _, packet in edge.sent:
-                # Answered, or open questions would hurry it.
+                # Each probe is answered: an open probe would shorten the interval.
                 replies = end("hub", "edge")
                 replies.probing.receive("edge", packet, now)
                 edge.probing.receive("hub", replies.sent[0][1], now)
@@ -135,7 +135,7 @@ def test_a_handshake_that_was_given_up_makes_the_peer_dead(pair: dict[str, End])
 
 
 def test_the_end_of_a_cold_session_resets_the_verdict() -> None:
-    """A cold peer is not probed, so a verdict of death could never be revoked."""
+    """A cold peer is not probed, so a dead verdict would never be revoked."""
     edge = end("edge", "hub", warm=False)
     run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 105.0)
     run({"edge": edge, "hub": end("hub", "edge")}, 105.0, 110.0, arrives=lambda *_: False)
@@ -156,7 +156,7 @@ def test_another_tunnel_starts_without_verdicts(pair: dict[str, End]) -> None:
 
 
 def test_tick_returns_the_next_deadline() -> None:
-    """The caller need not call again before it."""
+    """No call is needed before that time."""
     edge = end("edge", "hub")
     run({"edge": edge, "hub": end("hub", "edge")}, 100.0, 103.0)
     due = edge.probing.tick(103.0)

@@ -1,4 +1,4 @@
-"""States of peers, paths to regions, rates, and the judgement of a node."""
+"""States of peers, paths to regions, rates, and the health of a node."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from ravenvpn.lab.host import LabNode
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(180)]
 
 BAR = 5.0  # seconds
-# Undoes something again and again, as a program would that knows better than we.
+# Repeats a command that undoes the agent's work, as a conflicting program would.
 FOREVER = "while :; do {}; sleep 0.05; done"
 
 
@@ -27,7 +27,10 @@ def ready(node: LabNode) -> bool:
 
 @contextmanager
 def unready(mesh: Mesh, name: str, why: str, measured: Measured) -> Iterator[Callable[[], None]]:
-    """Within the block the cause is set; it has to show within the bar. Call what it yields to wait until it does."""
+    """Expect that /readyz reports `why` within BAR seconds, and that the node is ready again after the block.
+
+    The block causes the fault. The yielded function waits for the report.
+    """
     node = mesh.node(name)
     assert ready(node)
 

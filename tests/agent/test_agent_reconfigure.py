@@ -1,4 +1,4 @@
-"""The configuration read again: settings that change, settings that wait for a restart, files that are refused."""
+"""The configuration is read again: settings that change, settings that need a restart, files that are refused."""
 
 from __future__ import annotations
 

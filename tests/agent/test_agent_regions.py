@@ -1,4 +1,4 @@
-"""Regions of several nodes: plain nodes use their gateway, and traffic inside a region is not touched."""
+"""Regions of several nodes: plain nodes use their gateway, and traffic inside a region is unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.timeout(240),
 ]
 
-# The CNI masquerades what leaves the region, as flannel does, and two of the factory's nodes may be its gateway.
+# The CNI masquerades packets that leave the region, as flannel does. Two of the factory's nodes may be its gateway.
 REGIONS = (
     Region("cloud", nodes=2, masquerade=True),
     Region("factory", nodes=3, nat=Nat.PORT_RESTRICTED, gateways=2, masquerade=True),
@@ -72,7 +72,7 @@ def others(lab: Lab, here: LabNode) -> list[Pod]:
 
 
 def ask(host: LabHost, pods: list[Pod]) -> dict[str, object]:
-    """Return by address the source that was seen there, or why there was no answer."""
+    """Return for each address the source that the server saw, or the error."""
     done = host.run([*ECHO, "ask", "-", *(str(a) for pod in pods for a in (pod.v4, pod.v6))], timeout=60)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     return {answer["host"]: answer["source"] if answer["ok"] else answer["error"] for answer in answers}
@@ -123,7 +123,7 @@ def test_traffic_inside_a_region_touches_none_of_our_devices(mesh: Mesh) -> None
     for where, seen in ours.items():
         inside = [f for f in seen.frames() if sum(any(a in f for a in addresses) for addresses in own) > 1]
         assert inside == [], where
-    # The positive control: what went to another region was seen.
+    # Positive control: packets to another region are captured.
     assert ours["factory-3", "raven0"].count(cloud.v4.packed) >= 2
     assert ours["factory-1", "ravenvpn0"].count(cloud.v6.packed) >= 2
 
@@ -143,7 +143,7 @@ def test_a_packet_that_is_too_big_is_answered_with_the_mtu(mesh: Mesh) -> None:
 
 
 def test_a_region_that_loses_ipv4_on_its_lan_continues_over_ipv6(mesh: Mesh) -> None:
-    """Pods keep both families; IPv4 packets take IPv6 next hops. And back again."""
+    """Pods keep both families: IPv4 packets get IPv6 next hops, and IPv4 ones again once IPv4 is back."""
     mates = [node for node in mesh.lab.nodes if node.region.name == "factory"]
     pod, far = mesh.lab.pod("factory-3-pod-1"), mesh.lab.pod("cloud-2-pod-1")
     kept = {}
@@ -221,7 +221,7 @@ def _make_active(node: LabNode, region: str, name: str) -> None:
 
 
 def test_killed_agents_of_a_plain_node_and_of_its_gateway_leak_nothing(mesh: Mesh) -> None:
-    """Without its agent a plain node goes on as it was; without its gateway's, nothing leaves at all."""
+    """A plain node forwards without its agent. Without its gateway's agent no packet leaves the region."""
     nodes = [mesh.node(f"factory-{i}") for i in (1, 2, 3)]
     pods, far = [node.pods[0] for node in nodes], mesh.lab.pod("cloud-2-pod-1")
     with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""A reload reads the configuration again: settings change under traffic, or are named as waiting for a restart."""
+"""A reload reads the configuration again: settings change under traffic, or are reported as waiting for a restart."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ravenvpn.lab.agents import WORLD, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"), pytest.mark.timeout(400)]
 
-ENDS = ("cloud-1", "harbour-1")  # both public: a NAT in between would hold the outer port, not the agent
+ENDS = ("cloud-1", "harbour-1")  # both public: behind a NAT the outer port would be the NAT's
 KEY_FILE = "/etc/ravenvpn/preshared.key"
 OTHER_KEY_FILE = "/etc/ravenvpn/other.key"
 RATE = 1000.0  # packets a second and direction
 PAUSE = 0.5  # seconds of traffic after each change
-REKEY = 140.0  # seconds until sessions were renewed: rekey-after-time is 120 s, an attempt is repeated every 5 s
+REKEY = 140.0  # seconds until sessions are renewed: rekey-after-time is 120 s, an attempt is repeated every 5 s
 
 
 @pytest.fixture
 def ends(mesh: Mesh) -> Iterator[Mesh]:
-    """The mesh, with no port in the two regions' Gateways: it would take precedence over the setting."""
+    """The mesh without ports in the two regions' Gateways, since they take precedence over the setting."""
     gateways = [mesh.node(end).path(f"{WORLD}/gateway-{name.split('-')[0]}.yaml") for end in ENDS for name in ENDS]
     before = {path: path.read_text() for path in gateways}
     for path, text in before.items():
@@ -51,7 +51,10 @@ def ends(mesh: Mesh) -> Iterator[Mesh]:
 
 
 def restart(mesh: Mesh, body: str) -> None:
-    """Restart both agents with this data plane, and with priority: one without processor for 0.3 s loses packets."""
+    """Restart both agents with this data plane and a raised priority.
+
+    An agent without CPU time for 0.3 s loses packets.
+    """
     for end in ENDS:
         mesh.agents.end(mesh.node(end))
         mesh.start(end, "--dataplane", body)
@@ -62,12 +65,12 @@ def restart(mesh: Mesh, body: str) -> None:
 
 
 def configure(mesh: Mesh, end: str, **settings: Any) -> None:
-    """Write the configuration of the tests of this folder, with these settings besides."""
+    """Write the configuration of this folder's tests plus these settings."""
     mesh.node(end).write(CONFIG_FILE, yaml.safe_dump({"preshared_key_file": KEY_FILE, **settings}))
 
 
 def reload(mesh: Mesh, end: str) -> ReloadReport:
-    """Reload through the control API; returns its answer."""
+    """Reload through the control API and return its answer."""
     report = ask(mesh.node(end).path(SOCKET), "/v1/reload", ReloadReport, method="POST", timeout=20.0)
     assert isinstance(report, ReloadReport)
     return report
@@ -77,7 +80,7 @@ def reload(mesh: Mesh, end: str) -> ReloadReport:
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("body", ["auto", "pure"])
 def test_every_setting_changes_under_traffic_without_a_lost_packet(ends: Mesh, body: str) -> None:
-    """Each one at either end, with new sessions under the new settings at the end."""
+    """Each setting changes at either end. At the end new sessions start with the new settings."""
     restart(ends, body)
     other_key = base64.b64encode(secrets.token_bytes(32)).decode()
     changes: dict[str, Any] = {
@@ -97,9 +100,9 @@ def test_every_setting_changes_under_traffic_without_a_lost_packet(ends: Mesh, b
     there, back = (ends.node(end).pods[0] for end in ENDS)
     for end in ENDS:
         ends.node(end).write(OTHER_KEY_FILE, f"{ends.preshared_key}\n", mode=0o600)
-    # Traffic of one direction brings the session up, so that one end is its initiator. If both were, both would rekey
-    # at the same instant, and two new sessions displace the one in use (a peer has three keypairs: previous, current,
-    # next).
+    # Traffic in one direction establishes the session, so that one end is its initiator. If both ends were, both
+    # would rekey at the same time, and two new sessions displace the one in use (a peer has three keypairs: previous,
+    # current, next).
     with Traffic([(there, back)], rate=10.0):
         wait_until(lambda: all(handshake(ends, end) for end in ENDS), "a session is up", 20)
     made: dict[str, Any] = {}
@@ -137,7 +140,7 @@ def test_every_setting_changes_under_traffic_without_a_lost_packet(ends: Mesh, b
 
 
 def session(mesh: Mesh, end: str) -> dict[str, Any]:
-    """The report of the peer at the other end."""
+    """Return the report of the peer at the other end."""
     other = next(name for name in ENDS if name != end)
     return next(peer for peer in mesh.agents.peers(mesh.node(end)) if peer["name"] == other)
 
@@ -147,7 +150,10 @@ def handshake(mesh: Mesh, end: str) -> float:
 
 
 def test_a_setting_that_needs_a_restart_is_named(mesh: Mesh) -> None:
-    """In the answer, in the log, and in the status until the agent is restarted or the file is as before."""
+    """The answer and the log name it.
+
+    The status names it until the agent is restarted or the file is as before.
+    """
     configure(mesh, "harbour-1", dataplane="pure", log_level="debug")
     answer = reload(mesh, "harbour-1")
     assert (answer.changed, answer.restart) == (("log_level",), ("dataplane",))
@@ -160,7 +166,7 @@ def test_a_setting_that_needs_a_restart_is_named(mesh: Mesh) -> None:
 
 
 def test_a_configuration_that_does_not_parse_changes_nothing(mesh: Mesh) -> None:
-    """The problem is named with file, key and remedy, and the agent goes on."""
+    """The problem is reported with file, key and remedy, and the agent continues."""
     node = mesh.node("harbour-1")
     node.write(CONFIG_FILE, f"preshared_key_file: {KEY_FILE}\nlog_level: debug\nlisten_prot: 4600\n")
     complaint = f"{CONFIG_FILE}: listen_prot: unknown key (did you mean listen_port?)"

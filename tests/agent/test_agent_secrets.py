@@ -1,4 +1,4 @@
-"""No output, file, argument or variable of an agent contains a secret key."""
+"""No output, file, argument or environment variable of an agent contains a secret key."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_no_output_of_an_agent_contains_a_secret(mesh: Mesh) -> None:
 
 
 def test_the_same_search_finds_the_public_key(mesh: Mesh) -> None:
-    """The positive control."""
+    """Positive control of the search."""
     node = mesh.node("cloud-1")
     public_key = mesh.agents.public_keys["cloud-1"].encode()
     assert public_key in node.path(LOG).read_bytes()
@@ -62,6 +62,6 @@ def test_the_same_search_finds_the_public_key(mesh: Mesh) -> None:
 
 
 def test_the_preshared_key_is_in_force(mesh: Mesh) -> None:
-    """`wg show`, run by root, is the one place that shows it."""
+    """Only `wg show`, run by root, prints it."""
     shown = mesh.node("cloud-1").run(["wg", "show", "ravenvpn0", "preshared-keys"]).stdout
     assert shown.count(mesh.preshared_key) == 3

@@ -1,4 +1,4 @@
-"""Hashes of forwarding verdicts, looked up among the active gateway nodes of a world that changes."""
+"""Hashes in forwarding verdicts are resolved to the active gateway nodes of a changing world."""
 
 from __future__ import annotations
 

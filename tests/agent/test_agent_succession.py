@@ -1,4 +1,4 @@
-"""The active gateway of a region dies while no controller runs: the standby takes over."""
+"""The active gateway of a region fails while no controller runs: the standby takes over."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mesh() -> Iterator[tuple[Lab, Agents]]:
 def test_a_standby_takes_over_within_3_s_with_its_existing_sessions(
     mesh: tuple[Lab, Agents], measured: Measured
 ) -> None:
-    """Flows from and to plain nodes, direct and through a hub; they return to the gateway when it is up again."""
+    """Flows from and to plain nodes, direct and through a hub. They return to the gateway when it has recovered."""
     lab, agents = mesh
     plain, far, ship = (lab.pod(f"{name}-pod-1") for name in ("factory-3", "cloud-2", "ship-1"))
 
@@ -66,5 +66,5 @@ def test_a_standby_takes_over_within_3_s_with_its_existing_sessions(
         assert 0.0 < flow.outage(killed - 0.5, back) <= BAR, flow
         assert flow.lost(back) == [], f"{flow} on the way back"
     for name in ("cloud-1", "factory-3"):
-        due = time.time() - before[name] > REKEY_SOON  # a session renews itself
+        due = time.time() - before[name] > REKEY_SOON  # this session rekeys by age
         assert since[name] == before[name] or due, f"standing in needs no handshake with {name}"

@@ -19,11 +19,11 @@ from agent_mesh import ROOT, Measured, Mesh
 UNIT = ROOT / "systemd" / "ravenvpn.service"
 NOTIFY_SOCKET = "/run/notify"
 WATCHDOG = 2.0  # seconds
-EXPOSURE_BAR = 30  # systemd-analyze's threshold: ten times what it prints
+EXPOSURE_BAR = 30  # threshold of systemd-analyze, which is ten times the printed value
 
 
 class Systemd:
-    """The other end of sd_notify(3)."""
+    """The receiving end of sd_notify(3)."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -31,7 +31,10 @@ class Systemd:
         self.heard: list[tuple[float, str]] = []  # (monotonic, one assignment)
 
     def listen_until(self, assignment: str, patience: float) -> float:
-        """Take in what is said until this is; the instant. AssertionError if it is not said in time."""
+        """Receive notifications until this assignment arrives. Return its time.
+
+        Raises AssertionError if it does not arrive in time.
+        """
         deadline = time.monotonic() + patience
         while (left := deadline - time.monotonic()) > 0:
             self._socket.settimeout(left)
@@ -54,7 +57,7 @@ class Systemd:
 
 @pytest.fixture
 def systemd(mesh: Mesh) -> Iterator[Systemd]:
-    path = mesh.node("harbour-1").path(NOTIFY_SOCKET)  # /run is the node's own
+    path = mesh.node("harbour-1").path(NOTIFY_SOCKET)  # each node has its own /run
     listener = Systemd(path)
     yield listener
     listener.close()
@@ -71,7 +74,7 @@ def test_notifications_to_systemd_from_start_to_stop(mesh: Mesh, systemd: System
     process = mesh.agents.start(node, env=variables)
 
     ready = systemd.listen_until("READY=1", 60)
-    # Not before the first world is in force: the routes are there.
+    # READY=1 is not sent before the first world is in force, so the routes exist.
     assert "ravenvpn0" in node.ip("route show table 9127")
     assert len(systemd.said("READY=1")) == 1
     systemd.listen_until("STATUS=active gateway, ", 10)

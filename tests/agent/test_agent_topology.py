@@ -1,4 +1,4 @@
-"""The demonstration as a test: every pod reaches every pod, and the agents report the paths."""
+"""The demonstration mesh as a test: every pod reaches every pod, and the agents report the paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tunnel follows the plan, on a plain node, which needs no device and so no root."""
+"""The tunnel follows the plan. The node is a plain one, which needs neither a device nor root."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_moving_tunnel_receives_on_both_ports(owner: TunnelOwner) -> Non
 
 
 async def test_another_mesh_name_opens_another_tunnel(owner: TunnelOwner) -> None:
-    """Every tunnel address depends on the mesh name, so measurements of the tunnel before are void."""
+    """Every tunnel address depends on the mesh name, so measurements of the former tunnel are invalid."""
     planner, intent = Planner("edge-9"), Intent(listen_port=free_port())
     before = world("before")
     try:

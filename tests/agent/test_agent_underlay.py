@@ -1,4 +1,4 @@
-"""Changes after which this host has to be discovered again before planning."""
+"""Changes after which the host must be discovered again before planning."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_new_addresses_of_gateways_and_peers_need_a_query() -> None:
 
 
 def test_new_addresses_of_neighbours_need_a_query_and_those_of_other_nodes_do_not() -> None:
-    """The MTU of the VXLAN between the nodes of our region depends on the routes to them."""
+    """The MTU of the VXLAN between the nodes of the own region depends on the routes to them."""
     underlay = known()
     mate, stranger = NodeInfo("ship-2", ip_address("10.1.0.2")), NodeInfo("cloud-2", ip_address("10.9.0.2"))
     nodes = (*SHIP.status.nodes, mate)

@@ -26,7 +26,7 @@ pytestmark = [
 
 GATEWAY = "cloud-1"
 MARKER = b"injected"
-MARKER_PORT = 4243  # of the pod that would receive it
+MARKER_PORT = 4243  # port of the pod that would receive it
 QUIET = 0.5  # seconds without an arrival; a legitimate frame takes a few milliseconds
 
 
@@ -94,7 +94,7 @@ def send_as(mesh: LabMesh, attacker: LabHost, source: IPv4Address) -> None:
 
 
 def arrived(target: socket.socket) -> bool:
-    """Return whether a marker arrives; take all that arrive."""
+    """Return whether a marker arrives. All datagrams that arrive are read."""
     found = False
     while True:
         try:

@@ -3,8 +3,8 @@
 #
 #   build-flannel.sh VERSION OUTDIR        e.g. build-flannel.sh v0.28.10 ~/.cache/ravenvpn/kube
 #
-# It lands in OUTDIR/flannel-VERSION/flanneld, and is left alone if it is there. Prints that path.
-# Two backends are left out: tencentvpc (its SDK is not served) and udp (needs cgo).
+# Output: OUTDIR/flannel-VERSION/flanneld. An existing file is kept. Prints that path.
+# Two backends are left out: tencentvpc (the proxy does not serve its SDK) and udp (it needs cgo).
 set -euo pipefail
 [ $# -eq 2 ] || { sed -n '2,/^set -/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2; }
 version=v${1#v}; mkdir -p "$2/flannel-$version"; out=$(cd "$2/flannel-$version" && pwd)

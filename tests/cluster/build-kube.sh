@@ -5,8 +5,8 @@
 #
 # e.g. build-kube.sh v1.34.4 ~/.cache/ravenvpn/kube kube-apiserver kubectl
 # Programs: kube-apiserver (the default), kube-controller-manager, kube-scheduler,
-# kube-proxy, kubectl. Each lands in OUTDIR/VERSION/PROGRAM; one that is there
-# already is left alone. Two callers at once wait for each other.
+# kube-proxy, kubectl. Output: OUTDIR/VERSION/PROGRAM. An existing file is kept.
+# A lock serialises concurrent callers.
 # Prints OUTDIR/VERSION.
 #
 # Needs Go (1.26 for Kubernetes 1.36 and later) and python3. KUBE_BUILD_JOBS limits
@@ -28,10 +28,10 @@ command -v go >/dev/null || { say "$version is not built yet, and there is no Go
 export GOTOOLCHAIN=local GOWORK=off CGO_ENABLED=0 GOFLAGS=
 jobs=${KUBE_BUILD_JOBS:+-p $KUBE_BUILD_JOBS}
 
-# A module that stands in for the root of the Kubernetes repository:
-# k8s.io/kubernetes names its own parts (k8s.io/api, k8s.io/apiserver, ...) by folder;
-# each of them is also published as v0.MINOR.PATCH of the same release. Its other
-# replacements (old releases pin every dependency so) are taken over as they are.
+# A module that replaces the root of the Kubernetes repository:
+# k8s.io/kubernetes refers to its own parts (k8s.io/api, k8s.io/apiserver, ...) by folder;
+# each of them is also published as v0.MINOR.PATCH of the same release. The other
+# replace directives (old releases pin every dependency by one) are copied unchanged.
 mod=$out/.module; rm -rf "$mod"; mkdir -p "$mod"; cd "$mod"
 facts=$(go mod download -json "k8s.io/kubernetes@$version") || { say "no k8s.io/kubernetes $version to be had: $facts"; exit 1; }
 fact() { sed -n "s/.*\"$1\": \"\(.*\)\".*/\1/p" <<<"$facts"; }
@@ -59,8 +59,8 @@ imports() { printf '//go:build tools\n\npackage tools\n\n'; printf 'import _ "%s
 imports "${wanted[@]/#/k8s.io/kubernetes/cmd/}" >tools.go
 
 # Releases that did not check in their OpenAPI definitions (1.22):
-# without them kube-apiserver does not compile. They are made as the release build made
-# them, in a package of ours; kube-apiserver's few files are copied to import that.
+# without them kube-apiserver does not compile. openapi-gen generates them into a package
+# of this module, as the release build did; kube-apiserver's few files are copied to import it.
 declare -A package=()
 for program in "${wanted[@]}"; do package[$program]=k8s.io/kubernetes/cmd/$program; done
 if [ -n "${package[kube-apiserver]:-}" ] && [ ! -e "$source/pkg/generated/openapi/zz_generated.openapi.go" ]; then
@@ -83,7 +83,7 @@ if [ -n "${package[kube-apiserver]:-}" ] && [ ! -e "$source/pkg/generated/openap
   package[kube-apiserver]=./kube-apiserver
 fi
 
-flags="-s -w" # and the version, which "kubectl version" and clients of /version read
+flags="-s -w" # plus the version, which "kubectl version" and clients of /version read
 for p in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
   flags+=" -X $p.gitVersion=$version -X $p.gitMajor=1 -X $p.gitMinor=$minor -X $p.gitTreeState=clean"
 done

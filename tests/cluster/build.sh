@@ -1,10 +1,11 @@
 #!/bin/bash
-# Builds what the tests need of Kubernetes into the cache, in the versions of versions.env; silent when all is there.
+# Builds the Kubernetes programs of the tests into the cache, in the versions of versions.env.
+# Prints nothing if all of them exist.
 #
 #   build.sh default        etcd, a control plane of one version with kubectl and kube-proxy, flanneld
-#   build.sh all            besides, the oldest and the newest version
+#   build.sh all            the same, plus the oldest and the newest version
 #
-# RAVENVPN_KUBE is the folder, else ravenvpn/kube in the user's cache. Its build.log has what the compilers said.
+# The folder is RAVENVPN_KUBE, or ravenvpn/kube in the user's cache. Its build.log has the compilers' output.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 case ${1:-} in default | all) ;; *) sed -n '2,/^set -/p' "$0" | sed '$d; s/^# \{0,1\}//'; exit 2 ;; esac
@@ -13,7 +14,7 @@ folder=${RAVENVPN_KUBE:-${XDG_CACHE_HOME:-$HOME/.cache}/ravenvpn/kube}
 mkdir -p "$folder"
 log=$folder/build.log
 
-# What is to be built, one "script version program…" a line, and the file each must leave.
+# Print the builds, one "script version program…" a line. there() checks for the files of one build.
 wanted() {
     echo "build-etcd.sh $ETCD_VERSION"
     echo "build-kube.sh $KUBE_VERSION kube-apiserver kubectl kube-controller-manager kube-scheduler kube-proxy"

@@ -1,6 +1,6 @@
-"""Kubernetes' API as an administrator's client inside a lab speaks it: from a namespace, one request at a time.
+"""Minimal synchronous Kubernetes API client for scenes: it runs inside a lab namespace, one request at a time.
 
-The product's own client is asynchronous and lives in the agents; scenes only need to write an object and go on.
+The client of the product is asynchronous and lives in the agents. A scene only needs to write an object and continue.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Object = dict[str, Any]
 
 
 class Refused(Exception):
-    """The API server answered, and it was no."""
+    """The API server answered with an error status."""
 
     def __init__(self, method: str, path: str, status: int, text: str) -> None:
         super().__init__(f"{method} {path}: {status}: {text[:500]}")
@@ -30,7 +30,10 @@ class Refused(Exception):
 
 
 class Api:
-    """From `host`, with a certificate of the cluster's CA. `retries` bridges the moments in which it starts."""
+    """A client in the namespace of `host`, with a certificate of the cluster's CA.
+
+    `retries` covers the start of the server.
+    """
 
     def __init__(self, host: LabHost, address: str, port: int, pki: Path, identity: str = "admin") -> None:
         self._host, self.address, self.port = host, address, port
@@ -48,14 +51,14 @@ class Api:
         return self.request("PATCH", path, patch, MERGE)
 
     def apply(self, path: str, thing: Object) -> Any:
-        """Server-side, as `kubectl apply --server-side` does it."""
+        """Apply an object by server-side apply, as `kubectl apply --server-side` does."""
         return self.request("PATCH", f"{path}?fieldManager=scene&force=true", thing, APPLY)
 
     def delete(self, path: str) -> Any:
         return self.request("DELETE", path)
 
     def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
-        """Return the answer as JSON. Refused if it is an error, OSError if the server does not answer."""
+        """Return the answer as JSON. Raises Refused on an error status and OSError if the server does not answer."""
         text = None if body is None else json.dumps(body)
         for fresh in (self._connection is None, True):
             if self._connection is None:
@@ -68,7 +71,7 @@ class Api:
             except (OSError, http.client.HTTPException):
                 self.close()
                 if fresh:
-                    raise  # a connection kept from before may have ended meanwhile; a new one has no such excuse
+                    raise  # a kept connection may have been closed by the server: only a fresh one is an error
         if answer.status >= 400:
             raise Refused(method, path, answer.status, said)
         return json.loads(said or "null") if said[:1] in "{[" else said
@@ -93,7 +96,10 @@ class Api:
 
 
 def until_answered(ask: Any, patience: float = 30.0) -> Any:
-    """`ask()` until the server is there and does not say that it is not ready yet (429, 404 of a fresh kind, 5xx)."""
+    """Call `ask()` until the server answers and is ready.
+
+    429, 404 (a kind that has just been created) and 5xx are retried for `patience` seconds.
+    """
     deadline = time.monotonic() + patience
     while True:
         try:

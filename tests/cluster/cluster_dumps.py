@@ -1,4 +1,4 @@
-"""A node's network as dumps that can be compared, xtables rules, flannel's forwarding database and all."""
+"""Comparable dumps of a node's network, including the xtables rules and flannel's forwarding database."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ _COMMANDS = (
 
 
 def dump(node: LabNode) -> Dump:
-    """Everything of the host's network that an agent could have changed."""
+    """Return every part of the host's network that an agent could have changed."""
     return host_dumps.dump(node, _COMMANDS, may_fail=_FLANNELS)

@@ -1,4 +1,4 @@
-"""Regions that exist as objects only: a Gateway, its Nodes and its Peer each, for load. Nobody answers there."""
+"""Regions that exist as API objects only, for load: a Gateway, its Nodes and its Peer each. No agent runs there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster_mesh import GATEWAYS, PEERS, Mesh
 from ravenvpn.mesh.model import GATEWAY_LABEL as LABEL
 
 Object = dict[str, Any]
-NODES_PER_REGION = 16  # places in the address plan
+NODES_PER_REGION = 16  # prefixes reserved per region in the address plan
 
 
 def name(number: int) -> str:
@@ -22,13 +22,13 @@ def name(number: int) -> str:
 
 
 def prefix(number: int, index: int = 0) -> str:
-    """The podCIDR of a node: a /28 in 10.128.0.0/10 and up."""
+    """Return the podCIDR of a node: a /28 from 10.128.0.0 upwards."""
     place = (number * NODES_PER_REGION + index) * 16
     return f"{10}.{128 + (place >> 16)}.{place >> 8 & 255}.{place & 255}/28"
 
 
 def more_prefix(number: int) -> str:
-    """One that a change may add to the region: of 172.16.0.0/12, and no other's."""
+    """Return one more prefix for the region, out of 172.16.0.0/12. No other region has it."""
     return f"172.{16 + (number >> 8)}.{number & 255}.0/28"
 
 
@@ -69,7 +69,7 @@ def peer(number: int) -> Object:
 
 
 def status(number: int, nodes: int) -> Object:
-    """Of the Gateway, as the controller would write it."""
+    """Return the status of the Gateway as the controller writes it."""
     active = {**gateway(number)["spec"]["endpoints"][0], "config": {"enable-l3-tunnel": "true"}}
     return {
         "activeEndpoints": [active],
@@ -85,8 +85,10 @@ def status(number: int, nodes: int) -> Object:
 
 
 def sow(mesh: Mesh, numbers: Iterable[int], nodes: int = 1, *, finished: bool = False) -> None:
-    """Create these regions, several at a time. `finished`: with a status, and without Nodes, since no controller
-    that would read them is there."""
+    """Create these regions, eight at a time.
+
+    `finished` fills the status and creates no Nodes, for meshes without a controller that would read them.
+    """
 
     def one(number: int) -> None:
         api = mesh.cluster.connect()
@@ -102,7 +104,7 @@ def sow(mesh: Mesh, numbers: Iterable[int], nodes: int = 1, *, finished: bool = 
 
     with ThreadPoolExecutor(max_workers=8) as workers:
         for _ in workers.map(one, numbers):
-            pass  # brings an error out
+            pass  # raises the error of a worker
 
 
 def reap(api: Api, numbers: Iterable[int], nodes: int = 1) -> None:

@@ -53,7 +53,7 @@ def peer(name: str, region: str = "", role: str = "") -> dict[str, Any]:
 
 
 async def patient(ask: Callable[[], Any]) -> Any:
-    """`await ask()`, retried while the server starts: a new definition answers 404 and 429 for a moment."""
+    """Await `ask()` and retry it while the server starts: a new definition answers 404 and 429 for a moment."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -65,7 +65,7 @@ async def patient(ask: Callable[[], Any]) -> Any:
 
 
 async def until(so: Callable[[], Any], what: str) -> None:
-    """Wait until `so()`, or the result of awaiting it, is true."""
+    """Wait until `so()` is true, or the result of awaiting it is."""
     deadline = time.monotonic() + PATIENCE
     while True:
         found = so()
@@ -94,7 +94,7 @@ async def delete(client: Client, *names: str) -> None:
 
 
 class Follower:
-    """Follows one collection in a task of its own; `there` has the objects by name."""
+    """Follow one collection in a task of its own. `there` holds the objects by name."""
 
     def __init__(self, reflector: Reflector) -> None:
         self.reflector = reflector
@@ -140,7 +140,7 @@ async def following(reflector: Reflector) -> AsyncIterator[Follower]:
 
 
 class Looker:
-    """Records the snapshots of a source in a task of its own."""
+    """Record the snapshots of a source in a task of its own."""
 
     def __init__(self, source: ClusterSource) -> None:
         self.source = source

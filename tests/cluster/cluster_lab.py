@@ -1,8 +1,8 @@
-"""A whole cluster in a lab: control plane on a node, nodes registered, flannel between them, kube-proxy on them.
+"""A whole Kubernetes cluster in a lab: control plane on a node, registered nodes, flannel and kube-proxy.
 
-What a distribution would have set up before ravenvpn comes. flanneld is the real one, VXLAN mode, on every node; the
-bridge `cni0` with pods on it is as flannel's CNI plugin leaves it. Across regions flannel has routes, and behind NAT
-its packets reach nobody: what ravenvpn is for.
+This is the state that a distribution sets up before ravenvpn is installed. flanneld is the real one in VXLAN mode, on
+every node. The bridge `cni0` and its pods are as flannel's CNI plugin leaves them. flannel has routes across regions
+too, but behind NAT its packets do not arrive: ravenvpn closes that gap.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ REGIONS = (
 )
 POD_NETWORKS = ("10.244.0.0/16", "fd00:10:244::/48")
 PORT = 6443
-POD_MTU = 1450  # what flannel's CNI plugin gives pods where the LAN has 1500
+POD_MTU = 1450  # bytes; flannel's CNI plugin sets it where the LAN has 1500
 PATIENCE = 60.0
 
 
 def control_plane_of(lab: Lab) -> LabNode:
-    """The first region's last node: a plain one, as in most clusters."""
+    """Return the node of the control plane: the last node of the first region, a plain node as in most clusters."""
     return [node for node in lab.nodes if node.region is lab.plans[0].region][-1]
 
 
@@ -44,7 +44,7 @@ def control_plane_of(lab: Lab) -> LabNode:
 class ClusterLab:
     lab: Lab
     plane: ControlPlane
-    api: Api  # as administrator, on the control plane's node
+    api: Api  # administrator's client, on the control plane's node
     flannel: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
     proxies: dict[str, subprocess.Popen[Any]] = field(default_factory=dict)
     proxy_mode: str = ""
@@ -53,15 +53,15 @@ class ClusterLab:
         return self.lab.node(name)
 
     def connect(self) -> Api:
-        """One more client, for a thread of its own."""
+        """Return one more client, for use in another thread."""
         return Api(control_plane_of(self.lab), self.plane.address, PORT, self.plane.folder / "pki")
 
     def gateways(self) -> list[Manifest]:
-        """One for each region, as an operator writes them; nothing is applied by this."""
+        """Return one Gateway for each region as an operator writes it. Nothing is applied."""
         return [thing for thing in self.lab.manifests({}) if thing["kind"] == "Gateway"]
 
     def apply(self, *things: Manifest) -> None:
-        """`kubectl apply -f -`."""
+        """Apply the objects as `kubectl apply -f -` does."""
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": things})
         self.plane.kubectl("apply", "-f", "-", input=text)
 
@@ -71,14 +71,14 @@ class ClusterLab:
         for thing in self.lab.manifests({}):
             if thing["kind"] == "Node":
                 name = thing["metadata"]["name"]
-                # A kubelet leaves an annotation, and flanneld relies on there being any.
+                # A kubelet sets an annotation, and flanneld needs at least one on the Node.
                 notes = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
                 metadata = {**thing["metadata"], "annotations": notes}
                 self.api.create("/api/v1/nodes", {**thing, "metadata": metadata, "status": None})
                 self.api.merge(f"/api/v1/nodes/{name}/status", {"status": thing["status"]})
 
     def register_again(self, name: str) -> None:
-        """Its status as it was at first."""
+        """Reset the status of a Node to the one at registration."""
         thing = next(t for t in self.lab.manifests({}) if t["kind"] == "Node" and t["metadata"]["name"] == name)
         self.api.merge(f"/api/v1/nodes/{name}/status", {"status": thing["status"]})
 
@@ -87,7 +87,7 @@ class ClusterLab:
         self.api.merge(f"/api/v1/nodes/{name}/status", {"status": {"conditions": [condition]}})
 
     def start_flannel(self, *, masquerade: bool) -> None:
-        """On every node, and until each has a route to every other's pods."""
+        """Start flanneld on every node and wait until each node has a route to the pods of every other node."""
         network = {
             "Network": POD_NETWORKS[0],
             "EnableIPv4": True,
@@ -119,14 +119,14 @@ class ClusterLab:
             wait_until(functools.partial(self._has_flannel, node), f"flannel is up on {node.name}", PATIENCE)
 
     def stop_flannel(self) -> None:
-        """Its devices and routes stay, as when its DaemonSet is replaced."""
+        """Kill flanneld. Its devices and routes stay, as when its DaemonSet is replaced."""
         for process in self.flannel.values():
             process.kill()
             process.wait()
         self.flannel.clear()
 
     def hang_pods_as_the_cni_plugin_does(self, node: LabNode) -> None:
-        """No host-gw routes, and an MTU with room for the VXLAN."""
+        """Remove the host-gw routes of the lab and set the pod MTU that leaves room for the VXLAN header."""
         for mate in self.lab.nodes:
             if mate.region is node.region and mate is not node and mate.pods:
                 node.ip(f"route delete {mate.pod_cidrs.v4}")
@@ -148,7 +148,7 @@ class ClusterLab:
         )
 
     def start_proxies(self, mode: str) -> None:
-        """kube-proxy on every node: `nftables` or `iptables`."""
+        """Start kube-proxy on every node in `mode`: `nftables` or `iptables`."""
         self.proxy_mode = mode
         kubeconfig = self.plane.kubeconfig("kube-proxy", "/CN=system:kube-proxy").read_text()
         for node in self.lab.nodes:
@@ -171,13 +171,13 @@ class ClusterLab:
             )
 
     def want_proxies(self, mode: str) -> None:
-        """kube-proxy in this mode on every node, and no rule of another mode."""
+        """Ensure that kube-proxy runs in this mode on every node, and that no rule of another mode is left."""
         if mode != self.proxy_mode:
             self.stop_proxies()
             self.start_proxies(mode)
 
     def stop_proxies(self) -> None:
-        """Without its rules."""
+        """Kill kube-proxy on every node and remove its rules."""
         for name, process in self.proxies.items():
             process.kill()
             process.wait()
@@ -192,14 +192,14 @@ def _start(node: LabNode, log: str, argv: list[str], env: dict[str, str] | None 
 
 @contextlib.contextmanager
 def cluster_lab(*regions: Region, version: str = DEFAULT, masquerade: bool = True) -> Iterator[ClusterLab]:
-    """Up and registered, flannel running; no agent yet, and no CRD."""
+    """Yield a cluster with registered nodes and running flannel. No agent runs and no CRD is installed."""
     require_kube(version, FLANNELD, "kube-proxy")
     with Lab(*(regions or REGIONS)) as lab:
         host = control_plane_of(lab)
         standing = running(
             lab.folder / "kube",
             version,
-            # The host's network alone: its /run is its own, and the lab's folder stands under the machine's.
+            # Enter the network namespace only: its /run is its own, and the lab's folder is below the machine's /run.
             inside=["nsenter", f"--net={NAMESPACES / host.namespace}", "--"],
             address=str(host.v4),
             advertise=str(host.v4),

@@ -1,5 +1,7 @@
-"""ravenvpn in a cluster's lab as `deploy/` puts it there: objects and rights by kubectl, agents and controllers as
-processes on the nodes, each with the token a kubelet would have projected into its pod.
+"""ravenvpn in a lab cluster as `deploy/` installs it.
+
+kubectl applies the objects and the RBAC rules. Agents and controllers are processes on the nodes, each with the token
+that a kubelet would have projected into its pod.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from ravenvpn.lab.host import LabNode
 
 NAMESPACE = "kube-system"
 AGENT, CONTROLLER = "ravenvpn-agent", "ravenvpn-controller"
-TOKENS = "/run/secrets/kubernetes.io/serviceaccount"  # where client libraries look, by way of /var/run
+TOKENS = "/run/secrets/kubernetes.io/serviceaccount"  # client libraries read it below /var/run, a link to /run
 CONTROLLER_NODES = ("cloud-1", "cloud-2")
 MESHES = ((DEFAULT, "nftables"), (DEFAULT, "iptables"), (OLDEST, "iptables"))  # version and kube-proxy's mode
 GATEWAYS = "/apis/raven.openyurt.io/v1beta1/gateways"
@@ -46,17 +48,19 @@ class Mesh:
     def node(self, name: str) -> LabNode:
         return self.cluster.node(name)
 
-    # What `kubectl apply -k deploy/` and a kubelet do.
+    # Steps of `kubectl apply -k deploy/` and of a kubelet.
 
     def install(self) -> None:
-        """Kinds, service accounts and rights of deploy/; what needs the controller-manager to come to life stays
-        objects, and its processes are ours."""
+        """Apply the CRDs, service accounts and RBAC rules of deploy/.
+
+        Workloads that need the controller-manager stay objects; the tests start their processes.
+        """
         self.cluster.plane.kubectl("apply", "-k", str(DEPLOY))
         for path in (GATEWAYS, PEERS):
             until_answered(lambda path=path: self.cluster.api.get(path))
 
     def token(self, account: str, node: LabNode) -> str:
-        """Bound to a pod on that node, as the kubelet asks for it."""
+        """Return a token bound to a pod on that node, as a kubelet requests it."""
         pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
         pod = {
             "apiVersion": "v1",
@@ -94,7 +98,7 @@ class Mesh:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment by which a host-network pod finds the API server; OpenYurt points it at YurtHub."""
+        """Return the environment by which a host-network pod finds the API server. OpenYurt points it at YurtHub."""
         return {"KUBERNETES_SERVICE_HOST": self.cluster.plane.address, "KUBERNETES_SERVICE_PORT": str(PORT)}
 
     def start_agents(self) -> None:
@@ -112,7 +116,7 @@ class Mesh:
             self.start_controller(name)
 
     def start_controller(self, name: str) -> None:
-        """In a mount namespace of its own, where it finds its own token and not the agent's."""
+        """Start a controller in its own mount namespace, where it finds its own token instead of the agent's."""
         node = self.node(name)
         script = f'mkdir -p {TOKENS} && mount --bind /run/controller{TOKENS} {TOKENS} && exec "$@"'
         with node.path(f"/run/controller/{name}.log").open("ab") as log:
@@ -159,12 +163,15 @@ class Mesh:
         return found
 
     def active(self, name: str) -> list[str]:
-        """Nodes of the Gateway's active tunnel endpoints, as its status says."""
+        """Return the nodes of the Gateway's active tunnel endpoints from its status."""
         endpoints = self.gateway(name).get("status", {}).get("activeEndpoints") or []
         return [endpoint["nodeName"] for endpoint in endpoints if endpoint.get("type") == "tunnel"]
 
     def wait_until_connected(self) -> None:
-        """Until every agent has the world from the API server; at once the log of one that ended instead."""
+        """Wait until every agent has the world from the API server.
+
+        Fails at once, with the agent's log, if an agent has ended.
+        """
         for node in self.lab.nodes:
 
             def connected(node: LabNode = node) -> bool:
@@ -180,7 +187,7 @@ class Mesh:
                 raise AssertionError(f"{error}\n{self.agents.log(node)}") from error
 
     def status(self, node: LabNode) -> StatusReport:
-        """AgentUnreachableError where no agent answers."""
+        """Return the node's status report. Raises AgentUnreachableError if no agent answers."""
         return status_of(node)
 
 
@@ -188,7 +195,7 @@ class Mesh:
 def cluster_mesh(
     *regions: Region, version: str = DEFAULT, proxy: str = "", controllers: Sequence[str] = CONTROLLER_NODES
 ) -> Iterator[Mesh]:
-    """Everything runs and every agent is connected; there is no Gateway yet."""
+    """Yield a mesh with every process started and every agent connected. No Gateway exists yet."""
     with cluster_lab(*regions, version=version) as cluster:
         mesh = Mesh(cluster, Agents(cluster.lab))
         mesh.install()
@@ -201,14 +208,14 @@ def cluster_mesh(
 
 
 class Standing:
-    """At most one mesh, kept from test to test of this folder for as long as they want the same."""
+    """Keep at most one mesh from test to test of this folder, for as long as the tests need the same one."""
 
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._mesh: Mesh | None = None
 
     def mesh(self, version: str, proxy: str) -> Mesh:
-        """Of this version, with this kube-proxy; Gateways are as the last test left them."""
+        """Return a mesh of this version with this kube-proxy. Its Gateways are as the last test left them."""
         if self._mesh is not None and self._mesh.cluster.plane.version != version:
             self.close()
         if self._mesh is None:
@@ -222,7 +229,7 @@ class Standing:
 
 
 if __name__ == "__main__":
-    # A cluster to look at, by `PYTHONPATH=tests`; it stands until Ctrl-C.
+    # A cluster for manual inspection, started with `PYTHONPATH=tests`. It stays up until Ctrl-C.
     with cluster_mesh(proxy="nftables") as standing:
         standing.apply_gateways()
         sys.stdout.write(f"{standing.lab.prefix} {standing.cluster.plane.folder}\n")

@@ -1,6 +1,7 @@
-"""Datagrams from every pod to every pod at once: which pairs reach each other, and whom the receiver saw.
+"""Datagrams from every pod to every pod at once: which pairs reach each other, and with which source address.
 
-All sockets are this process's, one per pod and family; a round costs milliseconds and no process.
+All sockets belong to this process, one per pod and address family, so a round takes milliseconds and starts no
+process.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class Pairs:
-    """`with Pairs(pods) as pairs:`; pairs within a region are left out if `across` is set."""
+    """Use as `with Pairs(pods) as pairs:`. `across` leaves out the pairs within a region."""
 
     def __init__(self, pods: Sequence[Pod], *, across: bool = False) -> None:
         self.port = PORT
@@ -59,12 +60,15 @@ class Pairs:
             made.close()
 
     def missing(self) -> list[Pair]:
-        """One datagram for each pair; those that did not arrive, or not with the sender's own address."""
+        """Send one datagram for each pair.
+
+        Return the pairs whose datagram did not arrive with the sender's own address.
+        """
         self._round += 1
         waiting = set(self.wanted)
         for one, other, version in self.wanted:
             target = self._pods[other]
-            with contextlib.suppress(OSError):  # unreachable for now
+            with contextlib.suppress(OSError):  # no route yet
                 self._sockets[one, version].sendto(
                     _FRAME.pack(self._round, one, other, version),
                     (str(target.v4 if version == 4 else target.v6), PORT),
@@ -78,7 +82,10 @@ class Pairs:
     def until_complete(
         self, patience: float, since: float | None = None, also: Callable[[], None] = lambda: None
     ) -> float:
-        """Rounds until one lacks nothing; seconds from `since` (or now) to the end of that round."""
+        """Run rounds until one is complete.
+
+        Return the seconds from `since` (or from now) to the end of that round.
+        """
         begin = time.monotonic() if since is None else since
         while missing := self.missing():
             also()
@@ -97,7 +104,7 @@ class Pairs:
                     try:
                         data, source = made.recvfrom(2048)
                     except ConnectionError:
-                        continue  # an ICMP error of an earlier datagram
+                        continue  # ICMP error caused by an earlier datagram
                     except BlockingIOError:
                         break
                     number, one, other, version = _FRAME.unpack(data)

@@ -1,4 +1,4 @@
-"""A thousand pings a second over established paths, and which of them were lost."""
+"""A thousand pings a second over established paths, with the count of lost ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ravenvpn.lab.host import Pod
 
 
 class Pings:
-    """`with Pings(pairs, folder) as pings:`; afterwards `lost` tells by pair how many answers never came."""
+    """Use as `with Pings(pairs, folder) as pings:`. Afterwards `lost` has the number of missing replies by pair."""
 
     def __init__(self, pairs: Iterable[tuple[Pod, Pod]], folder: Path, interval: float = 0.001) -> None:
         self._pairs = list(pairs)
@@ -40,7 +40,7 @@ class Pings:
             with said:
                 said.seek(0)
                 answered = {int(number) for number in re.findall(rb"icmp_seq=(\d+) ", said.read())}
-            # Sequence numbers are of 16 bits; none of these lasts longer than a minute. The very last ones may still
-            # have been on their way.
+            # Sequence numbers have 16 bits and do not wrap, since no run lasts longer than a minute. The count ends
+            # at the last reply, because later requests may still have been in flight.
             self.sent[what] = max(answered, default=0)
             self.lost[what] = self.sent[what] - len(answered)

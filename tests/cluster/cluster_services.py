@@ -1,4 +1,4 @@
-"""Services without a controller-manager: their EndpointSlices are written here, and pods answer who asked them."""
+"""Services without a controller-manager: the tests write the EndpointSlices, and TCP servers in pods answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ SLICES = f"/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices"
 
 
 class Servers:
-    """TCP servers in these pods, both families; each says who it is and whom it saw: `ship-1-pod-1 10.244.1.2`."""
+    """TCP servers in these pods, IPv4 and IPv6.
+
+    Each answers with its pod and the client's address: `ship-1-pod-1 10.244.1.2`.
+    """
 
     def __init__(self, pods: Iterable[Pod]) -> None:
         self._listening: dict[socket.socket, str] = {}
@@ -63,7 +66,10 @@ class Servers:
 
 
 def ask(host: LabHost, address: str, port: int) -> tuple[str, str]:
-    """Which pod answered a TCP connection of the host, and whom it saw. OSError if none did in time."""
+    """Return the pod that answered a TCP connection of the host, and the client address it saw.
+
+    Raises OSError if no pod answers in time.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with host.socket(family, socket.SOCK_STREAM) as made:
         made.settimeout(PATIENCE)
@@ -78,9 +84,9 @@ def ask(host: LabHost, address: str, port: int) -> tuple[str, str]:
 @dataclass(frozen=True)
 class Service:
     name: str
-    v4: str  # its ClusterIPs
+    v4: str  # the Service's ClusterIPs
     v6: str
-    node_port: int  # 0 where it has none
+    node_port: int  # 0 if the Service has none
 
     @property
     def addresses(self) -> tuple[str, str]:
@@ -100,7 +106,7 @@ def publish(
     annotations: dict[str, str] | None = None,
     zoned: bool = False,
 ) -> Service:
-    """A dual-stack Service in front of these pods. `zoned` slices tell kube-proxy to stay in the region."""
+    """Create a dual-stack Service in front of these pods. `zoned` slices keep kube-proxy inside the region."""
     wanted = {
         "apiVersion": "v1",
         "kind": "Service",

@@ -1,7 +1,7 @@
-"""Control planes for the tests of this folder, and how many were not run for want of one.
+"""Control planes for the tests of this folder, and a count of the tests that were skipped without one.
 
-`cluster` is shared by the whole run: a test uses names of its own, since Gateways and Peers are cluster-wide, and
-leaves nothing behind. One that kills it, floods it or looks at all of it takes `own_cluster`.
+All tests of a run share `cluster`. Gateways and Peers are cluster-wide, so a test uses its own names and removes its
+objects. A test that kills the cluster, floods it or lists all of it takes `own_cluster`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.cluster)
-    # Scenes of one mesh follow each other; what wants none comes first.
+    # Tests of the same mesh run one after the other; tests without a mesh run first.
     items.sort(key=_mesh_wanted)
 
 
@@ -49,7 +49,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def _planes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], ControlPlane]]:
-    """The shared control plane of a version, started when the first test asks for it."""
+    """Return the shared control plane of a version. The first test that needs it starts it."""
     with ExitStack() as standing:
 
         @cache
@@ -67,20 +67,20 @@ def cluster(_planes: Callable[[str], ControlPlane]) -> ControlPlane:
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def any_cluster(request: pytest.FixtureRequest, _planes: Callable[[str], ControlPlane]) -> ControlPlane:
-    """The test runs once on each version, the oldest and the newest that are supported among them; shared."""
+    """Run the test once on each supported version that is built, the oldest and the newest included. Shared."""
     return _planes(request.param)
 
 
 @pytest.fixture
 def own_cluster(tmp_path: Path) -> Iterator[ControlPlane]:
-    """A control plane of the default version for this test alone: kill it, hang it, compact it."""
+    """A control plane of the default version for one test, which may kill, hang or compact it."""
     with running(tmp_path / "kube") as plane:
         yield plane
 
 
 @pytest.fixture(scope="session")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A control plane for the scenes that follow all of it, and kill it: each leaves it running. Kinds are there."""
+    """A control plane with the CRDs for tests that follow all of it or kill it. Each test leaves it running."""
     with running(tmp_path_factory.mktemp("watched") / "kube") as plane:
         define_kinds(plane)
         yield plane
@@ -88,8 +88,11 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def mesh(request: pytest.FixtureRequest) -> Mesh:
-    """Regions, control plane, flannel, kube-proxy, controllers and agents, shared by the scenes that want the same
-    version and kube-proxy; Gateways are applied, and every pod reaches every pod."""
+    """A complete mesh in a cluster, shared by the tests of the same version and kube-proxy.
+
+    It has regions, control plane, flannel, kube-proxy, controllers and agents. The Gateways are applied, and every
+    pod reaches every pod.
+    """
     standing = request.config.stash.setdefault(_STANDING, Standing())
     mesh = standing.mesh(*getattr(request, "param", MESHES[0]))
     mesh.wait_until_healthy()
@@ -101,7 +104,7 @@ _STANDING = pytest.StashKey[Standing]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the cluster, so that tests of other folders do not run beside it."""
+    """Stop the cluster before tests of other folders start."""
     if nextitem is None or "mesh" not in getattr(nextitem, "fixturenames", ()) or HERE not in nextitem.path.parents:
         item.config.stash.setdefault(_STANDING, Standing()).close()
 

@@ -1,7 +1,7 @@
-"""A real control plane of one version: etcd and kube-apiserver (controller-manager and scheduler on demand).
+"""A real control plane of one version: etcd and kube-apiserver, with controller-manager and scheduler on demand.
 
-Its data, certificates, logs and kubeconfigs stand in one folder, and everything goes when it is stopped, or when the
-process that made it ends in whatever way. `inside` runs it in a network namespace.
+Data, certificates, logs and kubeconfigs are in one folder. The folder is removed when the control plane is stopped or
+when the process that started it ends, even by SIGKILL. `inside` runs it in a network namespace.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VERSIONS = (DEFAULT, OLDEST, NEWEST)
 ETCD = f"etcd-{_PINNED['ETCD_VERSION']}/etcd"
 FLANNELD = f"flannel-{_PINNED['FLANNEL_VERSION']}/flanneld"
 
-# Every request of every client, one JSON line each, written before it is answered: tests count them.
+# One JSON line for each request of each client, written before the answer is sent. Tests count them.
 _AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -44,11 +44,11 @@ NOT_BUILT = "NOT RUN, NOT BUILT"
 
 
 class NotBuilt(Exception):
-    """Programs of a cluster that `make kube` would have built."""
+    """Programs of the cluster are missing; `make kube` builds them."""
 
 
 class Failed(Exception):
-    """A program of the cluster, or kubectl, ended badly. Says what it said."""
+    """A program of the cluster, or kubectl, failed. The message contains its output."""
 
 
 def kube_folder() -> Path:
@@ -57,7 +57,7 @@ def kube_folder() -> Path:
 
 
 def programs(version: str, *names: str) -> None:
-    """NotBuilt if one is missing. With a slash in it, a name stands below the folder of all versions."""
+    """Raise NotBuilt if a program is missing. A name with a slash is looked up below the folder of all versions."""
     folder = kube_folder()
     wanted = [name if "/" in name else f"{version}/{name}" for name in names]
     if missing := [name for name in wanted if not os.access(folder / name, os.X_OK)]:
@@ -66,7 +66,7 @@ def programs(version: str, *names: str) -> None:
 
 
 def require_kube(version: str = DEFAULT, *names: str) -> None:
-    """Skip the test, in capitals, where the control plane or one of `names` is not built; with CI=true, fail it."""
+    """Skip the test if the control plane or one of `names` is not built. With CI=true the test fails instead."""
     try:
         programs(version, ETCD, "kube-apiserver", "kubectl", *names)
     except NotBuilt as error:
@@ -77,9 +77,9 @@ def require_kube(version: str = DEFAULT, *names: str) -> None:
 
 @contextmanager
 def running(folder: Path, version: str = DEFAULT, *more: str, **options: Any) -> Iterator[ControlPlane]:
-    """A control plane for as long as the block lasts; the test is skipped where one is not built.
+    """Run a control plane for the duration of the block. The test is skipped if the programs are not built.
 
-    `more` as for `ControlPlane.start`, `options` as for `ControlPlane`.
+    `more` is passed to `ControlPlane.start`, `options` to `ControlPlane`.
     """
     require_kube(version, *(f"kube-{name}" for name in more))
     plane = ControlPlane(folder, version, **options)
@@ -91,14 +91,17 @@ def running(folder: Path, version: str = DEFAULT, *more: str, **options: Any) ->
 
 
 def define_kinds(plane: ControlPlane) -> None:
-    """Gateway and Peer as deploy/ defines them, whatever stood there, and until they are served."""
+    """Install the CRDs of deploy/ over any existing definition, and wait until they are served."""
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-k", str(DEPLOY / "crds"))
     names = ("crd/gateways.raven.openyurt.io", "crd/peers.ravenvpn.io")
     plane.kubectl("wait", "--for=condition=Established", *names, "--timeout=30s")
 
 
 class ControlPlane:
-    """`folder` may be one that was stopped before: it goes on with its data. Start it with `start`."""
+    """A control plane with its state in `folder`, started by `start`.
+
+    A folder of a control plane that was stopped before is continued with its data.
+    """
 
     def __init__(
         self,
@@ -113,8 +116,11 @@ class ControlPlane:
         arguments: str = "",
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`inside` is the argv that enters a network namespace; there `address` and `advertise` are the namespace's
-        own. `arguments` are flags for kube-apiserver besides. Port 0 picks a free one, kept over restarts."""
+        """Describe a control plane without starting it.
+
+        `inside` is the argv that enters a network namespace; `address` and `advertise` then belong to that namespace.
+        `arguments` are additional flags for kube-apiserver. Port 0 picks a free port, which is kept over restarts.
+        """
         self.folder, self.version, self.address = folder, version, address
         self.binaries = kube_folder() / version
         self._inside = list(inside)
@@ -137,16 +143,17 @@ class ControlPlane:
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self, *more: str) -> None:
-        """Until it is ready; what has ended since the last time is started again on the old data and port.
+        """Start all programs and wait until the server is ready.
 
-        `more` names "controller-manager" and "scheduler", where they are wanted besides.
+        Programs that have ended since the last start are started again with the old data and port. `more` may contain
+        "controller-manager" and "scheduler".
         """
         if self._guard is None:
             self._guard = self._watch_over_it()
         self._script("start-kube.sh", str(self.binaries), str(self.folder), *more)
 
     def stop(self) -> None:
-        """All of it, at once; the folder goes too."""
+        """Stop all programs and remove the folder."""
         if self._guard is not None:
             os.killpg(self._guard.pid, signal.SIGTERM)
             self._guard.wait(10)
@@ -163,17 +170,17 @@ class ControlPlane:
 
     @property
     def admin(self) -> Path:
-        """A kubeconfig that may do anything."""
+        """Return a kubeconfig of a cluster administrator."""
         return self.folder / "admin.kubeconfig"
 
     def kubeconfig(self, name: str, subject: str) -> Path:
-        """A kubeconfig with a client certificate for this subject, such as `/CN=system:kube-proxy`."""
+        """Return a kubeconfig with a client certificate for this subject, such as `/CN=system:kube-proxy`."""
         return Path(self._script("kubeconfig.sh", str(self.folder), name, subject).strip())
 
     def token(
         self, account: str, namespace: str = "kube-system", *, bound_to: Mapping[str, Any] | None = None
     ) -> str:
-        """A token of a service account, as the kubelet mounts it; `bound_to` is a `boundObjectRef` (a Pod)."""
+        """Return a service account's token as the kubelet mounts it. `bound_to` is a `boundObjectRef` (a Pod)."""
         spec: dict[str, Any] = {"expirationSeconds": 3600}
         if bound_to is not None:
             spec["boundObjectRef"] = dict(bound_to)
@@ -184,7 +191,7 @@ class ControlPlane:
         )
 
     def account(self, account: str, namespace: str = "kube-system", **token: Any) -> Path:
-        """A kubeconfig with a fresh token of this service account."""
+        """Return a kubeconfig with a fresh token of this service account."""
         cluster = {"server": self.url, "certificate-authority-data": base64.b64encode(self.ca.read_bytes()).decode()}
         user = {"token": self.token(account, namespace, **token)}
         file = self.folder / f"{namespace}-{account}.kubeconfig"
@@ -208,11 +215,14 @@ class ControlPlane:
     def kubectl(
         self,
         *arguments: str,
-        input: str = "",  # noqa: A002 - as subprocess calls it
+        input: str = "",  # noqa: A002 - the name that subprocess uses
         check: bool = True,
         kubeconfig: Path | None = None,
     ) -> str:
-        """Its output; with `check` off its errors too, and no exception. As admin unless told otherwise."""
+        """Run kubectl, as admin unless `kubeconfig` is given, and return its output.
+
+        With `check` off the errors are part of the output, and nothing is raised.
+        """
         argv = [*self._inside, str(self.binaries / "kubectl"), f"--kubeconfig={kubeconfig or self.admin}"]
         done = subprocess.run(
             [*argv, *arguments],
@@ -221,14 +231,14 @@ class ControlPlane:
             text=True,
             timeout=60,
             check=False,
-            env={**self._environment, "HOME": str(self.folder)},  # where it keeps what it discovered
+            env={**self._environment, "HOME": str(self.folder)},  # kubectl's discovery cache
         )
         if check and done.returncode:
             raise Failed(f"kubectl {shlex.join(arguments)}: {done.stderr.strip()}")
         return done.stdout if check else done.stdout + done.stderr
 
     def requests(self) -> list[dict[str, Any]]:
-        """All requests answered so far, as audit events: `verb`, `user.username`, `objectRef`, `responseStatus`."""
+        """Return all answered requests as audit events: `verb`, `user.username`, `objectRef`, `responseStatus`."""
         log = self.folder / "audit.log"
         return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -236,7 +246,7 @@ class ControlPlane:
         return int((self.folder / f"{program}.pid").read_text())
 
     def kill(self, program: str = "kube-apiserver") -> None:
-        """By SIGKILL, and it is gone when this returns. `start` brings it back."""
+        """Send SIGKILL to a program and wait for its end. `start` starts it again."""
         pid = self.pid(program)
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 10
@@ -245,7 +255,7 @@ class ControlPlane:
 
     @contextmanager
     def hung(self, program: str = "kube-apiserver") -> Iterator[None]:
-        """Stopped by SIGSTOP: connections stand, and nobody answers."""
+        """Stop a program by SIGSTOP for the block: connections stay open, and no request is answered."""
         pid = self.pid(program)
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -254,12 +264,15 @@ class ControlPlane:
             os.kill(pid, signal.SIGCONT)
 
     def forget_serving_certificate(self, *, new_ca: bool = False) -> None:
-        """The next start makes another one, of the same CA or, with all identities, of a new one."""
+        """Remove the serving certificate; the next start makes another one.
+
+        `new_ca` replaces the CA and all identities as well.
+        """
         for file in (self.folder / "pki").glob("*.crt" if new_ca else "apiserver.*"):
             file.unlink()
 
     def compact(self) -> int:
-        """Make etcd forget all history before now; returns the revision."""
+        """Compact etcd's history up to now and return the revision."""
         url = f"http://127.0.0.1:{(self.folder / 'etcd.port').read_text().strip()}/v3/kv"
         revision = json.loads(self._etcd(url + "/range", {"key": "AA=="}))["header"]["revision"]
         self._etcd(url + "/compaction", {"revision": revision, "physical": True})
@@ -270,7 +283,10 @@ class ControlPlane:
         return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=15).stdout
 
     def _watch_over_it(self) -> subprocess.Popen[bytes]:
-        """Stop the cluster at exit if it still runs: its programs have sessions of their own and would go on."""
+        """Start a guard that stops the cluster when this process ends.
+
+        The programs run in their own sessions and would otherwise continue.
+        """
         script = 'tail --pid="$1" -f /dev/null; exec "$2" "$3" --delete'
         argv = ["sh", "-c", script, "guard", str(os.getpid()), str(HERE / "stop-kube.sh"), str(self.folder)]
         return subprocess.Popen(
@@ -282,7 +298,7 @@ class ControlPlane:
         )
 
     def _script(self, name: str, *arguments: str) -> str:
-        # Only those that start something go inside: the programs stay in the namespace they are started in.
+        # Only start-kube.sh runs inside: the programs stay in the namespace in which they were started.
         inside = self._inside if name == "start-kube.sh" else []
         try:
             done = subprocess.run(

@@ -40,14 +40,20 @@ def define(plane: ControlPlane) -> None:
 
 @contextmanager
 def defined(folder: Path, **options: Any) -> Iterator[ControlPlane]:
-    """Run a control plane of one's own: controllers act on every Gateway in it. `options` are those of `running`."""
+    """Run a control plane for one test module, since controllers act on every Gateway in it.
+
+    `options` are those of `running`.
+    """
     with running(folder / "kube", **options) as plane:
         define(plane)
         yield plane
 
 
 class ControllerProcess:
-    """`raven-vpn controller` against `plane`, started at once. Leaving the context expects exit code 0 of it."""
+    """A process `raven-vpn controller` against `plane`, started at once.
+
+    The end of the context requires exit code 0.
+    """
 
     def __init__(
         self, plane: ControlPlane, *arguments: str, account: str = "ravenvpn-controller", name: str = "controller"
@@ -138,7 +144,7 @@ def _free_port() -> int:
 
 
 class Region:
-    """Writes Gateways, Nodes and Peers as an administrator; `clear` deletes what was created."""
+    """Write Gateways, Nodes and Peers as an administrator. `clear` deletes the created objects."""
 
     def __init__(self, client: Client) -> None:
         self.client = client

@@ -1,12 +1,13 @@
-"""A node without a kubelet's burden: it registers, keeps its lease, says its pods run, and answers
-logs and exec, so that "kubectl logs" crosses the network to the node's own address.
+"""A minimal kubelet for tests: it registers a Node, renews its Lease, and reports its pods as running.
+
+It serves logs and exec, so that "kubectl logs" crosses the network to the node's own address.
 
     fake_kubelet.py --kubeconfig NODE.kubeconfig --node NAME --ip ADDRESS --cert CRT --key KEY [--port 10250]
 
-The kubeconfig is a node's (kubeconfig.sh DIR NAME /O=system:nodes/CN=system:node:NAME), so the Node
-authorizer and NodeRestriction judge it as they judge a real one. Start it inside the node's network
-namespace: exec runs there too. exec speaks WebSocket v4, as kubernetes-asyncio does; kubectl's own
-exec reaches a kubelet as SPDY, which is not spoken here (kwok speaks it).
+The kubeconfig is one of a node (kubeconfig.sh DIR NAME /O=system:nodes/CN=system:node:NAME), so the Node
+authorizer and NodeRestriction treat it like a real kubelet. It is started inside the node's network
+namespace, and exec runs there too. exec speaks WebSocket v4, as kubernetes-asyncio does. SPDY, which
+kubectl's own exec uses, is not implemented (kwok implements it).
 Needs kubernetes-asyncio (with aiohttp).
 """
 
@@ -30,7 +31,7 @@ async def register(core: client.CoreV1Api, args: argparse.Namespace) -> None:
     try:
         await core.create_node({"metadata": {"name": args.node, "labels": labels}})
     except client.ApiException as error:
-        if error.status != 409:  # made beforehand, or by our last life
+        if error.status != 409:  # exists already: created by the test or by an earlier process
             raise
     await say_ready(core, args)
 
@@ -76,7 +77,7 @@ async def keep_lease(api: client.ApiClient, args: argparse.Namespace) -> None:
                     "kube-node-lease", {"metadata": {"name": args.node}, "spec": spec | {"renewTime": now()}}
                 )
         except (TimeoutError, client.ApiException, OSError) as error:
-            print("lease:", error, flush=True)  # a cut path is what tests are about
+            print("lease:", error, flush=True)  # tests cut this path on purpose
         await asyncio.sleep(args.lease_every)
 
 

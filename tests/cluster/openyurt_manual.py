@@ -1,6 +1,6 @@
-"""Gateways as OpenYurt's user manual of Raven publishes them, but for the names of nodes and the public address.
+"""Gateways as published in the Raven user manual of OpenYurt.
 
-Those it blots out; scenes put in their own.
+Only the node names and the public address are placeholders, because the manual masks them. Scenes insert their own.
 """
 
 _HANGZHOU = """
@@ -69,7 +69,7 @@ spec:
       type: tunnel
 """
 GATEWAYS = f"{_HANGZHOU}---{_CLOUD}---{_QINGDAO}"
-# With fields of older releases besides.
+# With additional fields of older releases.
 OLDER = f"""{_CLOUD.replace("gw-cloud", "gw-older").rstrip()}
       config:
         enable-l3-tunnel: "true"

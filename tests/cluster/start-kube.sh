@@ -4,12 +4,12 @@
 #
 #   start-kube.sh BINDIR STATEDIR [controller-manager] [scheduler]
 #
-# BINDIR    holds kube-apiserver and what else is asked for (see build-kube.sh)
-# STATEDIR  is made if absent: certificates, kubeconfigs, pid files, logs, etcd data.
-#           Started twice on the same folder, it only says again what is running; what has
-#           ended meanwhile (a test killed it) is started again, on its old port and data.
+# BINDIR    contains kube-apiserver and the other programs asked for (see build-kube.sh)
+# STATEDIR  is created if absent: certificates, kubeconfigs, pid files, logs, etcd data.
+#           A second start on the same folder only prints what is running; a program that
+#           has ended (a test killed it) is started again with its old port and data.
 #
-# It prints, and writes to STATEDIR/env, lines a shell can source:
+# Prints lines that a shell can source, and writes them to STATEDIR/env:
 #   KUBECONFIG, KUBE_URL, KUBE_CA, KUBE_DIR
 # Stop with stop-kube.sh STATEDIR. Get more identities with kubeconfig.sh.
 #
@@ -40,7 +40,7 @@ die() { echo "start-kube: $*" >&2; exit 1; }
 etcd=$(readlink -f "$(command -v "$etcd")") || die "no etcd; build it (build-etcd.sh) and set ETCD"
 for program in $with; do [ -x "$bin/kube-$program" ] || die "no $bin/kube-$program; run build-kube.sh first"; done
 
-# the process behind a pid file, if it still is the one that was started
+# true if the process of a pid file is still the one that was started
 alive() {
   local pid; pid=$(cat "$dir/$1.pid" 2>/dev/null) || return 1
   [ "$(readlink "/proc/$pid/exe" 2>/dev/null)" = "$(cat "$dir/$1.exe" 2>/dev/null)" ]
@@ -50,7 +50,7 @@ launch() { # NAME BINARY ARGS...: detached, so that it outlives this script
   echo "$file" >"$dir/$name.exe"
   setsid "$file" "$@" >"$dir/$name.log" 2>&1 </dev/null &
   echo $! >"$dir/$name.pid"; disown
-  for _ in $(seq 50); do alive "$name" && return; sleep 0.02; done # until setsid has become it
+  for _ in $(seq 50); do alive "$name" && return; sleep 0.02; done # until setsid has executed it
   tail -n 25 "$dir/$name.log" >&2; die "$name did not start"
 }
 free_ports() { python3 - "$@" <<'PY'
@@ -64,10 +64,10 @@ for port in wanted:
     print(port)
 PY
 }
-before() { cat "$dir/$1.port" 2>/dev/null || echo 0; } # restarted, it keeps its port and its clients
+before() { cat "$dir/$1.port" 2>/dev/null || echo 0; } # a restart keeps the port, so clients reconnect
 url_host() { case $1 in *:*) echo "[$1]";; *) echo "$1";; esac; }
 
-# Certificates are made once per folder.
+# Certificates are created once per folder.
 mkdir -p "$dir/pki"; cd "$dir/pki"
 if [ ! -s ca.crt ]; then
   printf '[req]\ndistinguished_name=dn\nprompt=no\n[dn]\n' >req.cnf
@@ -103,11 +103,11 @@ if ! alive etcd; then
     --listen-client-urls "http://127.0.0.1:$etcd_port" --advertise-client-urls "http://127.0.0.1:$etcd_port"
     --listen-peer-urls "http://127.0.0.1:$peer_port" --initial-advertise-peer-urls "http://127.0.0.1:$peer_port"
     --initial-cluster "test=http://127.0.0.1:$peer_port"
-    --heartbeat-interval=20 --election-timeout=200) # alone, it elects itself after this long
+    --heartbeat-interval=20 --election-timeout=200) # ms; a single member elects itself after this time
   launch etcd "$etcd" "${args[@]}"
 fi
 etcd_port=$(cat etcd.port)
-# kube-apiserver tries a silent etcd again only after a second: worth waiting for
+# kube-apiserver retries an unreachable etcd only after a second, so wait for etcd first
 for _ in $(seq 100); do curl -sf --max-time 1 "http://127.0.0.1:$etcd_port/health" >/dev/null && break; sleep 0.05; done
 
 if ! alive kube-apiserver; then
@@ -143,7 +143,7 @@ until ready; do
   sleep 0.1
 done
 
-# What was asked for besides
+# Additional programs
 case $with in *" controller-manager "*)
   if ! alive kube-controller-manager; then
     "$here/kubeconfig.sh" "$dir" kube-controller-manager /CN=system:kube-controller-manager >/dev/null

@@ -1,7 +1,7 @@
-"""The agent with what its pod has, and nothing more: what deploy/workloads/agent.yaml gives it.
+"""The agent with exactly the rights and mounts that deploy/workloads/agent.yaml gives its pod.
 
-A container runtime is imitated as far as it takes things away: a root file system that is read-only, /proc/sys and
-/sys too, a /dev of its own, no capability but those added, no new privileges. The world comes from files here.
+The restrictions of a container runtime are imitated: a read-only root file system, read-only /proc/sys and /sys, a
+private /dev, only the added capabilities, no new privileges. The world comes from files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ pytestmark = [
 
 
 def container(argv: Sequence[str], without: str = "") -> list[str]:
-    """The command line that runs `argv` as the container would, on a lab's node; `without` a mount of that name."""
+    """Return the command line that runs `argv` as the container would on a lab node.
+
+    `without` names a mount to leave out.
+    """
     context = CONTAINER["securityContext"]
     assert context["readOnlyRootFilesystem"]
     assert not context["allowPrivilegeEscalation"]
@@ -69,8 +72,8 @@ def container(argv: Sequence[str], without: str = "") -> list[str]:
         steps.append(f"mount --bind {source} {target}")
         if mount.get("readOnly"):
             steps.append(f"mount -o remount,bind,ro {target}")
-    # The image: Python, its libraries and the package, as they are here. And the world of this test. Last, since all
-    # of it may lie below a folder that the pod has mounted.
+    # The image is the Python, its libraries and the package of this machine, plus the world of this test. They are
+    # mounted last, since they may be below a folder that the pod has mounted.
     for folder in dict.fromkeys([str(ROOT), sys.prefix, sys.base_prefix]):
         steps.append(f"mkdir -p $root{folder}; mount --bind {folder} $root{folder}")
     steps.append(f"mkdir -p $root{WORLD}; mount --bind {WORLD} $root{WORLD}")
@@ -81,7 +84,7 @@ def container(argv: Sequence[str], without: str = "") -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """As the manifest sets it; Kubernetes is left out, the default source are files."""
+    """Return the environment of the manifest without Kubernetes, so that the default source (files) is used."""
     return {
         entry["name"]: entry["value"]
         for entry in CONTAINER["env"]
@@ -120,7 +123,7 @@ def regions() -> Iterator[tuple[Lab, Agents]]:
 
 @pytest.fixture
 def scene(regions: tuple[Lab, Agents]) -> Iterator[Scene]:
-    """No agent runs on the node yet, and none has left anything there."""
+    """A node without a running agent and without remains of one."""
     lab, agents = regions
     scene = Scene(lab, agents, lab.node("factory-1"))
     yield scene
@@ -145,13 +148,13 @@ def test_the_agent_needs_no_more_than_its_pod_gives(scene: Scene) -> None:
     assert re.findall(r"^Cap(?:Eff|Bnd):\t(\w+)$", status, re.MULTILINE) == [f"{1 << 12:016x}"] * 2  # CAP_NET_ADMIN
     assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
     assert scene.boxed.run(["cat", "/proc/sys/net/ipv4/conf/ravenvpn0/rp_filter"]).stdout == "2\n"
-    # The host sees it as if it were its own.
+    # The control socket is visible on the host.
     assert "ravenvpn0" in scene.boxed.run(["ls", "/run/wireguard"]).stdout
     assert scene.boxed.path("/var/lib/ravenvpn/private.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_without_a_writable_proc_sys_it_says_what_the_pod_lacks(scene: Scene) -> None:
-    """Or the mount in the manifest would be there for nothing."""
+    """The agent needs the mount of /host/proc/sys in the manifest, and logs the remedy if it is missing."""
     scene.start(without="sysctls")
     try:
         wait_until(lambda: "/host/proc/sys/net" in scene.said(), "the remedy is in the log", 40)

@@ -1,4 +1,4 @@
-"""One node: started while the API server is away, with a damaged saved world, without its key, with a copied key."""
+"""One node on its own: API server away at start, damaged saved world, missing key, duplicate key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 BAR = 3.0  # seconds from the start of the process to traffic
-CHANCES = 3  # a machine that does other work besides is given so many
+CHANCES = 3  # attempts, since the machine may be busy
 
 
 @contextmanager
@@ -36,18 +36,18 @@ def without_api(mesh: Mesh) -> Iterator[None]:
     finally:
         mesh.cluster.plane.start()
         for node in mesh.lab.nodes:
-            mesh.agents.process(node).send_signal(signal.SIGHUP)  # try now, not after half a minute
+            mesh.agents.process(node).send_signal(signal.SIGHUP)  # reconnect now instead of after up to 30 s
         mesh.wait_until_connected()
 
 
 def wait_until_saved(node: LabNode) -> None:
-    """Wait until no change has been saved for a while, so that none is pending."""
+    """Wait until the saved world has not changed for a while, so that no write is pending."""
     file = node.path(f"{STATE}/world")
     wait_until(lambda: file.exists() and time.time() - file.stat().st_mtime > 2 * SAVE_AFTER, "it is saved", 40)
 
 
 def across(mesh: Mesh, node: LabNode) -> Pairs:
-    """The pods of the node and those of one node in each other region."""
+    """Return the pairs between the node's pods and the pods of one node in each other region."""
     others = [mesh.node(name) for name in ("cloud-1", "cloud-3", "factory-2", "ship-2")]
     chosen = [node, *(other for other in others if other.region is not node.region)]
     return Pairs([pod for one in chosen for pod in one.pods], across=True)
@@ -64,7 +64,7 @@ def test_started_without_the_api_server_it_carries_traffic_within_three_seconds(
         pairs.until_complete(20)
         while len(taken) < CHANCES and min(taken, default=BAR + 1) > BAR:
             mesh.agents.end(node, signal.SIGKILL)
-            mesh.agents.cli(node, "cleanup")  # as bare as after a boot
+            mesh.agents.cli(node, "cleanup")  # the state after a boot
             begin = time.monotonic()
             mesh.start_agent(node)
             try:
@@ -114,7 +114,10 @@ def test_a_node_without_its_key_makes_another_and_the_mesh_uses_it(mesh: Mesh, m
 
 
 def test_two_nodes_with_one_key_are_reported_by_both(mesh: Mesh) -> None:
-    """As after cloning a disk. The older Peer keeps the key; the other node reports the remedy."""
+    """Two nodes have the same key, as after cloning a disk.
+
+    The older Peer keeps the key; the other node reports the remedy.
+    """
     first, second = mesh.node("ship-2"), mesh.node("ship-3")
     own = second.read(f"{STATE}/private.key")
     mesh.agents.end(second)

@@ -1,4 +1,4 @@
-"""That the control planes of the tests are what the tests take them for."""
+"""Tests of the control plane fixture itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from control_plane import ControlPlane, require_kube, running
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """One for all tests of this file that wreck it: each leaves it running."""
+    """A control plane shared by the destructive tests of this file. Each leaves it running."""
     with running(tmp_path_factory.mktemp("wrecked") / "kube") as plane:
         yield plane
 
@@ -51,7 +51,7 @@ def test_killed_and_started_again_it_has_its_port_and_its_data(plane: ControlPla
 
 def test_hung_it_answers_nobody_until_it_is_let_go(plane: ControlPlane) -> None:
     with plane.hung():
-        # kubectl gives up while it waits for an answer or already for a connection, and words the two differently.
+        # kubectl times out while it waits for an answer or while it connects; the two messages differ.
         said = plane.kubectl("get", "nodes", "--request-timeout=1s", check=False).lower()
         assert "deadline exceeded" in said or "timeout exceeded while awaiting headers" in said
     assert plane.kubectl("get", "nodes", "-o", "name") == ""
@@ -69,7 +69,7 @@ def test_with_another_ca_the_old_identities_are_strangers(plane: ControlPlane) -
 
 def test_what_is_compacted_cannot_be_watched_from_any_more(plane: ControlPlane) -> None:
     plane.compact()
-    plane.kill()  # it remembers a few events itself
+    plane.kill()  # its watch cache still holds a few events
     plane.start()
     said = plane.kubectl("get", "--raw", "/api/v1/namespaces?watch=1&resourceVersion=1", check=False)
     assert json.loads(said)["object"]["code"] == 410

@@ -1,4 +1,4 @@
-"""Gateway and Peer as real API servers of three versions know them: what is refused, and what a person sees."""
+"""The CRDs Gateway and Peer on real API servers of three versions: validation, and the columns of kubectl."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "tTESjuCIXUM0FX3wLxJ3PIhv88O50OfYO0rUIdS6Bww="
 
 @pytest.fixture(scope="module")
 def defined(any_cluster: ControlPlane) -> Iterator[ControlPlane]:
-    """A cluster with both definitions; what a test makes goes when all are through."""
+    """A cluster with both definitions. Objects of the tests are deleted at the end."""
     define_kinds(any_cluster)
     yield any_cluster
     any_cluster.kubectl("delete", "gateways,peers", "-l", MINE, "--wait=false")
@@ -27,7 +27,7 @@ def defined(any_cluster: ControlPlane) -> Iterator[ControlPlane]:
 
 @pytest.fixture
 def name() -> str:
-    """For what a test makes, or the first part of it."""
+    """Return a name, or the first part of one, for an object of a test."""
     return f"crd-{secrets.token_hex(3)}"
 
 
@@ -62,7 +62,7 @@ def peer(name: str, **spec: Any) -> dict[str, Any]:
 
 
 def set_status(cluster: ControlPlane, kind: str, thing: dict[str, Any], status: dict[str, Any], **more: Any) -> str:
-    """As the controller does it, by server-side apply; kubectl 1.22 knows no --subresource."""
+    """Write a status by server-side apply, as the controller does. kubectl 1.22 has no --subresource."""
     group, version = thing["apiVersion"].split("/")
     path = f"/apis/{group}/{version}/{kind}/{thing['metadata']['name']}/status"
     current = json.loads(cluster.kubectl("get", "--raw", path))
@@ -155,7 +155,7 @@ def test_the_columns_of_a_gateway(defined: ControlPlane, name: str, apply: Calla
     wide = table(defined.kubectl("get", "gw", name, "-o", "wide"))
     assert wide[0] == ["NAME", "ACTIVE", "NODES", "READY", "REASON", "EXPOSE", "AGE"]
     assert wide[1][4] == "NoEndpoint"
-    # As OpenYurt's controller leaves it: no conditions, no count.
+    # The status as OpenYurt's controller writes it: no conditions, no count.
     set_status(defined, "gateways", thing, {"nodes": [], "activeEndpoints": status["activeEndpoints"]})
     assert table(defined.kubectl("get", "gw", name))[1][:2] == [name, "f1"]
 
@@ -206,7 +206,7 @@ def test_the_columns_of_a_peer(defined: ControlPlane, name: str, apply: Callable
 def test_malformed_peers_are_refused(defined: ControlPlane, name: str) -> None:
     bad: list[dict[str, Any]] = [
         {"publicKey": KEY[:-1]},
-        {"publicKey": KEY[:-2] + "x="},  # its last bits cannot be: 256 is no multiple of 6
+        {"publicKey": KEY[:-2] + "x="},  # invalid last bits: 256 is no multiple of 6
         {"publicKey": "-" + KEY[1:]},
         {"nextPublicKey": ""},
         {"listenPort": 65536},

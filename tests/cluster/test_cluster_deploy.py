@@ -1,4 +1,4 @@
-"""deploy/ and `raven-vpn install` on real API servers: accepted, applied again, taken away; and who may do what."""
+"""deploy/ and `raven-vpn install` on real API servers: install, upgrade, uninstall, and the RBAC rights."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_everything_is_accepted_in_a_dry_run(any_cluster: ControlPlane) -> None:
 
 @pytest.fixture(scope="module", params=[DEFAULT, OLDEST])
 def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A cluster of two nodes, one of them tainted, with a controller-manager and nothing of ours."""
+    """A cluster of two nodes, one of them tainted, with a controller-manager and without objects of ravenvpn."""
     with running(tmp_path_factory.mktemp("fresh") / "kube", request.param, "controller-manager") as plane:
         nodes = [
             {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux"}}}
@@ -133,7 +133,7 @@ def until(condition: Any, what: str) -> None:
 
 
 def ours(cluster: ControlPlane) -> list[str]:
-    """Return our objects in the cluster, of all kinds that the manifests have."""
+    """Return the objects of ravenvpn in the cluster, of all kinds that the manifests contain."""
     kinds = sorted({thing["kind"] for thing in bundle.objects()})
     return cluster.kubectl(
         "get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/part-of=ravenvpn", "-o", "name"
@@ -142,12 +142,12 @@ def ours(cluster: ControlPlane) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_installed_upgraded_and_uninstalled_by_kubectl(fresh: ControlPlane) -> None:
-    """As docs/kubernetes.md says it."""
+    """The steps are those of docs/kubernetes.md."""
     manifests = raven_vpn(fresh, "install", "--print")
     fresh.kubectl("apply", "--server-side", "-f", "-", input=manifests)
     assert len(ours(fresh)) == len(bundle.objects())
 
-    # The pods that come of it: an agent on every node, whatever it is tainted with, and two controllers.
+    # The resulting pods: an agent on every node in spite of any taint, and two controllers.
     def pods(component: str) -> list[dict[str, Any]]:
         label = f"app.kubernetes.io/component={component}"
         return json.loads(fresh.kubectl("get", "pods", "-n", "kube-system", "-l", label, "-o", "json"))["items"]
@@ -156,7 +156,7 @@ def test_installed_upgraded_and_uninstalled_by_kubectl(fresh: ControlPlane) -> N
     agent = pods("agent")[0]["spec"]
     assert (agent["priorityClassName"], agent["priority"]) == ("system-node-critical", 2_000_001_000)
 
-    # Upgraded: the same again changes nothing, another image is rolled out.
+    # Upgrade: the same manifests change nothing; another image is rolled out.
     def generations() -> str:
         kinds = ["daemonset/ravenvpn-agent", "deployment/ravenvpn-controller"]
         return fresh.kubectl("get", "-n", "kube-system", *kinds, "-o", "jsonpath={.items[*].metadata.generation}")
@@ -185,14 +185,14 @@ def test_installed_upgraded_and_uninstalled_by_kubectl(fresh: ControlPlane) -> N
     assert folder in {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert {"name": "preshared-key", "secret": {"secretName": "ravenvpn", "defaultMode": 0o400}} in pod["volumes"]
 
-    # Uninstalled, in the order of the documentation: agents that clean up first.
+    # Uninstall in the order of the documentation: the agents clean up first.
     fresh.kubectl("set", "env", "-n", "kube-system", "daemonset/ravenvpn-agent", "RAVENVPN_CLEANUP_ON_EXIT=true")
     fresh.kubectl("delete", "--wait=false", "-f", "-", input=manifests)
     until(lambda: ours(fresh) == [], "all of it is gone")
 
 
 def test_beside_openyurt_its_definition_is_left_alone(own_cluster: ControlPlane) -> None:
-    """Helm has put it there. kubectl refuses to take its fields away, and `install` does not try."""
+    """Helm owns OpenYurt's definition. kubectl refuses to take over its fields, and `install` does not try."""
     (upstream,) = [thing for thing in bundle.objects() if bundle.is_gateway_definition(thing)]
     upstream["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "Helm"}
     beta = upstream["spec"]["versions"][0]
@@ -216,7 +216,7 @@ def test_beside_openyurt_its_definition_is_left_alone(own_cluster: ControlPlane)
 
 
 class Caller:
-    """An account's own requests, with its token."""
+    """Requests under a service account, with its token."""
 
     def __init__(self, cluster: ControlPlane, account: str) -> None:
         where = urlsplit(cluster.url)
@@ -236,13 +236,13 @@ class Caller:
             self._connection.request(method, path, json.dumps(body) if body is not None else None, headers)
             answer = self._connection.getresponse()
             said = json.loads(answer.read() or b"{}")
-            if answer.status != 429:  # a definition made a moment ago: its storage begins
+            if answer.status != 429:  # storage of a definition that was created a moment ago is not ready
                 break
             time.sleep(0.1)
         return answer.status, said
 
     def rights(self, namespace: str) -> set[str]:
-        """ "verb resource" or "verb resource/name" of everything that is allowed there beyond what everybody may."""
+        """Return "verb resource" or "verb resource/name" of each right that this account has and others do not."""
         spec = {"spec": {"namespace": namespace}}
         _, review = self.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", spec)
         return {
@@ -252,7 +252,7 @@ class Caller:
             for resource in rule["resources"]
             for name in rule.get("resourceNames") or [""]
             if not resource.startswith("selfsubject")
-            and resource != "clustertrustbundles"  # every account may read them since 1.37
+            and resource != "clustertrustbundles"  # readable by every account since 1.37
         }
 
 

@@ -1,7 +1,7 @@
-"""Beside the real flanneld, VXLAN mode, with and without its masquerade; agents read files, as where no API is.
+"""Agents beside the real flanneld in VXLAN mode, with and without its masquerading. The agents read files.
 
-flannel has routes to all pods of the cluster, over `flannel.1`; across regions its packets reach nobody, since
-private addresses mean nothing outside their region. In a region traffic must stay exactly as flannel made it.
+flannel has routes to all pods of the cluster over `flannel.1`. Across regions its packets do not arrive, since
+private addresses are only valid inside their region. Within a region the traffic must stay on flannel's paths.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = [
 
 @dataclass
 class Beside:
-    """A cluster with flannel and agents; `before` are dumps of one region's nodes from before the first agent."""
+    """A cluster with flannel and agents. `before` holds dumps of one region's nodes from before the first agent."""
 
     cluster: ClusterLab
     agents: Agents
@@ -96,7 +96,7 @@ def test_in_a_region_flannel_goes_on_carrying_what_it_carried(beside: Beside) ->
 
     for (name, device), seen in ours.items():
         frames = list(seen.frames())
-        # A standby's tunnel carries nothing yet.
+        # The tunnel of a standby carries no traffic.
         assert frames or (name, device) == ("factory-2", "ravenvpn0"), "what goes to other regions is seen here"
         assert not any(inside(frame, lab.node(name).region) for frame in frames), (name, device)
     for (name, device), seen in flannels.items():
@@ -106,7 +106,7 @@ def test_in_a_region_flannel_goes_on_carrying_what_it_carried(beside: Beside) ->
 
 
 def test_flannel_keeps_its_own_while_agents_run(beside: Beside) -> None:
-    """Everything that flanneld put on the host is still there, our own objects set aside."""
+    """The links and routes that flanneld installed are unchanged, apart from the objects of ravenvpn."""
     for name, before in beside.before.items():
         now = dump(beside.cluster.node(name))
         for command in ("ip -j link", "ip -j -4 route show table main", "ip -j -6 route show table main"):
@@ -126,7 +126,7 @@ def test_after_cleanup_the_host_is_as_before_the_first_start(beside: Beside, nam
 
 
 def test_flannel_started_anew_without_masquerade_is_as_good(beside: Beside) -> None:
-    """The last of this file, since flannel's rules are others afterwards."""
+    """This test runs last in the file, since it changes flannel's rules."""
     beside.cluster.stop_flannel()
     with Pairs(beside.cluster.lab.pods) as pairs:
         pairs.until_complete(5)

@@ -1,4 +1,4 @@
-"""`kubectl logs` behind NAT: the API server asks the node's own address across regions, where those are forwarded."""
+"""`kubectl logs` behind NAT: the API server reaches the node's own address across regions (`forward_node_ip`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KUBELET = Path(__file__).parent / "fake_kubelet.py"
 
 @pytest.fixture
 def kubelet(mesh: Mesh) -> Iterator[LabNode]:
-    """A plain node at the factory answers the kubelet's port, and its pod runs."""
+    """A plain node of the factory region serves the kubelet's port, and its pod is reported as running."""
     node = mesh.node("factory-3")
     identity = f"kubelet-{node.name}"
     kubeconfig = mesh.cluster.plane.kubeconfig(identity, f"/O=system:nodes/CN=system:node:{node.name}")

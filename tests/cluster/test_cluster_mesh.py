@@ -1,4 +1,4 @@
-"""Three regions of three nodes in a real cluster: three Gateways applied, and every pod reaches every pod."""
+"""Three regions of three nodes in a real cluster: after three Gateways are applied, every pod reaches every pod."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 
 BAR = 10.0  # seconds from `kubectl apply` to the last pair
-CHANCES = 3  # a machine that does other work besides is given so many
+CHANCES = 3  # attempts, since the machine may be busy
 ON_BOTH = pytest.mark.parametrize("mesh", [(DEFAULT, "nftables"), (OLDEST, "iptables")], indirect=True, ids="-".join)
 
 
@@ -76,7 +76,10 @@ def test_a_deleted_gateway_takes_its_routes_along_within_a_second(mesh: Mesh, me
 
 @ON_BOTH
 def test_a_gateway_that_loses_its_node_elects_the_standby(mesh: Mesh, measured: Measured) -> None:
-    """Node not Ready: the controller elects, agents follow, and no pod but those of the node notices for long."""
+    """Node not Ready: the controller elects the standby and the agents follow.
+
+    Five seconds later all pods except those of the failed node reach each other.
+    """
     factory = [pod for pod in mesh.lab.pods if pod.node.name in ("factory-2", "factory-3")]
     cloud = [pod for pod in mesh.lab.pods if pod.node.region.name == "cloud"]
     with Pairs([*factory, *cloud], across=True) as pairs:

@@ -32,7 +32,7 @@ def killed(mesh: Mesh) -> None:
 
 
 def killed_and_history_forgotten(mesh: Mesh) -> None:
-    """The resourceVersions of the agents are compacted meanwhile."""
+    """The resourceVersions of the agents are compacted during the outage."""
     path = "/api/v1/namespaces/default/configmaps"
     for number in range(20):
         mesh.cluster.api.create(path, {"metadata": {"generateName": f"history-{number}-"}})
@@ -61,7 +61,7 @@ def hung(mesh: Mesh) -> None:
 
 
 def everything_at_once(mesh: Mesh) -> None:
-    """Restart with another certificate and without history: the short form of the other outages."""
+    """Restart with another certificate and without history: all outages in one."""
     mesh.cluster.plane.forget_serving_certificate()
     killed_and_history_forgotten(mesh)
 

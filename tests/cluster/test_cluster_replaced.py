@@ -1,4 +1,4 @@
-"""A new cluster behind the address of the old one, with certificates that are still valid."""
+"""A new cluster at the address of the old one, with certificates that are still valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravenvpn.k8s.resource import NAMESPACES
 
 
 def replace(plane: ControlPlane) -> None:
-    """Replace the storage; address, CA and identities stay."""
+    """Replace the storage. Address, CA and identities stay."""
     for program in ("kube-apiserver", "etcd"):
         plane.kill(program)
     shutil.rmtree(plane.folder / "etcd")
@@ -55,11 +55,11 @@ async def test_the_world_of_a_replaced_cluster_stays_in_force_until_that_of_the_
         assert (
             f"the API server belongs to cluster {after}; the world of cluster {before} stays in force" in caplog.text
         )
-        looker.source.reload()  # an operator asks to look again
+        looker.source.reload()  # reload by an operator
         count = len(looker.snapshots)
         await looker.until(lambda: len(looker.snapshots) > count, "answered")
 
-        # It is filled, in an order in which a mixture would show.
+        # Objects are created in an order in which a mixture of both worlds would show.
         await asyncio.to_thread(define_kinds, own_cluster)
         await put_peer(client, "h1", "harbour", "gateway")
         await put_gateway(client, "harbour", "h1", "f1")

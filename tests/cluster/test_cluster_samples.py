@@ -1,5 +1,6 @@
-"""Gateways as OpenYurt publishes them (its user manual of Raven, and fields of older releases): applied unchanged but
-for the names of nodes and the public address, which the manual blots out, and they do what they say.
+"""Gateways from the Raven user manual of OpenYurt, with fields of older releases, have the documented effect.
+
+They are applied unchanged except for the node names and the public address, which the manual masks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SAMPLES = (
     .replace("qingdao-", "ship-")
     .replace("203.0.113.10", "198.51.100.2")
 )
-# As the manual has it, with the chart's values for both modes.
+# The ConfigMap of the manual, with the chart's values for both modes.
 SETTINGS = """
 apiVersion: v1
 kind: ConfigMap
@@ -41,7 +42,7 @@ REGIONS = {"cloud": "gw-cloud", "factory": "gw-hangzhou", "ship": "gw-qingdao"}
 
 @pytest.fixture
 def sampled(mesh: Mesh) -> Iterator[Mesh]:
-    """The nodes labelled as the manual says, and nothing applied yet."""
+    """The nodes are labelled as the manual describes, and no Gateway is applied."""
     kubectl = mesh.cluster.plane.kubectl
     kubectl("delete", "gw", "--all")
     for node in mesh.lab.nodes:
@@ -83,7 +84,7 @@ def elected(mesh: Mesh, name: str) -> set[tuple[str, str, int]]:
 
 
 def test_raven_cfg_switches_the_tunnels_off_and_on(sampled: Mesh) -> None:
-    """enable-l3-tunnel "false": nobody is elected for the tunnel, and no region reaches another."""
+    """enable-l3-tunnel "false": no tunnel endpoint is elected, and no region reaches another."""
     kubectl = sampled.cluster.plane.kubectl
     kubectl("apply", "-f", "-", input=SETTINGS)
     kubectl("apply", "-f", "-", input=SAMPLES)
@@ -97,7 +98,7 @@ def test_raven_cfg_switches_the_tunnels_off_and_on(sampled: Mesh) -> None:
 
 
 def test_another_sample_is_refused_with_words_where_its_version_is_not_served(sampled: Mesh) -> None:
-    """The manual's older pages say v1alpha1; until there is a conversion, that is refused, and not half done."""
+    """The manual's older pages use v1alpha1. That version is not served, and kubectl's error says so."""
     older = SAMPLES.replace("v1beta1", "v1alpha1")
     said = sampled.cluster.plane.kubectl("apply", "-f", "-", input=older, check=False)
     assert 'no matches for kind "Gateway" in version "raven.openyurt.io/v1alpha1"' in said

@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 MB_OF_AN_AGENT, MB_OF_A_LARGE_AGENT, MB_OF_A_CONTROLLER = 110, 220, 300
-BAR = 0.25  # seconds from a write to all kernels, of 99 in 100, with a thousand Gateways
+BAR = 0.25  # seconds from a write to all kernels, 99th percentile, with a thousand Gateways
 REGIONS, NODES = 1000, 10
 
 
@@ -42,13 +42,13 @@ def test_three_regions_cost_an_agent_110_mb_and_next_to_no_cpu(mesh: Mesh, measu
     measured("controller, MB", max(leaders))
     assert max(sizes.values()) <= MB_OF_AN_AGENT
     assert max(leaders) <= MB_OF_A_CONTROLLER
-    # The kernel counts hundredths of a second; a machine at work makes each of them dearer.
+    # The kernel counts CPU time in hundredths of a second; on a busy machine the same work costs more of them.
     assert sorted(idle.values())[len(idle) // 2] < 0.01
 
 
 @pytest.fixture(scope="module")
 def thousand() -> Iterator[Mesh]:
-    """Three real regions of one node, and 997 more of ten nodes each as objects, their status filled."""
+    """Three real regions of one node, and 997 regions of ten nodes as objects with a filled status."""
     regions = (
         Region("cloud"),
         Region("factory", nat=Nat.PORT_RESTRICTED),

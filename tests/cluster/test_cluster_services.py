@@ -1,7 +1,7 @@
-"""Services across regions with the real kube-proxy: by ClusterIP, by name, from pods, nodes and from outside.
+"""Services across regions with the real kube-proxy: by ClusterIP and by name, from pods, nodes and outside.
 
-ravenvpn touches neither Services nor EndpointSlices: kube-proxy translates on the client's node, and what comes out
-of that is a packet to a pod like any other. Whose address the pod then sees is Kubernetes' to say.
+ravenvpn touches neither Services nor EndpointSlices. kube-proxy translates on the client's node, and the result is a
+packet to a pod like any other. The source address that the pod sees is defined by Kubernetes.
 """
 
 from __future__ import annotations
@@ -61,8 +61,11 @@ def test_a_pod_reaches_a_service_in_another_region_and_is_seen_as_itself(mesh: M
 
 
 def answered(host: LabHost, address: str, port: int) -> tuple[str, str]:
-    """Asked until somebody answers: kube-proxy may not have written its rules yet. After a scene that took the API
-    server away it may not even listen again: client-go asks at most every 30 s, and up to as long again by chance."""
+    """Retry the request until a pod answers: kube-proxy may not have written its rules yet.
+
+    After an outage of the API server kube-proxy may have no watch yet: client-go backs off up to 30 s, plus a random
+    part of the same length.
+    """
     found: list[tuple[str, str]] = []
 
     def again() -> bool:
@@ -84,7 +87,7 @@ def test_endpoints_in_all_regions_share_the_connections(mesh: Mesh) -> None:
 
 
 def test_a_node_reaches_a_service_with_an_address_the_far_side_accepts(mesh: Mesh) -> None:
-    """hostNetwork → ClusterIP: kube-proxy masquerades what comes from no pod, and we put our own source on it."""
+    """hostNetwork → ClusterIP: kube-proxy masquerades a source that is no pod, and the agent sets its own source."""
     with published(mesh, "hosted", [pod_of(mesh, "ship-2")]) as service:
         for name in ("cloud-1", "cloud-3", "factory-1", "factory-2", "factory-3"):
             node = mesh.node(name)
@@ -93,15 +96,14 @@ def test_a_node_reaches_a_service_with_an_address_the_far_side_accepts(mesh: Mes
 
 
 def announced(mesh: Mesh, node: str) -> tuple[str, str]:
-    """The addresses that the node's agent has announced as its own, IPv4 and IPv6: flannel's or the bridge's."""
+    """Return the IPv4 and IPv6 address that the node's agent announces: those of flannel or of the bridge."""
     sources = mesh.cluster.api.get(f"{PEERS}/{node}")["spec"]["sources"]
     v4, v6 = sorted(sources, key=lambda address: ":" in address)
     return v4, v6
 
 
 def test_a_node_port_leads_to_a_pod_of_another_region(mesh: Mesh) -> None:
-    """externalTrafficPolicy Cluster: the node that was asked puts its own address on it, so that the answer comes
-    back by it."""
+    """externalTrafficPolicy Cluster: the entry node sets its own source address, so that it gets the reply."""
     with published(mesh, "ported", [pod_of(mesh, "factory-3")], spec={"type": "NodePort"}) as service:
         for name in ("cloud-1", "cloud-2"):
             node = mesh.node(name)
@@ -111,9 +113,9 @@ def test_a_node_port_leads_to_a_pod_of_another_region(mesh: Mesh) -> None:
 
 
 def test_a_pod_that_is_its_own_services_endpoint_reaches_itself(mesh: Mesh) -> None:
-    """Hairpin: kube-proxy masquerades a connection that comes back to where it began."""
+    """Hairpin: kube-proxy masquerades a connection whose client is also its endpoint."""
     pod = pod_of(mesh, "cloud-1")
-    mesh.node("cloud-1").ip("link set pod1 type bridge_slave hairpin on")  # as the CNI plugin's hairpinMode
+    mesh.node("cloud-1").ip("link set pod1 type bridge_slave hairpin on")  # as the CNI plugin's hairpinMode sets it
     with published(mesh, "hairpin", [pod]) as service:
         for address in service.addresses:
             name, seen = answered(pod, address, 80)
@@ -123,7 +125,7 @@ def test_a_pod_that_is_its_own_services_endpoint_reaches_itself(mesh: Mesh) -> N
 
 @pytest.mark.needs("dnsmasq", "getent", "unshare")
 def test_a_service_is_found_by_its_name_with_dns_in_another_region(mesh: Mesh) -> None:
-    """The cluster's DNS is a Service itself, its only server in the cloud; the pod that asks is at the factory."""
+    """The cluster's DNS is a Service with one server, in the cloud. The client pod is at the factory."""
     resolver, server, client = pod_of(mesh, "cloud-2"), pod_of(mesh, "ship-1"), pod_of(mesh, "factory-2")
     with (
         published(mesh, "named", [server]) as named,
@@ -150,7 +152,7 @@ def resolved(pod: Pod, database: str, name: str) -> str:
 
 
 def in_pod(pod: Pod, command: str) -> str:
-    """Run with the resolver settings that a kubelet gives a pod."""
+    """Run a command with the resolver settings that a kubelet gives a pod."""
     settings = f"nameserver {DNS}\nsearch {DOMAIN} svc.cluster.local cluster.local\noptions ndots:5 timeout:1\n"
     script = f"printf {shlex.quote(settings)} >/tmp/r && mount --bind /tmp/r /etc/resolv.conf && {command}"
     inner = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none /tmp && {script}"]
@@ -162,8 +164,11 @@ def who_answer(pod: Pod, address: str) -> set[str]:
 
 
 def test_a_service_kept_to_its_region_stays_there(mesh: Mesh) -> None:
-    """What OpenYurt's topology filter leaves of the EndpointSlices is what kube-proxy writes; here the slices say it
-    themselves. A connection goes to the client's own region, and where that has no endpoint, nowhere."""
+    """A connection goes to the client's own region, and fails if that region has no endpoint.
+
+    OpenYurt's topology filter removes the other EndpointSlices before kube-proxy reads them. Here hints in the slices
+    have the same effect.
+    """
     if mesh.cluster.plane.version == OLDEST:
         pytest.skip("NOT RUN ON 1.22: its kube-proxy heeds no zones in EndpointSlices")
     zones = [(node.name, node.region.name) for node in mesh.lab.nodes]
@@ -182,7 +187,7 @@ def test_a_service_kept_to_its_region_stays_there(mesh: Mesh) -> None:
 
 
 def test_nothing_of_ours_may_write_endpoint_slices(mesh: Mesh) -> None:
-    """So nothing of ours can undo what OpenYurt's service topology filters."""
+    """Without that right ravenvpn cannot undo the filter of OpenYurt's service topology."""
     for account, verb in itertools.product((AGENT, CONTROLLER), ("update", "patch", "delete")):
         who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
         asked = ["auth", "can-i", verb, "endpointslices.discovery.k8s.io", who]

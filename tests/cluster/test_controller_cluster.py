@@ -1,4 +1,4 @@
-"""The controller in a real cluster: objects are applied, and the status is read."""
+"""The controller in a real cluster: tests apply objects and read the status."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ async def test_a_load_balancer_keeps_its_address_when_the_role_moves(region: Reg
 
     await ingress({"ip": "203.0.113.7"})
     await eventually(public_ip, "203.0.113.7")
-    await ingress({"hostname": "3221226061"})  # every resolver resolves it: 192.0.2.77 as one number
+    await ingress({"hostname": "3221226061"})  # a resolver accepts it as an IPv4 address: 192.0.2.77 as one number
     await eventually(public_ip, "192.0.2.77")
     await region.ready(one, False)
     await eventually(lambda: region.active(name), [two])
@@ -241,7 +241,7 @@ async def test_it_steps_back_where_yurt_manager_writes_and_elects_when_it_is_gon
     name, one, two = await pair(region)
     await eventually(lambda: region.active(name), [one])
     theirs = {"nodes": [], "activeEndpoints": [{"nodeName": two, "type": "tunnel"}]}
-    # Its entry must be the later one, and times in managedFields have whole seconds.
+    # Its entry must be the later one; times in managedFields have whole seconds.
     await eventually(lambda: _writes_later(region, name, theirs), True)
 
     async def readyz() -> str:

@@ -1,6 +1,6 @@
 """Several replicas of the controller: one leads at a time, and a change of the leader changes no Gateway.
 
-The API server's audit log is the evidence: each process has a service account of its own, and none writes a Gateway
+The API server's audit log is the evidence. Each process has its own service account, and no process writes a Gateway
 after another one has written the Lease.
 """
 
@@ -60,13 +60,13 @@ async def region(plane: ControlPlane) -> AsyncIterator[Region]:
 class Write(NamedTuple):
     """A successful write in the audit log."""
 
-    at: float  # when it was answered, seconds since 1970
+    at: float  # time of the answer, seconds since 1970
     user: str  # service account
     resource: str
 
 
 class Replicas:
-    """Starts controllers, each under a service account of its own with the permissions in deploy/."""
+    """Start controllers, each under its own service account with the permissions in deploy/."""
 
     def __init__(self, plane: ControlPlane, *arguments: str) -> None:
         self._plane, self._arguments = plane, arguments
@@ -106,7 +106,7 @@ class Replicas:
         self.running = []
 
     def writes(self) -> list[Write]:
-        """Return the successful writes of Gateways and of the Lease, in the order in which they were answered."""
+        """Return the successful writes of Gateways and of the Lease, in the order of their answers."""
         found = []
         for event in self._plane.requests():
             user = event["user"]["username"].rpartition(":")[2]
@@ -121,7 +121,10 @@ class Replicas:
         return [write for write in self.writes() if write.resource == "gateways" and user in ("", write.user)]
 
     def assert_one_writer_at_a_time(self, terms: int) -> None:
-        """Each writer of a Gateway was the last one that had written the Lease; `terms` or more replicas wrote."""
+        """Assert that each writer of a Gateway was the last writer of the Lease.
+
+        At least `terms` replicas must have written.
+        """
         holder, wrote = "", set()
         for write in self.writes():
             if write.resource == "leases":
@@ -137,7 +140,7 @@ def _named(name: str) -> dict[str, str]:
 
 
 class StatusRecorder:
-    """Watches a Gateway and collects what its status ever contained."""
+    """Watch a Gateway and collect all values of its status."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._client, self._name = client, name
@@ -280,7 +283,7 @@ def _readyz(process: ControllerProcess) -> Callable[[], Any]:
 
 
 async def test_a_terminated_leader_releases_the_lease_at_once(plane: ControlPlane, region: Region) -> None:
-    replicas = Replicas(plane)  # with the default lease duration of 15 s, which is not waited for
+    replicas = Replicas(plane)  # with the default lease duration of 15 s; the test does not wait for it
     try:
         for process in (replicas.start(), replicas.start()):
             await process.started()
@@ -341,7 +344,8 @@ async def test_elect_own_elects_although_another_controller_writes(plane: Contro
         await region.client.merge(
             GATEWAYS, name, {"status": theirs}, subresource="status", field_manager="yurt-manager"
         )
-        # The endpoint they chose stays active, because its node is Ready; the list of nodes is corrected.
+        # The endpoint that yurt-manager chose stays active, because its node is Ready. The list of nodes is
+        # corrected.
         await eventually(lambda: _nodes(region, name), [one, two])
         assert await region.active(name) == [two]
 
@@ -378,7 +382,7 @@ async def test_no_conditions_are_written_where_openyurts_definition_is_served(
             await eventually(lambda: region.active(name), [two])
             assert set(await region.status(name)) == {"nodes", "activeEndpoints"}
             assert "no conditions, so none are written" in running.log.read_text()
-            # A field that the server prunes would always differ and always be written again.
+            # A field that the server prunes would always differ and be written again on every reconcile.
             before = (await region.client.get(GATEWAYS, name))["metadata"]["resourceVersion"]
             await region.ready(one, True)
             await region.peer(f"{name}-9", "elsewhere", KEY)

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 REGIONS, EACH = 1000, 10
 MAX_RSS = 300 << 20  # bytes
-MAX_IDLE = 0.01  # of a core
+MAX_IDLE = 0.01  # cores
 
 
 @pytest.fixture
@@ -104,7 +104,8 @@ async def test_a_thousand_regions_of_ten_nodes_stay_small_and_quiet(plane: Contr
             found = [c for g in await _all(client) for c in g.get("status", {}).get("conditions", ())]
             return sum(c["type"] == "Ready" and c["status"] == "True" for c in found)
 
-        await eventually(ready, REGIONS, within=300, every=2.0)  # listing a thousand Gateways is a load of its own
+        # long interval, since listing a thousand Gateways is a load of its own
+        await eventually(ready, REGIONS, within=300, every=2.0)
         took = time.monotonic() - began
         await asyncio.sleep(20)
         cpu, at = running.cpu(), time.monotonic()

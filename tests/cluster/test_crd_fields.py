@@ -1,6 +1,6 @@
-"""The definitions of Gateway and Peer, as files: OpenYurt's fields under OpenYurt's names, and little more.
+"""The CRDs Gateway and Peer as files: OpenYurt's fields under OpenYurt's names, and few others.
 
-They are held against tables of OpenYurt's types (pkg/apis/raven in openyurtio/openyurt, v1.7).
+The tests compare them with tables of OpenYurt's types (pkg/apis/raven in openyurtio/openyurt, v1.7).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def below(prefix: str, fields: dict[str, str]) -> dict[str, str]:
     return {prefix + name: kind for name, kind in fields.items()}
 
 
-# "!" is required, "[]" an array's item, "{}" a map's value.
+# "!" marks a required field, "[]" an array's item, "{}" a map's value.
 UPSTREAM = {
     "v1beta1": {
         "spec": {
@@ -74,7 +74,7 @@ def schema(file: str, version: str) -> dict[str, Any]:
 
 
 def flat(node: dict[str, Any], name: str = "") -> dict[str, str]:
-    """A schema as a table: each leaf's path and type."""
+    """Return a schema as a table of each leaf's path and type."""
     if node["type"] == "object" and "additionalProperties" in node:
         return flat(node["additionalProperties"], name + "{}")
     if node["type"] == "object":
@@ -97,7 +97,7 @@ def test_a_gateway_has_upstreams_fields_and_little_more(version: str) -> None:
 
 
 def test_a_gateways_spec_restricts_nothing_that_upstream_accepts() -> None:
-    """Types and `required` are all that upstream's schema checks."""
+    """Types and `required` are the only checks in the upstream schema."""
 
     def keywords(node: Any) -> set[str]:
         if isinstance(node, dict):

@@ -32,14 +32,14 @@ async def delete(client: Client, *names: str) -> None:
 
 
 async def settled(client: Client, follower: Follower) -> None:
-    """Delete all objects and wait until the follower knows that."""
+    """Delete all objects and wait until the follower has observed it."""
     for name in list(follower.there):
         await delete(client, name)
     await follower.until(lambda: not follower.there, "all is deleted")
 
 
 def told(follower: Follower) -> list[str]:
-    """Names of changed objects, and with a minus of deleted ones, in order, since the last call."""
+    """Return the names of changed objects and, with a minus, of deleted ones, in order, since the last call."""
     said = [
         name
         for batch in follower.batches
@@ -50,7 +50,7 @@ def told(follower: Follower) -> list[str]:
 
 
 async def test_after_a_restart_of_the_server_only_differences_are_yielded(plane: ControlPlane) -> None:
-    """The watch cache of a server begins at its start, so a client may have to list."""
+    """A server's watch cache starts empty, so a client may have to list again."""
     async with (
         Client.connect(str(plane.admin)) as client,
         following(Reflector(client, GATEWAYS)) as follower,
@@ -77,7 +77,7 @@ async def test_after_a_restart_of_the_server_only_differences_are_yielded(plane:
 
 
 async def refusal(client: Client, version: str) -> int:
-    """Return the status with which a watch from `version` is refused, 0 if it is accepted; 429 means: starting."""
+    """Return the status with which a watch from `version` is refused, or 0 if it is accepted. 429: still starting."""
     deadline = time.monotonic() + 30
     while True:
         try:
@@ -91,13 +91,13 @@ async def refusal(client: Client, version: str) -> int:
 
 
 async def test_an_expired_version_is_410_and_the_list_is_compared_with_what_is_known(plane: ControlPlane) -> None:
-    """An agent that slept: it knows b and x from the first version. Now x is deleted, b is unchanged, c is new."""
+    """The client knows b and x from the first version. Then x is deleted, b stays unchanged, and c is created."""
     async with Client.connect(str(plane.admin)) as client:
         await put(client, "b", "c")
         await asyncio.to_thread(plane.compact)
         pages = [page async for page in client.list(GATEWAYS)]
         versions = {item["metadata"]["name"]: item["metadata"]["resourceVersion"] for item in pages[0].items}
-        plane.kill()  # its cache reaches back to before the compaction; a new one's does not
+        plane.kill()  # the old watch cache reaches back to before the compaction; a new one does not
         await asyncio.to_thread(plane.start)
 
         assert await refusal(client, "1") == 410
@@ -137,8 +137,10 @@ async def test_a_hung_server_is_detected_and_the_watch_resumes(plane: ControlPla
 async def test_a_replaced_serving_certificate_and_ca_are_accepted_with_the_new_kubeconfig(
     plane: ControlPlane,
 ) -> None:
-    """All identities are new, and the kubeconfig is replaced while the client runs. Delays between attempts are short
-    here; other tests measure them."""
+    """All identities are new, and the kubeconfig is replaced while the client runs.
+
+    The delays between attempts are short here; other tests measure them.
+    """
     async with (
         Client.connect(str(plane.admin)) as client,
         following(Reflector(client, GATEWAYS, draw=lambda: 0.1)) as follower,
@@ -174,7 +176,7 @@ async def test_a_client_with_only_the_old_ca_refuses_the_server(plane: ControlPl
             await client.get(NAMESPACES, "kube-system")
         assert refused.value.status == 0
         assert "certificate" in str(refused.value)
-        # The operator mends the file: no restart is needed.
+        # The operator replaces the file; no restart is needed.
         stale.write_bytes(plane.admin.read_bytes())
         assert (await client.get(NAMESPACES, "kube-system"))["metadata"]["name"] == "kube-system"
 
@@ -182,7 +184,7 @@ async def test_a_client_with_only_the_old_ca_refuses_the_server(plane: ControlPl
 async def test_a_pods_token_and_ca_rotate(
     plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the kubelet does it: another file under the same name. The old token is invalid by then."""
+    """The kubelet replaces the file under the same name. The old token is invalid by then."""
     account = "rotating"
     plane.kubectl("create", "serviceaccount", account, "-n", "kube-system")
     plane.kubectl("create", "clusterrolebinding", account, "--clusterrole=cluster-admin",
@@ -210,7 +212,7 @@ async def test_a_pods_token_and_ca_rotate(
 async def test_temporary_files_with_keys_of_a_kubeconfig_are_removed(
     plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library writes keys to temporary files to load them."""
+    """The library writes keys to temporary files in order to load them."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     assert b"client-key-data" in plane.admin.read_bytes()
@@ -220,7 +222,7 @@ async def test_temporary_files_with_keys_of_a_kubeconfig_are_removed(
 
 
 async def test_a_hundred_watches_are_accepted_again_spread_over_seconds(plane: ControlPlane) -> None:
-    """All of them lose the server at the same instant."""
+    """All watches lose the server at the same instant."""
     async with Client.connect(str(plane.admin)) as client:
         returned: list[float] = []
 
@@ -236,7 +238,7 @@ async def test_a_hundred_watches_are_accepted_again_spread_over_seconds(plane: C
         tasks = [asyncio.create_task(follow()) for _ in range(100)]
         try:
             await until_many(returned, 100)
-            for _ in range(3):  # a server that is kept from its work answers in one go who asked one by one
+            for _ in range(3):  # attempts: a server without CPU time answers attempts of different times all at once
                 returned.clear()
                 plane.kill()
                 await asyncio.to_thread(plane.start)

@@ -60,19 +60,20 @@ async def test_peers_are_those_of_all_gateways_and_of_our_region(client: Client,
         ("f2", "factory", "plain"),
         ("h1", "harbour", "gateway"),
         ("h2", "harbour", "plain"),
-        ("router", "", ""),  # written by hand
+        ("router", "", ""),  # created by an operator, without labels
         ("stray", "", "none"),
     ):
         await put_peer(client, name, region, role)
     async with looking(client, "f3", tmp_path / "world") as looker:
         await looker.until(lambda: looker.peers == ["f1", "f2", "h1", "router"], "selected")
 
-        # Our own node moves into the other region.
+        # The own node moves into the other region.
         await put_gateway(client, "factory", "f1", "f2")
         await put_gateway(client, "harbour", "h1", "h2", "f3")
         await looker.until(lambda: looker.peers == ["f1", "h1", "h2", "router"], "in the other region")
 
-        # A plain node of our region becomes a gateway, and another a plain one: neither ever goes.
+        # A plain node of the own region becomes a gateway, and a gateway becomes plain: neither Peer disappears
+        # meanwhile.
         count = len(looker.snapshots)
         await put_peer(client, "h2", "harbour", "gateway")
         await put_peer(client, "h1", "harbour", "plain")
@@ -82,7 +83,7 @@ async def test_peers_are_those_of_all_gateways_and_of_our_region(client: Client,
 
 
 async def test_a_malformed_object_is_reported_and_its_last_good_version_stays(client: Client, tmp_path: Path) -> None:
-    """The API server accepts what its schema does not forbid."""
+    """The API server accepts every object that its schema allows."""
     await put_gateway(client, "factory", "f1", public_ip="203.0.113.7")
     async with looking(client, "f1", tmp_path / "world") as looker:
         await looker.until(lambda: looker.gateways == ["factory"], "read")
@@ -114,7 +115,7 @@ async def test_a_second_start_resumes_the_watches_of_the_first(client: Client, t
 
 
 async def test_the_last_change_is_saved_when_the_agent_ends(client: Client, tmp_path: Path) -> None:
-    """An agent that is restarted within the second before a change is written."""
+    """The agent is stopped within the second before it saves a change."""
     await put_gateway(client, "factory", "f1")
     await put_peer(client, "f1", "factory", "gateway")
     async with looking(client, "f1", tmp_path / "world") as looker:

@@ -1,4 +1,4 @@
-"""The vectors beside these tests, as values. `vectors/README.md` says where they come from."""
+"""The test vectors as values. `vectors/README.md` names their sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCUMENT: dict[str, Any] = json.loads((DIRECTORY / "exchange.json").read_text())
 
 
 class Exchange(NamedTuple):
-    """One exchange. Keys are made anew on each call of `private`: a handshake wipes its ephemeral key."""
+    """One exchange. `private` returns a new key object on each call, since a handshake wipes its ephemeral key."""
 
     facts: dict[str, Any]
 

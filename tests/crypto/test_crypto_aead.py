@@ -1,4 +1,4 @@
-"""The ciphers and hashes behind our doors give what their specifications say."""
+"""The ciphers and hashes, compared with the test vectors of their specifications and of Wycheproof."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ravenvpn.errors import ConfigError, MalformedMessage
 
 both_suites = pytest.mark.parametrize("suite", Suite)
 
-# RFC 8439 §2.8.2, and the draft on XChaCha after it.
+# RFC 8439 §2.8.2, also used by the XChaCha draft.
 SUNSCREEN = b"Ladies and Gentlemen of the class of '99: If I could offer you only one tip for the future, sunscreen would be it."  # noqa: E501
 
 
 def test_rfc_8439_chacha20_poly1305():
-    """§2.8.2."""
+    """Test vector of §2.8.2."""
     key = bytes(range(0x80, 0xA0))
     nonce = bytes.fromhex("070000004041424344454647")
     aad = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
@@ -36,7 +36,7 @@ def test_rfc_8439_chacha20_poly1305():
 
 
 def test_draft_xchacha20_poly1305():
-    """draft-irtf-cfrg-xchacha-03, appendix A.3.1."""
+    """Test vector of draft-irtf-cfrg-xchacha-03, appendix A.3.1."""
     key = bytes(range(0x80, 0xA0))
     nonce = bytes(range(0x40, 0x58))
     aad = bytes.fromhex("50515253c0c1c2c3c4c5c6c7")
@@ -52,7 +52,7 @@ def test_draft_xchacha20_poly1305():
 
 
 def test_rfc_7693_blake2s():
-    """Appendix B."""
+    """Test vector of appendix B."""
     assert hashlib.blake2s(b"abc").hexdigest() == "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982"
 
 
@@ -70,7 +70,7 @@ def test_wycheproof_ciphers(suite: Suite):
 
 @both_suites
 def test_wycheproof_ciphers_into_buffers(suite: Suite):
-    """The forms the data plane uses."""
+    """Sealing and opening into buffers, as the data plane does."""
     for facts in of_our_form(suite):
         test, ours = facts.test, cipher(suite, facts.key)
         room, plain = bytearray(len(facts.sealed)), bytearray(len(facts.plaintext))
@@ -105,7 +105,7 @@ class Sealed:
 
 
 def of_our_form(suite: Suite) -> list[Sealed]:
-    """Nonces of 12 bytes, which is all that `Suite.nonce` makes."""
+    """Return the vectors with nonces of 12 bytes, the only length that `Suite.nonce` makes."""
     return [facts for facts in map(Sealed, wycheproof(suite.value)) if len(facts.nonce) == 12]
 
 
@@ -114,7 +114,7 @@ def test_most_of_wycheproof_is_of_our_form():
 
 
 def test_wycheproof_x25519():
-    """ "Acceptable" there means that some implementations refuse it. We compute it, unless the result is all zero."""
+    """Implementations may refuse vectors marked "acceptable". `agree` computes them unless the result is all zero."""
     refused = 0
     for test in wycheproof("x25519"):
         ours, theirs = PrivateKey.from_hex(test["private"]), PublicKey.from_hex(test["public"])
@@ -141,7 +141,7 @@ def test_all_of_wycheproof_for_x25519_is_there():
 
 
 def test_facts_of_the_suites():
-    """whitepaper §6.1 for WireGuard's; docs/architecture/data-plane.md for AES."""
+    """Sources: whitepaper §6.1 for WireGuard's suite, docs/architecture/data-plane.md for AES."""
     chacha, aes = Suite.CHACHA20POLY1305, Suite.AES256GCM
     assert (chacha.value, aes.value) == ("chacha20poly1305", "aes256gcm")
     assert chacha.noise_name == b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
@@ -164,7 +164,7 @@ def test_nonces_of_the_suites():
 @both_suites
 @pytest.mark.parametrize("length", [0, 16, 24, 31, 33])
 def test_a_key_of_another_length_is_refused(suite: Suite, length: int):
-    """AES-GCM would take 16 and 24 bytes as AES-128 and AES-192."""
+    """AES-GCM itself accepts 16 and 24 bytes as keys of AES-128 and AES-192."""
     with pytest.raises(ValueError, match="32 bytes"):
         cipher(suite, bytes(length))
 

@@ -133,7 +133,7 @@ def test_a_reply_to_nothing_is_refused(alice, bob):
 
 
 def test_a_reply_to_an_older_message_is_refused(alice, bob):
-    """Only the mac1 of the last message is remembered, and it is what the reply is bound to."""
+    """A reply is bound to the mac1 of the last message, the only one that is stored."""
     late = bob.reply(alice.stamp(HEAD, now=0.0), ALICES_ADDRESS, now=0.0)
     alice.stamp(HEAD[:-1] + b"!", now=5.0)
     with pytest.raises(MalformedMessage, match="authenticate"):

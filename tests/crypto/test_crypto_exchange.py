@@ -1,4 +1,4 @@
-"""Byte for byte what an independent implementation says and writes (`vectors/README.md`)."""
+"""Handshakes and messages, compared byte for byte with an independent implementation (`vectors/README.md`)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_marker_of_the_suite_is_the_first_reserved_byte(exchange: Exchange):
 
 @each_exchange
 def test_an_initiation_of_the_other_suite_does_not_authenticate(exchange: Exchange):
-    """The protocol's name is in the handshake's hash, so flipping the marker on the way gains nothing."""
+    """The handshake hash contains the protocol's name, so an attacker gains nothing by flipping the marker."""
     (other,) = set(Suite) - {exchange.suite}
     with pytest.raises(Exception, match="authenticate"):
         receive_initiation(exchange.private("responder_private"), exchange.initiation_body, other)
@@ -79,7 +79,7 @@ def test_an_initiation_of_the_other_suite_does_not_authenticate(exchange: Exchan
 @each_exchange
 @pytest.mark.parametrize("sender", ["initiator", "responder"])
 def test_transport_messages_open_and_seal_to_the_same_bytes(exchange: Exchange, sender: str):
-    """The nonce's byte order is the cipher's own (Noise §12): a counter of several different bytes tells."""
+    """Each cipher has its own byte order of the nonce (Noise §12); counters of several different bytes show it."""
     seal = cipher(exchange.suite, exchange.raw(f"{sender}_sends_with"))
     for message in exchange.facts[f"by_{sender}"]:
         nonce = exchange.suite.nonce(message["counter"])
@@ -97,7 +97,7 @@ def test_mac1_of_both_messages_is_the_same(exchange: Exchange):
 
 
 def random_of(facts: dict[str, str]):
-    """The source that gives out the vector's secret and nonce."""
+    """Return a random source that gives the secret and the nonce of the vector."""
     lengths = {32: bytes.fromhex(facts["secret"]), 24: bytes.fromhex(facts["nonce"])}
     return lengths.__getitem__
 
@@ -132,6 +132,6 @@ def test_hkdf_over_blake2s_is_the_same(facts):
 
 
 def test_ephemeral_keys_make_every_exchange_different():
-    """The four exchanges share their keys; only suite and preshared key keep their session keys apart."""
+    """The four exchanges share their keys, so only suite and preshared key make their session keys differ."""
     keys = [exchange.raw("initiator_sends_with") for exchange in EXCHANGES]
     assert all(one != other for one, other in pairwise(sorted(keys)))

@@ -1,4 +1,4 @@
-"""Handshakes between Alice and Bob, with Eve in between."""
+"""Handshakes between Alice and Bob, with Eve as attacker on the path."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ravenvpn.errors import ConfigError, MalformedMessage
 
 STAMP = bytes.fromhex("40000000695735af15000000")
 
-# Points of small order, and their encodings that are not reduced modulo p: RFC 7748 §7 and the list in its reference
-# [Curve25519]. Any private key times one of them is zero.
+# Points of small order and their encodings that are not reduced modulo p: RFC 7748 §7 and the list in its reference
+# [Curve25519]. The product of any private key with one of them is zero.
 LOW_ORDER = [
     bytes(32),
     bytes([1]) + bytes(31),
@@ -76,7 +76,7 @@ def test_every_flipped_bit_of_an_initiation_is_refused(alice, bob, suite):
 
 @both_suites
 def test_every_flipped_bit_of_a_response_is_refused_and_changes_nothing(alice, bob, suite):
-    """A bogus response must not disturb the handshake it claims to answer: the right one still finishes it."""
+    """A bogus response must not change the pending handshake: the genuine one still completes it."""
     body, pending = initiate(alice, bob.public, suite, STAMP, fresh())
     response, bobs = receive_initiation(bob, body, suite).respond(None, fresh())
     for position in range(len(response)):
@@ -87,7 +87,7 @@ def test_every_flipped_bit_of_a_response_is_refused_and_changes_nothing(alice, b
 
 @both_suites
 def test_a_refused_response_leaves_every_field_of_the_handshake_as_it_was(alice, bob, suite):
-    """Also those that the next message happens to overwrite."""
+    """The comparison includes fields that the next message overwrites."""
     body, pending = initiate(alice, bob.public, suite, STAMP, fresh())
     response, _ = receive_initiation(bob, body, suite).respond(None, fresh())
     before = everything_in(pending._state)
@@ -96,7 +96,7 @@ def test_a_refused_response_leaves_every_field_of_the_handshake_as_it_was(alice,
 
 
 def everything_in(thing: object) -> object:
-    """What noiseprotocol's objects hold, all the way down; other objects by identity."""
+    """Return the contents of noiseprotocol's objects, recursively; other objects by identity."""
     if type(thing).__module__.startswith("noise."):
         return {name: everything_in(value) for name, value in vars(thing).items()}
     if isinstance(thing, dict):
@@ -142,16 +142,20 @@ def test_refused_messages_leave_nothing_for_the_collector(alice, bob):
 
 
 def flipped(message: bytes, position: int) -> bytes:
-    """One bit of byte `position` the other way. In the last byte of a key it is the top bit, which X25519 ignores
-    (RFC 7748 §5), but the hash of the handshake does not."""
+    """Flip one bit of byte `position`.
+
+    In the last byte of a key it is the top bit, which X25519 ignores (RFC 7748 §5) but the handshake hash does not.
+    """
     changed = bytearray(message)
     changed[position] ^= 1 << (position % 8)
     return bytes(changed)
 
 
 def test_only_what_is_new_in_a_handshake_costs_elliptic_curve_arithmetic(alice, bob):
-    """Loading a private key costs as much as a DH. The static keys are loaded, and their secret known, after the
-    first handshake; `bench/micro_handshake.py` measures the gain."""
+    """After the first handshake the static keys are loaded and their static secret is cached.
+
+    Loading a private key costs as much as a DH. `bench/micro_handshake.py` measures the gain.
+    """
     ephemerals = [fresh() for _ in range(4)]
     body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, ephemerals[0])
     pending.finish(receive_initiation(bob, body, Suite.CHACHA20POLY1305).respond(None, ephemerals[1])[0])
@@ -172,7 +176,7 @@ def test_only_what_is_new_in_a_handshake_costs_elliptic_curve_arithmetic(alice, 
 
 @contextlib.contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """How often `cryptography` was asked for arithmetic on the curve."""
+    """Count the calls of `cryptography` for curve arithmetic."""
     calls: Counter[str] = Counter()
 
     def profile(_frame: object, event: str, function: object) -> None:
@@ -248,7 +252,7 @@ def test_an_initiation_is_answered_once(alice, bob):
 
 @pytest.mark.parametrize("alices", ["none", "other"])
 def test_a_preshared_key_that_differs_is_refused_until_it_is_right(alice, bob, alices):
-    """It enters with the response (psk2), so a key changed in between may still be put right."""
+    """The preshared key enters with the response (psk2), so a key that is corrected meanwhile still completes it."""
     right = PresharedKey.generate(os.urandom)
     wrong = None if alices == "none" else PresharedKey.generate(os.urandom)
     body, pending = initiate(alice, bob.public, Suite.CHACHA20POLY1305, STAMP, fresh())
@@ -272,7 +276,7 @@ def test_an_initiation_to_another_key_is_refused(alice, bob):
 
 @pytest.mark.parametrize("point", LOW_ORDER, ids=lambda point: point.hex()[:8])
 class TestPointsOfLowOrder:
-    """Their secrets are all zero and known to everybody: abort (whitepaper §5.4)."""
+    """Their shared secrets are all zero and known to everyone, so the handshake is aborted (whitepaper §5.4)."""
 
     def test_nothing_is_sent_to_such_a_static_key(self, alice, point):
         with pytest.raises(ConfigError, match="low order"):
@@ -283,7 +287,7 @@ class TestPointsOfLowOrder:
             receive_initiation(bob, point + bytes(76), Suite.CHACHA20POLY1305)
 
     def test_an_initiation_with_such_a_static_key_is_refused(self, bob, point):
-        """Eve can build one up to the timestamp: her static key is encrypted under `es`, which she has."""
+        """Eve can compute such an initiation up to the timestamp: she knows `es`, which encrypts her static key."""
         body = eves_initiation(bob.public, point)
         with pytest.raises(MalformedMessage, match="low order"):
             receive_initiation(bob, body, Suite.CHACHA20POLY1305)
@@ -297,7 +301,7 @@ class TestPointsOfLowOrder:
 
 
 def eves_initiation(to: PublicKey, static: bytes) -> bytes:
-    """An initiation whose encrypted static key is `static`, made with the bare library and an all-zero `ss`."""
+    """Return an initiation with the encrypted static key `static`, made with the library alone and a zero `ss`."""
     import warnings
 
     from noise.connection import Keypair, NoiseConnection
@@ -346,7 +350,7 @@ def is_wiped(key: PrivateKey) -> bool:
 
 
 def test_strangers_do_not_fill_the_memory_for_static_secrets(bob):
-    """Whoever knows our public key can make initiations that authenticate; an answer alone remembers their sender."""
+    """Initiations of any host with the public key authenticate, but only a response caches the static secret."""
     before = bob.remembered
     for _ in range(3):
         body, _ = initiate(fresh(), bob.public, Suite.CHACHA20POLY1305, STAMP, fresh())

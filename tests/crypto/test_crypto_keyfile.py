@@ -1,4 +1,4 @@
-"""Secrets in files: who may read them, and how they get there."""
+"""Secrets in files: permissions of files that are read, and the creation of new ones."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_key_of_another_user_is_refused(path):
 
 
 def test_a_link_is_followed_and_its_target_judged(path):
-    """As a kubelet mounts Secrets."""
+    """A kubelet mounts Secrets as links."""
     target = path.parent / "target"
     put(target, KEY + "\n")
     path.symlink_to(target)
@@ -211,7 +211,10 @@ keyfile.load_or_create(pathlib.Path(sys.argv[1]), os.urandom)
 
 
 def test_the_file_appears_whole_and_closed_to_others(path):
-    """Seen by an audit hook: a new file of another name, which is complete and 0600 when it gets its own."""
+    """An audit hook sees a new file of another name.
+
+    The file is complete and has mode 0600 before it is linked to its own name.
+    """
     watched = subprocess.run(
         [sys.executable, "-c", WATCH_CREATION, str(path)], check=True, capture_output=True, text=True, timeout=60
     )

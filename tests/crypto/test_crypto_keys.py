@@ -1,4 +1,4 @@
-"""Keys as values: their forms, clamping, hiding, wiping."""
+"""Keys as values: formats, clamping, hiding, wiping."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ raw_keys = st.binary(min_size=32, max_size=32).filter(any)
 
 
 def test_rfc_7748_diffie_hellman():
-    """§6.1, Bob's side."""
+    """Test vector of §6.1, Bob's side."""
     bob = PrivateKey.from_hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb")
     alice = PublicKey.from_hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
     assert bob.public.raw.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
@@ -68,7 +68,7 @@ def test_base64_and_hex_come_back_as_they_went(kind, raw: bytes):
         PUBLIC[:-2] + "==",  # 31 bytes
         PUBLIC[:-1] + "A",  # 33 bytes
         PUBLIC[:-2] + "h=",  # bits beyond the 256th are set
-        PUBLIC.replace("4", "-"),  # the URL alphabet
+        PUBLIC.replace("4", "-"),  # the URL-safe alphabet
         PUBLIC.replace("4", "é"),
         PUBLIC.replace("4", "\0"),
         "=" * 44,

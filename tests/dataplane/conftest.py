@@ -1,4 +1,4 @@
-"""Every scene of this folder that takes `body` runs with each data plane there is."""
+"""Parametrization of `body`: each test that takes it runs with every available data plane."""
 
 from __future__ import annotations
 

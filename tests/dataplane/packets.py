@@ -1,4 +1,4 @@
-"""IP packets and TUN frames for tests, built the slow and obvious way, independent of the code under test."""
+"""IP packets and TUN frames for tests, built in a slow and obvious way, independent of the code under test."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import struct
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-PLAIN = bytes(10)  # a virtio-net header that asks for nothing
+PLAIN = bytes(10)  # a virtio-net header without offload requests
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 
 
 def internet_checksum(data: bytes) -> int:
-    """RFC 1071, word by word."""
+    """Return the internet checksum of RFC 1071, computed word by word."""
     if len(data) % 2:
         data += b"\0"
     total = sum(word for (word,) in struct.iter_unpack("!H", data))
@@ -41,7 +41,10 @@ def ip(
     options: bytes = b"",
     label: int = 0,
 ) -> bytes:
-    """An IPv4 or IPv6 packet, by its addresses. `tos` is the DS field, `fragment` IPv4's flags and offset."""
+    """Return an IPv4 or IPv6 packet, depending on its addresses.
+
+    `tos` is the DS field, `fragment` the flags and offset of IPv4.
+    """
     here, there = ip_address(source).packed, ip_address(destination).packed
     if len(here) == 16:
         return struct.pack("!IHBB", 6 << 28 | tos << 20 | label, len(payload), protocol, ttl) + here + there + payload
@@ -110,7 +113,7 @@ class VirtioHeader:
 
 
 def superpacket(packet: bytes, gso_size: int, **changes: int) -> bytes:
-    """The TUN frame the kernel would hand over for this packet: its checksum is the pseudo-header's sum."""
+    """Return the TUN frame of the kernel for this packet: its checksum field holds the pseudo-header's sum."""
     is_v4 = packet[0] >> 4 == 4
     transport = (packet[0] & 15) * 4 if is_v4 else 40
     protocol = packet[9] if is_v4 else packet[6]
@@ -124,7 +127,7 @@ def superpacket(packet: bytes, gso_size: int, **changes: int) -> bytes:
     header = {
         "flags": 1,
         "gso_type": 5 if protocol == 17 else 1 if is_v4 else 4,
-        "hdr_len": 0xBAD,  # wrong on the forwarding path, so never to be used
+        "hdr_len": 0xBAD,  # wrong on the forwarding path, so the code must not use it
         "gso_size": gso_size,
         "csum_start": transport,
         "csum_offset": offset,
@@ -133,7 +136,7 @@ def superpacket(packet: bytes, gso_size: int, **changes: int) -> bytes:
 
 
 def is_valid(packet: bytes) -> bool:
-    """Lengths and checksums of a TCP or UDP packet without extension headers, recomputed from scratch."""
+    """Recompute lengths and checksums of a TCP or UDP packet without extension headers."""
     is_v4 = packet[0] >> 4 == 4
     transport = (packet[0] & 15) * 4 if is_v4 else 40
     protocol = packet[9] if is_v4 else packet[6]
@@ -148,9 +151,9 @@ def is_valid(packet: bytes) -> bool:
 
 
 def apart(frame: bytes) -> list[bytes]:
-    """The packets that a frame written to the TUN stands for, cut as the kernel cuts them, slowly.
+    """Split a frame written to the TUN into its packets, as the kernel does.
 
-    But UDP with DF keeps the ID of the first: nobody reads it (RFC 6864), and so tests need not count.
+    One difference: UDP packets with DF keep the IPv4 ID of the first. Receivers ignore it (RFC 6864).
     """
     header, packet = VirtioHeader.of(frame), frame[10:]
     if header.gso_type == 0:

@@ -1,6 +1,6 @@
-"""Data planes on real descriptors: a socketpair as TUN, loopback UDP as the world, a clock one moves.
+"""Data planes on real descriptors: a socketpair as TUN, loopback UDP as the network, and a clock that tests set.
 
-Nothing here waits: loopback delivers within the send, so `settle` turns the loop until no descriptor is readable.
+No test waits: loopback delivers within the send, so `settle` turns the loop until no descriptor is readable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ravenvpn.dataplane.contract import (
 )
 from ravenvpn.offloads import Offloads
 
-# The bodies that scenes run with. The native one joins when it is built.
+# The bodies that tests run with; the native one is included if it is built.
 BODIES = ["pure"] if dataplane.native_absence() else ["pure", "native"]
 BOOT_ID = "7d1c0f4e-0000-4000-8000-000000000000"
 ALICE, BOB, CAROL = PeerId(1), PeerId(2), PeerId(3)
@@ -44,7 +44,7 @@ PREFIXES = {
 
 
 class Clock:
-    """Seconds; never zero, which the contract reads as "never"."""
+    """A clock in seconds. It never returns zero, which the contract reads as "never"."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -66,7 +66,10 @@ def udp_socket(family: socket.AddressFamily, host: str = "") -> socket.socket:
 
 
 class End:
-    """One data plane, its TUN (`wire` is the kernel's side of it, `inside` ours) and its sockets. Close it."""
+    """One data plane with its sockets and its TUN. Close it.
+
+    `wire` is the kernel's side of the TUN, `inside` the data plane's side.
+    """
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class End:
         return Endpoint("::1", self.v6.getsockname()[1])
 
     def knows(self, peer: PeerId, endpoint: Endpoint | None) -> None:
-        """Configure a peer with its usual prefixes, both ways."""
+        """Configure a peer with its usual prefixes, routed and accepted."""
         self.plane.add_peer(peer)
         self.plane.set_endpoint(peer, endpoint)
         prefixes = [ip_network(prefix) for prefix in PREFIXES[peer]]
@@ -125,12 +128,12 @@ class End:
         self.plane.accept(peer, prefixes)
 
     def put(self, *packets: bytes) -> None:
-        """The kernel sends plain packets into the tunnel."""
+        """Write plain packets to the TUN as the kernel does, towards the tunnel."""
         for packet in packets:
             self.wire.send(PLAIN + packet)
 
     def frames(self) -> list[bytes]:
-        """What was written to the TUN since the last call, with the virtio-net headers."""
+        """Return the frames written to the TUN since the last call, including virtio-net headers."""
         frames = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -138,11 +141,14 @@ class End:
         return frames
 
     def packets(self) -> list[bytes]:
-        """The same, superpackets taken apart."""
+        """Return the packets written to the TUN since the last call, with superpackets split."""
         return [packet for frame in self.frames() for packet in apart(frame)]
 
     def happened(self, *kinds: type, traffic: bool = False) -> list[Event]:
-        """Events since the last call, those of `kinds` if given; Traffic only if asked for."""
+        """Return the events since the last call.
+
+        `kinds` selects types; Traffic is left out unless it is selected or `traffic` is set.
+        """
         events = self.plane.drain_events()
         self.events += events
         wanted = kinds or ((object,) if traffic else None)
@@ -153,7 +159,7 @@ class End:
         return self.plane.counters()
 
     def drops(self) -> dict[str, int]:
-        """By name, those that are not zero."""
+        """Return the drop counters that are not zero, by name."""
         return {Drop(drop).name: number for drop, number in self.counters.drops.items() if number}
 
     def descriptors(self) -> list[int]:
@@ -163,7 +169,7 @@ class End:
 def keypairs(
     birth: float, *, suite: Suite = Suite.CHACHA20POLY1305, indices: tuple[int, int] | None = None
 ) -> tuple[NewKeypair, NewKeypair]:
-    """What a handshake leaves: (the initiator's, the responder's)."""
+    """Return the keypairs of a handshake: (the initiator's, the responder's)."""
     there, back = secrets.token_bytes(32), secrets.token_bytes(32)
     mine, yours = indices or (secrets.randbits(32), secrets.randbits(32))
     return (
@@ -173,7 +179,7 @@ def keypairs(
 
 
 class Eve:
-    """Someone on the path, or a peer that is not us: a socket, and the keys of a session if it was given them."""
+    """An attacker on the path or a foreign peer: a socket, with the keys of a session if a test passes them."""
 
     def __init__(self, family: socket.AddressFamily = socket.AF_INET, host: str = "") -> None:
         self.socket = udp_socket(family, host)
@@ -199,7 +205,7 @@ class Eve:
         return [data for data, _ in self.captured_with_ds()]
 
     def captured_with_ds(self) -> list[tuple[bytes, int]]:
-        """(datagram, its DS field with ECN) since the last call."""
+        """Return (datagram, its DS field with ECN) for each datagram received since the last call."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -214,26 +220,29 @@ class Eve:
 
 
 def message(keypair: NewKeypair, counter: int, inner: bytes) -> bytes:
-    """The transport message that the other end of `keypair` would send (whitepaper §5.4.6): sealed independently."""
+    """Return the transport message of the other end of `keypair` (whitepaper §5.4.6), sealed by independent code."""
     sealed = cipher(keypair.suite, keypair.receive_key).encrypt(keypair.suite.nonce(counter), inner, None)
     return struct.pack("<IIQ", 4, keypair.local_index, counter) + sealed
 
 
 class Pair:
-    """Alice and Bob, each the other's peer. Alice initiates unless told otherwise."""
+    """Alice and Bob, configured as each other's peer. Alice initiates by default."""
 
     def __init__(self, alice: End, bob: End, clock: Clock) -> None:
         self.alice, self.bob, self.clock = alice, bob, clock
 
     def handshake(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[NewKeypair, NewKeypair]:
-        """A handshake by fiat: Bob has the key in `next` until Alice's first message arrives."""
+        """Install the keys of a handshake without messages.
+
+        Bob's key stays in `next` until Alice's first message arrives.
+        """
         initiators, responders = keypairs(self.clock(), suite=suite)
         self.bob.plane.install_keypair(ALICE, responders)
         self.alice.plane.install_keypair(BOB, initiators)
         return initiators, responders
 
     async def connect(self, suite: Suite = Suite.CHACHA20POLY1305) -> tuple[NewKeypair, NewKeypair]:
-        """Handshake, confirm the key, and forget what was reported on the way."""
+        """Install keys, confirm them, and discard the events."""
         keys = self.handshake(suite)
         await self.settle()
         for end in (self.alice, self.bob):
@@ -241,7 +250,10 @@ class Pair:
         return keys
 
     async def intercept(self, eve: Eve, *packets: bytes) -> list[bytes]:
-        """The datagrams that these packets of Alice's for Bob become; from here on they go to Eve in his place."""
+        """Return the datagrams of these packets from Alice to Bob.
+
+        From this call on Alice's endpoint of Bob is Eve's socket.
+        """
         self.alice.plane.set_endpoint(BOB, eve.endpoint)
         self.alice.put(*packets)
         await self.settle()
@@ -255,12 +267,12 @@ _failures: list[dict] = []
 
 
 def _remember_failure(loop: asyncio.AbstractEventLoop, context: dict) -> None:
-    """An exception that left a pump would only be logged."""
+    """Record an exception that left a pump; asyncio would only log it."""
     _failures.append(context)
 
 
 async def settle(*ends: End) -> None:
-    """Turn the loop until every descriptor of these ends has been drained. Raises what a pump raised."""
+    """Turn the loop until every descriptor of these ends is drained. Raises an exception that a pump raised."""
     poll = select.poll()
     for end in ends:
         for descriptor in end.descriptors():
@@ -279,7 +291,7 @@ async def settle(*ends: End) -> None:
 
 @contextlib.asynccontextmanager
 async def two(body: str, *, family: int = 4, **options) -> AsyncIterator[Pair]:
-    """Two started ends that know each other, without keys. `options` go to both `End`s."""
+    """Yield two started ends that are configured as peers, without keys. `options` go to both `End`s."""
     clock = Clock()
     alice, bob = End(body, clock, **options), End(body, clock, **options)
     try:

@@ -1,4 +1,4 @@
-"""Offloads in a whole body: how few calls move many packets, and that nothing is lost when the kernel refuses."""
+"""Offloads in a whole body: few calls move many packets, and no packet is lost if the kernel refuses an offload."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bulk(size: int, *, addresses=(A, B), sequence: int = 1, **more) -> bytes:
 @pytest.mark.parametrize("family", [4, 6], ids=["outer4", "outer6"])
 @pytest.mark.parametrize("addresses", [(A, B), (A6, B6)], ids=["inner4", "inner6"])
 async def test_a_superpacket_crosses_in_four_system_calls(body, family, addresses):
-    """One read, one send, one receive, one write; and it arrives as it left."""
+    """One read, one send, one receive, one write. The superpacket arrives unchanged."""
     async with two(body, family=family) as pair:
         await pair.connect()
         before, there = pair.alice.counters, pair.bob.counters
@@ -110,7 +110,7 @@ async def test_sixteen_flows_at_once_are_all_joined(body):
 
 
 async def test_order_within_a_flow_survives_everything(body):
-    """Sizes, flags and other flows at random: each flow's bytes arrive in order, each packet once."""
+    """Sizes, flags and other flows are random: each flow's bytes arrive in order, each packet once."""
     chance = random.Random(5)
     async with two(body) as pair:
         await pair.connect()
@@ -140,8 +140,8 @@ async def test_order_within_a_flow_survives_everything(body):
     [
         ([100] * 64, [64]),
         ([100] * 65, [64, 1]),
-        ([100] * 3 + [20] + [100] * 2, [4, 2]),  # a shorter one ends a run
-        ([20] + [100] * 2, [1, 2]),  # a longer one begins one
+        ([100] * 3 + [20] + [100] * 2, [4, 2]),  # a shorter packet ends a run
+        ([20] + [100] * 2, [1, 2]),  # a longer packet begins a run
         ([1392] * 46, [45, 1]),  # 65,507 bytes of UDP payload
     ],
     ids=["64", "65", "a tail", "growing", "the largest datagram"],
@@ -150,7 +150,7 @@ async def test_runs_keep_the_limits_of_udp_gso(body, packets, runs):
     async with two(body) as pair:
         await pair.connect()
         with Eve() as eve:
-            eve.socket.setsockopt(17, 104, 1)  # UDP_GRO: what was sent as one arrives as one
+            eve.socket.setsockopt(17, 104, 1)  # UDP_GRO: datagrams sent in one call arrive in one
             pair.alice.plane.set_endpoint(BOB, eve.endpoint)
             for frame in range(0, len(packets), 16):
                 pair.alice.put(*[udp(A, B, bytes(size)) for size in packets[frame : frame + 16]])
@@ -186,7 +186,7 @@ async def test_a_large_superpacket_fills_its_run_to_the_limit(body):
 
 
 async def test_segmentation_that_is_refused_is_given_up_and_nothing_is_lost(body):
-    """A socket without UDP checksums is refused UDP GSO with EINVAL."""
+    """The kernel refuses UDP GSO with EINVAL on a socket without UDP checksums."""
     async with two(body) as pair:
         await pair.connect()
         pair.alice.v4.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK
@@ -201,7 +201,7 @@ async def test_segmentation_that_is_refused_is_given_up_and_nothing_is_lost(body
 
 
 async def test_refused_datagrams_are_counted_and_segmentation_is_not_blamed(body):
-    """A broadcast without permission: no way of sending helps."""
+    """A broadcast without SO_BROADCAST fails with and without segmentation."""
     async with two(body) as pair:
         await pair.connect()
         pair.alice.plane.set_endpoint(BOB, Endpoint("255.255.255.255", 9))
@@ -230,7 +230,7 @@ def joined(packets: list[bytes]) -> Coalescer:
     ids=["tcp", "udp"],
 )
 def test_joining_that_is_refused_is_given_up_and_nothing_is_lost(packets, given_up):
-    """A kernel like 6.6.44. It has to be acted: no kernel at hand refuses what is right."""
+    """The behaviour of Linux 6.6.44. The refusal is simulated, since other kernels accept valid frames."""
     written = []
 
     def refusing(fd, parts):
@@ -272,7 +272,7 @@ async def test_a_full_tun_loses_packets_and_says_so(body):
 
 
 async def test_what_the_kernel_dropped_is_counted(body):
-    """SO_RXQ_OVFL."""
+    """The kernel reports its drops by SO_RXQ_OVFL."""
     clock = Clock()
     bob = End(body, clock)
     with Eve() as eve:
@@ -292,7 +292,7 @@ async def test_what_the_kernel_dropped_is_counted(body):
 
 
 async def test_a_quiet_direction_is_not_starved(body):
-    """The budget: a TUN that is never empty must not keep the other way waiting."""
+    """A budget per turn: a TUN that is never empty must not block the other direction."""
     async with two(body) as pair:
         await pair.connect()
         for n in range(2000):
@@ -307,7 +307,7 @@ async def test_a_quiet_direction_is_not_starved(body):
 
 
 async def test_nothing_leaks_a_descriptor(body):
-    """Descriptors are lent: none is opened, none closed."""
+    """Descriptors are borrowed: the data plane opens none and closes none."""
     before = sorted(os.listdir("/proc/self/fd"))
     async with two(body) as pair:
         await pair.connect()
@@ -321,7 +321,7 @@ async def test_nothing_leaks_a_descriptor(body):
 
 @pytest.mark.parametrize("size", [65_475, 65_476, 65_535])
 async def test_a_packet_too_large_for_any_datagram_is_counted(body, size):
-    """65,507 bytes of UDP payload are the most over IPv4, 32 of them are ours. The TUN's MTU allows more."""
+    """IPv4 allows 65,507 bytes of UDP payload, of which WireGuard takes 32. The TUN's MTU may be larger."""
     async with two(body) as pair:
         await pair.connect()
         pair.alice.plane.set_mtu(size)

@@ -1,6 +1,7 @@
-"""The two bodies side by side: the same calls, the same bytes on descriptors of their own, and after every step the
-same events, datagrams, packets, counters. The Python body is the specification; this is where the native one is held
-to it, in schedules nobody would write down.
+"""Differential test of the two bodies with random schedules.
+
+Both bodies get the same calls and the same bytes on their own descriptors. After every step their events, datagrams,
+packets and counters must be equal. The Python body is the specification of the native one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PLACES = ("alice", "carol", "elsewhere", "six")
 
 
 class World:
-    """One body, and all that it can hear of: a place for each peer, and two more."""
+    """One body and the sockets that it exchanges datagrams with: one for each peer, and two more."""
 
     def __init__(self, body: str, clock: Clock) -> None:
         self.clock = clock
@@ -38,7 +39,7 @@ class World:
         self.places = {name: Eve(socket.AF_INET6 if name == "six" else socket.AF_INET) for name in PLACES}
         self.names = {eve.endpoint: name for name, eve in self.places.items()}
         self.sessions: list[NewKeypair] = []
-        self.said: Counter[int] = Counter()  # by the other ends, per session
+        self.said: Counter[int] = Counter()  # messages sent by the other ends, per session
         self.end.plane.set_own_address(IPv6Address(OWN), PROBE_PORT)
 
     def close(self) -> None:
@@ -50,7 +51,7 @@ class World:
         return None if endpoint is None else self.names[endpoint]
 
     def observed(self) -> dict[str, object]:
-        """Everything this step brought, in words that do not depend on port numbers or batch boundaries."""
+        """Return all effects of this step, independent of port numbers and batch boundaries."""
         events = []
         for event in self.end.plane.drain_events():
             located = isinstance(event, Datagram | EndpointMoved)
@@ -80,14 +81,14 @@ class World:
 
 
 def without_id(packet: bytes) -> bytes:
-    """IPv4's identification says nothing where DF is set (RFC 6864 §4.1), and cutting superpackets numbers anew."""
+    """Zero the IPv4 ID of a packet with DF: it has no meaning (RFC 6864 §4.1), and splitting assigns new ones."""
     if packet[0] >> 4 == 4 and packet[6] & 0x40:
         return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
     return packet
 
 
 class Step:
-    """What to do in each world: a function of the world, made of drawn values only. `repr` is for failures."""
+    """One action, applied to each world, that depends on drawn values only. `repr` describes it in a failure."""
 
     def __init__(self, text: str, work: Callable[[World], object]) -> None:
         self.text, self.work = text, work
@@ -113,7 +114,7 @@ ds_fields = st.integers(0, 3)
 
 @st.composite
 def packets(draw, outwards: bool) -> bytes:
-    """An inner packet, towards the peers or from them."""
+    """An inner packet, to the peers or from them."""
     v6 = draw(st.booleans())
     there = draw(inside6 if v6 else inside)
     here = "fd02::1" if v6 else "10.2.0.1"
@@ -154,12 +155,12 @@ def put_superpacket(draw):
 
 @st.composite
 def hear(draw):
-    """Transport messages from somewhere: genuine, replayed, late, damaged, of a session long gone."""
+    """Transport messages from any place: genuine, replayed, late, damaged, or of an old session."""
     place, count = draw(places), draw(st.integers(1, 8))
     ds_field, damage, which = draw(ds_fields), draw(st.integers(0, 19)), draw(st.integers(0, 3))
     odd = st.sampled_from([0, 1, 2, 3, 50, 51, 9000, 2**29, 2**64 - 2**13 - 2])
     counters = [draw(st.one_of(st.none(), st.none(), st.none(), odd)) for _ in range(count)]
-    if draw(st.booleans()):  # bulk, to be joined
+    if draw(st.booleans()):  # bulk, which is joined
         size, here, flag = draw(sizes), draw(inside), draw(flags)
         inners = [tcp(here, "10.2.0.1", bytes(size), sequence=1 + n * size, flags=flag) for n in range(count)]
     else:
@@ -262,7 +263,8 @@ steps = st.one_of(
     max_examples=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking takes minutes: ask for it when one fails
+    # without shrinking, which takes minutes; add it to examine a failure
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
 @given(st.lists(steps, min_size=15, max_size=40))
 def test_both_bodies_do_the_same(schedule):
@@ -300,7 +302,7 @@ async def side_by_side(schedule) -> None:
 
 
 def thawed(world: World) -> dict[str, object]:
-    """What the body hands over, with names for endpoints."""
+    """Return the decoded hand-over blob, with names instead of endpoints."""
     blob = msgspec.msgpack.decode(world.end.plane.freeze())
     for peer in blob["peers"]:
         peer["endpoint"] = None if peer["endpoint"] is None else world.names[Endpoint(*peer["endpoint"])]

@@ -1,4 +1,4 @@
-"""Which body runs: one place decides, and says why."""
+"""The choice of the body: one function decides and logs the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NATIVE = "ravenvpn.dataplane._native"
 
 @pytest.fixture
 def native(monkeypatch):
-    """Act a native module: pass an attribute holder, or None for one that was not built."""
+    """Simulate the native module: pass an object with its attributes, or None for a module that is not built."""
 
     def install(module) -> None:
         monkeypatch.setitem(sys.modules, NATIVE, module)

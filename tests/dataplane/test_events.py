@@ -1,4 +1,4 @@
-"""What the tunnel hears of a data plane: datagrams that are not its own to judge, inner packets, facts of traffic."""
+"""Events from the data plane to the tunnel: datagrams other than type 4, inner packets, traffic facts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ A6, B6 = "fd01::1", "fd02::1"
 NOT_ECT, ECT_0, CE = 0, 2, 3
 
 
-# Everything that is not type 4.
+# Every message type except 4.
 
 
 async def test_other_datagrams_go_up_unjudged(body):
@@ -139,7 +139,7 @@ async def test_our_datagrams_leave_from_the_source_asked_for(body):
             assert eve.socket.recvfrom(100)[1][0] == "127.0.0.1", "rather than not at all"
 
 
-# Inner packets of our own.
+# Inner packets of the agent.
 
 OURS = IPv6Address("fd02::77")
 
@@ -224,7 +224,7 @@ async def test_forbidding_fragments_is_for_one_packet(body, family):
         assert sender.getsockopt(*option) == before
 
 
-# What the tunnel hears.
+# Traffic facts.
 
 
 async def test_traffic_is_told_as_facts(body):
@@ -242,7 +242,7 @@ async def test_traffic_is_told_as_facts(body):
         pair.alice.put(udp(A, B))
         pair.bob.plane.send_keepalive(ALICE)
         await pair.settle()
-        # The first data unanswered was that of 1010; the keepalive answered it, and came before the second.
+        # The first unanswered data was sent at 1010. The keepalive answered it and came before the second data.
         assert pair.alice.happened(Traffic)[0][:5] == (BOB, 1011.0, 1011.0, 0.0, 1011.0)
         assert pair.bob.happened(Traffic)[0][:5] == (ALICE, 0.0, 1011.0, 1011.0, 1011.0)
 
@@ -273,14 +273,14 @@ async def test_forged_messages_are_no_traffic(body):
 
 @pytest.mark.parametrize("end", ["installed", "given up"])
 async def test_what_happens_after_a_handshake_is_news_again(body, end):
-    """That data went unanswered, and came unacknowledged, was said before it; only the body knows of what follows."""
+    """Unanswered and unacknowledged data was reported before the handshake; data after it is reported again."""
     async with two(body) as pair:
         await pair.connect()
         for since in (1000.0, 1050.0):
             woken = pair.alice.woken, pair.bob.woken
             pair.alice.put(udp(A, B))
             await pair.settle()
-            async with asyncio.timeout(1.0):  # a body may hold it back for a tenth of a second
+            async with asyncio.timeout(1.0):  # a body may delay it by up to a tenth of a second
                 while pair.alice.woken == woken[0] or pair.bob.woken == woken[1]:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             (sent,), (received,) = pair.alice.happened(Traffic), pair.bob.happened(Traffic)

@@ -1,4 +1,4 @@
-"""Freeze and thaw: sessions survive a new process, counters never repeat."""
+"""Freeze and thaw: sessions survive a restart of the process, and counters never repeat."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SKIP = 1 << 16
 
 @contextmanager
 def successor(end: End, body: str, blob: bytes, *, peer=BOB) -> Iterator[End]:
-    """A new process' data plane on the same kind of descriptors, with the plan's prefixes."""
+    """A new process's data plane on descriptors of the same kind, with the prefixes of the plan."""
     new = End(body, end.clock)
     try:
         new.plane.thaw(blob)
@@ -57,7 +57,7 @@ async def test_a_session_goes_on_in_the_next_process(body, suite):
 
 
 async def test_the_tunnel_hears_the_facts_again(body):
-    """So that the timers of the next process can be armed."""
+    """The traffic facts let the next process arm its timers."""
     async with two(body) as pair:
         await pair.connect()
         pair.alice.put(udp(A, B, b"unanswered"))
@@ -81,7 +81,7 @@ async def test_counters_skip_ahead_even_for_a_blob_thawed_twice(body):
                     heir.put(udp(A, B))
                     await settle(heir)
             counters = [struct.unpack_from("<Q", datagram, 8)[0] for datagram in eve.captured()]
-            # 2^23 a second: more than anything of ours can have sent in between.
+            # 2^23 per second of pause: more messages than the old process can have sent in between
             assert counters == [1, 2 + SKIP, 2 + SKIP + 3 * 2**22]
 
 
@@ -101,7 +101,7 @@ async def test_a_replay_across_the_handover_is_dropped(body):
 
 
 async def test_all_slots_and_what_waits_go_over(body):
-    """Bob holds one key in use, one unconfirmed; Alice has packets waiting."""
+    """Bob holds a current key and an unconfirmed one. Alice has staged packets."""
     async with two(body) as pair:
         await pair.connect()
         first = await pair.connect()
@@ -124,7 +124,7 @@ async def test_all_slots_and_what_waits_go_over(body):
 
 
 async def test_the_blob_is_as_documented(body):
-    """Literal field names and values: the other body reads the same bytes."""
+    """Field names and values are literal: the other body reads the same bytes."""
     async with two(body) as pair:
         mine, _ = await pair.connect()
         pair.clock.advance(1.0)
@@ -184,7 +184,7 @@ async def test_a_frozen_body_is_silent(body):
 
 
 def test_the_collector_closes_no_borrowed_descriptor():
-    """It finalizes a cycle in any order, the socket objects before their owner too."""
+    """The garbage collector finalizes a cycle in any order, socket objects before their owner too."""
     with udp_socket(socket.AF_INET) as one:
         outer = Transmitter(CounterSet(), gso=False, gro=False)
         outer.set_sockets(one.fileno(), None)
@@ -192,7 +192,7 @@ def test_the_collector_closes_no_borrowed_descriptor():
         holder = [outer]
         outer.holder = holder  # type: ignore[attr-defined]
         del outer
-        gc.collect(0)  # what is reached from elsewhere goes behind what is held: now the socket comes first
+        gc.collect(0)  # objects reachable from elsewhere move behind the held ones, so the socket is finalized first
         del holder, borrowed
         gc.collect()
         one.getsockname()
@@ -269,7 +269,7 @@ async def test_a_truncated_blob_is_refused_wherever_it_ends(body):
 
 
 async def test_a_message_limit_holds_across_the_handover(body):
-    """The last counters before reject-after-messages are used, and not one more."""
+    """Counters are used up to reject-after-messages and not beyond."""
 
     def near_the_end(blob):
         session_of(blob).update(suite="aes256gcm", counter=2**29 - SKIP - 2)
@@ -289,7 +289,7 @@ async def test_a_message_limit_holds_across_the_handover(body):
 
 @pytest.mark.parametrize("role", [0, 1], ids=["initiator", "responder"])
 async def test_many_messages_ask_for_a_new_key(body, role):
-    """Rekey-after-messages binds whoever sends (wireguard-go's keepKeyFresh)."""
+    """Rekey-after-messages applies to initiator and responder as senders (wireguard-go's keepKeyFresh)."""
 
     def worn(blob):
         session_of(blob).update(suite="aes256gcm", counter=2**28 - SKIP - 1, role=role)

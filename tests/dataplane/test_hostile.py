@@ -1,4 +1,4 @@
-"""Hostile input through the real entry points: counted drops, no exception, no change of state, no growth."""
+"""Hostile input through the real entry points: drops are counted, state and memory stay, no exception is raised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataplane.rig import ALICE, Eve, message, two
 
 from ravenvpn.dataplane.contract import EndpointMoved
 
-# With `make soak` 10⁶ datagrams of strangers, 7·10⁵ of peers, 5·10⁵ frames.
+# `make soak` sends 10⁶ datagrams without a session, 7·10⁵ of peers, and 5·10⁵ frames.
 SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 350))]
 
 A, B = "10.1.0.1", "10.2.0.1"
@@ -21,7 +21,7 @@ A6, B6 = "fd01::1", "fd02::1"
 
 
 def mutated(chance: random.Random, data: bytes) -> bytes:
-    """Some bits flipped, some bytes cut off, doubled or overwritten."""
+    """Return the data with some bits flipped and some bytes cut off, doubled or overwritten."""
     changed = bytearray(data)
     for _ in range(chance.randint(1, 4)):
         kind = chance.randrange(5)
@@ -53,7 +53,7 @@ def inner_packets() -> list[bytes]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_datagrams_of_strangers(body, seed):
-    """Random ones, and mutations of genuine ones that carry a true index."""
+    """Random datagrams, and mutations of genuine ones with a valid receiver index."""
     chance = random.Random(seed)
     async with two(body) as pair:
         with Eve() as eve:
@@ -76,7 +76,7 @@ async def test_datagrams_of_strangers(body, seed):
             assert pair.bob.frames() == []
             known = {"MALFORMED", "UNKNOWN_INDEX", "BAD_TAG", "EXPIRED_KEYPAIR", "REPLAYED"}
             assert set(pair.bob.drops()) <= known
-            # And the peer itself still gets through.
+            # Genuine messages of the peer still arrive.
             pair.alice.put(udp(A, B, b"genuine"))
             await pair.settle()
             assert len(pair.bob.packets()) == 1
@@ -84,7 +84,7 @@ async def test_datagrams_of_strangers(body, seed):
 
 @pytest.mark.root
 async def test_what_comes_from_port_zero_is_dropped(body):
-    """UDP allows it (RFC 768: no answer is wanted), so anybody can send it, and nothing can be sent back."""
+    """RFC 768 allows source port 0 (no reply is expected), so any host can send it. No reply can be sent to it."""
     async with two(body) as pair:
         _, yours = await pair.connect()
         before = pair.bob.counters.peers[ALICE]
@@ -101,7 +101,10 @@ async def test_what_comes_from_port_zero_is_dropped(body):
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_packets_of_an_authenticated_but_hostile_peer(body, seed):
-    """Sealed with the true key, in GSO runs and alone: what reaches the TUN is whole and of an accepted source."""
+    """Packets sealed with the valid key, in GSO runs and alone.
+
+    The TUN gets only whole packets from accepted sources.
+    """
     chance = random.Random(seed)
     async with two(body) as pair:
         with Eve() as eve:
@@ -129,7 +132,7 @@ async def test_packets_of_an_authenticated_but_hostile_peer(body, seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_frames_from_the_tun(body, seed):
-    """The kernel is no enemy, but its offload headers come from guests, containers and other drivers."""
+    """The kernel is trusted, but its offload headers may come from guests, containers and other drivers."""
     chance = random.Random(seed)
     async with two(body) as pair:
         await pair.connect()
@@ -177,7 +180,7 @@ async def test_a_flood_of_rubbish_costs_no_memory(body):
                 pair.bob.frames()
 
             flood.sent = 0
-            await flood(5000)  # caches fill up to their bounds
+            await flood(5000)  # until caches reach their bounds
             tracemalloc.start()
             try:
                 before = tracemalloc.get_traced_memory()[0]

@@ -1,4 +1,4 @@
-"""The real thing: TUN devices, veth, the kernel's TCP and UDP, in namespaces of our own.
+"""Data planes with real TUN devices, veth pairs, and the kernel's TCP and UDP, in namespaces of the test.
 
 Both data planes run in this process. A thread enters a namespace only to open a descriptor there.
 """
@@ -38,7 +38,7 @@ CLONE_NEWNET = 0x40000000
 
 
 def inside(namespace: str, work: Callable[[], Result]) -> Result:
-    """Do `work` in a thread that has entered `namespace`, and that ends with it."""
+    """Call `work` in a new thread inside `namespace`."""
     results: list[Result] = []
     errors: list[BaseException] = []
 
@@ -101,7 +101,10 @@ class Host:
         return Endpoint(f"192.0.2.{self.number}" if family == 4 else f"2001:db8::{self.number}", PORT)
 
     def drops(self) -> dict[str, int]:
-        """All but those the kernel provokes by itself (router solicitations, multicast reports)."""
+        """Return the drops except NO_ROUTE.
+
+        The kernel itself causes those (router solicitations, multicast reports).
+        """
         return {d.name: n for d, n in self.plane.counters().drops.items() if n and d.name != "NO_ROUTE"}
 
     def close(self) -> None:
@@ -112,7 +115,7 @@ class Host:
 
 
 def join(one: str, two: str, mtu: int) -> None:
-    """A veth pair between two namespaces, with addresses of both families."""
+    """Create a veth pair between two namespaces, with addresses of both families."""
     ends = ["netns", one, "type", "veth", "peer", "name", "veth0", "netns", two]
     subprocess.run(["ip", "link", "add", "veth0", *ends], check=True, timeout=10)
     for number, name in ((1, one), (2, two)):
@@ -128,7 +131,7 @@ def join(one: str, two: str, mtu: int) -> None:
 async def link(
     netns, body: str, *, family: int = 4, mtu: int = 1420, underlay: int = 1500, offloads: Offloads | None = None
 ) -> AsyncIterator[tuple[Host, Host]]:
-    """Two hosts on a veth pair, with keys."""
+    """Yield two hosts on a veth pair, with keys installed."""
     one, two = netns(), netns()
     join(one, two, underlay)
     hosts: list[Host] = []
@@ -151,7 +154,7 @@ async def link(
 
 
 async def transfer(sender: Host, receiver: Host, size: int, family: socket.AddressFamily = socket.AF_INET) -> None:
-    """Send `size` random bytes by the kernels' TCP and compare digests."""
+    """Send `size` random bytes over the kernel's TCP and compare digests."""
     loop = asyncio.get_running_loop()
     data = random.Random(size).randbytes(size)
     listener, client = receiver.socket(family, socket.SOCK_STREAM), sender.socket(family, socket.SOCK_STREAM)
@@ -169,7 +172,7 @@ async def transfer(sender: Host, receiver: Host, size: int, family: socket.Addre
         client.shutdown(socket.SHUT_WR)
 
     with listener, client:
-        # The last acknowledgement of an earlier transfer may still be on its way.
+        # The last ACK of an earlier transfer may still be in flight.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((receiver.address(family), 7))
         listener.listen()
@@ -198,7 +201,8 @@ async def test_tcp_moves_in_superpackets_both_ways(netns, body, family, inner):
     ["tun_tso", "tun_gro", "udp_gso", "udp_gro"],
 )
 async def test_tcp_moves_without_each_offload(netns, body, off):
-    offloads = replace(Offloads(), tun_batch=False, **{off: False})  # a call a frame, to be counted
+    # one call per frame, so that calls can be counted
+    offloads = replace(Offloads(), tun_batch=False, **{off: False})
     async with link(netns, body, offloads=offloads) as (alice, bob):
         await transfer(alice, bob, 2 << 20)
         counters, there = alice.plane.counters(), bob.plane.counters()
@@ -208,14 +212,14 @@ async def test_tcp_moves_without_each_offload(netns, body, off):
             "udp_gro": there.udp_rx_datagrams / there.udp_reads,
             "tun_gro": there.tun_tx_packets / there.tun_writes,
         }
-        # The native body hands over, and takes, several single datagrams a call (sendmmsg, recvmmsg).
+        # The native body sends and receives several single datagrams per call (sendmmsg, recvmmsg).
         assert ratio[off] == 1.0 or (body == "native" and off in ("udp_gso", "udp_gro"))
         assert alice.drops() == bob.drops() == {}
 
 
 @pytest.mark.parametrize("inner", [socket.AF_INET, socket.AF_INET6], ids=["inner4", "inner6"])
 async def test_udp_moves_in_superpackets(netns, body, inner):
-    """An application that sends with UDP_SEGMENT (QUIC does): one frame from the TUN, one to the other (USO, GRO)."""
+    """An application sends with UDP_SEGMENT, as QUIC does: one read from the TUN and one write to it (USO, GRO)."""
     async with link(netns, body) as (alice, bob):
         if not alice.tun.uso:
             pytest.skip("NOT RUN, THIS KERNEL'S TUN LACKS USO (LINUX 6.2)")
@@ -237,7 +241,7 @@ async def test_udp_moves_in_superpackets(netns, body, inner):
 
 
 async def test_segmentation_is_not_blamed_for_a_route_that_leads_nowhere(netns, body):
-    """A blackhole answers EINVAL, as a kernel without UDP GSO does; but to single messages too."""
+    """A blackhole route answers EINVAL like a kernel without UDP GSO, but for single messages too."""
     async with link(netns, body) as (alice, bob):
         alice.ip("route", "add", "blackhole", "198.51.100.0/24")
         alice.plane.set_endpoint(BOB, Endpoint("198.51.100.1", PORT))
@@ -252,17 +256,17 @@ async def test_segmentation_is_not_blamed_for_a_route_that_leads_nowhere(netns, 
 
 @pytest.mark.parametrize("family", [4, 6], ids=["outer4", "outer6"])
 async def test_an_underlay_smaller_than_the_tunnel_fragments(netns, body, family):
-    """UDP GSO does not fragment (EMSGSIZE): one by one, which may. Slow, not dead, and GSO stays for others."""
+    """UDP GSO does not fragment (EMSGSIZE), so this peer gets single messages. GSO stays on for other peers."""
     async with link(netns, body, family=family, underlay=1300) as (alice, bob):
         await transfer(alice, bob, 1 << 20)
         assert alice.drops() == {}
         assert alice.plane.offloads().udp_gso
         counters = alice.plane.counters()
-        # One refusal, then it is known for this peer.
+        # The first refusal is remembered for this peer.
         assert counters.udp_writes <= counters.udp_tx_datagrams + 1
         for _ in range(10):
             alice.plane.send_inner(BOB, udp("10.1.0.1", "10.2.0.1", bytes(1000)))
-        # (The transfer's last acknowledgements may be among them.)
+        # The last ACKs of the transfer may be among them.
         after = alice.plane.counters()
         assert after.udp_writes - counters.udp_writes == after.udp_tx_datagrams - counters.udp_tx_datagrams >= 10
 
@@ -279,7 +283,7 @@ async def test_a_probe_that_may_not_be_fragmented_is_refused_when_too_large(netn
 
 @pytest.mark.needs("ethtool")
 async def test_a_link_without_checksum_offload_carries_runs_or_single_messages(netns, body):
-    """Linux before 6.11 answers EIO, and segmentation is given up; later ones make the sums in software."""
+    """Linux before 6.11 answers EIO, and GSO is disabled. Later kernels compute the checksums in software."""
     async with link(netns, body) as (alice, bob):
         alice.run("ethtool", "-K", "veth0", "tx", "off")
         await transfer(alice, bob, 2 << 20)
@@ -288,7 +292,7 @@ async def test_a_link_without_checksum_offload_carries_runs_or_single_messages(n
 
 
 async def test_an_address_that_goes_is_no_longer_used(netns, body):
-    """A gateway with two addresses loses the one it was addressed by."""
+    """A gateway with two addresses loses the one in use."""
     async with link(netns, body) as (alice, bob):
         bob.ip("addr", "add", "192.0.2.22/32", "dev", "veth0")
         alice.plane.set_endpoint(BOB, Endpoint("192.0.2.22", PORT))
@@ -308,7 +312,7 @@ async def test_an_address_that_goes_is_no_longer_used(netns, body):
 
 @pytest.mark.needs("tc")
 async def test_a_slow_link_holds_packets_back_instead_of_losing_them(netns, body):
-    """The socket's buffer is full (EAGAIN): the TUN waits until it is writable."""
+    """The socket buffer is full (EAGAIN): reading from the TUN pauses until the socket is writable."""
     async with link(netns, body) as (alice, bob):
         alice.run(
             "tc", "qdisc", "add", "dev", "veth0", "root", "tbf", "rate", "100mbit", "burst", "256kb", "limit", "64mb"

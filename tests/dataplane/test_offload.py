@@ -1,4 +1,4 @@
-"""Superpackets: cutting them, joining them, and that the one undoes the other."""
+"""Superpackets: splitting, joining, and that splitting reverses joining."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ V6 = ("fd01::1", "fd02::1")
 
 
 def cut(frame: bytes) -> list[bytes] | None:
-    """What `split` makes of a frame, copied out while it lasts."""
+    """Return the result of `split`, copied while the frame's buffer is valid."""
     buffer = bytearray(frame) + bytes(16)
     view = memoryview(buffer)
     assert is_ip(buffer, len(frame))
@@ -56,7 +56,7 @@ def coalesced(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> Co
 
 
 def join(packets: list[bytes], *, tcp: bool = True, udp: bool = True) -> list[bytes]:
-    """The frames a batch of packets is written as."""
+    """Return the frames that a batch of packets is written as."""
     coalescer = coalesced(packets, tcp=tcp, udp=udp)
     return [b"".join(coalescer.frame(item)) for item in coalescer.items]
 
@@ -66,13 +66,13 @@ def payload(size: int, seed: int = 1) -> bytes:
 
 
 class TestSplit:
-    """Against packets built one by one."""
+    """Compare the result of splitting with packets that are built one by one."""
 
     @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
     @pytest.mark.parametrize("size", [1400, 1401, 2800, 4201, 60_000], ids=str)
     @pytest.mark.parametrize("options", [b"", bytes.fromhex("0101080a0000000100000002")], ids=["bare", "timestamps"])
     def test_tcp(self, addresses, size, options):
-        """Sequence numbers, IPv4 IDs, lengths, checksums step on; a tail is shorter, an exact multiple has none."""
+        """Sequence numbers, IPv4 IDs, lengths and checksums advance. A remainder makes a shorter last packet."""
         data = payload(size)
         fields = {"tcp_options": options, "ack": 77, "window": 321, "tos": 2}
         whole = tcp(*addresses, data, sequence=0xFFFF_F000, identification=0xFFFE, **fields)
@@ -109,7 +109,7 @@ class TestSplit:
     @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
     def test_a_udp_checksum_of_zero_is_sent_as_all_ones(self, addresses):
         """RFC 768; RFC 8200 §8.1."""
-        # One word of payload is chosen so that the packet's sum is 0xFFFF, its complement zero.
+        # One word of payload is chosen so that the packet's sum is 0xFFFF and its complement zero.
         seed = udp(*addresses, bytes(2))
         missing = struct.unpack_from("!H", seed, (20 if addresses is V4 else 40) + 6)[0]
         chosen = struct.pack("!H", missing)
@@ -153,13 +153,13 @@ class TestSplit:
         ids=["tcp4", "tcp6", "udp4", "udp6"],
     )
     def test_a_partial_checksum_is_completed(self, packet):
-        """GSO_NONE with NEEDS_CSUM: the field holds the pseudo-header's sum."""
+        """GSO_NONE with NEEDS_CSUM: the field contains the pseudo-header's sum."""
         frame = superpacket(packet, 0, gso_type=0)
         assert frame[10:] != packet
         assert cut(frame) == [packet]
 
     def test_a_plain_packet_is_left_alone(self):
-        packet = tcp(*V4, b"x")[:-1] + b"y"  # its checksum is wrong, and that is its receiver's business
+        packet = tcp(*V4, b"x")[:-1] + b"y"  # its checksum is wrong; the receiver verifies it
         assert cut(bytes(10) + packet) == [packet]
 
     @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ class TestSplit:
 
 
 def stream(addresses=V4, *, sizes, flags=(), start=1000, first_id=50, **fields) -> list[bytes]:
-    """Packets of one TCP flow in sequence; `flags` by position, else ACK."""
+    """Return packets of one TCP flow in sequence. `flags` are by position, ACK by default."""
     packets, sequence = [], start
     for i, size in enumerate(sizes):
         flag = flags[i] if i < len(flags) else ACK
@@ -219,7 +219,7 @@ def stream(addresses=V4, *, sizes, flags=(), start=1000, first_id=50, **fields) 
 
 
 class TestJoin:
-    """Lone packets come out as they went in, behind a header that asks for nothing."""
+    """Single packets are written unchanged, behind a header without offload requests."""
 
     @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
     def test_a_flow_becomes_one_superpacket(self, addresses):
@@ -296,7 +296,7 @@ class TestJoin:
         assert len(join(packets)) == 2
 
     def test_without_dont_fragment_ids_must_be_in_order(self):
-        """With it they mean nothing (RFC 6864)."""
+        """With DF the IDs have no meaning (RFC 6864)."""
         one, two = (tcp(*V4, payload(9), sequence=1 + 9 * i, fragment=0, identification=7) for i in range(2))
         next_one = tcp(*V4, payload(9), sequence=10, fragment=0, identification=8)
         assert len(join([one, two])) == 2
@@ -325,7 +325,7 @@ class TestJoin:
     @pytest.mark.parametrize("position", [0, 1])
     @pytest.mark.parametrize("addresses", [V4, V6], ids=["v4", "v6"])
     def test_a_corrupt_payload_passes_alone(self, addresses, position):
-        """Joined, the kernel would trust it: NEEDS_CSUM says that the sum is yet to be made."""
+        """In a joined frame NEEDS_CSUM marks the checksum as not yet computed: the kernel would not verify it."""
         packets = stream(addresses, sizes=[100, 100])
         packets[position] = packets[position][:-1] + b"!"
         assert join(packets) == [bytes(10) + packet for packet in packets]
@@ -387,7 +387,7 @@ class TestJoin:
 
 @st.composite
 def batches(draw) -> list[bytes]:
-    """Several flows, interleaved, with gaps, flags, corruptions and fragments strewn in."""
+    """Several interleaved flows with gaps, flags, corruptions and fragments."""
     flows = draw(st.integers(1, 4))
     next_sequence = [1000] * flows
     next_id = [1] * flows
@@ -422,7 +422,7 @@ def batches(draw) -> list[bytes]:
 
 
 def flow_of(packet: bytes) -> tuple:
-    """Addresses, protocol and ports; fragments and the rest by addresses and protocol."""
+    """Return addresses, protocol and ports; for fragments and other protocols addresses and protocol."""
     if packet[0] >> 4 == 4:
         fragment = struct.unpack_from("!H", packet, 6)[0] & 0x3FFF
         ports = packet[20:24] if packet[9] in (6, 17) and not fragment else b""
@@ -431,7 +431,7 @@ def flow_of(packet: bytes) -> tuple:
 
 
 def without_id(packet: bytes) -> bytes:
-    """An IPv4 packet with DF has an ID without meaning, which the cut may number anew."""
+    """Zero the ID of an IPv4 packet with DF: it has no meaning, and splitting may assign a new one."""
     if packet[0] >> 4 == 4 and packet[6] & 0x40:
         return packet[:4] + packet[6:10] + packet[12:]
     return packet
@@ -439,7 +439,7 @@ def without_id(packet: bytes) -> bytes:
 
 @given(batches())
 def test_cutting_undoes_joining(packets):
-    """Every packet comes out once, as it was, and in its flow's order."""
+    """Every packet comes out once, unchanged, and in its flow's order."""
     out = [packet for frame in join(packets) for packet in cut(frame)]
     flows = {flow_of(packet) for packet in packets}
     assert len(out) == len(packets)

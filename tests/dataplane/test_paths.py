@@ -1,4 +1,4 @@
-"""Where messages go and come from, and what may pass: endpoints, sources, routes, acceptance, ECN."""
+"""Paths and checks of messages: endpoints, source addresses, routes, accepted prefixes, ECN."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_the_endpoint_may_change_its_family(body):
 
 
 async def test_forged_and_replayed_messages_move_nothing(body):
-    """Only what was authenticated, and only when it is new."""
+    """Only an authenticated, new message changes the endpoint."""
     async with two(body) as pair:
         with Eve() as eve:
             _, yours = await pair.connect()
@@ -81,7 +81,7 @@ async def test_without_roaming_a_new_place_is_reported_once_and_not_used(body):
 
 
 async def test_answers_leave_from_the_address_that_was_addressed(body):
-    """A gateway with several addresses: 127.0.0.2 was called, so 127.0.0.2 answers."""
+    """A gateway with several addresses replies from 127.0.0.2 to a message sent to 127.0.0.2."""
     async with two(body) as pair:
         with Eve() as eve:
             _, yours = await pair.connect()
@@ -122,7 +122,7 @@ async def test_a_source_that_went_away_is_forgotten_and_nothing_is_lost(body, fa
 
 
 async def test_a_replaced_socket_is_read_as_long_as_it_is_pumped(body):
-    """A change of the listen port: datagrams on their way to the old port arrive, replies leave from the new one."""
+    """A change of the listen port: datagrams in flight to the old port arrive; replies leave from the new one."""
     async with two(body) as pair:
         with Eve() as eve:
             _, yours = await pair.connect()
@@ -136,7 +136,7 @@ async def test_a_replaced_socket_is_read_as_long_as_it_is_pumped(body):
                 assert bob.packets() == []
                 bob.plane.pump_replaced_socket(old.fileno(), False)
                 assert len(bob.packets()) == 1
-                bob.plane.pump_replaced_socket(old.fileno(), False)  # an empty one
+                bob.plane.pump_replaced_socket(old.fileno(), False)  # an empty socket
             assert bob.drops() == {}
             bob.put(udp(B, A))
             await pair.settle()
@@ -206,7 +206,7 @@ async def test_a_route_moves_at_once_and_can_be_removed(body):
             await settle(*ends)
             assert [end for end in (bob, carol) if end.packets()] == ([reached] if reached else [])
         assert alice.drops() == {"NO_ROUTE": 1}
-        # A longer prefix inside another's.
+        # A longer prefix inside another peer's prefix.
         alice.plane.route(ip_network("10.2.0.1/32"), [CAROL])
         alice.put(udp(A, B), udp(A, "10.2.0.2"))
         await settle(*ends)
@@ -235,7 +235,7 @@ async def test_unknown_peers_are_key_errors(body):
                 call(pair.alice.plane)
 
 
-# What may pass inwards.
+# Accepted prefixes.
 
 
 @pytest.mark.parametrize("source", [C, "10.9.9.9", "fd03::1"])
@@ -251,7 +251,7 @@ async def test_a_source_outside_the_accepted_prefixes_is_dropped(body, source):
 
 
 async def test_the_longest_accepted_prefix_of_all_peers_decides(body):
-    """A peer with a wide prefix may not send from inside another's narrow one."""
+    """A peer with a wide prefix may not send from a narrower prefix of another peer."""
     async with two(body) as pair:
         with Eve() as eve:
             _, yours = await pair.connect()
@@ -267,7 +267,7 @@ async def test_the_longest_accepted_prefix_of_all_peers_decides(body):
 
             assert await passes("8.8.8.8", 100)
             assert not await passes(C, 101)
-            plane.accept(ALICE, [ip_network("10.3.0.0/16")])  # both may, while a role moves
+            plane.accept(ALICE, [ip_network("10.3.0.0/16")])  # both peers may, while a role moves
             assert await passes(C, 102)
             plane.accept(ALICE, remove=[ip_network("10.3.0.0/16")])
             assert not await passes(C, 103)
@@ -276,7 +276,7 @@ async def test_the_longest_accepted_prefix_of_all_peers_decides(body):
 
 
 async def test_a_flow_is_not_joined_by_another_peer(body):
-    """Bulk TCP takes a short way past the checks; it must be open to the peer that passed them only."""
+    """Bulk TCP uses a fast path past the checks; it is open only to the peer that has passed them."""
     clock = Clock()
     bob = End(body, clock)
     with Eve() as eve:
@@ -378,7 +378,7 @@ async def test_the_outer_header_gets_the_inner_ecn_and_no_dscp(body, family, inn
 
 
 async def test_each_packet_of_a_batch_has_its_own_ecn(body):
-    """Messages that leave in one call share one outer header's codepoint, so these may not."""
+    """Messages in one call share the outer header's codepoint, so packets with different ECN need separate calls."""
     async with two(body) as pair:
         with Eve() as eve:
             await pair.connect()
@@ -404,7 +404,7 @@ async def test_each_packet_of_a_batch_has_its_own_ecn(body):
 async def test_congestion_outside_is_marked_inside(  # noqa: PLR0917
     body, family, addresses, inner, outer, combined
 ):
-    """And the inner DSCP stays, the outer one stays outside, the IPv4 header's checksum is right again."""
+    """The inner DSCP stays, the outer one is not copied, and the IPv4 header checksum is updated."""
     async with two(body) as pair:
         with Eve(family) as eve:
             _, yours = await pair.connect()

@@ -1,4 +1,4 @@
-"""The replay window, against a set of everything seen."""
+"""The replay window, compared with a set of all received counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ravenvpn.dataplane.replay import ReplayWindow
 
-# Small steps around a place that jumps now and then, by up to several windows.
+# Small steps around a position that jumps now and then, by up to several windows.
 steps = st.lists(st.tuples(st.sampled_from([0, 0, 0, 0, 63, 64, 5000, 8128, 8192, 30_000]), st.integers(-9000, 200)))
 
 

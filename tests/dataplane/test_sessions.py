@@ -1,4 +1,4 @@
-"""Keys, slots, counters and what waits for them."""
+"""Keys, slots, counters and staged packets."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def test_what_waited_is_dropped_when_the_handshake_is_given_up(body):
 
 
 async def test_the_initiator_confirms_the_key_at_once(body):
-    """With nothing staged by a keepalive; until it arrives the responder keeps what it has to send."""
+    """Without staged packets a keepalive confirms it. Until then the responder stages its packets."""
     async with two(body) as pair:
         with Eve() as eve:
             initiators, responders = keypairs(pair.clock())
@@ -130,7 +130,7 @@ async def test_a_keepalive_without_a_key_asks_for_one(body):
 
 
 async def test_the_previous_key_still_opens(body):
-    """Messages that were on their way when the key changed are not lost."""
+    """Messages in flight when the key changed are not lost."""
     async with two(body) as pair:
         with Eve() as eve:
             await pair.connect()
@@ -213,7 +213,7 @@ async def test_the_initiator_renews_after_165_seconds_of_receiving(body):
             pair.bob.plane.send_keepalive(ALICE)
             await pair.settle()
             assert pair.alice.happened() == wanted
-        pair.alice.plane.purge_staged(BOB)  # given up
+        pair.alice.plane.purge_staged(BOB)  # the handshake was given up
         pair.bob.plane.send_keepalive(ALICE)
         await pair.settle()
         assert pair.alice.happened() == [], "once per keypair"
@@ -328,7 +328,7 @@ async def test_no_counter_past_the_limit_is_accepted(body, suite, limit):
      (1421, 1418, 1421), (0, 1419, 1424), (1420, 1421, 1436), (100, 205, 216)],
 )  # fmt: skip
 async def test_messages_are_padded_to_16_within_the_mtu(body, mtu, length, sealed):
-    """Whitepaper §5.4.6; a packet larger than the MTU is padded by what it exceeds a multiple of it."""
+    """Whitepaper §5.4.6. For a packet larger than the MTU, the length modulo the MTU is rounded up to 16."""
     async with two(body) as pair:
         with Eve() as eve:
             await pair.connect()
@@ -348,7 +348,7 @@ async def test_padding_is_zeros(body):
 
 
 async def test_counters_are_those_of_wg_show(body):
-    """Whole transport messages: 16 bytes of header, 16 of tag, padding."""
+    """Counters count whole transport messages: 16 bytes of header, 16 of tag, padding."""
     async with two(body) as pair:
         await pair.connect()
         pair.alice.put(udp(A, B, bytes(100)))
@@ -384,7 +384,7 @@ async def test_a_body_without_a_tun_has_sessions(body):
 
 
 async def test_two_peers_have_their_own_sessions(body):
-    """One counter, one window, one key each."""
+    """Each peer has its own counter, window and key."""
     clock = Clock()
     alice, bob, carol = End(body, clock), End(body, clock), End(body, clock)
     ends = (alice, bob, carol)

@@ -1,4 +1,4 @@
-"""Offloads changed at run time: they take effect, nothing in hand is lost, and what the kernel refused stays off."""
+"""Offloads changed at run time: they take effect, no packet is lost, and refused offloads stay off."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SOL_UDP, UDP_GRO = 17, 104
 
 
 def in_force(offloads: Offloads, body: str) -> Offloads:
-    """What a body reports that may use these: only the native one has tun_batch."""
+    """Return the offloads that a body reports for these settings: only the native one has tun_batch."""
     return replace(offloads, tun_batch=offloads.tun_batch and body == "native")
 
 
@@ -65,7 +65,7 @@ async def test_segmentation_offload_for_udp_follows_the_setting(body):
         for offloads, calls in ((Offloads.without(["udp_gso"]), 20), (Offloads(), 1)):
             pair.alice.plane.set_offloads(offloads)
             with Eve() as eve:
-                eve.socket.setsockopt(SOL_UDP, UDP_GRO, 1)  # datagrams that were sent as one arrive as one
+                eve.socket.setsockopt(SOL_UDP, UDP_GRO, 1)  # datagrams sent in one call arrive in one
                 pair.alice.plane.set_endpoint(BOB, eve.endpoint)
                 pair.alice.wire.send(bulk(20))
                 await pair.settle()
@@ -73,7 +73,7 @@ async def test_segmentation_offload_for_udp_follows_the_setting(body):
 
 
 async def test_coalesced_datagrams_in_the_socket_survive_switching_udp_gro_off(body):
-    """The kernel coalesced them already, and stops giving their segment size once UDP_GRO is off."""
+    """The kernel has coalesced them already, and stops reporting their segment size once UDP_GRO is off."""
     async with two(body) as pair:
         await pair.connect()
         pair.bob.plane.stop()
@@ -81,7 +81,7 @@ async def test_coalesced_datagrams_in_the_socket_survive_switching_udp_gro_off(b
             pair.alice.wire.send(bulk(20))
         for _ in range(20):
             await asyncio.sleep(0)
-        assert pair.bob.frames() == []  # they wait in the socket of Bob, who is stopped
+        assert pair.bob.frames() == []  # they are in the socket buffer of Bob, whose data plane is stopped
         pair.bob.plane.set_offloads(Offloads.without(["udp_gro"]))
         pair.bob.start()
         await pair.settle()
@@ -114,7 +114,7 @@ async def test_offloads_changed_under_traffic_lose_no_packet(body):
 
 
 def test_a_batch_that_waits_for_a_full_socket_is_split_when_gso_is_switched_off(monkeypatch):
-    """The Python body; the native one has the same test in its crate."""
+    """Tests the Python body; the native one has the same test in its crate."""
     tally = CounterSet()
     transmitter = Transmitter(tally, gso=True, gro=True)
     with udp_socket(socket.AF_INET, "127.0.0.1") as ours, Eve(host="127.0.0.1") as eve:
@@ -135,7 +135,7 @@ def test_a_batch_that_waits_for_a_full_socket_is_split_when_gso_is_switched_off(
 
 
 async def test_an_offload_that_the_kernel_refused_stays_off(body):
-    """A socket without UDP checksums is refused UDP GSO with EINVAL."""
+    """The kernel refuses UDP GSO with EINVAL on a socket without UDP checksums."""
     async with two(body) as pair:
         await pair.connect()
         pair.alice.v4.setsockopt(socket.SOL_SOCKET, 11, 1)  # SO_NO_CHECK

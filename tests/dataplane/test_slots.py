@@ -1,4 +1,4 @@
-"""The three slots of a peer, against a model written from wireguard-go's and the Linux kernel's rules."""
+"""The three key slots of a peer, compared with a model of the rules in wireguard-go and the Linux kernel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ravenvpn.dataplane.peers import DataPlanePeer
 
 @dataclass
 class Model:
-    """Slots by name, and what left them."""
+    """The slots by name, and the indices of retired keys."""
 
     previous: int | None = None
     current: int | None = None

@@ -22,12 +22,12 @@ EVERYTHING = WriteScope(elects=True, extra_fields=EXTRA_FIELDS, keys=True)
 
 
 def tunnel(node: str, **more: Any) -> Object:
-    """An endpoint of type tunnel."""
+    """Return an endpoint of type tunnel."""
     return {"nodeName": node, "type": "tunnel", **more}
 
 
 def gateway(name: str, endpoints: Sequence[Object] = (), *, version: int = 1, **more: Any) -> Object:
-    """A Gateway with one tunnel replica. `more` goes into the spec, except for metadata and status."""
+    """Return a Gateway with one tunnel replica. `more` goes into the spec, except for metadata and status."""
     metadata = {"name": name, "uid": f"uid-{name}", "resourceVersion": str(version), "generation": 1}
     metadata |= more.pop("metadata", {})
     status = more.pop("status", None)

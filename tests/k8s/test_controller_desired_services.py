@@ -114,7 +114,7 @@ def test_a_host_name_of_a_load_balancer_is_resolved_and_its_address_kept() -> No
     cluster.names = {"lb.example.org": ["203.0.113.7", "203.0.113.9"]}
     assert public_ip(cluster) == "203.0.113.7"
     cluster.names = {"lb.example.org": ["203.0.113.9", "203.0.113.7"]}
-    assert public_ip(cluster) == "203.0.113.7"  # DNS answers come in changing order
+    assert public_ip(cluster) == "203.0.113.7"  # the order of a DNS answer changes
     cluster.names = {}
     assert public_ip(cluster) == "203.0.113.7"  # a name that does not resolve at the moment keeps its address
     cluster.names = {"lb.example.org": ["203.0.113.9"]}

@@ -97,7 +97,7 @@ def test_a_lost_role_is_a_warning_and_its_epoch_goes_on(factory: Cluster) -> Non
     assert decision.notices[0].warning
     factory.put(EDGE_2)
     factory.reconcile("factory")
-    # The stored status has no epoch any more; the cache has.
+    # The stored status has lost the epoch; the cache still has it.
     assert factory.status("factory")["activeEndpoints"][0]["config"]["ravenvpn.io/epoch"] == "2"
 
 
@@ -201,7 +201,8 @@ def calico(name: str, cidr: str) -> dict[str, object]:
 def test_calicos_blocks_replace_pod_cidrs_and_follow_changes() -> None:
     """openyurtio/openyurt #1809: a block that was created later was never read."""
     cluster = Cluster(FACTORY, calico("edge-1", "10.244.1.0/24"), calico("edge-2", "10.244.2.0/24"))
-    assert subnets(cluster) == [["10.244.1.0/24"], ["10.244.2.0/24"]]  # no block in the cluster: host-local IPAM
+    # no block in the cluster: the IPAM is host-local
+    assert subnets(cluster) == [["10.244.1.0/24"], ["10.244.2.0/24"]]
     cluster.put(block("b1", "edge-1", "10.9.0.64/26"))
     assert cluster.drain() >= {"factory"}
     assert subnets(cluster) == [["10.9.0.64/26"], []]
@@ -225,7 +226,7 @@ def test_blocks_are_ignored_on_nodes_without_calico() -> None:
 
 
 def test_a_peer_cannot_move_a_role(factory: Cluster) -> None:
-    """Any agent's token may write any Peer, and a stand-in saw the dead gateway from its own node only."""
+    """Any agent's token may write any Peer, and a stand-in observed the dead gateway from its own node only."""
     factory.reconcile("factory")
     claiming = peer("edge-2", "factory")
     claiming["metadata"]["labels"]["ravenvpn.io/role"] = "gateway"

@@ -1,4 +1,4 @@
-"""Notices become Events: repeated ones are counted, and an object with too many is limited."""
+"""Notices become Events: repeated Events are counted, and the number of Events per object is limited."""
 
 from __future__ import annotations
 

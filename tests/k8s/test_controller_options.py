@@ -1,4 +1,4 @@
-"""Defaults of the controller have one home, `options`: the command line shows them, the manifests agree with them."""
+"""The module `options` defines the controller's defaults once; command line and manifests agree with it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_command_line_has_the_defaults_of_the_options() -> None:
 
 
 def test_the_deployment_runs_with_the_defaults(container: dict[str, Any]) -> None:
-    """Without arguments and environment, so that the other tests may compare with the defaults."""
+    """The Deployment sets neither arguments nor environment, so the other tests may compare with the defaults."""
     assert container["command"] == ["raven-vpn", "controller"]
     assert not {"args", "env", "envFrom"} & container.keys()
 

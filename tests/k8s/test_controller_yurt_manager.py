@@ -10,7 +10,7 @@ T0 = 1_769_860_800.0  # 2026-01-31T12:00:00Z
 
 
 def written(name: str = "factory", **writers: float) -> CachedGateway:
-    """A Gateway whose status these wrote, at these times: `yurt` is yurt-manager, `ours` this controller."""
+    """Return a Gateway whose status was written at these times by `yurt` (yurt-manager) and `ours`."""
     names = {"yurt": "yurt-manager", "ours": "raven-vpn-controller", "kubectl": "kubectl-edit"}
     entries = tuple(StatusWriter(names[manager], at) for manager, at in writers.items())
     return CachedGateway(name, "", "1", 1, None, writers=entries)
@@ -53,7 +53,7 @@ def test_own_and_defer_ignore_yurt_manager() -> None:
 
 
 def test_writers_of_a_status_are_read_from_managed_fields() -> None:
-    """API servers before 1.22 do not name the subresource; the fields of the entry tell."""
+    """API servers before 1.22 do not name the subresource; the fields of the entry show that it is the status."""
     document = {
         "apiVersion": "raven.openyurt.io/v1beta1",
         "kind": "Gateway",

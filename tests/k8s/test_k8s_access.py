@@ -24,7 +24,7 @@ assert config.load_kube_config
 
 
 def test_the_generated_classes_are_not_imported_but_remain_importable() -> None:
-    """They would take 40 MB in each agent."""
+    """Importing the generated classes takes 40 MB in each agent."""
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=60)
 
 

@@ -1,4 +1,4 @@
-"""Objects of the API, assembled to a world."""
+"""Assembly of API objects into a world."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_objects_are_added_changed_and_removed() -> None:
 
 
 def test_a_change_of_a_peer_status_keeps_the_same_world_object() -> None:
-    """An agent plans again only if the world is another object."""
+    """An agent plans again only if the world is a different object."""
     assembly = Assembly()
     assembly.put(Feed.PEERS, peer("a"))
     world = assembly.world
@@ -97,12 +97,12 @@ def test_hostile_objects_raise_nothing() -> None:
     assert not assembly.objects
     assert len(assembly.problems) >= 6
     assert all(len(str(problem)) < 1000 for problem in assembly.problems)
-    # Unknown fields are ignored, or nested too deeply for this Python; nothing is raised in either case.
+    # Unknown fields are ignored. A document nested too deeply for this Python is rejected. Neither case raises.
     assembly.put(Feed.GATEWAYS, {**gateway("b"), "spec": deep})
 
 
 def test_a_peer_that_two_feeds_show_stays_until_neither_does() -> None:
-    """A gateway of our region becomes a plain node: only the selector of our region still matches it."""
+    """A gateway of the own region becomes a plain node: only the selector of the own region still matches it."""
     assembly = Assembly()
     assembly.put(Feed.PEERS, peer("a"))
     assembly.put(Feed.REGION, peer("a"))

@@ -81,7 +81,7 @@ async def test_a_file_that_an_editor_replaces_by_rename_is_read_again(watched: W
 
 
 async def test_a_config_map_volume_changes_all_files_at_once(tmp_path: Path) -> None:
-    """As the kubelet does it: files are links into ..data, which is a link that is replaced."""
+    """The kubelet replaces one link: files are links into ..data, which is a link itself."""
     directory = tmp_path / "volume"
     directory.mkdir()
     for version in ("..1", "..2"):
@@ -210,8 +210,11 @@ def test_a_scan_without_changes_returns_the_same_world(tmp_path: Path) -> None:
 
 
 def test_writes_within_one_clock_tick_are_all_seen(tmp_path: Path) -> None:
-    """Size and inode stay the same, and often the times too: before Linux 6.13 they have the resolution of the tick.
-    A file that changed so recently is read again."""
+    """A file that changed within the resolution of its timestamp is read again.
+
+    Size and inode stay the same, and often the timestamps too: before Linux 6.13 they have the resolution of the
+    tick.
+    """
     path = tmp_path / "a.yaml"
     source = FileSource(tmp_path)
     for turn in range(60):

@@ -41,7 +41,7 @@ def test_a_lease_that_another_replica_renews_is_not_taken() -> None:
     b = Candidacy("b")
     assert observe_and_claim(b, record, 100.0) is None
     assert observe_and_claim(b, replace(record, renewed="later", version="2"), 114.0) is None
-    # The duration counts from when this replica saw the change, not from the times in the Lease.
+    # The lease duration counts from the time at which this replica observed the change, not from times in the Lease.
     assert observe_and_claim(b, replace(record, renewed="later", version="2"), 128.9) is None
 
 
@@ -64,7 +64,7 @@ def test_a_leader_begins_no_write_later_than_ten_seconds_after_the_request_of_it
 
 
 def test_a_renewal_counts_from_its_request() -> None:
-    """The answer may be slow; the Lease was written at any time since the request."""
+    """The answer may be slow; the server may have stored the Lease at any time since the request."""
     a, record = leader(at=100.0)
     claim = a.claim(104.0, WALL)
     assert claim is not None
@@ -159,8 +159,10 @@ STEPS = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(STEPS)
 def test_no_two_replicas_may_write_at_the_same_time(steps: list[tuple[str, float, float, float, bool]]) -> None:
-    """With slow requests, lost answers and replicas that sleep: the interval in which a replica may write, or
-    in which its write may still arrive, never overlaps that of another replica."""
+    """With slow requests, lost answers and sleeping replicas, the write intervals of two replicas never overlap.
+
+    A write interval lasts as long as the replica may write or its last write may still arrive.
+    """
     server, now = Server(), 0.0
     candidates = {name: Candidacy(name) for name in "abc"}
     for name, pause, there, back, answered in steps:
@@ -176,7 +178,7 @@ def test_no_two_replicas_may_write_at_the_same_time(steps: list[tuple[str, float
         now += back
         if taken is not None and answered:
             mine.written(taken, asked_at, now)
-        # At the end of the last write that may begin now no other replica may take the Lease.
+        # Until the last write that may begin now has ended, no other replica may take the Lease.
         writers = [one for one, candidacy in candidates.items() if candidacy.budget(now) > 0]
         assert len(writers) <= 1
         for one in writers:

@@ -21,7 +21,7 @@ def values(text: str) -> list[object]:
 
 
 def test_scalars_follow_yaml_1_2() -> None:
-    """By YAML 1.1, which PyYAML's own constructor implements, five of these would have another value."""
+    """YAML 1.1, which PyYAML's own constructor implements, reads five of these scalars as other values."""
     assert values("[on, no, 012, 1:30, 2026-01-31, =, ~, true, -7, 0x1F, 1.5e3, .inf, '5']") == [
         ["on", "no", 12, "1:30", "2026-01-31", "=", None, True, -7, 31, 1500.0, ".inf", "5"]
     ]
@@ -68,7 +68,7 @@ def test_an_alias_has_the_lines_of_the_value_it_repeats() -> None:
 
 @pytest.mark.slow
 def test_the_number_of_values_in_a_document_is_bounded() -> None:
-    """A file of 4 MiB could otherwise take gigabytes of memory."""
+    """Without the limit a file of 4 MiB could take gigabytes of memory."""
     loaded = load(b"[" + b"x," * 2_000_001 + b"]", "f.yaml")
 
     assert loaded.documents == ()

@@ -227,7 +227,7 @@ def test_no_object_raises(kind: tuple[str, str], rest: dict) -> None:
 
 @given(st.data())
 def test_a_damaged_gateway_is_reported_and_never_raises(data: st.DataObject) -> None:
-    """One value in a valid object is replaced by any other."""
+    """One value in a valid object is replaced by an arbitrary one."""
     damaged = damage(data, UPSTREAM)
     parsed = crd.parse(damaged, handwritten=True)
 

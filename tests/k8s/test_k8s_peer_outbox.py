@@ -1,4 +1,4 @@
-"""When an agent writes its own Peer, and which part."""
+"""Decisions of an agent about its own Peer: when to write it, and which part."""
 
 from __future__ import annotations
 

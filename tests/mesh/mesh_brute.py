@@ -1,7 +1,7 @@
-"""A reference planner: the plan of every node from the whole world, with nested loops, obvious instead of fast.
+"""A reference planner: it computes the plan of every node from the whole world with simple nested loops.
 
 It shares the model and the hashes of names with the real planner. Conflicts, topology, routes and accepted prefixes
-are written a second time here, straight from docs/architecture/host-network.md.
+are a second implementation of docs/architecture/host-network.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def literal(text: str):
 
 @dataclass
 class Ends:
-    """A gateway node as the others see it."""
+    """A gateway node from the point of view of other nodes."""
 
     node: str
     region: str
@@ -65,9 +65,9 @@ class Resolved:
     prefixes: dict[str, set]
     lost: dict[str, set]
     shadowed: dict[str, set]
-    addresses: dict[str, set] = field(default_factory=dict)  # of the prefixes, those that are nodes' own addresses
+    addresses: dict[str, set] = field(default_factory=dict)  # node addresses among the prefixes
     gateways: dict[str, list[Ends]] = field(default_factory=dict)
-    elected: dict[str, list[Ends]] = field(default_factory=dict)  # the same without regard to liveness
+    elected: dict[str, list[Ends]] = field(default_factory=dict)  # the same, ignoring liveness
 
 
 def lan_of(world: World, info) -> list:
@@ -104,7 +104,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
 
     claimed: dict[str, list] = {}
     dialled: list[tuple[str, object]] = []
-    own_calls: set[tuple[str, object]] = set()  # single sources at which their own node is dialled
+    own_calls: set[tuple[str, object]] = set()  # single sources that are the dialled address of their own node
     lan: list[tuple[str, object]] = []
     for gateway in ordered:
         mine: list = []
@@ -137,7 +137,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
                             own_calls.add((gateway.name, alone))
                         mine.append(alone)
         claimed[gateway.name] = mine
-    addresses: dict[str, dict] = {}  # region → prefix → whether its own node is dialled there
+    addresses: dict[str, dict] = {}  # region → prefix → whether it is the dialled address of its own node
     for gateway in ordered:
         mine = addresses[gateway.name] = {}
         for info in gateway.status.nodes if forward else ():
@@ -188,7 +188,7 @@ def resolve(world: World, forward: bool = False) -> Resolved:
 
 
 def stand_in(world: World, resolved: Resolved, liveness: Liveness, me: str) -> None:
-    """If all active gateways are proven dead, as many others count as active: live ones first, then unknown ones."""
+    """Replace active gateways that are all proven dead by as many others: live ones first, then unknown ones."""
     for name, elected in resolved.elected.items():
         resolved.gateways[name] = [replace(e) for e in elected]
         by_name = {e.node: e for e in resolved.gateways[name]}
@@ -232,7 +232,7 @@ def hubs(resolved: Resolved) -> list[str]:
 
 
 def serving(resolved: Resolved, hub: str) -> list[str]:
-    """Return the nodes of a hub that relay now."""
+    """Return the nodes of a hub that relay at the moment."""
     for who in (resolved.gateways, resolved.elected):
         found = [e.node for e in who[hub] if e.active and e.dialable]
         if found:
@@ -278,9 +278,9 @@ class BrutePlan:
     routes: dict = field(default_factory=dict)  # prefix → names
     accepts: set = field(default_factory=set)
     remote_table: dict = field(default_factory=dict)  # prefix → "tunnel", or the next hop on the VXLAN
-    local_table: dict = field(default_factory=dict)  # the same for packets that arrive by our devices
+    local_table: dict = field(default_factory=dict)  # the same for packets that arrive on ravenvpn0 or raven0
     closed: set = field(default_factory=set)  # prefixes with an unreachable route in the remote table
-    closed_local: set = field(default_factory=set)  # and in the other
+    closed_local: set = field(default_factory=set)  # the same in the local table
     neighbours: set = field(default_factory=set)  # (address, MAC)
     forwarding: set = field(default_factory=set)  # (MAC, underlay address)
     remote: set = field(default_factory=set)
@@ -324,7 +324,7 @@ def brute_plan(world: World, liveness: Liveness, me: str, forward: bool = False)
 
 
 def seat(world: World, home: str, node: str):
-    """(underlay addresses by family, IPv4 address on the VXLAN if any, IPv6 one, MAC)"""
+    """Return (underlay addresses by family, IPv4 address on the VXLAN if any, IPv6 address on it, MAC)."""
     info = next(i for i in world.gateways[home].status.nodes if i.node == node)
     peer = world.peers.get(node)
     addresses = ([info.private_ip] if info.private_ip else []) + [*(peer.node_addresses if peer else ())]
@@ -398,7 +398,7 @@ def on_vxlan(
 
 
 def in_order(world: World, resolved: Resolved, home: str) -> list:
-    """(node, prefix) of everything a region announces: all pods first, then single sources."""
+    """Return (node, prefix) of every announced prefix of a region: all pods first, then single sources."""
     nodes = [i for i in world.gateways[home].status.nodes if i.node in resolved.members[home]]
     pods = [(i.node, p) for i in nodes for p in i.subnets]
     sources = [

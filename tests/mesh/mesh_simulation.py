@@ -1,4 +1,4 @@
-"""Simulation of packets through the plans of all nodes, one look-up at a time, as kernel and data plane do it."""
+"""Simulation of packets through the plans of all nodes, with one lookup at a time as in kernel and data plane."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ravenvpn.mesh.nodeplan import NodePlan
 from ravenvpn.mesh.plan import plan
 from ravenvpn.mesh.situation import Intent, Situation
 
-MAX_HOPS = 6  # node, gateway, hub, gateway, node, and one to see a loop
+MAX_HOPS = 6  # node, gateway, hub, gateway, node, and one more to detect a loop
 
 
 class Fate(StrEnum):
     DELIVERED = "delivered"
     REFUSED = "refused"  # by an unreachable route or the packet filter: an ICMP error, nothing leaves
-    DROPPED = "dropped"  # by the tunnel or its far end
+    DROPPED = "dropped"  # by the tunnel or its remote end
     CLEAR = "left by the default route"
     LOOPED = "looped"
 
@@ -93,7 +93,7 @@ def send(
 
 
 def lookup(node: NodePlan, device: str, destination: Address) -> Route | None:
-    """Return the route that the policy rules find for a packet from `device`; None: no route in our tables."""
+    """Return the route that the policy rules find for a packet from `device`, or None."""
     for rule in sorted(node.host.rules, key=lambda r: r.preference):
         if rule.family != destination.version or rule.action is not RuleAction.LOOKUP:
             continue

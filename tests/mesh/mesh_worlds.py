@@ -45,7 +45,7 @@ def own_prefixes(region: int, number: int) -> tuple[ipaddress.IPv4Network | ipad
     )
 
 
-# Prefixes that meet each other, the own ones, gateways' addresses, and the mesh's.
+# Prefixes that overlap each other, prefixes of nodes, addresses of gateways, and the mesh prefix.
 DISPUTED = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -84,7 +84,7 @@ def gateway(
     lan: int = 4,
     created: float | None = None,
 ) -> Gateway:
-    """The first `able` nodes may be its gateway, the others are plain. `lan` is the family of its own network."""
+    """Draw a Gateway. The first `able` nodes may be its gateway. `lan` is the address family of its LAN."""
     endpoints = tuple(
         GatewayEndpoint(
             n,
@@ -124,7 +124,7 @@ def gateways(draw: st.DrawFn, region: int, *, peaceful: bool) -> Gateway:
         lan=draw(st.sampled_from((4, 4, 6))),
         created=None if peaceful else draw(st.sampled_from((None, 1.0, 2.0))),
     )
-    if not peaceful and draw(st.integers(0, 3)) == 0:  # an address that other nodes have too, or of the other family
+    if not peaceful and draw(st.integers(0, 3)) == 0:  # an address of other nodes, or of the other family
         infos = made.status.nodes
         odd = draw(st.sampled_from(ODD_ADDRESSES))
         status = replace(made.status, nodes=(replace(infos[0], private_ip=odd), *infos[1:]))
@@ -151,7 +151,7 @@ def number_of(name: str) -> int:
 def peers(
     draw: st.DrawFn, name: str, *, peaceful: bool, lan: Address | None = None, both: bool = False
 ) -> PeerObject:
-    """Draw a Peer; in a peaceful world a node has addresses of both families, or the one `lan`."""
+    """Draw a Peer. In a peaceful world a node has addresses of both families, or only of the family `lan`."""
     key = number_of(name)
     region, number = "abcdefg".index(name[0]), int(name[1:])
     if peaceful:
@@ -174,7 +174,7 @@ def peers(
                     (ipaddress.ip_address("10.1.1.7"),),
                     (ipaddress.ip_address(f"172.16.{region}.9"),),
                     own_addresses(region, number),
-                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is dialled
+                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # the dialled address
                     (ipaddress.ip_address("203.0.113.9"), ipaddress.ip_address("fd00:fe::1")),
                 )
             )
@@ -187,7 +187,7 @@ def peers(
                     (ipaddress.ip_address(f"10.{region}.0.1"),),
                     (ipaddress.ip_address(f"172.31.{region}.1"),),
                     (ipaddress.ip_address("172.16.1.1"),),
-                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # where it is dialled
+                    (ipaddress.ip_address(f"192.0.2.{16 * region + number + 1}"),),  # the dialled address
                 )
             )
         ),
@@ -199,7 +199,7 @@ def peers(
 def worlds(draw: st.DrawFn, *, peaceful: bool = False, least: int = 0) -> World:
     count = draw(st.integers(least, len(REGIONS)))
     made = [draw(gateways(region, peaceful=peaceful)) for region in range(count)]
-    dual = draw(st.sets(st.sampled_from(REGIONS)))  # regions whose nodes have addresses of both families
+    dual = draw(st.sets(st.sampled_from(REGIONS)))  # regions with dual-stack nodes
     lans = {info.node: (info.private_ip, g.name in dual) for g in made for info in g.status.nodes}
     return World.of(
         made,
@@ -213,7 +213,7 @@ def worlds(draw: st.DrawFn, *, peaceful: bool = False, least: int = 0) -> World:
 
 @st.composite
 def edits(draw: st.DrawFn, world: World) -> World:
-    """Draw one change of the kind an operator makes."""
+    """Draw one change of a kind that operators make."""
     region = draw(st.integers(0, len(REGIONS) - 1))
     name = node(draw(st.integers(0, len(REGIONS) - 1)), draw(st.integers(0, NODES_A_REGION - 1)))
     kind = draw(st.sampled_from(("gateway", "gateway", "no gateway", "peer", "peer", "no peer")))

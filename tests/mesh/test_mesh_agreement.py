@@ -1,4 +1,4 @@
-"""The planner against the reference planner, and incremental updates against a plan from scratch."""
+"""The planner compared with the reference planner, and incremental updates compared with a plan from scratch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ravenvpn.mesh.plan import Planner, plan
 from ravenvpn.mesh.reason import Reason, explain
 from ravenvpn.mesh.situation import Intent, Observations, Situation
 
-# A reason names the object and the field of it.
+# A reason names the object and its field.
 OBJECT = re.compile(r"(Gateway region-[a-g], status\.nodes|Peer [a-g][0-2], spec\.)")
 intents = st.builds(Intent, st.sampled_from((None, None, 4501, 51820)), st.booleans())
 names = st.builds(node, st.integers(0, len(REGIONS) - 1), st.integers(0, NODES_A_REGION - 1))
@@ -86,7 +86,8 @@ def histories(draw: st.DrawFn) -> list[Situation]:
             )
         if draw(st.integers(0, 3)) == 0:
             intent = draw(intents)
-        ports = draw(st.sampled_from((frozenset(), frozenset({4500, 4501}))))  # while the listen port changes
+        # two ports during a change of the listen port
+        ports = draw(st.sampled_from((frozenset(), frozenset({4500, 4501}))))
         observed = Observations(tunnel_ports=ports)
         situation = Situation(world, liveness, facts, intent, observed=observed)
         history.append(situation)
@@ -116,7 +117,7 @@ def reasons(of: NodePlan) -> list[Reason | None]:
 
 
 def apply_tunnel(before: TunnelPlan, delta: TunnelDelta) -> TunnelPlan:
-    """Apply a difference as an agent does, with dictionaries."""
+    """Apply a delta to dictionaries, as an agent does."""
     peers = {p.name: p for p in before.peers} | {p.name: p for p in delta.peers_set}
     accepts = {name: set(prefixes) for name, prefixes in before.accepts}
     for change in delta.accepts:

@@ -125,7 +125,7 @@ def test_a_region_that_covers_its_own_dialled_address_is_refused_too() -> None:
 
 
 def test_a_node_may_be_dialled_at_its_own_source() -> None:
-    """A public gateway without an address inside its pod prefixes announces the address at which it is dialled."""
+    """A public gateway without an address inside its pod prefixes announces its dialled address as source."""
     index, said = settle(
         gateway("a", info("a1", "10.1.0.0/24", at="203.0.113.7")),
         gateway("b", info("b1", "10.2.0.0/24", at="203.0.113.8")),
@@ -150,7 +150,7 @@ def test_a_prefix_that_covers_nodes_of_another_region_is_refused() -> None:
 
 
 def test_single_sources_that_overlap_are_refused_for_both_regions() -> None:
-    """Two sites with the same LAN prefix: neither node's own address is routed, their pods are."""
+    """Two sites have the same LAN prefix: neither node's own address is routed, their pods are."""
     index, said = settle(
         gateway("a", info("a1", "10.1.0.0/24", at="192.168.1.10")),
         gateway("b", info("b1", "10.2.0.0/24", at="192.168.1.10")),
@@ -244,7 +244,7 @@ def test_a_peer_that_lost_its_keys_refuses_no_other_peer() -> None:
 
 
 def test_colliding_tunnel_addresses_are_a_conflict() -> None:
-    """64 bits of SHA-256 do not collide on demand, so the test uses another derivation."""
+    """The test uses another derivation, since no two names with the same 64 bits of SHA-256 are at hand."""
 
     def derive(mesh: str, node: str) -> IPv6Address:
         return IPv6Address(f"fd00::{len(node)}")
@@ -287,7 +287,7 @@ def test_a_lost_prefix_is_neither_routed_nor_accepted_anywhere() -> None:
     assert dict(c.tunnel.routes)[net(shared)] == ("a1",)
     assert net(shared) not in dict(c.tunnel.accepts)["b1"]
 
-    b = plan(Situation(world), "b1")  # in this region the prefix stays local
+    b = plan(Situation(world), "b1")  # inside this region the prefix stays local
     assert net(shared) not in {r.prefix for r in b.host.routes} | set(dict(b.tunnel.routes))
     assert net(shared) not in dict(b.tunnel.accepts)["a1"]
     assert b.notes == (Reason(ReasonCode.PREFIX_IN_OWN_REGION, "a", (net("10.1.0.0/24"),)),)

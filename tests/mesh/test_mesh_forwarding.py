@@ -19,7 +19,7 @@ from ravenvpn.mesh.plan import plan
 from ravenvpn.mesh.situation import Situation
 
 QUICK = settings(max_examples=25, deadline=None)
-QUICKER = settings(max_examples=12, deadline=None)  # where every node is planned several times
+QUICKER = settings(max_examples=12, deadline=None)  # for tests that plan every node several times
 
 
 def pod(region: int, number: int = 0, family: int = 4):
@@ -37,7 +37,7 @@ def remote(node_plan: NodePlan) -> list[Route]:
 
 
 def active(region: int) -> str:
-    return f"{'abcdefg'[region]}0"  # in a peaceful world
+    return f"{'abcdefg'[region]}0"  # the first node is the active gateway in a peaceful world
 
 
 def natted(world: World, region: int) -> bool:
@@ -60,7 +60,7 @@ def test_any_two_healthy_regions_reach_each_other(world: World, family: int) -> 
 
 
 def journeys(world: World) -> list[tuple[str, int, int, int]]:
-    """(node, its region, number of a node of another region, that region), for every pair of nodes."""
+    """Return (node, its region, number of a node of another region, that region) for every pair of nodes."""
     counts = {i: len(world.gateways[n].status.nodes) for i, n in enumerate(REGIONS) if n in world.gateways}
     return [
         (f"{'abcdefg'[here]}{i}", here, j, there)
@@ -112,7 +112,7 @@ def test_no_packet_loops_or_is_lost_while_a_role_moves(world: World, data: st.Da
 
 
 def crossing(world: World, family: int) -> Iterator[tuple[str, int, str, int, ipaddress.IPv4Address]]:
-    """(node, its region, node of another region, that region, an address of that other node, if it has one)."""
+    """Yield (node, its region, node of another region, that region, an address of that other node if it has one)."""
     for name, here, number, there in journeys(world):
         far = f"{'abcdefg'[there]}{number}"
         for address in world.peers[far].node_addresses:
@@ -123,7 +123,10 @@ def crossing(world: World, family: int) -> Iterator[tuple[str, int, str, int, ip
 @given(worlds(peaceful=True, least=2), st.sampled_from((4, 6)))
 @QUICK
 def test_node_addresses_are_reached_as_pods_are_with_forward_node_ip(world: World, family: int) -> None:
-    """From pods, and from nodes with their own address as source. Without the setting our tables have no route."""
+    """From pods, and from nodes with their own address as source.
+
+    Without the setting the agent's tables have no route.
+    """
     wanted, unwanted = plans(world, forward_node_ip=True), plans(world)
     for name, here, far, there, address in crossing(world, family):
         as_pods = send(wanted, name, pod(here, int(name[1:])), pod(there, int(far[1:])))
@@ -136,7 +139,7 @@ def test_node_addresses_are_reached_as_pods_are_with_forward_node_ip(world: Worl
 @given(worlds(peaceful=True, least=2), st.data())
 @QUICKER
 def test_agents_with_and_without_forward_node_ip_never_send_in_clear(world: World, data: st.DataObject) -> None:
-    """Any subset of agents has it on: their packets to nodes arrive or are refused; traffic of pods is unaffected."""
+    """Any subset of agents has it on: their packets to nodes arrive or are refused. Pod traffic is unaffected."""
     some = data.draw(st.sets(st.sampled_from(sorted(plans(world)))))
     mixed, before = plans(world, forward_node_ip=some), plans(world)
     for name, here, far, there, address in crossing(world, 4):
@@ -189,7 +192,7 @@ def fate(all_plans: dict[str, NodePlan], way: tuple[str, int, int, int]) -> Fate
 @given(worlds(), livenesses())
 @QUICK
 def test_nothing_loops_and_nothing_leaves_in_clear(world: World, liveness: Liveness) -> None:
-    """In any world and with any verdicts, from every node to every prefix that any node routes."""
+    """In any world and with any verdicts, packets from every node to every routed prefix."""
     all_plans = plans(world, liveness)
     everywhere = {
         route.prefix.network_address + (route.prefix.num_addresses > 1)

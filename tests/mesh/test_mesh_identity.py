@@ -1,4 +1,4 @@
-"""Derived addresses, against SHA-256 sums computed with sha256sum(1)."""
+"""Derived addresses, compared with SHA-256 sums of sha256sum(1)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_ipv6_next_hop_is_derived_from_the_node_name() -> None:
 @pytest.mark.parametrize(
     ("private", "vxlan", "mac"),
     [
-        ("10.1.2.3", "240.1.2.3", "aa:0f:f0:01:02:03"),  # upstream's own example
+        ("10.1.2.3", "240.1.2.3", "aa:0f:f0:01:02:03"),  # example of OpenYurt
         ("192.168.255.254", "240.168.255.254", "aa:0f:f0:a8:ff:fe"),
     ],
 )

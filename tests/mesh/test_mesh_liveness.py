@@ -25,7 +25,7 @@ def test_a_peer_that_leaves_two_probes_unanswered_is_dead_within_three_seconds()
 
 
 def test_a_late_probe_is_given_time_for_its_reply() -> None:
-    """After a long silence the first probe was sent just now: its reply is not overdue."""
+    """After a long silence the first probe has just been sent, so its reply is not overdue."""
     facts = PeerFacts(last_received=10.0, asked_since=50.0, unanswered=2)
 
     assert judge(LivenessVerdict.ALIVE, facts, 51.3) is LivenessVerdict.ALIVE

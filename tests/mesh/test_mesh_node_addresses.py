@@ -58,7 +58,7 @@ def planned(
 
 
 def ways(made: NodePlan, *addresses: str) -> dict[str, list[tuple[int, str | None, str | None]]]:
-    """Return, by address, table, device and next hop of its unicast routes."""
+    """Return table, device and next hop of the unicast routes to each address."""
     return {
         a: [
             (r.table, r.device, r.via and str(r.via)) for r in made.host.routes if r.prefix == net(a) and not r.metric
@@ -94,14 +94,16 @@ def test_a_gateway_routes_remote_node_addresses_into_the_tunnel() -> None:
     assert {net("10.0.0.3/32"): ("edge-1",), net("fd00:e::3/128"): ("edge-1",)}.items() <= dict(
         made.tunnel.routes
     ).items()
-    # Accepted from the standby too: the role may have moved a moment ago.
+    # The standby's packets are accepted too, since the role may have moved a moment ago.
     for name in ("edge-1", "edge-2"):
         assert {"10.0.0.1/32", "10.0.0.2/32", "10.0.0.3/32", "fd00:e::1/128"} <= accepted(made, name)
 
 
 def test_each_role_has_routes_out_and_back() -> None:
-    """Active: into the tunnel, and out of it to its nodes. Standby: own packets by the active gateway, packets of
-    others into the tunnel. Plain: by the active gateway."""
+    """Active: into the tunnel, and out of it to its nodes. Plain: via the active gateway.
+
+    Standby: own packets via the active gateway, packets of other nodes into the tunnel.
+    """
     active, standby, plain = (planned(name) for name in EDGES)
     out = ("172.16.0.1", "fd00:c::1")
 
@@ -118,7 +120,7 @@ def test_each_role_has_routes_out_and_back() -> None:
 
 
 def test_nodes_keep_their_own_address_as_source() -> None:
-    """SNAT maps it to itself, so a server on the host network replies from the address that was dialled."""
+    """SNAT maps the address to itself, so a server on the host network replies from the dialled address."""
     local = planned("edge-3").host.packet_filter
     assert local is not None
     assert {net("10.0.0.1/32"), net("10.0.0.3/32"), net("fd00:e::3/128")} <= set(local.local)
@@ -177,7 +179,7 @@ def test_one_address_in_two_regions_goes_to_the_older_region() -> None:
     assert routes[net("10.244.9.0/24")] == ("port-1",)
     assert "10.0.0.3/32" not in accepted(made, "port-1")
 
-    # In the loser's region the address stays that of its own node.
+    # In the loser's region the address stays local.
     for me in ("port-1", "port-2"):
         there = planned(me, *gateways, peers=peers)
         assert ways(there, "10.0.0.3", "10.0.0.1")["10.0.0.3"] == []
@@ -210,7 +212,7 @@ def test_a_node_address_inside_pods_of_another_region_is_not_routed_there() -> N
 
 
 def test_a_node_address_on_a_link_of_this_host_is_not_routed() -> None:
-    """Another machine may have this address there: 192.168.1.0/24 is a common LAN prefix."""
+    """Another machine of that link may have this address: 192.168.1.0/24 is a common LAN prefix."""
     links = frozenset({net("10.0.0.0/24"), net("fd00:e::/64")})
     made = planned("cloud-1", networks=links)
     assert ways(made, "10.0.0.1", "fd00:e::1") == {"10.0.0.1": [], "fd00:e::1": []}
@@ -268,7 +270,7 @@ def test_a_node_address_at_which_another_node_is_dialled_is_refused(of: str) -> 
 
 
 def test_a_gateway_dialled_at_routed_ipv6_addresses_alone_has_the_minimum_mtu() -> None:
-    """The kernel would store a discovered path MTU at the tunnel's route for that address, so none must be needed."""
+    """The kernel stores a discovered path MTU in the tunnel's route for that address, so none must be needed."""
 
     def mtu(public: str, intent: Intent = ON) -> int | None:
         there = region("dock", info("dock-1", "2001:db8::7", "10.244.6.0/24"), public=public)
@@ -297,8 +299,8 @@ def test_the_api_server_at_a_node_address_stays_outside_the_tunnel() -> None:
             )
             in made.host.rules
         )
-        # Without a rule that asks for ports on arrival, a strict reverse-path check would look for the way back in
-        # the tunnel. On a gateway the one for our own packets does.
+        # Without a rule that matches ports on arrival, a strict reverse-path check looks up the return route in the
+        # tunnel. On a gateway the rule for its own outer packets is sufficient.
         asks = [r for r in made.host.rules if r.action is RuleAction.NOP and r.preference == 98 and r.family == 4]
         assert [(r.input_device, r.ip_protocol) for r in asks] == [
             ("raven0", 6) if me == "edge-3" else ("ravenvpn0", 17)

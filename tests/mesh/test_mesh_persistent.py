@@ -1,4 +1,4 @@
-"""PersistentMap and its difference, against a dictionary."""
+"""PersistentMap and its difference, compared with a dictionary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ravenvpn.mesh.persistent import PersistentMap
 
-# Some that are spread, and some that share one of the 1,024 places.
+# Spread names, and names that share one of the 1,024 buckets.
 CROWDED = [f"n{i}" for i in range(6000) if crc32(f"n{i}".encode()) & 1023 == 0]
 names = st.sampled_from([f"n{i}" for i in range(30)] + CROWDED)
 steps = st.lists(st.tuples(names, st.none() | st.integers(0, 3)), max_size=60)

@@ -1,4 +1,4 @@
-"""Plans of small worlds, written out."""
+"""Plans of small worlds with their expected content written out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ CLOUD_ADDRESS = "fd6f:8e5e:d3a7:1:e331:5cdf:f93e:6c03"  # of cloud-1
 
 
 def region(name: str, *nodes: tuple[str, str], nat: bool = False, public: str = "", active: int = 1) -> Gateway:
-    """Nodes as (name, pod prefix); all may be the gateway, the first `active` of them are."""
+    """Return a region. `nodes` are (name, pod prefix).
+
+    All nodes may be the gateway; the first `active` of them are active.
+    """
     endpoints = tuple(GatewayEndpoint(n, under_nat=nat, public_ip=public) for n, _ in nodes)
     infos = tuple(NodeInfo(n, ip(f"10.0.0.{i}"), (net(p),)) for i, (n, p) in enumerate(nodes, 1))
     return Gateway(name, endpoints, 1, status=GatewayStatus(infos, endpoints[:active]))
@@ -48,7 +51,7 @@ SHIP = region("ship", ("ship-1", "10.244.3.0/24"), nat=True)
 
 
 def test_the_host_plan_of_a_gateway() -> None:
-    """docs/architecture/host-network.md, line by line."""
+    """The expected plan is that of docs/architecture/host-network.md."""
     facts = LocalFacts(addresses=frozenset({ip("10.244.2.1"), ip("10.0.0.1")}), force_forwarding=True)
     host = plan(Situation(World.of([CLOUD, FACTORY], peers("cloud-1", "edge-1")), facts=facts), "edge-1").host
     closed = {"kind": RouteKind.UNREACHABLE, "metric": 4278198272}
@@ -204,7 +207,7 @@ def test_a_node_without_region_has_an_empty_plan() -> None:
 
 
 def test_a_standby_has_the_sessions_of_the_active_gateway() -> None:
-    """A role can move without a handshake, and the ends may switch at different instants."""
+    """A role can move without a handshake, and the two ends may switch at different times."""
     two = region("cloud", ("cloud-1", "10.244.1.0/24"), ("cloud-2", "10.244.8.0/24"), public="203.0.113.10")
     world = World.of([two, FACTORY], peers("cloud-1", "edge-1", "cloud-2"))
     standby, edge = plan(Situation(world), "cloud-2"), plan(Situation(world), "edge-1")
@@ -212,7 +215,7 @@ def test_a_standby_has_the_sessions_of_the_active_gateway() -> None:
     assert (standby.role, standby.tunnel.device) == (NodeRole.STANDBY, True)
     assert [p.name for p in standby.tunnel.peers] == ["cloud-1", "edge-1"]
     assert net("10.244.2.0/24") in dict(standby.tunnel.accepts)["edge-1"]
-    # Its own packets take the active gateway; packets that others send here take the tunnel or are refused.
+    # Its own packets go via the active gateway. Packets of other nodes go into the tunnel or are refused.
     assert [(r.table, r.device, r.kind) for r in standby.host.routes if r.prefix == net("10.244.2.0/24")] == [
         (9127, "raven0", RouteKind.UNICAST),
         (9127, None, RouteKind.UNREACHABLE),
@@ -307,7 +310,7 @@ def test_connections_to_the_api_server_bypass_the_tunnel() -> None:
 
 
 def test_a_kernel_without_ipv6_has_no_ipv6_in_its_plan() -> None:
-    """As the only gateway and as one of three nodes of a region, with any pods of the other nodes."""
+    """The node is the only gateway, or one of three nodes of a region, with any pods on the other nodes."""
     dual = replace(CLOUD.status.nodes[0], subnets=(net("10.244.1.0/24"), net("fd00:1::/64")))
     cloud = replace(CLOUD, status=replace(CLOUD.status, nodes=(dual,)))
     three = region("factory", *((f"edge-{i}", f"fd00:{i}::/64") for i in (1, 2, 3)), nat=True)
@@ -347,7 +350,7 @@ def test_the_preferred_source_is_announced_then_inside_then_internal() -> None:
 
     assert source("10.244.2.1", "10.244.2.7", "10.0.0.1") == ("10.244.2.1", 0)
     assert source("10.244.2.7", "10.0.0.1") == ("10.244.2.7", 0)
-    assert source("10.0.0.1") == ("10.0.0.1", 1)  # no region accepts it, which is noted
+    assert source("10.0.0.1") == ("10.0.0.1", 1)  # no region accepts it, so there is a note
     assert source() == ("None", 0)
 
 
@@ -382,7 +385,10 @@ def test_openyurts_key_on_the_endpoint_replaces_a_missing_peer() -> None:
 
 
 def test_a_gateway_with_openyurts_agent_has_no_session_in_its_region() -> None:
-    """Its agent only knows gateways of other regions: a session would never come up, and silence proves nothing."""
+    """OpenYurt's agent only knows gateways of other regions, so a session would never be established.
+
+    Silence of such a peer is no evidence that it is dead.
+    """
     key = {"publicKey": "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}
     e, spare = GatewayEndpoint("old-1", under_nat=True, config=key), GatewayEndpoint("new-2", under_nat=True)
     infos = tuple(
@@ -401,7 +407,7 @@ def test_a_gateway_with_openyurts_agent_has_no_session_in_its_region() -> None:
 
 
 def test_relayed_regions_follow_hubs_that_are_added_and_removed() -> None:
-    """The path of a region changes although the region itself does not."""
+    """The path to a region changes although the region itself does not."""
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in range(1, 5)]
     names = ("edge-1", "ship-1", *(f"hub{i}-1" for i in range(1, 5)))
     world = World.of([FACTORY, SHIP], peers(*names))
@@ -421,7 +427,8 @@ def test_relayed_regions_follow_hubs_that_are_added_and_removed() -> None:
 
 def test_a_region_that_lost_a_prefix_is_no_hub() -> None:
     """It would deliver packets for that prefix to its own network."""
-    torn = region("torn", ("torn-1", "10.244.3.0/24"), public="203.0.113.77")  # the ship's, which sorts first
+    # ship's prefix; ship wins since its name sorts first
+    torn = region("torn", ("torn-1", "10.244.3.0/24"), public="203.0.113.77")
     world = World.of([torn, FACTORY, SHIP], peers("edge-1", "ship-1", "torn-1"))
 
     made = plan(Situation(world), "edge-1")
@@ -431,7 +438,7 @@ def test_a_region_that_lost_a_prefix_is_no_hub() -> None:
 
 
 def test_packets_of_a_relayed_region_are_accepted_from_every_hub() -> None:
-    """Either end may have left a hub that the other one still uses."""
+    """Either end may have left a hub that the other end still uses."""
     hubs = [region(f"hub{i}", (f"hub{i}-1", f"10.9.{i}.0/24"), public=f"203.0.113.{i}") for i in (1, 2, 3)]
     world = World.of([*hubs, FACTORY, SHIP], peers("edge-1", "ship-1", "hub1-1", "hub2-1", "hub3-1"))
     accepts = dict(plan(Situation(world), "edge-1").tunnel.accepts)
@@ -440,7 +447,7 @@ def test_packets_of_a_relayed_region_are_accepted_from_every_hub() -> None:
 
 
 def test_another_mesh_name_replaces_the_whole_plan() -> None:
-    """Regions of the old world that the new one lacks disappear, the node's own among them."""
+    """Regions of the old world that the new one lacks are removed, the node's own region included."""
     before = World.of([CLOUD, FACTORY, SHIP], peers("cloud-1", "edge-1", "ship-1"), mesh="before")
     harbour = region("harbour", ("edge-1", "10.244.7.0/24"), nat=True)
     after = World.of([CLOUD, harbour], peers("edge-1", "cloud-1"), mesh="after")

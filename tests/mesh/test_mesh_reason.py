@@ -1,4 +1,4 @@
-"""Reasons as values: each code has a sentence, and a sentence names every particular."""
+"""Reasons as values: each code has a sentence, and the sentence contains all parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_every_code_has_a_sentence(code: ReasonCode) -> None:
 
 @pytest.mark.parametrize("code", ReasonCode)
 def test_codes_are_lower_case_words_joined_by_hyphens(code: ReasonCode) -> None:
-    """Programs read them in JSON."""
+    """Programs read the codes in JSON."""
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code_of(Reason(code)))
 
 

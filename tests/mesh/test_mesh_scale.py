@@ -1,6 +1,6 @@
 """CPU time of planning in worlds of many regions.
 
-The bars are 2 s for the first plan and 20 ms for one change; the limits here are wider, for a busy machine. The
+The targets are 2 s for the first plan and 20 ms for one change. The limits here are wider, for a busy machine. The
 precise assertion is that a change takes no longer in a larger world.
 """
 
@@ -52,7 +52,7 @@ def world_of(count: int) -> World:
 
 @pytest.mark.parametrize(
     ("me", "own"),
-    # Routes of its own: the mesh prefix twice, and the prefixes of each other node in its region.
+    # Additional routes: the mesh prefix twice, and the prefixes of each other node in its region.
     [("region-00000-0", 2 + 2 * (NODES - 1)), ("region-00001-0", 2 + 2 * (NODES - 1)), ("region-00001-1", 0)],
     ids=["public", "behind NAT", "plain"],
 )
@@ -72,7 +72,7 @@ def test_a_thousand_regions_are_planned_in_seconds(me: str, own: int) -> None:
     "me", ["region-00000-0", "region-00001-0", "region-00001-1"], ids=["public", "behind NAT", "plain"]
 )
 def test_one_changed_region_takes_the_same_time_in_any_world(me: str) -> None:
-    """Prefixes of one region change; the time for the update does not depend on the number of other regions."""
+    """Prefixes of one region change. The time of the update does not depend on the number of other regions."""
     median = {count: one_change(world_of(count), me) for count in (100, 1000)}
 
     assert median[1000] < 0.05

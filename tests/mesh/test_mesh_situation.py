@@ -1,4 +1,4 @@
-"""The value an agent plans from: secrets stay out of its repr, and an update touches only the fields that differ."""
+"""The value that an agent plans from: its repr contains no secrets, and an update touches only fields that differ."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def world() -> World:
         prefixes = {name: own_prefixes(region, i) for i, name in enumerate(nodes)}
         gateways.append(gateway(region, nodes, prefixes, nodes[:1], nat=region == 1, able=1))
         peers += [peer(name, 3 * region + i) for i, name in enumerate(nodes)]
-    # Endpoints without a port, so that the operator's setting counts.
+    # Endpoints without a port, so that the operator's setting applies.
     bare = [replace(g, endpoints=tuple(replace(e, port=0) for e in g.endpoints)) for g in gateways]
     status = [replace(g.status, active=tuple(replace(e, port=0) for e in g.status.active)) for g in gateways]
     return World.of([replace(g, status=s) for g, s in zip(bare, status, strict=True)], peers)

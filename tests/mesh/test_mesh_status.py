@@ -57,7 +57,7 @@ def test_without_ready_nodes_or_replicas_no_endpoint_is_active() -> None:
 
 
 def test_fewer_replicas_keep_the_first_endpoints_of_the_spec() -> None:
-    """OpenYurt iterates over a Go map here, so any of them may stay active."""
+    """OpenYurt iterates over a Go map here, so any endpoint may stay active."""
     wide = gateway("c", "a", "b", replicas=1, active=("a", "b", "c"))
 
     assert elected(wide, node("a"), node("b"), node("c")) == [("c", 2)]

@@ -82,7 +82,7 @@ def test_a_live_standby_comes_before_an_unknown_one() -> None:
 
 
 def test_a_standby_without_verdicts_on_others_takes_over_itself() -> None:
-    """Two standbys may then take over at once; no packet is lost by that."""
+    """Two standbys may take over at the same time; no packet is lost by that."""
     assert (
         plan(Situation(WORLD, FIRST_DEAD), "edge-2").role
         is plan(Situation(WORLD, FIRST_DEAD), "edge-3").role
@@ -123,7 +123,7 @@ def test_a_takeover_changes_only_routes_in_other_regions() -> None:
 
 
 def test_an_election_ends_the_takeover() -> None:
-    """The controller elected another node than the one that took over."""
+    """The controller elects a node other than the one that took over."""
     moved = replace(FACTORY, status=replace(FACTORY.status, active=(FACTORY.endpoints[2],)))
     made = plan(Situation(WORLD.with_gateway(moved), FIRST_DEAD), "edge-3")
     assert made.role is NodeRole.STANDBY
@@ -157,7 +157,7 @@ def test_plain_nodes_and_standbys_probe_the_active_gateway_often() -> None:
 
 
 def test_a_takeover_in_a_relayed_region_moves_its_tunnel_address() -> None:
-    """The hub stays; the route to the tunnel address of the far gateway is another one."""
+    """The hub stays; the route to the tunnel address of the remote gateway changes."""
     hub = region("hub", 1, "hub-1", order=("hub-1",), public="203.0.113.10")
     ship = region("ship", 3, "ship-1", order=("ship-1",))
     names = ("hub-1", "ship-1", "edge-1", "edge-2", "edge-3")

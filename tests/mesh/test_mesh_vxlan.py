@@ -158,7 +158,7 @@ def test_mtu_fits_the_regions_own_network() -> None:
         return made.host.vxlan.mtu
 
     assert mtu("10.0.0.", 1400) == 1350
-    assert mtu("10.0.0.", 9000) == 1420  # the tunnel's
+    assert mtu("10.0.0.", 9000) == 1420  # the MTU of the tunnel
     assert mtu("fd00:10::", 1400) == 1330
     assert mtu("fd00:10::", 1300) == 1280
 
@@ -178,7 +178,7 @@ def test_mtu_fits_the_regions_own_network() -> None:
 def test_mtu_of_routes_on_plain_node_and_gateway(
     lan: int, narrow: int, expected: tuple[int, int, int], six: bool
 ) -> None:
-    """The same for pods and LANs of both families."""
+    """The MTU applies to pod routes of both families, on a LAN of either family."""
     address = "fd00:10::" if six else "10.0.0."
     out, into_tunnel, back = expected
     if six:
@@ -195,7 +195,8 @@ def test_mtu_of_routes_on_plain_node_and_gateway(
     assert mtus("edge-3", 9127, "raven0") == {(4, out), (6, out)}
     assert mtus("edge-1", 9127, "ravenvpn0") == {(4, into_tunnel), (6, into_tunnel)}
     assert mtus("edge-1", 9129, "raven0") == {(4, back), (6, back)}
-    # A standby: own packets by the LAN, packets of others by the tunnel, out of the tunnel as the active gateway.
+    # A standby: own packets via the LAN, packets of others into the tunnel, packets out of it as on the active
+    # gateway.
     assert mtus("edge-2", 9127, "raven0") == {(4, out), (6, out)}
     assert mtus("edge-2", 9129, "ravenvpn0") == {(4, into_tunnel), (6, into_tunnel)}
     assert mtus("edge-2", 9129, "raven0") == {(4, back), (6, back)}

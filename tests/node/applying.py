@@ -1,4 +1,4 @@
-"""Apply or remove a host state with a `Host` of its own, as at a start of the agent."""
+"""Apply or remove a host state with a new `Host`, as at a start of the agent."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 
 
 class Box:
-    """`call` runs a function inside the namespace, `sh` a shell command; both raise its errors."""
+    """A network namespace. `call` runs a function inside, `sh` a shell command; both raise its errors."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._thread = ThreadPoolExecutor(max_workers=1, initializer=enter, initargs=(name,))
-        # Addresses are usable at once: no test waits for duplicate address detection.
+        # Addresses are usable at once: without duplicate address detection no test waits.
         self.sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")
 
     def close(self) -> None:
@@ -57,18 +57,18 @@ class Box:
         )
 
     def tun(self) -> io.FileIO:
-        """Open ravenvpn0 inside, as the daemon does; gone when it is closed."""
+        """Open ravenvpn0 inside, as the daemon does. The device is removed when the file is closed."""
         return self.call(open_tun)
 
     def dump(self) -> str:
-        """All that networking on this host consists of, without indices, counters, timers and random addresses."""
+        """Return the network state of this host, without indices, counters, timers and random addresses."""
         text = self.sh(DUMP)
         text = re.sub(r"^\d+: ", "", text, flags=re.MULTILINE)
         text = re.sub(r"packets \d+ bytes \d+|\[\d+:\d+\]|\w+_timer +[0-9.]+", "", text)
         return re.sub(r"fe80::[0-9a-f:]+", "fe80::…", text)
 
 
-# `bridge fdb` shows multicast groups that the kernel joins at its leisure, so only entries with a destination count.
+# `bridge fdb` shows multicast groups that the kernel joins at any time, so only entries with a destination count.
 DUMP = """
 printf '%s\n' 'link' 'addr' 'route show table all' 'rule' 'neigh show nud permanent' | ip -d -batch -
 ip -6 rule; nft list ruleset; bridge fdb | grep dst || true
@@ -103,9 +103,9 @@ def read_packet(tun: io.FileIO, wanted: Callable[[bytes], bool], timeout: float 
 
 
 def changes(before: str, after: str) -> list[str]:
-    """Lines of two dumps that differ, as diff(1) marks them; empty if the hosts look the same.
+    """Return the lines of two dumps that differ, as diff(1) marks them; empty if the hosts have the same state.
 
-    In no order: what is listed first depends on which device is older.
+    The order of lines is ignored, since it depends on the age of devices.
     """
     lines = difflib.unified_diff(sorted(before.splitlines()), sorted(after.splitlines()), n=0, lineterm="")
     return [line for line in lines if line[:3] not in ("---", "+++", "@@ ")]

@@ -38,7 +38,7 @@ def state_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def node(box: Callable[[], Box]) -> Box:
-    """A host with a LAN, an uplink and pods, and nothing of ours."""
+    """A host with a LAN, an uplink and pods, without objects of ravenvpn."""
     one = box()
     one.sh(HOST)
     return one
@@ -46,14 +46,14 @@ def node(box: Callable[[], Box]) -> Box:
 
 @pytest.fixture
 def gateway_node(node: Box, held: ExitStack) -> Box:
-    """`node` with ravenvpn0 open, as an agent holds it."""
+    """`node` with ravenvpn0 held open, as by an agent."""
     held.enter_context(node.tun())
     return node
 
 
 @pytest.fixture
 def region(box: Callable[[], Box], state_file: Path, held: ExitStack) -> Region:
-    """A gateway and a pod without any state of ours. The router's MAC is known, so that packets leave."""
+    """A gateway and a pod without objects of ravenvpn. The router's MAC is known, so that packets leave."""
     node, pod = box(), box()
     node.sh(HOST)
     node.sh(

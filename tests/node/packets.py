@@ -1,4 +1,4 @@
-"""Make and parse inner packets, as the far end of a TUN sees them."""
+"""Make and parse inner packets, as seen by the process that holds the TUN."""
 
 from __future__ import annotations
 
@@ -78,14 +78,14 @@ def _sum(data: bytes) -> int:
 
 
 class Capture:
-    """Capture of all packets of a device in both directions; to be made and read inside its namespace."""
+    """Capture of all packets of a device in both directions. Create and read it inside its namespace."""
 
     def __init__(self, device: str) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.htons(3))
         self._socket.bind((device, 3))
 
     def packets(self) -> list[Packet]:
-        """IP packets since the last call."""
+        """Return the IP packets since the last call."""
         found: list[Packet] = []
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A region of a gateway and a pod, with the TUN held open: its packets are read and written by the test."""
+"""A region of a gateway and a pod. The test holds the TUN open, and reads and writes its packets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_flows(result: ApplyResult) -> ApplyResult:
 
 @dataclass
 class Region:
-    """`tun` is the gateway's ravenvpn0, held open in place of an agent; `apply` checks live flows too."""
+    """`tun` is the gateway's ravenvpn0, held open instead of an agent. `apply` checks live flows too."""
 
     node: Box
     pod: Box

@@ -73,7 +73,7 @@ def test_cleanup_leaves_nothing(node: Box, state_file: Path, wanted: HostState, 
 
 
 def test_applying_twice_writes_nothing(gateway_node: Box, state_file: Path) -> None:
-    """Watched from outside: no write through rtnetlink, to nf_tables or to a sysctl."""
+    """External monitors show no write through rtnetlink, to nf_tables or to a sysctl."""
     gateway_node.sh("sysctl -qw net.ipv4.conf.cni0.forwarding=0")
     gateway_node.call(apply, state_file, lan_gateway())
     gateway_node.sh("ip -6 route flush cache; ip neigh flush all")
@@ -86,7 +86,8 @@ def test_applying_twice_writes_nothing(gateway_node: Box, state_file: Path) -> N
 
     assert result == ApplyResult()
     assert state_file.stat().st_mtime_ns == remembered
-    gateway_node.sh("ip route add 192.0.2.0/24 dev lo; nft add table inet marker")  # to see that they do see
+    # control: the monitors report these changes
+    gateway_node.sh("ip route add 192.0.2.0/24 dev lo; nft add table inet marker")
     heard = [listen(monitor, until) for monitor, until in zip(monitors, ("192.0.2.0", None, "marker"), strict=True)]
     assert [line for line in heard[0] if "192.0.2.0" not in line] == []
     assert heard[1] == []
@@ -122,7 +123,7 @@ def listen(monitor: subprocess.Popen[str], until: str | None) -> list[str]:
 
 
 def test_objects_of_other_programs_are_kept(node: Box, state_file: Path, held: ExitStack) -> None:
-    """Upstream's table and rule, iptables of both kinds, other nft tables, routes in other tables."""
+    """Upstream's table and rule, iptables of both kinds, other nft tables, and routes in other tables stay."""
     node.sh(
         """
         sysctl -qw net.ipv4.conf.cni0.forwarding=0
@@ -144,7 +145,7 @@ def test_objects_of_other_programs_are_kept(node: Box, state_file: Path, held: E
     held.enter_context(node.tun())
     assert node.call(apply, state_file, lan_gateway()).failed == ()
 
-    # A closing brace of an nft listing belongs to any block: where the diff shows one as moved says nothing.
+    # The diff may attribute a closing brace of an nft listing to any block, so its position has no meaning.
     gone = [line for line in changes(before, node.dump()) if line.startswith("-") and line[1:].strip() != "}"]
     assert gone == ["-ipv4/conf/cni0/forwarding:0"]
     assert node.call(cleanup, state_file).failed == ()
@@ -152,7 +153,7 @@ def test_objects_of_other_programs_are_kept(node: Box, state_file: Path, held: E
 
 
 def test_foreign_objects_in_our_tables_are_removed(gateway_node: Box, state_file: Path) -> None:
-    """A route or chain in our tables that no plan contains could leak packets or bind flows."""
+    """A route or chain in ravenvpn's tables that no plan contains could leak packets or bind flows."""
     gateway_node.call(apply, state_file, gateway())
     clean = gateway_node.dump()
     gateway_node.sh(
@@ -180,7 +181,7 @@ def test_foreign_objects_in_our_tables_are_removed(gateway_node: Box, state_file
 
 
 def test_a_host_with_ipv6_disabled_by_sysctl(node: Box, state_file: Path, held: ExitStack) -> None:
-    """Our own device gets IPv6 nevertheless: the plan sets disable_ipv6=0 on it alone."""
+    """ravenvpn0 has IPv6 nevertheless: the plan sets disable_ipv6=0 on it alone."""
     node.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
     before = node.dump()
     held.enter_context(node.tun())
@@ -219,7 +220,7 @@ def test_a_refused_operation_does_not_stop_the_others(gateway_node: Box, state_f
     )
     routes = gateway_node.sh("ip route show table 9127")
     assert "10.244.3.0/24 dev ravenvpn0" in routes
-    # And what was refused is closed, not left to the default route.
+    # The prefix of the refused route is unreachable instead of following the default route.
     assert "unreachable 10.244.2.0/24" in routes
 
 
@@ -231,12 +232,12 @@ def test_an_unreadable_sysctl_journal_does_not_stop_the_rest(gateway_node: Box, 
 
     assert [failure.error.subject for failure in result.failed] == [str(state_file), str(state_file)]
     assert "10.244.2.0/24 dev ravenvpn0" in gateway_node.sh("ip route show table 9127")
-    # Nothing is changed that could not be put back.
+    # A sysctl whose original value cannot be recorded is not changed.
     assert gateway_node.sh("sysctl -n net.ipv4.conf.cni0.forwarding").strip() == "0"
 
 
 def test_without_the_tunnel_device_traffic_is_refused(node: Box, state_file: Path) -> None:
-    """The agent was killed and its TUN went with it, or it has not opened the TUN yet."""
+    """The agent was killed and its TUN with it, or it has not opened the TUN yet."""
     result = node.call(apply, state_file, gateway())
 
     assert {format_object(failure.operation.target) for failure in result.failed if failure.operation} >= {
@@ -248,13 +249,13 @@ def test_without_the_tunnel_device_traffic_is_refused(node: Box, state_file: Pat
 
 
 def test_without_nft_all_but_the_filter_is_applied(gateway_node: Box, state_file: Path, tmp_path: Path) -> None:
-    """The error names the package to install; routes are added regardless."""
+    """The error names the package to install. Routes are added nevertheless."""
     script = tmp_path / "without_nft.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\nfrom node.applying import apply\nfrom node.worlds import gateway\n"
         "print(*apply(Path(sys.argv[1]), gateway()).failed, sep='\\n')\n"
     )
-    # A mount namespace in which there is no nft, as on a host that never installed it.
+    # A mount namespace without nft, as on a host that never installed it.
     hidden = 'mount -t tmpfs none /usr/sbin; exec "$@"'
     program = [sys.executable, str(script), str(state_file)]
     done = subprocess.run(

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "sysctl", "ip
 
 
 def test_a_delta_writes_only_what_changed(gateway_node: Box, state_file: Path) -> None:
-    """From one plan to the next without an observation; an observation then finds no difference."""
+    """A delta leads from one plan to the next without an observation. An observation then finds no difference."""
     first = lan_gateway()
     assert first.packet_filter is not None
     kept = first.routes[2:]
@@ -63,7 +63,7 @@ def test_a_delta_writes_only_what_changed(gateway_node: Box, state_file: Path) -
 
 
 def test_a_delta_of_thousands_of_prefixes_is_fast(gateway_node: Box, state_file: Path) -> None:
-    """Hundreds of Gateways: a second for all of them, milliseconds for a change."""
+    """Hundreds of Gateways take a second in total, and a change takes milliseconds."""
     prefixes = [f"{10 + number // 65536}.{number // 256 % 256}.{number % 256}.0/24" for number in range(3_000)]
     base = replace(gateway(), routes=remote_routes(*prefixes))
     assert base.packet_filter is not None
@@ -87,7 +87,7 @@ def test_a_delta_of_thousands_of_prefixes_is_fast(gateway_node: Box, state_file:
     whole, change, operations = gateway_node.call(measure)
 
     assert operations == 20
-    # On idle cores 0.3 s and 6 ms. Changes of routes wait for a lock that all namespaces of a kernel share, so under
-    # load of others only a gross mistake shows.
+    # On idle cores 0.3 s and 6 ms. Route changes wait for a lock that all namespaces of a kernel share, so under
+    # other load only gross mistakes show.
     assert whole < 30
     assert change < 5

@@ -1,4 +1,4 @@
-"""Which live flows are misbound: those with a source that our nft chain would not have chosen."""
+"""Detection of misbound live flows: those with a source that the nft chain would not have chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our devices on a real kernel: recreated, taken over from upstream, or kept if another program owns them."""
+"""Devices on a real kernel: recreated, taken over from upstream, or kept if another program owns them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_neighbours_are_restored_after_a_change_of_the_mac(gateway_node: Box, st
 
 
 def test_the_device_that_upstream_left_is_adopted(gateway_node: Box, state_file: Path) -> None:
-    """A pool is moved node by node: raven0 of the upstream agent, with its own MTU, learning and addresses."""
+    """A pool is migrated node by node: raven0 of the upstream agent has its own MTU, learning and addresses."""
     gateway_node.sh(
         """
         ip link add raven0 type vxlan id 200 dstport 4472 local 10.0.0.5 dev eth0 ageing 300
@@ -82,8 +82,10 @@ def test_the_device_that_upstream_left_is_adopted(gateway_node: Box, state_file:
 
 
 def test_the_vxlan_of_upstream_is_taken_over_in_place(node: Box, state_file: Path) -> None:
-    """A plain node whose agent of upstream was stopped: the device stays, and so does what leads to the gateway;
-    what floods, and what leads elsewhere, goes. Its rule and its table are not ours to change."""
+    """The upstream agent of a plain node was stopped. The device and the entries that lead to the gateway stay.
+
+    Entries that flood or lead elsewhere are removed. Upstream's rule and table are not changed.
+    """
     node.sh(
         """
         sysctl -qw net.ipv4.conf.cni0.forwarding=0
@@ -119,10 +121,10 @@ def test_the_vxlan_of_upstream_is_taken_over_in_place(node: Box, state_file: Pat
     ]
     assert node.sh("cat /sys/class/net/raven0/ifindex") == index
     assert node.sh("ip route show table 9027; ip rule show pref 100 fwmark 0x40") == theirs
-    # Its rule is older than ours, and yet what it marks as another region's goes our way: the gateway may move.
+    # Upstream's rule is older, but packets that it marks use ravenvpn's table, since the gateway may move.
     assert "via 240.0.0.6 dev raven0 table 9127 src 10.244.1.1" in node.sh("ip route get 10.244.2.5 mark 0x40")
     assert node.call(apply, state_file, wanted) == ApplyResult()
-    # And back: the device goes, as upstream's agent makes its own and stumbles over one that is there.
+    # Migration back: the device is removed, because upstream's agent creates its own and fails if one exists.
     assert node.call(cleanup, state_file).failed == ()
     assert node.sh("ip rule show pref 100").split("\t")[1].strip() == "from all fwmark 0x40 lookup 9027"
     assert "raven0" not in node.sh("ip -br link")

@@ -58,7 +58,7 @@ def test_addresses_mtus_and_forwarding_are_discovered(box: Callable[[], Box], st
 
 
 def test_tentative_addresses_are_left_out(box: Callable[[], Box], state_file: Path) -> None:
-    """The kernel refuses an IPv6 route that prefers one as source."""
+    """The kernel refuses an IPv6 route with a tentative address as its preferred source."""
     node = box()
     node.sh(
         """
@@ -73,7 +73,7 @@ def test_tentative_addresses_are_left_out(box: Callable[[], Box], state_file: Pa
 
 
 def test_a_sysctl_that_we_set_counts_with_its_original_value(box: Callable[[], Box], state_file: Path) -> None:
-    """Otherwise the next plan would drop it, the value would be restored, and so on forever."""
+    """With the current value the next plan would drop the sysctl and restore it, and the one after set it again."""
     node = box()
     node.sh(HOST + "sysctl -qw net.ipv4.conf.cni0.forwarding=0")
 

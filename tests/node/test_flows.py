@@ -50,7 +50,7 @@ def test_misbound_flows_of_before_the_start_are_deleted(region: Region, family: 
     region.pod.call(send, None, far)
     bound = flows(region.node, family)[far]
     assert bound[1] == POD[family]
-    # A restart, and a table that another program deleted: what is bound rightly stays.
+    # A restart, and a table that another program deleted: correctly bound flows stay.
     region.apply(planned(role))
     region.node.sh("nft delete table inet ravenvpn")
     region.apply(planned(role))
@@ -58,7 +58,7 @@ def test_misbound_flows_of_before_the_start_are_deleted(region: Region, family: 
 
 
 def test_flows_bound_to_a_former_own_source_are_deleted(region: Region) -> None:
-    """Flows of the node itself, after its announced address changed."""
+    """Flows of the node itself after its announced address changed."""
     wanted = gateway()
     assert wanted.packet_filter is not None
     sources = (ip_address("10.244.1.2"), ip_address("fd00:1::1"))

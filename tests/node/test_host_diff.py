@@ -1,4 +1,4 @@
-"""Order of operations, on a model of a host: no leak and no outage on the way from plan to plan."""
+"""Order of operations on a model of a host: no step from one plan to the next leaks or interrupts traffic."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_ipv6_routes_of_metric_1024_and_of_none_are_the_same() -> None:
 
 @st.composite
 def plans(draw: st.DrawFn) -> HostState:
-    """Prefixes with a device route and a fail-closed route, or with the latter alone; with rules or without."""
+    """Draw prefixes with a device route and a fail-closed route, or with the latter alone; with or without rules."""
     routes: list[Route] = []
     for prefix in draw(st.lists(st.sampled_from(PREFIXES), unique=True)):
         device = draw(st.sampled_from(["ravenvpn0", "raven0", None]))
@@ -215,7 +215,7 @@ def ways(routes: dict[object, Route], prefix: Prefix) -> set[RouteKind]:
 
 
 def steps(observed: ObservedState, operations: list[Operation]) -> Iterator[tuple[dict[object, Route], set[Rule]]]:
-    """Routes and rules after each operation, as a kernel would have them."""
+    """Yield the routes and rules after each operation, as a kernel would have them."""
     routes: dict[object, Route] = dict(observed.routes)
     rules = set(observed.rules)
     for operation in operations:

@@ -29,7 +29,7 @@ TESTS = Path(__file__).parent.parent
 PATHS = [str(TESTS), str(TESTS.parent)]
 ROLES = pytest.mark.parametrize("role", ["gateway", "standby", "plain"])
 
-# Lines of a trace that are writes: a netlink message that makes, changes or deletes, or a file opened for it.
+# Trace lines that are writes: a netlink message that creates, changes or deletes, or a file opened for writing.
 WRITE = re.compile(
     r"nlmsg_type=RTM_(NEW|DEL|SET)|NFNL_MSG_BATCH_BEGIN|IPCTNL_MSG_CT_(NEW|DELETE)"
     r'|openat\(.*"/(proc|sys)/.*O_(WRONLY|RDWR)|openat\(.*sysctls.*O_(WRONLY|RDWR)|(rename|unlink)\w*\('
@@ -56,7 +56,7 @@ def node(box: Callable[[], Box]) -> Box:
 
 
 def traced(node: Box, state_file: Path, role: str) -> tuple[str, list[str]]:
-    """Apply in a process of its own; return its output and the writes that strace saw."""
+    """Apply in a process of its own. Return its output and the writes that strace recorded."""
     trace = state_file.with_name("trace")
     calls = "trace=openat,rename,unlink,sendto,sendmsg"
     watching = ["strace", "-f", "-qq", "-s", "500", "-e", calls, "-o", str(trace)]
@@ -87,7 +87,7 @@ def test_the_second_apply_writes_nothing(node: Box, state_file: Path, held: Exit
 
 
 def test_an_interruption_after_any_operation_converges(node: Box, state_file: Path) -> None:
-    """Set-up and tear-down are cut off at every fifth operation; apply then completes, cleanup leaves nothing."""
+    """Set-up and tear-down are interrupted at every fifth operation; apply then completes, cleanup leaves nothing."""
     before = node.dump()
 
     def cut(wanted: HostState, count: int) -> int:
@@ -164,7 +164,7 @@ for line in sys.stdin:
 @ROLES
 @pytest.mark.parametrize("kills", [pytest.param(8), pytest.param(50, marks=pytest.mark.soak)])
 def test_a_kill_at_any_instant_converges(node: Box, state_file: Path, role: str, kills: int) -> None:
-    """kill -9 during applies, deltas and cleanups; then a start, then a cleanup."""
+    """kill -9 during applies, deltas and cleanups, followed by a start and a cleanup."""
     before = node.dump()
 
     def start() -> ExitStack:

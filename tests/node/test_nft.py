@@ -1,4 +1,4 @@
-"""The nft table: what it depends on, how edits are noticed, and how a real nft lists it."""
+"""The nft table: its inputs, detection of edits, and its listing by a real nft."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_another_own_source_changes_the_table() -> None:
 
 
 def test_overlapping_and_neighbouring_prefixes_are_collapsed() -> None:
-    """An interval set refuses elements that overlap; a pod CIDR and a node address inside it do."""
+    """An interval set refuses elements that overlap, such as a pod CIDR and a node address inside it."""
     local = ("10.244.1.0/24", "10.244.1.7/32", "10.244.0.0/24", "fd00::/64", "fd00::1/128")
     rules = nft_ruleset.build_ruleset(HostState(packet_filter=PacketFilter(local=tuple(map(ip_network, local)))))
 
@@ -49,7 +49,7 @@ def test_overlapping_and_neighbouring_prefixes_are_collapsed() -> None:
 
 
 def test_another_vxlan_source_changes_elements_alone() -> None:
-    """Rules with the addresses in them would have to be written anew, with the whole table, at each change."""
+    """Rules that contain the addresses would have to be rewritten at each change, together with the whole table."""
     sources = ("10.0.0.5", "10.0.0.6", "fd00:10::5")
     one, other = (
         nft_ruleset.build_ruleset(HostState(packet_filter=PacketFilter(vxlan_sources=tuple(map(ip_address, chosen)))))
@@ -89,7 +89,7 @@ def test_every_edit_is_noticed(harm: Callable[[list[dict[str, Any]]], object]) -
 
 
 def listing(rules: nft_ruleset.Ruleset) -> list[dict[str, Any]]:
-    """Return what nft lists after a table was written."""
+    """Return the listing of nft after the table was written."""
     items: list[dict[str, Any]] = []
     for command in nft.replacement(rules)[2:]:
         ((kind, value),) = command["add"].items()

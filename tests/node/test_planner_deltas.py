@@ -21,8 +21,8 @@ from ravenvpn.node.apply import ApplyResult, Host
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge")]
 
-# The address of the node that looks, so that it may sit on its region's VXLAN; a plan that named another one as
-# source would be refused.
+# The address of the observed node, so that it may be a VXLAN member of its region. The kernel refuses a plan with
+# another source.
 OWN = ip_address("172.16.0.1")
 FACTS = LocalFacts(addresses=frozenset({OWN}))
 
@@ -30,7 +30,7 @@ FACTS = LocalFacts(addresses=frozenset({OWN}))
 @given(data=st.data())
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 def test_deltas_equal_a_whole_apply(data: st.DataObject, box: Callable[[], Box], state_file: Path) -> None:
-    """Random worlds and edits, seen by a node that may be gateway, standby, plain or neither."""
+    """Random worlds and edits, planned for a node that may be gateway, standby, plain or neither."""
     world: World = data.draw(worlds(least=2))
     course = [world]
     for _ in range(3):

@@ -102,7 +102,7 @@ def test_ports_held_by_the_agent_are_accepted() -> None:
 
 
 def test_reverse_path_rules_are_found_in_every_notation() -> None:
-    """As nft 1.0.6 lists them: firewalld's own, and those of iptables-nft."""
+    """The notations are those of nft 1.0.6: firewalld's own rules, and those of iptables-nft."""
     fib = {"fib": {"result": "oif", "flags": ["saddr", "mark", "iif"]}}
     ours = {"fib": {"result": "type", "flags": ["saddr"]}}
     listing = {
@@ -164,7 +164,7 @@ def test_gathering_facts_changes_nothing(box: Callable[[], Box]) -> None:
     assert facts.ports[0].holder.startswith(("pytest (process", "__main__.py (process", "python", "?", "-m"))
     assert facts.ports[1] == PortFact("tcp", 10275)
 
-    # Upstream's rule alone is left, as after its device was deleted with the routes.
+    # Only upstream's rule is left, as after its device was deleted together with the routes.
     def gather() -> PreflightFacts:
         return gather_facts(listen_port=4500, health_port=10275)
 

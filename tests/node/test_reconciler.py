@@ -43,7 +43,7 @@ LOOPS = pytest.mark.parametrize("loop_factory", FACTORIES.values(), ids=FACTORIE
 
 @dataclass
 class Scene:
-    """A host with a running reconciler, and the events so far."""
+    """A host with a running reconciler, and its events so far."""
 
     box: Box
     host: Host
@@ -55,7 +55,7 @@ class Scene:
         return await asyncio.to_thread(self.box.sh, command)
 
     async def settled(self) -> None:
-        """Wait until the notifications of our own start are dealt with; a repair of theirs would hide the scene's."""
+        """Wait until the notifications of the start are processed: a repair by them would hide one of the test."""
         await self.sh("sleep 0.05")
         while self.reconciler.pending:
             await self.sh("sleep 0.05")
@@ -209,7 +209,7 @@ def test_a_reverted_object_on_a_plain_node_is_restored(
 
 
 def test_the_socket_filter_drops_irrelevant_notifications(node: Box, state_file: Path) -> None:
-    """A routing daemon's routes, neighbours on other devices and our own routes are not queued."""
+    """A routing daemon's routes, neighbours on other devices and the reconciler's own routes are not queued."""
 
     def listen() -> tuple[socket.socket, Host]:
         host = Host(state_file)
@@ -267,7 +267,7 @@ def test_our_own_changes_cause_no_repair(node: Box, state_file: Path) -> None:
         await one.reconciler.reconcile(
             WantedState.fixed(HostState(rules=wanted.rules, packet_filter=wanted.packet_filter))
         )
-        await one.sh("ip rule del pref 99 lookup 9127")  # the one real harm
+        await one.sh("ip rule del pref 99 lookup 9127")  # the only change by another program
         event = await one.event(Restored)
         assert event == Restored(("rule 99 IPv4 lookup 9127",), ())
         assert one.events == []
@@ -317,7 +317,7 @@ def test_a_route_that_lost_its_source_is_restored(node: Box, state_file: Path) -
         assert [failure.error.errno_name for failure in refused.failed] == ["EINVAL"]
         assert "unreachable fd00:2::/64" in await one.sh("ip -6 route show table 9127")
         await one.sh("ip addr add fd00:1::1/64 dev cni0")
-        while one.reconciler.failed:  # tried again by itself
+        while one.reconciler.failed:  # the reconciler retries by itself
             await one.event(Restored)
         assert "fd00:2::/64 dev ravenvpn0 proto 157 src fd00:1::1" in await one.sh("ip -6 route show table 9127")
 
@@ -341,7 +341,7 @@ def test_changes_of_foreign_objects_are_ignored(node: Box, state_file: Path) -> 
 
     async def scene(one: Scene) -> None:
         looked: list[HostEvent] = one.events
-        await asyncio.sleep(0.3)  # our own start has been looked at
+        await asyncio.sleep(0.3)  # the events of the start have been processed
         looked.clear()
         before = await one.sh("cat /proc/thread-self/net/netlink | wc -l")
         await one.sh(
@@ -353,7 +353,7 @@ def test_changes_of_foreign_objects_are_ignored(node: Box, state_file: Path) -> 
         await one.sh("ip rule del pref 99 lookup 9127")
         event = await one.event(Restored)
         assert event == Restored(("rule 99 IPv4 lookup 9127",), ())
-        async with asyncio.timeout(10):  # nor is a socket leaked, once what is under way is through
+        async with asyncio.timeout(10):  # no socket is leaked, once pending work has ended
             while int(await one.sh("cat /proc/thread-self/net/netlink | wc -l")) > int(before):
                 pass
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("nft", "bridge", "setpriv", "u
 TESTS = Path(__file__).parent.parent
 ROLES = pytest.mark.parametrize("role", ["gateway", "standby", "plain"])
 
-# Applies, applies again, cleans up, each in a Host of its own: what was changed and what was refused.
+# Applies, applies again and cleans up, each with a new Host. Prints the changes and the failures.
 PROGRAM = """
 import json, sys
 sys.path[:0] = sys.argv[1:3]
@@ -94,19 +94,19 @@ def test_without_cap_net_admin_every_failure_names_it(node: Box, state_file: Pat
 
     applied, _, _ = run(node, state_file, "plain", *none)
 
-    assert applied[0] == 1  # cni0/forwarding: settings are root's by its user id
+    assert applied[0] == 1  # cni0/forwarding: root may write sysctls by its user id
     assert isinstance(applied[1], list)
     assert (
         "add rule 99 IPv4 lookup 9127: Operation not permitted [EPERM] (run as root, or with CAP_NET_ADMIN)"
         in (applied[1])
     )
-    # Objects on the device that could not be created fail with it.
+    # Objects on the device that could not be created fail too.
     others = [text for text in applied[1] if "CAP_NET_ADMIN" not in text]
     assert [text for text in others if "ENODEV" not in text and "/raven0/" not in text] == []
 
 
 def test_read_only_sysctls_are_reported_and_do_not_stop_the_rest(node: Box, state_file: Path) -> None:
-    """An unprivileged container. Sysctls that are right already are not written, so they do not fail."""
+    """As in an unprivileged container. Sysctls that already have the right value are not written and do not fail."""
     sealed = ["unshare", "-m", "sh", "-ec", 'mount --bind -o ro /proc/sys /proc/sys; exec "$@"', "sh"]
 
     applied, _, _ = run(node, state_file, "plain", *sealed)
@@ -133,7 +133,7 @@ def test_read_only_sysctls_are_reported_and_do_not_stop_the_rest(node: Box, stat
 
 @ROLES
 def test_sysctls_of_foreign_devices_stay_strict(node: Box, state_file: Path, held: ExitStack, role: str) -> None:
-    """Reverse-path filters are loose on our devices only; of others, only pod devices are made to forward."""
+    """Reverse-path filters are loose on ravenvpn's devices only. Of other devices only pod devices get forwarding."""
     node.sh(
         "sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.default.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1"
     )

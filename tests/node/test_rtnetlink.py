@@ -83,7 +83,7 @@ def test_a_rule_without_our_protocol_is_not_ours() -> None:
 
 
 def test_a_route_with_two_next_hops_is_a_stray() -> None:
-    """RTA_MULTIPATH (9): the route is removed whole, not parsed as one of its halves."""
+    """RTA_MULTIPATH (9): the route is removed as a whole and not parsed as one of its next hops."""
     body = RTMSG.pack(2, 16, 0, 0, 252, 157, 0, 1, 0)
     body += pack_u32(15, 9127) + pack_attribute(1, bytes([10, 1, 0, 0])) + pack_attribute(9, bytes(16))
 
@@ -91,7 +91,7 @@ def test_a_route_with_two_next_hops_is_a_stray() -> None:
 
 
 def test_parsing_stops_at_a_malformed_attribute() -> None:
-    """A wrong length neither reads past the end nor loops."""
+    """A wrong length causes neither a read past the end nor a loop."""
     assert parse_attributes(pack_u32(1, 5) + struct.pack("=HH", 400, 2)) == {1: struct.pack("=I", 5)}
     assert parse_attributes(struct.pack("=HH", 0, 2) + pack_u32(1, 5)) == {}
 

@@ -1,7 +1,7 @@
-"""Hundreds of regions of ten nodes on a real kernel: cost of a change, and of the time after a start.
+"""Hundreds of regions of ten nodes on a real kernel: the cost of a change, and of the time after a start.
 
-In CPU time, since the machine may be doing other things; the bar of 50 ms from plan to kernel is measured by the
-agent's soak test.
+The tests measure CPU time, since the machine may be busy. The agent's soak test measures the limit of 50 ms from plan
+to kernel.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ravenvpn.node.reconciler import Reconciler, WantedState
 pytestmark = [pytest.mark.root, pytest.mark.needs("nft")]
 
 FACTS = LocalFacts(addresses=frozenset({ip_address("172.16.0.1")}))
-CHANGE_BAR = 0.005  # seconds of CPU, the median; 0.001 when measured, 0.015 with a walk over all flows in it
-AFTERWARDS_BAR = 0.2  # seconds of CPU; 0.05 when measured, a look at all routes takes half a second
+CHANGE_BAR = 0.005  # seconds of CPU, the median; measured 0.001, and 0.015 if it walks over all flows
+AFTERWARDS_BAR = 0.2  # seconds of CPU; measured 0.05, and half a second if it reads all routes
 
 
 def test_a_delta_is_cheap_and_a_start_causes_no_second_observation(
@@ -48,7 +48,7 @@ def test_a_delta_is_cheap_and_a_start_causes_no_second_observation(
             reconciler.start()
             assert (await reconciler.reconcile(wanted)).failed == ()
             spent = time.process_time()
-            await asyncio.sleep(2)  # notifications of our own changes have been processed by then
+            await asyncio.sleep(2)  # notifications of the reconciler's own changes have been processed by then
             afterwards = time.process_time() - spent
             assert not reconciler.pending
             times = []

@@ -37,13 +37,13 @@ def receive(host: Box, address: str, port: int, inject: Callable[[], None]) -> s
 @FAMILIES
 @FLAVOURS
 def test_a_pod_keeps_its_source_through_the_tunnel(region: Region, family: int, flavour: str) -> None:
-    """A CNI's MASQUERADE would change it to the gateway's, which the far side drops (openyurtio/raven #184)."""
+    """A CNI's MASQUERADE would set the gateway's address, which the remote side drops (openyurtio/raven #184)."""
     region.node.sh(masquerade(flavour, family))
     region.apply(replace(gateway(), packet_filter=None))
     region.pod.call(send, None, FAR_POD[family])
     masqueraded = region.out_of_tunnel(to(FAR_POD[family]))
     assert masqueraded is not None
-    assert masqueraded.source != POD[family]  # the control: without our chain the source is lost
+    assert masqueraded.source != POD[family]  # control: without ravenvpn's chain the source is lost
 
     region.apply(gateway())
     region.pod.call(send, None, FAR_POD[family])
@@ -137,7 +137,7 @@ def test_the_tunnel_address_is_not_translated(region: Region) -> None:
 
 @FAMILIES
 def test_the_mss_follows_the_mtu_of_the_route(region: Region, family: int) -> None:
-    """Towards the far pod by the route to it, towards the pod by the route back."""
+    """Towards the remote pod the route to it decides, towards the local pod the return route."""
     expected = {4: 1420 - 40, 6: 1420 - 60}[family]
     region.apply(gateway())
 
@@ -158,7 +158,7 @@ def test_the_mss_follows_the_mtu_of_the_route(region: Region, family: int) -> No
 
 
 def captured(capture: Capture, taste: Callable[[Packet], bool], timeout: float = 5.0) -> list[Packet]:
-    """Return the first packets that `wanted` accepts."""
+    """Return the first packets that `taste` accepts."""
     until = time.monotonic() + timeout
     found: list[Packet] = []
     while not found and time.monotonic() < until:
@@ -173,7 +173,8 @@ def test_traffic_is_refused_when_the_tunnel_is_gone(region: Region, family: int)
     uplink = region.node.call(Capture, "uplink")
     region.pod.call(send, None, FAR_POD[family], 1111)
     clear = captured(uplink, lambda packet: packet.destination == FAR_POD[family])
-    assert [packet.ports[1] for packet in clear] == [1111]  # the control: before us it takes the default route
+    # control: without the host state it takes the default route
+    assert [packet.ports[1] for packet in clear] == [1111]
 
     region.apply(gateway())
     region.tun.close()
@@ -196,13 +197,13 @@ def test_traffic_is_refused_when_the_tunnel_is_gone(region: Region, family: int)
 
 @FAMILIES
 def test_packets_from_the_tunnel_for_an_unknown_prefix_are_refused(region: Region, family: int) -> None:
-    """The sender knows a region that this node does not know (any more); the packet must not leave in clear."""
+    """The sender knows a region that this node does not know (any more). The packet must not leave in clear."""
     astray = {4: "198.51.100.9", 6: "2001:db8:9::9"}[family]
     region.apply(replace(gateway(), packet_filter=None))
     uplink = region.node.call(Capture, "uplink")
     region.into_tunnel(udp(FAR_POD[family], astray, 7000, 1111))
     clear = captured(uplink, lambda packet: packet.destination == astray)
-    assert [packet.ports[1] for packet in clear] == [1111]  # the control: without the filter it does
+    assert [packet.ports[1] for packet in clear] == [1111]  # control: without the filter it leaves in clear
 
     region.apply(gateway())
     uplink = region.node.call(Capture, "uplink")
@@ -211,7 +212,7 @@ def test_packets_from_the_tunnel_for_an_unknown_prefix_are_refused(region: Regio
     refusal = region.out_of_tunnel(to(FAR_POD[family], {4: ICMP, 6: ICMPV6}[family]))
     assert refusal is not None
     assert refusal.payload[:2] == {4: b"\3\0", 6: b"\1\0"}[family]  # network unreachable; no route
-    region.node.call(send, None, astray, 3333)  # the capture still works, and what starts here is not concerned
+    region.node.call(send, None, astray, 3333)  # the capture still works; packets of this host are not affected
     seen = captured(uplink, lambda packet: packet.protocol == UDP)
     assert [packet.ports[1] for packet in seen] == [3333]
 

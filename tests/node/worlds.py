@@ -1,4 +1,4 @@
-"""Host states as the planner makes them: a gateway, and a gateway with a LAN."""
+"""Host states as the planner makes them: a gateway alone, and a gateway with a LAN."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dumps of everything on a host that an agent may change, with all entries of other programs."""
+"""Comparable dumps of everything on a host that an agent may change, including the entries of other programs."""
 
 from __future__ import annotations
 

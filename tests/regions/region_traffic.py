@@ -112,7 +112,7 @@ class Station:
 
     @staticmethod
     def _echo(sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the error of an earlier answer; the sender repeats
+        with contextlib.suppress(OSError):  # an ICMP error of an earlier answer; the sender retries
             data, source = sock.recvfrom(65535)
             sock.sendto(data[:8] + ip_address(source[0]).packed, source)
 
@@ -238,7 +238,7 @@ class _Sender:
                 answer: Answer = Refusal(info, offender) if code == 90 else f"{os.strerror(code)} from {offender}"
                 if data[:8] in self._waiting:
                     self._answer(data[:8], answer)
-                elif origin == 1:  # a local error quotes no payload; it is meant for all that wait
+                elif origin == 1:  # a local error quotes no payload, so it may belong to any open request
                     for name in list(self._waiting):
                         self._answer(name, answer)
 
@@ -282,7 +282,7 @@ async def streams(asked: Sequence[Pair], octets: int, at_once: int = 6, limit: f
     gate = asyncio.Semaphore(at_once)
 
     async def one(pair: Pair, offset: int) -> None:
-        data = memoryview(block)[offset : offset + octets]  # another content for each pair
+        data = memoryview(block)[offset : offset + octets]  # different content for each pair
         async with gate:
             try:
                 answers[pair] = await asyncio.wait_for(_send(pair, data), limit)

@@ -73,7 +73,7 @@ def conntrack(node: LabNode, *options: str) -> str:
 
 
 def test_flows_that_began_before_the_agents_lose_their_nat_mapping(mesh: Mesh):
-    """Before, they are translated on gateways and plain nodes, and their conntrack entries would keep that."""
+    """Such flows are translated on gateways and plain nodes, and their conntrack entries would keep the mapping."""
     with traffic(mesh) as flowing:
         time.sleep(1)
         for flow in flowing.flows:
@@ -88,7 +88,7 @@ def test_flows_that_began_before_the_agents_lose_their_nat_mapping(mesh: Mesh):
             wait_until(functools.partial(arrives, flow), f"{flow} arrives")
         assert time.monotonic() - healthy <= 5, "right after the start"
         for flow in flowing.flows:
-            flow.sources.clear()  # the first packets may have had another source that is accepted
+            flow.sources.clear()  # the first packets may have had another accepted source
         time.sleep(0.5)
     for flow in flowing.flows:
         assert flow.sources == {flow.own_address}, flow

@@ -1,7 +1,7 @@
 """Migration of a region from OpenYurt's raven-agent ("upstream") to ravenvpn and back, node by node, under traffic.
 
-The gateway of the other region runs ravenvpn all the time. It has a session with either kind of gateway: upstream's
-is a plain WireGuard peer whose key stands in the Gateway.
+The gateway of the other region runs ravenvpn all the time. It has a session with either kind of gateway: the upstream
+gateway is a plain WireGuard peer whose key is in the Gateway.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Move:
     upstream: dict[str, UpstreamNode]
     private_key: str
     public_key: str
-    ours: set[str] = field(default_factory=set)  # nodes of the region that run our agent
+    ours: set[str] = field(default_factory=set)  # nodes of the region that run ravenvpn
 
     def write_manifests(self) -> None:
         """Write Peers for nodes that run ravenvpn; the key of an upstream gateway goes into the Gateway."""

@@ -136,7 +136,7 @@ def test_tcp_works_without_icmp_errors(mesh: Mesh):
         ("harbour-2-pod-1", "cloud-2-pod-1", NARROW),
         ("cloud-2-pod-1", "ship-2-pod-1", NARROW),
         ("ship-2-pod-1", "harbour-2-pod-1", NARROW),
-        ("ship-1-pod-1", "ship-2-pod-1", 1500),  # inside a region nothing is changed
+        ("ship-1-pod-1", "ship-2-pod-1", 1500),  # inside a region the MSS is not changed
     ],
 )
 def test_the_mss_fits_the_smallest_mtu_of_the_path(mesh: Mesh, one: str, other: str, mtu: int):

@@ -160,7 +160,7 @@ def test_traffic_inside_a_region_does_not_pass_our_devices(mesh: Mesh):
 
 
 def counters(mesh: Mesh) -> dict[tuple[str, str], int]:
-    """Return the packets received and sent by each of our devices, by node and device."""
+    """Return the packets received and sent by each device of ravenvpn, by node and device."""
     found = {}
     for node in mesh.lab.nodes:
         for link in json.loads(node.ip("-j -s link show")):

@@ -1,7 +1,7 @@
-"""A fake data plane: it satisfies the contract without descriptors and encryption, for tests of the tunnel alone.
+"""A fake data plane for tests of the tunnel alone: it satisfies the contract without descriptors and encryption.
 
-Packets are bytes handed to `send`; they travel as type 4 messages whose payload is in clear, under a tag that only
-holder of the key can make. Slots, counters, staging and the facts for timers follow the contract.
+Tests pass packets to `send`. A packet travels as a type 4 message with a plain payload under a tag that only a holder
+of the key can compute. Slots, counters, staging and traffic facts follow the contract.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Session:
     counter: int = 0
     seen: set[int] = field(default_factory=set)
     sending: bool = True
-    asked: bool = False  # renewal was asked for
+    asked: bool = False  # a rekey was requested
 
 
 @dataclass
@@ -73,7 +73,7 @@ class FakePeer:
 
     @property
     def arms_timer(self) -> bool:
-        """Whether there are facts that the data plane reports unasked (contract.Traffic)."""
+        """Whether there are facts that the data plane reports by itself (contract.Traffic)."""
         return bool(
             (self.unanswered_since and not self.told_unanswered)
             or (self.unacknowledged_since and not self.told_unacknowledged)
@@ -102,15 +102,15 @@ class FakeDataPlane:
         self.known: dict[PeerId, FakePeer] = {}
         self.sessions: dict[int, tuple[FakePeer, Session]] = {}
         self.events: list[Event] = []
-        self.first_calls: list[Datagram] = []  # initiations that prove nothing
+        self.first_calls: list[Datagram] = []  # initiations without mac2
         self.delivered: list[bytes] = []
         self.drops = dict.fromkeys(Drop, 0)
-        self.nonces: list[tuple[bytes, int]] = []  # every (key, counter) ever sent under
+        self.nonces: list[tuple[bytes, int]] = []  # every (key, counter) ever used to send
         self.calls: list[str] = []
         self.allowed = Offloads()
         self.frozen = False
 
-    # Life: nothing to pump.
+    # Life cycle: there are no descriptors to pump.
     def start(self, loop: object, on_events: object) -> None: ...
     def stop(self) -> None: ...
     def set_sockets(self, v4: int | None, v6: int | None) -> None: ...
@@ -217,7 +217,7 @@ class FakeDataPlane:
     def send_datagram(self, data: bytes, endpoint: Endpoint, source: Source | None = None) -> None:
         self.transmit(data, endpoint, source)
 
-    # What arrives.
+    # Receiving.
     def receive(self, data: bytes, endpoint: Endpoint, source: Source | None) -> None:
         if data[:1] != b"\x04":
             first = is_initiation_without_mac2(data)
@@ -264,7 +264,7 @@ class FakeDataPlane:
         late = self.timing.reject_after_time - self.timing.keepalive_timeout - self.timing.rekey_timeout
         self._renew(one, late)
 
-    # Looking.
+    # Queries.
     @property
     def has_news(self) -> bool:
         """Whether a data plane would wake the tunnel now; other facts are reported only when drained."""
@@ -312,7 +312,7 @@ class FakeDataPlane:
             )
         return Counters(dict(self.drops), peers, {})
 
-    # Inside.
+    # Internals.
     def _usable(self, one: FakePeer) -> bool:
         session = one.current
         return (

@@ -1,4 +1,4 @@
-"""Tunnels on a running loop without TUN device and root: sessions over loopback, inner packets to the probe port."""
+"""Tunnels on a running loop without TUN device and root: sessions over loopback, inner packets on the probe port."""
 
 import asyncio
 import os
@@ -102,7 +102,7 @@ async def test_the_status_shows_port_key_body_prefixes_and_peers(nodes):
     (peer,) = status.peers
     assert peer.settings.name == "bert"
     assert peer.endpoint == bert.here
-    assert peer.tx_bytes == 148 + 32 + 48  # an initiation, and 48 inner bytes in a message of their own
+    assert peer.tx_bytes == 148 + 32 + 48  # an initiation, and one message with 48 inner bytes
     assert peer.rx_bytes >= 92
     assert peer.last_handshake_ns > 0
     assert all(count == 0 for count in status.counters.drops.values())

@@ -25,7 +25,7 @@ BOTH = frozenset(Suite)
 
 
 def probe_packet(source: IPv6Address, destination: IPv6Address, number: int) -> bytes:
-    """A UDP packet to the probe port with a number as its payload."""
+    """Return a UDP packet to the probe port with a number as its payload."""
     udp = (40000).to_bytes(2) + PROBE.to_bytes(2) + (16).to_bytes(2) + b"\x00\x01" + number.to_bytes(8)
     return b"\x60\0\0\0" + len(udp).to_bytes(2) + b"\x11\x40" + source.packed + destination.packed + udp
 
@@ -89,7 +89,7 @@ async def nodes(request):
 
 
 async def test_a_change_of_the_listen_port_under_traffic_loses_no_packet(nodes):
-    """Both directions send a packet each millisecond, while one end changes its port eight times."""
+    """Both ends send a packet each millisecond, while one of them changes its port eight times."""
     anna, bert = nodes
     ports = {bert.tunnel.listen_port}
     for number in range(1, 801):
@@ -107,7 +107,7 @@ async def test_a_change_of_the_listen_port_under_traffic_loses_no_packet(nodes):
 
 
 async def test_packets_sent_to_the_old_port_arrive_although_nothing_was_sent_from_the_new_one_yet(nodes):
-    """Datagrams in the buffer of the old socket, and datagrams that are on their way at the change."""
+    """Datagrams in the buffer of the old socket, and datagrams in flight at the change."""
     anna, bert = nodes
     anna.send(bert, 1)
     bert.tunnel.listen(port=0)

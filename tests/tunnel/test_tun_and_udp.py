@@ -99,7 +99,7 @@ print(found)
 
 @pytest.mark.root
 def test_a_random_port_that_is_taken_in_the_other_family_is_drawn_again(netns):
-    """Three of four random ports are in use in IPv6; the fourth is bound, in whatever order the kernel draws."""
+    """Three of four random ports are in use in IPv6. The fourth is bound, whatever order the kernel draws them in."""
     done = subprocess.run(
         ["ip", "netns", "exec", netns(), sys.executable, "-c", IN_NAMESPACE],
         capture_output=True,

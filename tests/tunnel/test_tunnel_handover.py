@@ -13,8 +13,7 @@ from ravenvpn.tunnel.handshake.states import HandshakeState
 
 
 def hand_over(node: Node, world: World, key: PrivateKey | None = None) -> None:
-    """Replace the process: the data plane's sessions are handed over by its own blob, the device's state by this
-    one."""
+    """Replace the process: its successor thaws the data plane's blob and the device's blob."""
     blob = node.device.freeze(world.now)
     node.device = Device(node.dataplane, random=deterministic_random("successor"), timing=world.timing)
     node.device.thaw(blob, world.now)
@@ -33,7 +32,8 @@ def test_a_successor_uses_the_sessions_without_a_handshake(world: World) -> None
     bob.sends(b"three", alice)
     world.run(1.0)
     assert (bob.delivered, alice.delivered) == ([b"one", b"two"], [b"three"])
-    assert world.kinds().count("initiation") == 2  # both had called at once to say their first keepalive
+    # one from each end at the start, for its first persistent keepalive
+    assert world.kinds().count("initiation") == 2
 
 
 def test_ids_and_settings_survive_a_hand_over(world: World) -> None:

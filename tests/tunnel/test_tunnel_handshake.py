@@ -1,4 +1,4 @@
-"""The handshake: which messages are answered, which are ignored, and what each may change."""
+"""The handshake: which messages are answered, which are ignored, and what state each may change."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def test_both_ends_report_the_session(world: World) -> None:
         assert status.endpoint == other.address
         assert status.suite is Suite.CHACHA20POLY1305
         assert one.device.drain_events() == [SessionUp(other.name, other.address)]
-    # Alice is sure with the response, after one round trip; Bob with the data that follows.
+    # Alice's session is established by the response, after one round trip; Bob's by the data that follows.
     assert alice.status(bob).last_handshake_ns == 1_700_000_000_031_250_000
     assert bob.status(alice).last_handshake_ns == 1_700_000_000_046_875_000
-    # 148 + 92 + a data message of 16 + 5 + 16 (the fake does not pad).
+    # 148 + 92 + a data message of 16 + 5 + 16 (the fake data plane does not pad).
     assert (alice.status(bob).tx_bytes, alice.status(bob).rx_bytes) == (148 + 37, 92)
     assert (bob.status(alice).tx_bytes, bob.status(alice).rx_bytes) == (92, 148 + 37)
 
@@ -94,7 +94,7 @@ def test_a_changed_preshared_key_takes_effect_with_the_next_handshake(world: Wor
 
 
 def test_a_replayed_initiation_is_ignored(world: World) -> None:
-    """A responder answers a timestamp once (§5.1), also after the session has ended."""
+    """A responder accepts each timestamp once (§5.1), also after the session has ended."""
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(1.0)
@@ -105,7 +105,7 @@ def test_a_replayed_initiation_is_ignored(world: World) -> None:
     assert drops(bob) == {"REPLAYED_TIMESTAMP": 1}
     assert bob.status(alice) == before.__class__(**{**_fields(before), "session_age": before.session_age + 1.0})
     assert "response" not in world.kinds(since=world.now - 1.5)
-    world.run(600.0)  # past the wiping of all keys
+    world.run(600.0)  # all keys have been zeroed by then
     world.put(recorded, EVE, bob.address)
     world.run(1.0)
     assert drops(bob) == {"REPLAYED_TIMESTAMP": 2}
@@ -131,7 +131,7 @@ def test_initiations_of_one_peer_within_20_ms_are_dropped_as_flood(world: World)
 def forged(
     ours: PrivateKey, theirs: PublicKey, ns: int, suite: Suite = Suite.CHACHA20POLY1305, index: int = 7
 ) -> bytes:
-    """Return a whole initiation made with the private key `ours`."""
+    """Return a complete initiation made with the private key `ours`."""
     ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
     body, _ = initiate(ours, theirs, suite, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
     return CookieStamper(theirs).stamp(messages.Initiation(index, suite, body).pack(), 0.0)
@@ -262,8 +262,7 @@ def test_a_suite_that_was_not_announced_is_refused(
 
 
 def test_a_flipped_marker_does_not_authenticate(world: World) -> None:
-    """The handshake hash starts with the protocol's name, so an attacker on the path cannot make two ends use another
-    suite."""
+    """The handshake hash starts with the protocol's name. An attacker on the path cannot change the suite."""
     alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH)
     bob.knows(alice, suites=BOTH)
@@ -316,7 +315,7 @@ def test_a_replay_is_detected_after_down_and_up(world: World) -> None:
     assert drops(bob) == {"REPLAYED_TIMESTAMP": 1}
 
 
-# The clock on the wall.
+# The wall clock.
 
 
 def test_a_wall_clock_that_goes_back_while_we_run_does_not_lock_us_out(world: World) -> None:
@@ -340,7 +339,7 @@ def test_a_peer_restarted_with_a_clock_behind_is_refused_with_the_reason(world: 
     world.run(1.0)
     assert bob.status(alice).failure is HandshakeFailure.REPLAYED
     assert HandshakeDrop.REPLAYED_TIMESTAMP in bob.device.drops()
-    bob.sends(b"I call you", alice)  # the other direction needs no clock of Alice's
+    bob.sends(b"I call you", alice)  # the initiation of the other direction carries Bob's clock
     world.run(1.0)
     assert alice.delivered == [b"I call you"]
 

@@ -1,7 +1,7 @@
 """Hostile datagrams: no exception leaves the device, no peer changes, and memory is bounded.
 
-A third of the datagrams have a valid mac1 and so reach the handshake; another part are true messages of true peers,
-altered and signed again by someone who knows the public key, which everyone does.
+A third of the datagrams have a valid mac1 and so reach the handshake. Others are genuine messages of real peers,
+altered and with a new mac1, which anyone who knows the public key can compute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BOTH = frozenset(Suite)
 
 
 class Attacker:
-    """An attacker who knows Bob's public key and every message that was sent."""
+    """An attacker with Bob's public key and a record of every message sent."""
 
     def __init__(self, bob: Node, recorded: list[bytes], seed: int) -> None:
         self._dice = random.Random(seed)
@@ -34,21 +34,21 @@ class Attacker:
     def datagram(self) -> bytes:
         dice = self._dice
         match dice.randrange(6):
-            case 0:  # anything
+            case 0:  # random bytes
                 return dice.randbytes(dice.choice((0, 1, 4, 31, 32, 64, 92, 148, 149, 1500)))
-            case 1:  # right type and length, the rest anything
+            case 1:  # right type and length, random contents
                 kind, length = dice.choice(((1, 148), (2, 92), (3, 64)))
                 return bytes([kind, 0, 0, 0]) + dice.randbytes(length - 4)
             case 2 | 3:  # with a valid mac1
                 kind, length = dice.choice(((1, 116), (2, 60)))
                 marker = dice.choice((0, 0, 1)) if kind == 1 else 0
                 return self._stamper.stamp(bytes([kind, marker, 0, 0]) + dice.randbytes(length - 4), 0.0)
-            case 4:  # recorded, altered, signed again
+            case 4:  # recorded, altered, with a new mac1
                 message = bytearray(dice.choice(self._recorded))
                 for _ in range(dice.randint(1, 3)):
                     message[dice.randrange(4, len(message))] ^= 1 << dice.randrange(8)
                 return bytes(message) if len(message) == 64 else self._stamper.stamp(bytes(message[:-32]), 0.0)
-            case _:  # replayed as it was
+            case _:  # replayed unchanged
                 return dice.choice(self._recorded)
 
 
@@ -68,7 +68,7 @@ def attack(world: World, alice: Node, bob: Node, attacker: Attacker, count: int)
 
 
 def besieged(world: World) -> tuple[Node, Node, Attacker]:
-    world.handshake_budget = lambda: TokenBucket(rate=1e6, burst=1e6)  # all that comes in, at one instant
+    world.handshake_budget = lambda: TokenBucket(rate=1e6, burst=1e6)  # a budget for all datagrams at one instant
     alice, bob = world.node("alice", suites=BOTH), world.node("bob", suites=BOTH)
     alice.knows(bob, suites=BOTH)
     bob.knows(alice, suites=BOTH)
@@ -89,7 +89,7 @@ def assert_untouched(world: World, count: int) -> None:
     assert facts(bob.status(alice)) == facts(before)
     assert bob.device.deadline() == deadline
     assert len(bob.device._indices) == indices
-    assert sum(bob.device.drops().values()) == counted + count  # every one is accounted for
+    assert sum(bob.device.drops().values()) == counted + count  # every datagram is counted
     assert len(world.sent) == sent  # and none was answered
     past_mac1 = sum(drops(bob).get(name, 0) for name in ("NOT_AUTHENTIC", "STALE_RESPONSE", "REPLAYED_TIMESTAMP"))
     assert past_mac1 > count / 3

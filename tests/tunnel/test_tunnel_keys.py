@@ -1,4 +1,4 @@
-"""Static keys: owners, unusable keys, and changes of our own key and of a peer's."""
+"""Static keys: owners, unusable keys, and changes of a node's own key and of a peer's key."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def test_a_new_private_key_stops_sending_under_old_sessions(world: World) -> Non
     alice.sends(b"as another", bob)
     world.run(1.0)
     assert bob.delivered == [b"hello", b"as another"]
-    assert world.kinds().count("initiation") == 2  # at once: the old key's messages limit nothing
+    # at once: the rate limit of initiations does not apply to a new key
+    assert world.kinds().count("initiation") == 2
 
 
 def test_a_peers_key_that_is_withdrawn_ends_the_session_made_with_it(world: World) -> None:
@@ -145,8 +146,10 @@ def test_a_response_must_be_addressed_to_the_key_of_the_initiation(world: World)
 
 
 def test_the_state_of_a_withdrawn_key_is_deleted(world: World) -> None:
-    """A reinstalled node with the old key and a clock behind is accepted after its peer was removed and added
-    again."""
+    """A peer that was removed and added again is accepted with the old key and a clock that is behind.
+
+    The case is a reinstalled node.
+    """
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(1.0)

@@ -1,4 +1,4 @@
-"""Floods of handshake messages: what they cost, and which peers still connect (whitepaper §5.3)."""
+"""Floods of handshake messages: their cost, and the peers that still connect (whitepaper §5.3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ noise = deterministic_random("flood")
 
 
 def flood(bob: Node, count: int, hosts: int = 250) -> list[Datagram]:
-    """Return initiations with a valid mac1, but not authentic, from many sources."""
+    """Return initiations with a valid mac1 from many sources that do not authenticate."""
     stamper = CookieStamper(bob.key.public)
     return [
         Datagram(
@@ -50,7 +50,7 @@ def test_handshake_messages_are_processed_within_a_budget(world: World) -> None:
     assert drops(bob) == {"NOT_AUTHENTIC": 10}
     deadline = bob.device.deadline()
     assert deadline is not None
-    assert deadline <= world.now  # come back at once
+    assert deadline <= world.now  # the queue holds more work
     bob.device.tick(world.now, world.unix_ns)
     assert drops(bob) == {"NOT_AUTHENTIC": 10 + WORK_PER_CALL}
 
@@ -103,11 +103,11 @@ def test_under_load_a_message_without_mac2_gets_a_cookie_reply_only(world: World
     datagrams = flood(bob, 600)
     receive(bob, world, datagrams)
     bob.device.worker.work(world.now, world.unix_ns, limit=1)
-    # Eight replies count as much as one handshake does.
+    # Eight cookie replies cost as much as one handshake.
     assert drops(bob) == {"COOKIE_SENT": 8}
     reply = world.sent[0]
     assert reply.to == datagrams[0].endpoint
-    assert len(reply.data) == 64  # less than what asked for it: no amplification
+    assert len(reply.data) == 64  # shorter than the initiation: no amplification
     assert reply.data[:4] == b"\x03\0\0\0"
     assert reply.data[4:8] == datagrams[0].data[4:8]
 
@@ -137,7 +137,7 @@ def test_a_peer_behind_a_flood_gets_through_with_a_cookie_on_its_next_try(world:
     world.run(1.0)
     assert drops(bob)["COOKIE_SENT"] > 0
     assert alice.status(bob).failure is HandshakeFailure.COOKIE_DEMANDED
-    # A cookie reply sends nothing at once (§6.6) and moves nobody.
+    # A cookie reply causes no immediate message (§6.6) and does not change the endpoint.
     assert world.kinds(sender=alice) == ["initiation"]
     world.run(6.0)
     first, second = (flight.data for flight in world.sent if flight.kind == "initiation" and len(flight.data) == 148)
@@ -148,7 +148,7 @@ def test_a_peer_behind_a_flood_gets_through_with_a_cookie_on_its_next_try(world:
 
 
 def test_a_validated_source_has_its_own_rate_limit(world: World) -> None:
-    """Twenty a second after a burst of five; other sources are not affected."""
+    """Twenty a second after a burst of five. Other sources are not affected."""
     alice, bob, carol = world.node("alice"), world.node("bob"), world.node("carol")
     for node in (alice, carol):
         node.knows(bob)
@@ -226,8 +226,7 @@ def test_the_queue_of_validated_messages_is_bounded(world: World) -> None:
 
 
 def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_connects(world: World) -> None:
-    """Five thousand initiations a second from spoofed sources cause at most 200 handshakes' worth of work a
-    second."""
+    """Five thousand initiations a second from spoofed sources cost at most as much as 200 handshakes a second."""
     world.timing = Timing(rekey_timeout=1.0)
     alice, bob = world.pair()
     work: list[float] = []
@@ -251,16 +250,16 @@ def test_under_a_lasting_flood_handshakes_get_a_share_of_time_and_a_peer_connect
 
 
 def test_initiations_with_a_valid_mac1_get_a_bounded_share_of_time(world: World) -> None:
-    """A thousand initiations a second, too few at a time to fill the queue and set the under-load state."""
+    """A thousand initiations a second, in batches too small to fill the queue and set the under-load state."""
     bob = world.node("bob")
     for _ in range(32):
         receive(bob, world, flood(bob, 16))
         world.run(1 / 64)
-    assert drops(bob) == {"NOT_AUTHENTIC": 64 + 100}  # the burst, and 200 a second
+    assert drops(bob) == {"NOT_AUTHENTIC": 64 + 100}  # the burst, plus 200 a second
 
 
 def test_responses_to_our_initiations_spend_no_budget(world: World) -> None:
-    """A node that starts initiates to all its peers; all of them may respond at once."""
+    """A node initiates to all its peers when it starts, and all of them may respond at once."""
     alice = world.node("alice")
     crowd = [world.node(f"crowd {number}") for number in range(100)]
     for one in crowd:
@@ -291,7 +290,7 @@ def test_an_unexpected_response_costs_no_hash(world: World) -> None:
 
 
 def test_unexpected_cookie_replies_are_not_queued(world: World) -> None:
-    """A cookie reply has no mac1, so its sender need not know our public key."""
+    """A cookie reply has no mac1, so its sender needs no knowledge of the public key."""
     bob = world.node("bob")
     receive(bob, world, [Datagram(b"\x03\0\0\0" + noise(60), Endpoint("198.51.100.1", 1), None)] * 600)
     assert drops(bob) == {"BAD_COOKIE": 600}
@@ -353,12 +352,12 @@ def test_a_cookie_expires_after_115_seconds(world: World) -> None:
 def test_a_flood_does_not_starve_our_initiations(world: World) -> None:
     alice, bob = world.pair()
     receive(alice, world, flood(alice, MAX_DATAGRAMS))
-    alice.sends(b"hello", bob)  # one turn: the queue is still nearly full
+    alice.sends(b"hello", bob)  # one turn, after which the queue is still nearly full
     assert "initiation" in world.kinds(sender=alice)
     while (deadline := alice.device.deadline()) == world.now:
         alice.turn()
     assert deadline is not None
-    assert world.now < deadline < world.now + 0.01  # packets come first, but work is not forgotten
+    assert world.now < deadline < world.now + 0.01  # packets come first, and the remaining work is scheduled
 
 
 def test_many_initiations_do_not_starve_responses(world: World) -> None:

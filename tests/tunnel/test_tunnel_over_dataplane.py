@@ -1,6 +1,6 @@
 """Two devices on real data planes, with a socket pair as TUN device and loopback as the network.
 
-The scenes beside this one use a fake data plane; these show that the real ones mean the same by the contract.
+The other tests of the tunnel use a fake data plane. These show that the real ones implement the contract alike.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Whole:
         self.begin()
 
     def begin(self, plane_blob: bytes | None = None, tunnel_blob: bytes | None = None) -> None:
-        """Start a process, with or without the blobs of the one before."""
+        """Start a process, with or without the blobs of its predecessor."""
         self.end = End(self.body, self.clock)
         if plane_blob is not None:
             self.end.plane.thaw(plane_blob)
         self.end.plane.set_own_address(TUNNEL[self.name], PORT)
         self.end.start()
-        self.heard = 0  # how often we were woken when we last looked
+        self.heard = 0  # value of `woken` at the last turn
         draw = deterministic_random(f"{self.name} {next(_processes)}")
         self.device = Device(self.end.plane, random=draw, suites=self.suites)
         if tunnel_blob is not None:
@@ -81,7 +81,7 @@ class Whole:
         """Do what a driver does when it is woken or its timer fires; return whether anything happened."""
         now = self.clock()
         due = self.device.deadline()
-        # The native body may wake a tenth of a second late, on a clock of its own: it is asked.
+        # The native body may wake a tenth of a second late, on its own clock, so it is polled.
         if self.body == "pure" and self.end.woken == self.heard and (due is None or due > now):
             return False
         self.heard = self.end.woken
@@ -311,7 +311,7 @@ async def test_a_probe_measures_the_round_trip(body: str) -> None:
         (received,) = alice.inner
         assert ask.receive(received.packet, scene.clock()) is None
         assert (ask.facts.rtt, ask.facts.role, ask.facts.epoch) == (0.25, 2, 7)
-        assert alice.received() == bob.received() == []  # the hosts saw nothing of it
+        assert alice.received() == bob.received() == []  # the packets of the probe do not reach the hosts
 
 
 async def test_a_persistent_keepalive_opens_the_path_and_keeps_it_open(body: str) -> None:

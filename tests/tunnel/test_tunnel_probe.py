@@ -1,4 +1,4 @@
-"""The probe: its frame byte by byte, the packet around it, and the measurements of a prober."""
+"""The probe: its frame byte by byte, its packet, and the measurements of a prober."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ravenvpn.tunnel.probing.schedule import ProbeSchedule
 ALICE, BOB, CAROL = (IPv6Address(f"fd00:1:2:1::{n}") for n in (0xA, 0xB, 0xC))
 REQUEST = Probe(ProbeKind.REQUEST, 7, 0xCAFEBABE, 1_000_000_001, epoch=3, role=2)
 
-# Written down by hand from docs/protocol.md.
+# Written by hand from docs/protocol.md.
 REQUEST_BYTES = bytes.fromhex(
     "01 01 0028"  # version, request, length 40
     "00000007 cafebabe"  # sequence, session
@@ -81,13 +81,13 @@ def test_a_verdict_of_a_later_version_is_unknown() -> None:
     [
         b"",
         REQUEST_BYTES[:-1],
-        b"\x02" + REQUEST_BYTES[1:],  # another version
-        b"\x01\x03" + REQUEST_BYTES[2:],  # another kind
+        b"\x02" + REQUEST_BYTES[1:],  # unknown version
+        b"\x01\x03" + REQUEST_BYTES[2:],  # unknown kind
         b"\x01\x01\x00\x27" + REQUEST_BYTES[4:],  # shorter than its header
-        b"\x01\x01\x00\x29" + REQUEST_BYTES[4:],  # longer than what came
+        b"\x01\x01\x00\x29" + REQUEST_BYTES[4:],  # longer than the received data
         b"\x01\x01\x00\x2a" + REQUEST_BYTES[4:] + b"\0\1",  # half an extension
-        b"\x01\x01\x00\x2d" + REQUEST_BYTES[4:] + b"\0\1\0\x09\0",  # an extension that leaves the frame
-        b"\x01\x01\x00\x2d" + REQUEST_BYTES[4:] + b"\0\1\0\1\0",  # a ninth of a verdict
+        b"\x01\x01\x00\x2d" + REQUEST_BYTES[4:] + b"\0\1\0\x09\0",  # an extension that exceeds the frame
+        b"\x01\x01\x00\x2d" + REQUEST_BYTES[4:] + b"\0\1\0\1\0",  # an incomplete verdict
         b"\x01\x01\x00\x2d" + REQUEST_BYTES[4:] + b"\0\2\0\1\0",  # a size of one byte
         b"\x01\x01\x04\xd1" + REQUEST_BYTES[4:] + bytes(2000),  # larger than any frame
     ],
@@ -107,7 +107,7 @@ def test_the_most_verdicts_fit_the_smallest_mtu() -> None:
 
 
 def test_the_packet_is_ipv6_and_udp_with_the_right_checksum() -> None:
-    """The checksum was computed by hand."""
+    """The expected checksum was computed by hand."""
     packet = wrap(ProbePacket(IPv6Address("fd00::1"), IPv6Address("fd00::2"), b"\x01\x02\x03"))
     assert packet[:8] == bytes.fromhex("60000000 000b 11 40")
     assert packet[8:24] == bytes.fromhex("fd00" + "00" * 13 + "01")
@@ -118,7 +118,7 @@ def test_the_packet_is_ipv6_and_udp_with_the_right_checksum() -> None:
 
 
 def test_a_checksum_that_comes_out_as_zero_is_sent_as_ones() -> None:
-    """RFC 8200 §8.1: over IPv6 a checksum of zero means that there is none."""
+    """RFC 8200 §8.1: a UDP checksum of zero means "none", which IPv6 does not allow."""
     for word in range(0x10000):
         packet = wrap(ProbePacket(ALICE, BOB, word.to_bytes(2, "big")))
         assert packet[46:48] != b"\0\0"
@@ -136,7 +136,7 @@ def test_a_packet_with_any_bit_flipped_is_malformed_or_has_other_addresses(data:
     flipped = bytearray(packet)
     flipped[bit // 8] ^= 1 << bit % 8
     if bit // 8 in (0, 1, 2, 3, 7) and flipped[0] >> 4 == 6:
-        return  # traffic class, flow label and hop limit are not covered, and say nothing
+        return  # traffic class, flow label and hop limit are not covered by the checksum and not used
     with pytest.raises(MalformedMessage):
         unwrap(bytes(flipped))
 
@@ -237,7 +237,7 @@ def test_loss_is_the_share_of_lost_requests() -> None:
     assert (alice.facts.unanswered, alice.facts.asked_since) == (1, 104.0)
     alice.request(105.0)
     assert (alice.facts.unanswered, alice.facts.asked_since) == (2, 104.0)
-    assert alice.facts.loss == 0.0  # not decided yet
+    assert alice.facts.loss == 0.0  # the probe may still be answered
     alice.expire(107.0)
     assert alice.facts.loss == 1 / 5
     assert alice.facts.answered_in_row == 0
@@ -276,7 +276,7 @@ def test_a_reply_counts_once() -> None:
 
 
 def test_a_packet_with_the_address_of_another_peer_is_dropped() -> None:
-    """A packet from Bob's session with Carol's inner address is not accepted as Carol's."""
+    """A packet from Bob's session with Carol's inner address does not count as Carol's."""
     alice, _ = pair()
     forged = wrap(ProbePacket(CAROL, ALICE, REQUEST_BYTES))
     assert alice.receive(forged, 100.0) is None
@@ -317,7 +317,7 @@ def test_the_answered_and_the_lost_sizes_are_recorded() -> None:
     alice.request(101.0, size=1440)
     alice.expire(104.0)
     assert (alice.facts.largest, alice.facts.too_large) == (1400, 1440)
-    assert alice.facts.loss is None  # not what loss is made of
+    assert alice.facts.loss is None  # size probes do not count as loss
     assert bob.facts.verdicts == alice.facts.verdicts[:0]
     alice.begin_size_search()
     assert (alice.facts.largest, alice.facts.too_large) == (0, 0)
@@ -330,7 +330,7 @@ def test_a_size_no_probe_can_have_is_refused(size: int) -> None:
         alice.request(100.0, size=size)
 
 
-# All of them.
+# All probers.
 
 
 def test_many_probers_share_one_deadline_and_are_spread_over_the_interval() -> None:
@@ -357,7 +357,7 @@ def test_a_peer_that_only_answers_has_no_deadline() -> None:
     ((peer, packet),) = probers.pop_requests(100.0)
     assert peer == 1
     assert unwrap(packet).destination == BOB
-    assert probers.next_due() == 103.0  # when the answer counts as lost
+    assert probers.next_due() == 103.0  # the time at which the answer counts as lost
     assert probers.pop_requests(103.0) == []
     assert probers.facts(PeerId(1)).loss == 1.0
     assert probers.next_due() == 105.0
@@ -377,7 +377,7 @@ def test_an_unknown_peer_gets_no_reply() -> None:
     [(1.0, 4, 26_956_800), (5.0, 4, 5_391_360), (25.0, 4, 1_078_272), (5.0, 6, 6_082_560)],
 )
 def test_what_probing_costs_a_day(interval: float, family: int, expected: int) -> None:
-    """88 bytes padded to 96, 32 of WireGuard, 28 or 48 of UDP and IP; twice, for request and reply."""
+    """96 bytes (88 with padding), 32 of WireGuard, and 28 or 48 of UDP and IP, for request and reply."""
     outer = 96 + 32 + {4: 28, 6: 48}[family]
     assert len(wrap(ProbePacket(ALICE, BOB, REQUEST_BYTES))) == 88
     assert round(86400 / interval * 2 * outer) == expected

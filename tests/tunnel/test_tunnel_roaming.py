@@ -1,4 +1,4 @@
-"""Roaming: the endpoint that initiations, responses and data are sent to, and which messages change it."""
+"""Roaming: the endpoint for initiations, responses and data, and the messages that change it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_an_initiation_from_a_new_endpoint_is_answered_there(world: World) -> No
 
 
 def test_data_from_a_new_endpoint_moves_the_peer(world: World) -> None:
-    """The data plane moves the endpoint of data; handshakes follow."""
+    """The data plane changes the endpoint on data; handshakes use the new one."""
     alice, bob = world.pair()
     alice.sends(b"one", bob)
     world.run(10.0)
@@ -67,7 +67,7 @@ def test_retries_go_round_the_candidates_and_the_confirmed_one_comes_first(world
     alice.sends(b"hello", bob)
     assert alice.status(bob).endpoint == A
     world.run(6.0)
-    assert alice.status(bob).endpoint == B  # nothing was heard yet: data would go where the handshake goes
+    assert alice.status(bob).endpoint == B  # no message was received yet, so data uses the endpoint of the handshake
     world.run(6.0)
     assert bob.delivered == [b"hello"]
     assert [flight.to for flight in world.sent if flight.kind == "initiation"] == [A, B, C]
@@ -77,7 +77,7 @@ def test_retries_go_round_the_candidates_and_the_confirmed_one_comes_first(world
     alice.device.initiate("bob", world.now)
     world.run(17.0)
     assert [flight.to for flight in world.sent if flight.kind == "initiation"][3:] == [C, A, B, C]
-    assert alice.status(bob).endpoint == C  # a session that may live is not moved by our own retries
+    assert alice.status(bob).endpoint == C  # retries do not change the endpoint of a session that may still be alive
 
 
 def test_responses_leave_from_the_address_that_was_addressed(world: World) -> None:
@@ -143,7 +143,7 @@ def test_set_endpoint_moves_a_peer_that_has_roamed(world: World) -> None:
     assert the("initiation", world).to == ELSEWHERE
 
 
-# Whereabouts alone.
+# PeerEndpoints alone.
 
 
 def heard(candidates: tuple[Endpoint, ...], at: Endpoint) -> PeerEndpoints:

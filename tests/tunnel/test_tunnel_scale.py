@@ -1,4 +1,4 @@
-"""A thousand peers: cost of adding them, of their memory and of their deadlines."""
+"""A thousand peers: the cost of adding them, of their memory and of their deadlines."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def drain(alice: Node) -> None:
 
 
 def test_a_thousand_peers_are_added_in_half_a_second_and_ten_megabytes(world: World) -> None:
-    """Measured: 30 ms and 7 MB (the fake data plane's share included); the bounds leave room for a busy machine."""
+    """Measured: 30 ms and 7 MB, including the fake data plane. The limits leave room for a busy machine."""
     alice, peers = world.node("alice"), crowd()
     began = time.process_time()
     introduce(alice, world, peers)
@@ -67,7 +67,7 @@ def test_a_thousand_busy_peers_share_one_bounded_heap(world: World) -> None:
 
 
 def test_the_cost_of_a_traffic_report_does_not_depend_on_the_number_of_peers(world: World) -> None:
-    """`deadline` and a report of traffic cost the same with ten peers and with a thousand, within a factor."""
+    """`deadline` and a traffic report cost the same with ten peers and with a thousand, within a factor."""
     costs = []
     for count in (10, PEERS):
         alice = world.node(f"alice {count}")

@@ -1,8 +1,8 @@
 """Two ends under random schedules of network faults, restarts and time: invariants that hold in all of them.
 
-Steps: packets either way, time that passes, time asleep, paths that lose, duplicate, delay and reorder, wall clocks
-that jump, and restarts of one side. A machine that has restarted has a wall clock no earlier than its peers have
-seen, since it has forgotten its last timestamp (docs/protocol.md says what happens otherwise).
+Steps: packets in either direction, time, suspend, paths that lose, duplicate, delay and reorder, jumps of the wall
+clock, and restarts of one end. A machine that has restarted has lost its last timestamp, so its wall clock is never
+earlier than the latest one its peers have seen (docs/protocol.md describes the other case).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS = st.lists(
         st.tuples(st.just("send"), st.integers(0, 1)),
         st.tuples(st.just("wait"), st.integers(1, 300)),  # tenths of a second
         st.tuples(st.just("idle"), st.integers(30, 700)),  # seconds
-        st.tuples(st.just("sleep"), st.integers(1, 4000)),  # seconds in which nothing runs
+        st.tuples(st.just("sleep"), st.integers(1, 4000)),  # seconds of suspend
         st.tuples(st.just("path"), st.integers(0, 5)),
         st.tuples(st.just("wall"), st.integers(-4000, 4000)),  # seconds
         st.tuples(st.just("restart"), st.integers(0, 1)),
@@ -105,7 +105,7 @@ class Schedule:
             case "restart":
                 world.wall_offset_ns = self.latest_wall
                 self.generation += 1
-                # Two initiations within one grain of the timestamps are one too many; no machine restarts faster.
+                # Two initiations must not fall into one grain of the timestamps; no machine restarts faster.
                 world.run(0.1)
                 self.ends[amount] = world.restart(self.ends[amount], self.generation)
                 self._introduce()
@@ -133,7 +133,7 @@ class Schedule:
             self.check_indices(end)
 
     def check_indices(self, end: Node) -> None:
-        """Every index belongs to a session in its slot or to the one pending handshake."""
+        """Assert that every index belongs to a session in its slot or to the one pending handshake."""
         held = set(end.dataplane.sessions)
         (status,) = end.device.peers(self.world.now)
         assert len(end.device._indices) - len(held) == (1 if status.state.pending else 0)
@@ -153,7 +153,7 @@ TALKING = st.sampled_from([(0,), (1,), (0, 1)])
 
 
 @settings(max_examples=100, deadline=None)
-# The cases behind the rules of §6.5: a peer that lost its sessions, and one whose session outlived the other's.
+# The cases of the rules of §6.5: one peer lost its sessions; one peer's session outlived the other's.
 @example(steps=[("send", 0), ("wait", 20), ("restart", 1)], talking=(0,))
 @example(steps=[("send", 0), ("wait", 20), ("restart", 0)], talking=(1,))
 @example(steps=[("send", 0), ("wait", 20), ("path", 1), ("send", 0), ("idle", 89)], talking=(0,))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ravenvpn.errors import MalformedMessage
 from ravenvpn.tunnel.handshake.states import TRANSITIONS, HandshakeEvent, HandshakeState, UnexpectedEvent, next_state
 
-# A response that no initiation waits for, giving up an initiation not sent, confirming keys not responded with.
+# A response without an initiation, giving up without an initiation, confirming a key without a response.
 IMPOSSIBLE = {
     (HandshakeState.IDLE, HandshakeEvent.RESPONSE_ACCEPTED),
     (HandshakeState.IDLE, HandshakeEvent.KEY_CONFIRMED),
@@ -37,7 +37,7 @@ def test_every_pair_has_a_next_state_or_raises(state: HandshakeState, event: Han
 
 @given(st.lists(st.sampled_from(HandshakeEvent)))
 def test_the_state_agrees_with_flags_kept_by_hand(history: list[HandshakeEvent]) -> None:
-    """`pending`, `confirmed` and `answered`, updated by hand, match the state after any sequence of events."""
+    """Flags `pending`, `confirmed` and `answered`, updated by hand, match the state after any sequence of events."""
     state, pending, confirmed, answered = HandshakeState.IDLE, False, False, False
     for event in history:
         try:

@@ -1,4 +1,4 @@
-"""The small structures below the device, each compared with a slow and obvious one."""
+"""The small data structures below the device, each compared with a slow and obvious one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_deadlines_agree_with_a_table_that_is_searched_linearly(steps: list[tupl
 
 def test_the_heap_does_not_grow_with_the_number_of_changes() -> None:
     deadlines = Deadlines()
-    deadlines.schedule(BOB, 1e8)  # what lies behind him is not reached
+    deadlines.schedule(BOB, 1e8)  # the entries behind Bob's are never popped
     for second in range(20_000):
         deadlines.schedule(ALICE, 1e9)
         deadlines.schedule(ALICE, second + 0.5)

@@ -1,4 +1,4 @@
-"""Timers (whitepaper §6): when a peer sends and when it stops. Instants are seconds since the start."""
+"""Timers (whitepaper §6): when a peer sends and when it stops. Times are seconds since the start."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_path(_: Flight) -> list[float]:
 
 
 def moments(world: World, *kinds: str, sender: Node | None = None, since: float = 0.0) -> list[float]:
-    """Return the instants at which messages of these kinds were sent."""
+    """Return the times at which messages of these kinds were sent."""
     return [
         flight.at - BOOT
         for flight in world.sent
@@ -49,7 +49,7 @@ def test_an_unanswered_initiation_is_repeated_every_five_seconds_with_jitter(wor
     gaps = [later - earlier for earlier, later in itertools.pairwise(sent)]
     assert len(gaps) == 7
     assert all(5.0 <= gap < 5.0 + JITTER for gap in gaps)
-    assert len(set(gaps)) == len(gaps)  # jitter is drawn anew each time
+    assert len(set(gaps)) == len(gaps)  # jitter is drawn for each attempt
     assert len({flight.data[8:40] for flight in world.sent}) == 8  # and so is the ephemeral key
 
 
@@ -81,7 +81,7 @@ def test_new_data_after_giving_up_starts_a_new_handshake(world: World) -> None:
 
 
 def test_new_data_restarts_the_ninety_seconds(world: World) -> None:
-    """§6.4: new data to send prolongs the attempts."""
+    """§6.4: new data to send extends the attempts."""
     alice, bob = world.pair()
     world.path = lost
     for _ in range(200):
@@ -148,7 +148,7 @@ def test_the_initiator_renews_a_session_in_use_after_two_minutes(world: World) -
 
 
 def test_an_initiator_that_only_receives_renews_before_the_keys_run_out(world: World) -> None:
-    """At 165 s: REJECT_AFTER_TIME less KEEPALIVE_TIMEOUT and REKEY_TIMEOUT."""
+    """At 165 s: REJECT_AFTER_TIME minus KEEPALIVE_TIMEOUT minus REKEY_TIMEOUT."""
     alice, bob = world.pair()
     alice.device.initiate("bob", world.now)
     world.run(1.0)
@@ -156,7 +156,8 @@ def test_an_initiator_that_only_receives_renews_before_the_keys_run_out(world: W
         bob.sends(b"b", alice)
         world.run(1.0)
     second = moments(world, "initiation")[1]
-    # Her passive keepalives are packets too, and one of them may be the first to find the keys two minutes old.
+    # Her passive keepalives are packets too, so one of them may trigger rekey-after-time, two minutes after the
+    # handshake.
     assert 120.0 <= second < 166.0
     assert moments(world, "initiation", sender=bob) == []
     assert len(alice.delivered) == 170
@@ -179,7 +180,7 @@ def test_data_without_an_answer_is_acknowledged_after_ten_seconds(world: World) 
     world.run(5.0)
     alice.sends(b"two", bob)
     world.run(60.0)
-    # From the first data on; two lies in between and is acknowledged with it.
+    # Ten seconds after the first data. The keepalive also acknowledges the second.
     assert moments(world, "keepalive") == [10.0 + 3 * LATENCY]
     assert moments(world, "initiation") == [0.0]
 
@@ -190,7 +191,7 @@ def test_data_sent_back_replaces_the_passive_keepalive(world: World) -> None:
     world.run(5.0)
     bob.sends(b"answer", alice)
     world.run(60.0)
-    # Bob's answer is data itself, which Alice acknowledges.
+    # Bob's answer is data as well, which Alice acknowledges.
     assert moments(world, "keepalive", sender=bob) == []
     assert moments(world, "keepalive", sender=alice) == [15.0 + LATENCY]
 
@@ -246,7 +247,7 @@ def test_a_persistent_keepalive_is_sent_after_an_interval_without_traffic(world:
     alice.knows(bob, persistent_keepalive=25.0)
     bob.knows(alice)
     world.run(99.0)
-    # At once, which makes the handshake, and then with 25 s of silence before each.
+    # One at once, which starts the handshake, then one after each 25 s of silence.
     first = 2 * LATENCY
     assert moments(world, "initiation") == [0.0]
     assert moments(world, "keepalive", sender=alice) == [first, first + 25, first + 50, first + 75]
@@ -288,7 +289,7 @@ def test_a_persistent_keepalive_keeps_initiating_to_a_peer_that_is_away(world: W
     assert bob.status(alice).state is HandshakeState.ESTABLISHED
 
 
-# Keys do not stay (§6.3).
+# Zeroing of keys (§6.3).
 
 
 def test_keys_are_wiped_nine_minutes_after_the_last_session(world: World) -> None:
@@ -325,7 +326,7 @@ def test_the_data_plane_may_retire_old_keypairs_by_itself(world: World) -> None:
     assert alice.device.drain_events()[-1] == SessionLost("bob", None)
 
 
-# Warm sessions (ours).
+# Warm sessions (an extension of ravenvpn).
 
 
 def test_a_warm_session_is_made_at_once_and_renewed_without_traffic(world: World) -> None:
@@ -338,7 +339,7 @@ def test_a_warm_session_is_made_at_once_and_renewed_without_traffic(world: World
             age = one.status(other).session_age
             assert age is not None
             assert age < 125.0
-    # Both began at once; each session is renewed by the one end that made it.
+    # Both ends initiate at the start; each session is renewed only by its initiator.
     assert len(moments(world, "initiation")) in range(5, 11)
 
 
@@ -399,7 +400,7 @@ def test_an_endpoint_that_becomes_known_gets_the_initiation_that_waited(world: W
 
 
 def test_the_traffic_facts_are_updated_before_a_timer_fires(world: World) -> None:
-    """The answer has arrived, but it is not a fact that the data plane reports unasked."""
+    """The answer has arrived, but the data plane does not report that fact by itself."""
     alice, bob = world.pair()
     alice.sends(b"hello", bob)
     world.run(40.0)
@@ -417,7 +418,7 @@ def test_the_traffic_facts_are_updated_before_a_timer_fires(world: World) -> Non
     assert len(world.sent) == before
 
 
-# Timers alone.
+# The class Timers alone.
 
 
 def facts(**values: float) -> Traffic:
@@ -436,7 +437,7 @@ def test_a_received_handshake_message_answers_data_sent_before_it(answered_at: f
     assert timers.deadline(Timer.NEW_HANDSHAKE) == 115.25
     timers.response_received(answered_at)
     assert timers.deadline(Timer.NEW_HANDSHAKE) is None
-    # The data plane still says so: it does not see handshake messages.
+    # The data plane still reports it, since handshake messages bypass it.
     timers.traffic_reported(facts(data_sent=100.0, any_sent=100.0, unanswered_since=100.0))
     assert timers.deadline(Timer.NEW_HANDSHAKE) is None
     timers.traffic_reported(facts(data_sent=120.0, any_sent=120.0, unanswered_since=100.0))
@@ -480,7 +481,7 @@ def test_timers_that_expire_together_come_in_the_order_of_their_deadlines() -> N
 
 
 def test_the_driver_is_called_when_due_and_not_before(world: World) -> None:
-    """There is one deadline for all peers: the earliest."""
+    """One deadline covers all peers: the earliest."""
     alice = world.node("alice")
     assert alice.device.deadline() is None
     world.path = lost
@@ -494,7 +495,7 @@ def test_the_driver_is_called_when_due_and_not_before(world: World) -> None:
             world.now,
         )
         alice.device.initiate(f"peer {number}", world.now)
-        assert alice.device.deadline() == 0.0  # work waits
+        assert alice.device.deadline() == 0.0  # work is pending
         alice.turn()
         deadline = alice.device.deadline()
         assert deadline is not None

@@ -17,7 +17,7 @@ LATENCY = 1 / 64
 
 
 def call(ours: PrivateKey, theirs: PublicKey, ns: int) -> bytes:
-    """Return a whole initiation made with the private key `ours`."""
+    """Return a complete initiation made with the private key `ours`."""
     ephemeral = PrivateKey.generate(deterministic_random(f"ephemeral {ns}"))
     body, _ = initiate(ours, theirs, Suite.CHACHA20POLY1305, stamp(1_700_000_000 * 10**9 + ns), ephemeral)
     message = messages.Initiation(7, Suite.CHACHA20POLY1305, body).pack()
@@ -39,7 +39,7 @@ def test_an_early_initiation_is_answered_when_its_peer_is_configured(world: Worl
 
 
 def test_an_early_initiation_expires_when_it_would_be_repeated(world: World) -> None:
-    """After REKEY_TIMEOUT the initiator sends a newer one, and would refuse a response to this one."""
+    """After REKEY_TIMEOUT the initiator sends a newer initiation, and ignores a response to the first."""
     caller, bob = PrivateKey.generate(deterministic_random("caller")), world.node("bob")
     alice = world.node("alice")
     alice.key = caller
@@ -65,7 +65,7 @@ def test_a_replayed_initiation_does_not_replace_a_newer_one(world: World) -> Non
 
 
 def test_initiations_of_made_up_keys_are_bounded(world: World) -> None:
-    """The oldest is dropped first; memory is bounded."""
+    """The oldest initiation is dropped first, so memory is bounded."""
     bob = world.node("bob")
     strangers = [PrivateKey.generate(deterministic_random(f"stranger {i}")) for i in range(MAX_UNKNOWN_KEYS + 1)]
     for stranger in strangers:

@@ -13,7 +13,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.errors import MalformedMessage
 from ravenvpn.tunnel.handshake import messages
 
-# Whole messages made by snow and the RustCrypto crates; tests/crypto/vectors/README.md says how.
+# Complete messages made by snow and the RustCrypto crates; see tests/crypto/vectors/README.md.
 VECTORS = json.loads((Path(__file__).parent.parent / "crypto" / "vectors" / "exchange.json").read_text())
 EXCHANGES = VECTORS["exchanges"]
 INITIATION = bytes.fromhex(next(one["initiation"] for one in EXCHANGES if one["suite"] == "chacha20poly1305"))

@@ -1,5 +1,4 @@
-"""The configuration protocol: literal requests as wg(8) 1.0 writes them, answers as wireguard-go gives
-them (device/uapi.go)."""
+"""The configuration protocol: literal requests of wg(8) 1.0, and the answers of wireguard-go (device/uapi.go)."""
 
 import errno
 from ipaddress import ip_network
@@ -24,7 +23,7 @@ from ravenvpn.tunnel.uapi import (
     parse_endpoint,
 )
 
-PRIVATE = "e8" * 31 + "68"  # clamped already
+PRIVATE = "e8" * 31 + "68"  # already clamped
 PUBLIC = "ab" * 32
 OTHER = "cd" * 32
 
@@ -132,7 +131,7 @@ def test_replace_allowed_ips_discards_those_before_it():
         "fwmark=0x10",
         "replace_peers=false",
         "replace_peers=1",
-        "endpoint=192.0.2.1:1",  # a peer's key before any peer
+        "endpoint=192.0.2.1:1",  # a peer's key before the first public_key
         "Listen_port=1",
         "=",
     ],
@@ -173,7 +172,7 @@ def test_a_bad_line_about_the_device_is_invalid(line):
         "protocol_version=2",
         "update_only=1",
         "remove=no",
-        "listen_port=1",  # the device's key after a peer
+        "listen_port=1",  # a key of the device after a peer
     ],
 )
 def test_a_bad_line_about_a_peer_is_invalid(line):

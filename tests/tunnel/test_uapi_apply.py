@@ -1,4 +1,4 @@
-"""Sets of the configuration protocol, applied to a real tunnel without a TUN device."""
+"""Set requests of the configuration protocol, applied to a real tunnel without a TUN device."""
 
 import asyncio
 import errno
@@ -161,7 +161,7 @@ async def test_a_port_in_use_refuses_the_whole_set(tunnel):
 
 
 async def test_an_endpoint_set_by_wg_overrides_roaming():
-    """As in WireGuard: the endpoint that was set holds until the peer's next authenticated packet."""
+    """As in WireGuard, the configured endpoint is used until the peer's next authenticated packet."""
     up = asyncio.Event()
     tunnel = Tunnel(open_resources(), listeners=Listeners(on_session_event=lambda _: up.set()))
     other = Tunnel(open_resources())

@@ -106,7 +106,7 @@ def test_a_file_that_is_not_a_socket_is_kept(folder):
 async def test_removing_the_file_is_noticed(folder):
     removed = asyncio.Event()
     async with serving(folder, on_removed=removed.set):
-        (folder / "wg0.sock").chmod(0o660)  # a change of attributes alone is none of our business
+        (folder / "wg0.sock").chmod(0o660)  # a change of attributes alone is ignored
         await asyncio.sleep(0)
         assert not removed.is_set()
         (folder / "wg0.sock").unlink()
@@ -150,7 +150,7 @@ async def test_many_silent_clients_do_not_lock_an_operator_out(folder):
     async with serving(folder):
         crowd = [await asyncio.open_unix_connection(folder / "wg0.sock") for _ in range(uapi_socket.MAX_CLIENTS + 20)]
         assert await ask(folder, b"get=1\n\n") == b"listen_port=51820\nerrno=0\n\n"
-        # The first of the crowd was hung up on, the last still waits.
+        # The first client was disconnected, the last still waits.
         assert await asyncio.wait_for(crowd[0][0].read(), 5) == b""
         crowd[-1][1].write(b"get=1\n\n")
         assert await crowd[-1][0].readline() == b"listen_port=51820\n"
@@ -159,7 +159,7 @@ async def test_many_silent_clients_do_not_lock_an_operator_out(folder):
 
 
 async def test_answers_to_a_client_that_reads_nothing_are_not_buffered(folder):
-    """Answers fill the kernel's buffer and one transport buffer; then the client's requests wait too."""
+    """Answers fill the kernel's buffer and one transport buffer; then no further request is read."""
     async with serving(folder):
         greedy = socket.socket(socket.AF_UNIX)
         greedy.connect(str(folder / "wg0.sock"))

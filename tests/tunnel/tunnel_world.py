@@ -1,6 +1,6 @@
-"""A simulated world: nodes with a device each, a network with faults on demand, and a clock that tests advance.
+"""A simulated world: nodes with a device each, a network with faults, and a clock that tests advance.
 
-Nothing waits: `World.run(seconds)` goes from one instant at which something happens to the next.
+No test waits: `World.run(seconds)` jumps from one event to the next.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ravenvpn.tunnel.admission.load import handshake_budget
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 
-BOOT = 1000.0  # seconds on CLOCK_BOOTTIME when a scene begins
-EPOCH = 1_700_000_000 * 10**9  # and the wall clock then, nanoseconds
+BOOT = 1000.0  # seconds on CLOCK_BOOTTIME at the start of a test
+EPOCH = 1_700_000_000 * 10**9  # wall clock at that time, nanoseconds
 EVE = Endpoint("198.51.100.66", 666)
-LATENCY = 1 / 64  # exact in binary, so that instants in scenes are literal
+LATENCY = 1 / 64  # seconds; exact in binary, so that tests can give times literally
 
-# Of type 4 messages, by content; the others by their type byte.
+# Kinds by message type. Type 4 is classified by its length.
 NAMES = {1: "initiation", 2: "response", 3: "cookie reply"}
 
 
@@ -45,7 +45,7 @@ class Flight:
 
 @dataclass
 class Node:
-    """One end: its addresses (it sends from the first), its device and its data plane."""
+    """One end: its addresses, its device and its data plane. It sends from the first address."""
 
     name: str
     world: World
@@ -53,14 +53,14 @@ class Node:
     key: PrivateKey
     device: Device
     dataplane: FakeDataPlane
-    sources: list[Source | None] = field(default_factory=list)  # from which of its addresses it sent, if told to
+    sources: list[Source | None] = field(default_factory=list)  # source address that each message asked for
 
     @property
     def address(self) -> Endpoint:
         return self.addresses[0]
 
     def settings(self, **changes: object) -> PeerSettings:
-        """Return the settings by which others configure this node."""
+        """Return the settings by which other nodes configure this one."""
         values: dict[str, object] = {
             "name": self.name,
             "public_keys": (self.key.public,),
@@ -76,7 +76,7 @@ class Node:
         self.wake()
 
     def turn(self) -> None:
-        """Do what a driver does after an event."""
+        """Do the work of a driver after an event."""
         now, unix_ns = self.world.now, self.world.unix_ns
         self.device.poll(now, unix_ns)
         self.device.tick(now, unix_ns)
@@ -102,9 +102,9 @@ class World:
         self.now = BOOT
         self.wall_offset_ns = 0
         self.nodes: list[Node] = []
-        self.sent: list[Flight] = []  # everything ever put on the wire: what eve sees
+        self.sent: list[Flight] = []  # every datagram ever on the wire: the view of an attacker
         self.flights: list[tuple[float, int, Flight]] = []
-        # For each flight the delays after which it arrives: none for a loss, several for duplicates.
+        # For each flight the delays of its arrivals: none for a loss, several for duplicates.
         self.path: Callable[[Flight], list[float]] = lambda _: [LATENCY]
         self._sequence = 0
 
@@ -160,7 +160,7 @@ class World:
         self.put(data, sender, to)
 
     def put(self, data: bytes, sender: Endpoint, to: Endpoint) -> None:
-        """Put a datagram on the wire, as any attacker can."""
+        """Put a datagram on the wire, with any source, as an attacker can."""
         flight = Flight(self.now, data, sender, to, Source(to.host, 1))
         self.sent.append(flight)
         for delay in self.path(flight):
@@ -200,7 +200,7 @@ class World:
 
 
 def peer_status(device: Device, name: str, now: float) -> PeerStatus:
-    """Return the status of one peer. KeyError if there is none of this name."""
+    """Return the status of one peer. Raises KeyError if no peer has this name."""
     return {one.settings.name: one for one in device.peers(now)}[name]
 
 
