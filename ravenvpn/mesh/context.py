@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from ravenvpn.mesh.hoststate import Address, Prefix
+from ravenvpn.mesh.hubs import Hub
 from ravenvpn.mesh.local_facts import LocalFacts
 from ravenvpn.mesh.model import Gateway, World, host_prefix, lan_addresses
 from ravenvpn.mesh.nodeplan import NodeRole
 from ravenvpn.mesh.region_index import RegionIndex
+from ravenvpn.mesh.resolved_region import GatewayNode, ResolvedRegion
 from ravenvpn.mesh.situation import Situation
 from ravenvpn.mesh.sources import preferred_sources
-from ravenvpn.mesh.topology import GatewayNode, Hub, ResolvedRegion
 from ravenvpn.mesh.vxlan_members import Overlay, overlay_of, vxlan_members
 from ravenvpn.prefixes import PrefixSet
 

@@ -30,9 +30,9 @@ from ravenvpn.mesh.nodeplan import Candidate, NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.policy_rules import policy_rules
 from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.remote_region import fail_closed
+from ravenvpn.mesh.resolved_region import GatewayNode
 from ravenvpn.mesh.sources import source_notes
 from ravenvpn.mesh.sysctls import sysctls
-from ravenvpn.mesh.topology import GatewayNode
 from ravenvpn.mesh.tunnel_port import listen_port
 
 

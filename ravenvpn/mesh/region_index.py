@@ -11,9 +11,11 @@ from collections.abc import Iterable, Set
 
 from ravenvpn.mesh.conflict import Conflict, RefusedClaims
 from ravenvpn.mesh.conflict_index import ConflictIndex
+from ravenvpn.mesh.hubs import MAX_HUBS, Hub, as_hub, hub_rank
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import Changes, Gateway, World
-from ravenvpn.mesh.topology import MAX_HUBS, Hub, ResolvedRegion, as_hub, hub_rank, resolve_region, with_takeover
+from ravenvpn.mesh.resolved_region import ResolvedRegion, resolve_region
+from ravenvpn.mesh.takeover import with_takeover
 
 
 class RegionIndex:

@@ -15,11 +15,12 @@ from ravenvpn.mesh import hoststate, identity, vxlan
 from ravenvpn.mesh.claims import Announced, ClaimKind
 from ravenvpn.mesh.context import Context
 from ravenvpn.mesh.hoststate import Address, Prefix, Route, RouteKind
+from ravenvpn.mesh.hubs import Hub, carrier_order, choose_hub
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import host_prefix
 from ravenvpn.mesh.nodeplan import NodeRole, PeerKind, PeerPlan
 from ravenvpn.mesh.reason import Reason, ReasonCode
-from ravenvpn.mesh.topology import GatewayNode, Hub, ResolvedRegion, carrier_order, choose_hub
+from ravenvpn.mesh.resolved_region import GatewayNode, ResolvedRegion
 from ravenvpn.overhead import MIN_IPV6_MTU
 
 # Seconds between keepalives of the side behind NAT: wg's customary figure, below the 30 s after which some NATs drop

@@ -2,7 +2,7 @@
 
 The rules are those of OpenYurt's gateway-pickup-controller with three differences: if Replicas shrinks, the order of
 the spec decides which endpoint stays active; every pod CIDR of both families is listed; each role has an epoch. The
-controller and the file source use it. `mesh.topology.with_takeover` covers the time until the next election.
+controller and the file source use it. `mesh.takeover.with_takeover` covers the time until the next election.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from ipaddress import IPv4Address, IPv6Address
 from ravenvpn.mesh import identity
 from ravenvpn.mesh.conflict import RefusedClaims
 from ravenvpn.mesh.hoststate import Address
+from ravenvpn.mesh.hubs import carrier_order
 from ravenvpn.mesh.liveness import Liveness
 from ravenvpn.mesh.model import Gateway, NodeInfo, PeerObject, lan_addresses
-from ravenvpn.mesh.topology import ResolvedRegion, carrier_order
+from ravenvpn.mesh.resolved_region import ResolvedRegion
 
 
 @dataclass(frozen=True, slots=True)

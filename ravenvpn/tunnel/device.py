@@ -29,8 +29,8 @@ from ravenvpn.dataplane.contract import (
 )
 from ravenvpn.token_bucket import TokenBucket
 from ravenvpn.tunnel import handover
-from ravenvpn.tunnel.admission.load import handshake_budget
-from ravenvpn.tunnel.admission.queue import AdmissionQueue, HandshakeDrop
+from ravenvpn.tunnel.admission.handshake_filter import AdmissionQueue, HandshakeDrop
+from ravenvpn.tunnel.admission.load_monitor import handshake_budget
 from ravenvpn.tunnel.admission.unknown_keys import UnknownKeys
 from ravenvpn.tunnel.handshake.exchange import HandshakeExchange
 from ravenvpn.tunnel.handshake.indices import IndexTable

@@ -23,7 +23,7 @@ from ravenvpn.dataplane.contract import Counters, InnerPacket, PeerId, Timing
 from ravenvpn.errors import HostError
 from ravenvpn.offloads import Offloads
 from ravenvpn.prefixes import Prefix
-from ravenvpn.tunnel.admission.queue import HandshakeDrop
+from ravenvpn.tunnel.admission.handshake_filter import HandshakeDrop
 from ravenvpn.tunnel.device import Device, PeerStatus, SessionLost, SessionUp
 from ravenvpn.tunnel.linux.opener import TunnelResources
 from ravenvpn.tunnel.linux.tun import Tun

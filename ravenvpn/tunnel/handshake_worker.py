@@ -1,14 +1,14 @@
 """Handshake work in small portions: queued messages and initiations, within a budget per call and per second.
 
 A handshake costs up to a millisecond on the event loop that also moves packets. So handshakes are queued, and worked
-off a few at a time; work that others can cause is limited by a token bucket as well (`admission.load`).
+off a few at a time; work that others can cause is limited by a token bucket as well (`admission.load_monitor`).
 """
 
 from __future__ import annotations
 
 from ravenvpn.token_bucket import TokenBucket
-from ravenvpn.tunnel.admission.load import REFUSAL
-from ravenvpn.tunnel.admission.queue import AdmissionQueue, AdmissionRefused
+from ravenvpn.tunnel.admission.handshake_filter import AdmissionQueue, AdmissionRefused
+from ravenvpn.tunnel.admission.load_monitor import REFUSAL
 from ravenvpn.tunnel.handshake.exchange import HandshakeExchange
 from ravenvpn.tunnel.peer_rules import PeerRules
 from ravenvpn.tunnel.peer_schedule import PeerSchedule

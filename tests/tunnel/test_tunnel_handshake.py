@@ -12,7 +12,7 @@ from ravenvpn.crypto.handshake import initiate
 from ravenvpn.crypto.keys import PresharedKey, PrivateKey, PublicKey
 from ravenvpn.crypto.tai64n import stamp
 from ravenvpn.dataplane.contract import Role
-from ravenvpn.tunnel.admission.queue import HandshakeDrop
+from ravenvpn.tunnel.admission.handshake_filter import HandshakeDrop
 from ravenvpn.tunnel.handshake import messages
 from ravenvpn.tunnel.handshake.states import HandshakeState
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY, HandshakeFailure

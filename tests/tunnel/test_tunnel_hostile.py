@@ -17,7 +17,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.cookie import CookieStamper
 from ravenvpn.dataplane.contract import Datagram, Endpoint
 from ravenvpn.token_bucket import TokenBucket
-from ravenvpn.tunnel.admission.queue import HandshakeDrop
+from ravenvpn.tunnel.admission.handshake_filter import HandshakeDrop
 from ravenvpn.tunnel.peer import PeerStatus
 
 BOTH = frozenset(Suite)

@@ -8,7 +8,7 @@ from tunnel_world import Flight, Node, World, drops, the
 
 from ravenvpn.crypto.cookie import CookieStamper, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram, Endpoint, Timing
-from ravenvpn.tunnel.admission.queue import MAX_INITIATIONS, MAX_VALIDATED
+from ravenvpn.tunnel.admission.handshake_filter import MAX_INITIATIONS, MAX_VALIDATED
 from ravenvpn.tunnel.handshake import messages
 from ravenvpn.tunnel.handshake.states import HandshakeState
 from ravenvpn.tunnel.handshake_worker import WORK_PER_CALL

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ravenvpn.dataplane.contract import PeerId
-from ravenvpn.tunnel.admission.load import LoadMonitor
+from ravenvpn.tunnel.admission.load_monitor import LoadMonitor
 from ravenvpn.tunnel.admission.source_limit import SourceLimiter
 from ravenvpn.tunnel.deadlines import Deadlines
 from ravenvpn.tunnel.handshake.indices import IndexTable

@@ -15,7 +15,7 @@ from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import PrivateKey
 from ravenvpn.dataplane.contract import Endpoint, Source, Timing
 from ravenvpn.token_bucket import TokenBucket
-from ravenvpn.tunnel.admission.load import handshake_budget
+from ravenvpn.tunnel.admission.load_monitor import handshake_budget
 from ravenvpn.tunnel.device import Device, PeerSettings, PeerStatus
 from ravenvpn.tunnel.peer import WIREGUARD_ONLY
 

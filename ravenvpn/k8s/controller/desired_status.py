@@ -2,8 +2,8 @@
 dial.
 
 A node that stands in for a dead gateway while no controller elects makes no claim to the role. Each agent decides
-that for itself (`mesh.topology.acting`) and stops when the elected endpoint is alive again or the role moves, which
-follows the same order of endpoints. So stand-ins are not read here.
+that for itself (`mesh.takeover`) and stops when the elected endpoint is alive again or the role moves, which follows
+the same order of endpoints. So stand-ins are not read here.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ravenvpn.crypto.keys import PublicKey
-from ravenvpn.tunnel.admission.queue import QueuedMessage
+from ravenvpn.tunnel.admission.handshake_filter import QueuedMessage
 
 MAX_UNKNOWN_KEYS = 64  # initiations kept; a sender with many made-up keys pushes out the oldest
 

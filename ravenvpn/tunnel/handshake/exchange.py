@@ -15,7 +15,7 @@ from ravenvpn.crypto.handshake import ReceivedInitiation, initiate, receive_init
 from ravenvpn.crypto.keys import PrivateKey, PublicKey
 from ravenvpn.dataplane.contract import Datagram, DataPlane, Endpoint, NewKeypair, Role, Source
 from ravenvpn.errors import ConfigError, MalformedMessage
-from ravenvpn.tunnel.admission.queue import AdmissionRefused, HandshakeDrop, QueuedMessage
+from ravenvpn.tunnel.admission.handshake_filter import AdmissionRefused, HandshakeDrop, QueuedMessage
 from ravenvpn.tunnel.admission.unknown_keys import UnknownKeys
 from ravenvpn.tunnel.handshake import messages
 from ravenvpn.tunnel.handshake.indices import IndexTable

@@ -1,35 +1,25 @@
-"""Regions resolved for planning: which gateway nodes can call each other, and which hub joins the others.
+"""Regions resolved for planning: which gateway nodes a region has, and which of them others can dial.
 
 A gateway node is *dialable* when it is not behind NAT and an address or name of it is known. Two gateway nodes hold a
-session when at least one is dialable. Regions that cannot, meet through a hub: a region with a dialable active
-gateway, chosen by rendezvous hash over (pair, hub), so that both ends agree without a message and few pairs move when
-a hub comes or goes (Thaler & Ravishankar, "Using name-based mappings to increase hit rates", 1998).
+session when at least one is dialable. Regions that cannot, meet through a hub (`mesh.hubs`).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from ravenvpn.crypto.aead import Suite
 from ravenvpn.crypto.keys import KEY_BYTES
 from ravenvpn.mesh.claims import Announced, claims
 from ravenvpn.mesh.conflict import RefusedClaims
 from ravenvpn.mesh.hoststate import Prefix
-from ravenvpn.mesh.liveness import Liveness, LivenessVerdict
 from ravenvpn.mesh.model import EndpointType, Gateway, GatewayEndpoint, PeerObject
 from ravenvpn.mesh.nodeplan import Candidate
 from ravenvpn.mesh.reason import Reason, ReasonCode
 from ravenvpn.mesh.tunnel_port import port_of_address, tunnel_port
-
-# Our choice. A node behind NAT keeps a warm session to every hub it may need, and a few hubs suffice for agreement:
-# beyond this many dialable regions, those whose names have the lowest hash serve. If one leaves, the next one serves.
-MAX_HUBS = 16
 
 # Key of an endpoint's `config` under which OpenYurt's WireGuard driver publishes its public key.
 UPSTREAM_KEY = "publicKey"
@@ -75,40 +65,6 @@ class ResolvedRegion:
     def serves_as_hub(self) -> bool:
         """Whether it may relay. Without some of its prefixes it may not: it would deliver relayed packets locally."""
         return not self.lost_prefixes and any(g.active and g.dialable for g in self.gateways)
-
-
-class Hub(NamedTuple):
-    """A region that relays between others."""
-
-    region: str
-    active: tuple[str, ...]  # dialable active gateway nodes
-    nodes: tuple[str, ...]  # all dialable gateway nodes: packets of any of them may be relayed ones
-    hosts: tuple[str, ...]  # addresses and names at which the active ones are dialled
-    no_pmtu_discovery: bool = False  # of an active one, see GatewayNode
-
-
-def with_takeover(region: ResolvedRegion, liveness: Liveness, me: str) -> ResolvedRegion:
-    """Return the region as node `me` treats it: if every active gateway is proven dead, standbys take over.
-
-    As many take over as were active, in the order of the spec, as `mesh.status.elect` would choose; those proven
-    alive come first. This lasts as long as the proof and needs no agreement: a standby puts the packets that reach it
-    into its own tunnel, and the far ends accept the region's prefixes from all its gateways. The controller then
-    makes the new role final, or the active gateway comes back.
-    """
-    active = region.active
-    # A node never believes itself dead: its own verdict would come from others' probes.
-    if not active or not all(liveness.dead(g.node) and g.node != me for g in active):
-        return region
-    able = [n for n in region.succession if n == me or not liveness.dead(n)]
-    able.sort(key=lambda n: n != me and liveness.of(n) is not LivenessVerdict.ALIVE)
-    chosen = set(able[: len(active)])
-    if not chosen:
-        return region
-    gateways = sorted(
-        (replace(g, active=g.node in chosen) for g in region.gateways), key=lambda g: (not g.active, g.node)
-    )
-    note = Reason(ReasonCode.STANDBY_TOOK_OVER, region.name, (tuple(sorted(chosen)), active[0].node))
-    return replace(region, gateways=tuple(gateways), notes=(*region.notes, note))
 
 
 def upstream_key(endpoint: GatewayEndpoint) -> bytes | None:
@@ -225,59 +181,3 @@ def _announced(
         if claim.node not in refused.nodes and not (refused.prefixes and claim.prefix in refused.prefixes):
             found.setdefault(claim.prefix, claim)
     return tuple(found.values())
-
-
-@lru_cache(maxsize=1 << 16)
-def hub_rank(region: str) -> int:
-    """Return the region's place in the order in which dialable regions serve as hubs, lowest first.
-
-    Any hash would do, as long as every node uses the same one.
-    """
-    return int.from_bytes(hashlib.sha256(b"hub\0" + region.encode()).digest()[:8], "big")
-
-
-def as_hub(region: ResolvedRegion) -> Hub:
-    """Return the region in its role as a hub."""
-    return Hub(
-        region.name,
-        tuple(g.node for g in region.gateways if g.active and g.dialable),
-        tuple(g.node for g in region.gateways if g.dialable),
-        tuple(c.host for g in region.gateways if g.active and g.dialable for c in g.candidates),
-        any(g.active and g.dialable and g.no_pmtu_discovery for g in region.gateways),
-    )
-
-
-def rendezvous(one: str, other: str, hub: str) -> int:
-    """Return the weight of a hub for a pair of regions, the same from both ends. The highest weight wins."""
-    first, second = sorted((one, other))
-    return int.from_bytes(hashlib.sha256(f"{first}\0{second}\0{hub}".encode()).digest()[:8], "big")
-
-
-def carrier_order(me: str, nodes: Iterable[str], liveness: Liveness) -> tuple[str, ...]:
-    """Return gateway nodes, best first for `me`: those not proven dead, then by a hash that spreads the senders."""
-    return tuple(sorted(nodes, key=lambda n: (liveness.dead(n), -rendezvous(me, n, "carrier"), n)))
-
-
-def hub_order(one: str, other: str, hubs: Iterable[Hub]) -> list[Hub]:
-    """Return the hubs for a pair of regions, best first, without regard to liveness."""
-    return sorted(hubs, key=lambda h: (-rendezvous(one, other, h.region), h.region))
-
-
-def choose_hub(one: str, other: ResolvedRegion, hubs: Iterable[Hub], liveness: Liveness) -> Hub | None:
-    """Return the hub that carries between our region `one` and `other` now; None without hubs.
-
-    1. The first in rendezvous order that reaches an active gateway of the other end. Among these, one that is proven
-       alive comes before one of unknown state: otherwise a new hub whose Gateway exists before its agent runs would
-       interrupt the pairs it is to serve.
-    2. If none reaches the other end, the first whose gateway is not dead.
-    3. If all are dead, the first at all, so that both ends are on the same path when it comes back.
-    """
-    order = hub_order(one, other.name, hubs)
-    far = [g.node for g in other.gateways if g.active]
-    carrying = [(h, [n for n in h.active if any(liveness.carries(n, end) for end in far)]) for h in order]
-    able = [h for h, nodes in carrying if nodes]
-    proven = (h for h, nodes in carrying if any(liveness.of(node) is LivenessVerdict.ALIVE for node in nodes))
-    if able:
-        return next(proven, able[0])
-    alive = (hub for hub in order if any(not liveness.dead(node) for node in hub.active))
-    return next(alive, order[0] if order else None)

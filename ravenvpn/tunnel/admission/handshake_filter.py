@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ravenvpn.crypto.cookie import MAC_BYTES, packed_source
 from ravenvpn.dataplane.contract import MAX_DATAGRAMS, Datagram
 from ravenvpn.errors import MalformedMessage
-from ravenvpn.tunnel.admission.load import LoadMonitor
+from ravenvpn.tunnel.admission.load_monitor import LoadMonitor
 from ravenvpn.tunnel.admission.source_limit import SourceLimiter
 from ravenvpn.tunnel.handshake import messages
 from ravenvpn.tunnel.handshake.indices import IndexEntry
