@@ -175,7 +175,7 @@ class HostDelta:
 
     Both sides are partial states. A changed object (another MTU on the same route) is in both. `tun` and `vxlan` are
     None where they did not change. If only elements of the packet filter's sets changed, `local` and `remote` hold
-    just these elements, and `vxlan_sources` all elements after the change.
+    just these elements. `vxlan_sources` are few: each side holds all of its own.
     """
 
     added: HostState = field(default_factory=HostState)  # new or changed, with the new value

@@ -1,4 +1,4 @@
-"""Hubs: regions that relay between two others of which neither is dialable, and the choice among them.
+"""Hubs: regions that relay between two others of which neither is dialable; the choice among them and their gateways.
 
 A hub is a region with a dialable active gateway, chosen by rendezvous hash over (pair, hub), so that both ends agree
 without a message and few pairs move when a hub comes or goes (Thaler & Ravishankar, "Using name-based mappings to

@@ -146,10 +146,10 @@ class PlanDifference:
             added_filter = new and replace(new, remote=_sorted(remote))
             removed_filter = old and replace(old, remote=_sorted(earlier))
         elif old is not None and new is not None:
-            # A change of the VXLAN sources alone is one of `added_filter`, which names all of them.
-            moved = tuple(new.vxlan_sources) != tuple(old.vxlan_sources)
+            # Each side names all of its VXLAN sources, so another set of them needs both sides.
+            moved = new.vxlan_sources != old.vxlan_sources
             added_filter = _elements(new, without(new.local, old.local), fresh, always=moved)
-            removed_filter = _elements(new, without(old.local, new.local), lapsed)
+            removed_filter = _elements(old, without(old.local, new.local), lapsed, always=moved)
         return HostDelta(
             added=_partial(after, before, without(self._host_added, self._host_gone), added_filter),
             removed=_partial(before, after, without(self._host_gone, self._host_added), removed_filter),

@@ -64,9 +64,8 @@ class Host:
         self._journal = sysctl.SysctlJournal(state_file)
         # Process ids of our latest writes to nf_tables: notifications about them carry one.
         self.nft_processes: deque[int] = deque(maxlen=_NFT_PROCESSES_KEPT)
-        # Set elements of the filter in force: all local prefixes, since a delta holds only those that changed.
+        # All local prefixes of the filter in force, since a delta holds only those that changed.
         self._local: frozenset[Prefix] = frozenset()
-        self._vxlan_sources: tuple[Address, ...] = ()
         self._foreign: frozenset[str] = frozenset()  # our device names taken by others, as of the last observation
         # The facts by which live flows are checked.
         self._remote = PrefixSet()  # prefixes with a fail-closed route
@@ -183,21 +182,24 @@ class Host:
         """
         added, removed = delta.added, delta.removed
         new, old = added.packet_filter, removed.packet_filter
-        before, sources_before = self._local, self._vxlan_sources
-        frame = new or old
+        before = self._local
         if delta.filter_replaced:
             self._remember_filter(new)
             return added, removed
         self._local = before.difference(old.local if old is not None else ()).union(
             new.local if new is not None else ()
         )
-        if frame is not None:
-            self._vxlan_sources = tuple(frame.vxlan_sources)
-        if frame is None or (self._local == before and self._vxlan_sources == sources_before):
+        # A side without changed elements is None; then both sides have the same VXLAN sources.
+        after_frame, before_frame = new or old, old or new
+        if (
+            after_frame is None
+            or before_frame is None
+            or (self._local == before and after_frame.vxlan_sources == before_frame.vxlan_sources)
+        ):
             return replace(added, packet_filter=None), replace(removed, packet_filter=None)
         return (
-            replace(added, packet_filter=replace(frame, local=tuple(self._local))),
-            replace(removed, packet_filter=replace(frame, local=tuple(before), vxlan_sources=sources_before)),
+            replace(added, packet_filter=replace(after_frame, local=tuple(self._local))),
+            replace(removed, packet_filter=replace(before_frame, local=tuple(before))),
         )
 
     # Live flows.
@@ -206,7 +208,6 @@ class Host:
         """Keep what later deltas and the check of live flows need of a whole filter."""
         kept = packet_filter or PacketFilter()
         self._local = frozenset(kept.local)
-        self._vxlan_sources = tuple(kept.vxlan_sources)
         self._own_sources = frozenset(address.packed for address in kept.own_sources)
 
     def _flows_to_check(self, changed: Iterable[Operation]) -> FlowCheck | None:

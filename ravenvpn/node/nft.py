@@ -62,15 +62,11 @@ def _elements(elements: frozenset[SetElement]) -> list[Json]:
     prefixes: dict[str, list[Prefix]] = {}
     for name, prefix in elements:
         prefixes.setdefault(name, []).append(prefix)
-    return [
-        {
-            "add": {
-                "element": {**_in_table(name=name), "elem": [_element(prefix) for prefix in sorted(prefixes[name])]}
-            }
-        }
-        for name, _ in SETS
-        if name in prefixes
-    ]
+    commands: list[Json] = []
+    for name, members in sorted(prefixes.items()):
+        listed = [_element(prefix) for prefix in sorted(members)]
+        commands.append({"add": {"element": {**_in_table(name=name), "elem": listed}}})
+    return commands
 
 
 def _element(prefix: Prefix) -> Any:
