@@ -22,6 +22,7 @@ Parts of the library that its documentation does not promise, which is why its v
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import importlib.util
 import json
@@ -85,7 +86,7 @@ class ApiCredentials:
     users: int = 0  # requests under way; a pool that was replaced is closed at 0
 
 
-class Access:
+class Access(abc.ABC):
     """Reads credentials and keeps a connection pool made from them. All methods run on one loop."""
 
     def __init__(self, name: str) -> None:
@@ -99,9 +100,9 @@ class Access:
         self._expires: float | None = None  # Unix seconds; None: does not expire
         self._lock = asyncio.Lock()
 
+    @abc.abstractmethod
     async def _read(self, configuration: Any) -> tuple[Iterable[str], float | None]:
         """Fill in the library's `configuration`; return the files it came from, and its expiry in Unix seconds."""
-        raise NotImplementedError
 
     async def entry(self) -> ApiCredentials:
         """Return the pool to use now; reads the credentials again if a file changed or they expire.
