@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.root, pytest.mark.needs("ip", "nft", "nsenter", "ss"),
 REST = 20.0  # seconds of measurement
 MEMORY_BAR, CORE_BAR = 75.0, 0.005  # MB; share of a core
 THOUSAND_MEMORY_BAR = 130.0  # MB
-THOUSAND_START_BAR = 6.0  # times the processor time of reading the same manifests with a bare YAML parser
+THOUSAND_START_BAR = 5.5  # times the processor time of reading the same manifests with a bare YAML parser
 LARGE_MEMORY_BAR, LARGE_CHANGE_BAR = 200.0, 0.05  # MB; seconds
 
 
@@ -92,15 +92,14 @@ def test_a_thousand_peers(single: tuple[Lab, Agents], measured: Measured) -> Non
     lab, agents = single
     node = lab.node("cloud-1")
     write(node.path(WORLD), 1000, 1)
-    pid, seconds, processor = start(agents, node)
-    share = processor / parsing_seconds(node.path(WORLD))
-    for _ in range(4):  # attempts: other load on the machine only increases the measured time
-        if share <= THOUSAND_START_BAR:
-            break
-        agents.end(node)
-        node.path(LOG).unlink()
+    for attempt in range(5):  # other load on the machine only increases the measured time
+        if attempt:
+            agents.end(node)
+            node.path(LOG).unlink()
         pid, seconds, processor = start(agents, node)
         share = processor / parsing_seconds(node.path(WORLD))
+        if share <= THOUSAND_START_BAR:
+            break
     measured("start, s", seconds)
     measured("start, CPU seconds", processor)
     measured("start, CPU seconds a second of parsing", share)
